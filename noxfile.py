@@ -1,0 +1,103 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["nox>=2025.2.9"]
+# ///
+"""Checks and the demo: `nox -l` lists the sessions, `nox -t check` runs every check."""
+
+import tempfile
+import zipfile
+from pathlib import Path
+
+import nox
+
+nox.options.default_venv_backend = "virtualenv"
+
+ROOT = Path(__file__).parent
+CONSTRAINTS = ROOT / ".ci/constraints.txt"
+FOLDERS = {
+    "geometry": ROOT / "packages/semalign-geometry",
+    "attribution": ROOT / "packages/semalign-attribution",
+    "align": ROOT / "packages/semalign-align",
+    "train": ROOT / "packages/semalign-train",
+    "harness": ROOT / "harness",
+}
+
+
+def install(session: nox.Session, *requirements: str | Path, groups: tuple[str, ...] = ()) -> None:
+    """Install in one pip call, so that pip finds siblings by their paths and torch by its pin."""
+    workspace = nox.project.load_toml(ROOT / "pyproject.toml")
+    grouped = nox.project.dependency_groups(workspace, *groups)
+    # Bytecode is compiled at import: a session imports a small part of torch and transformers.
+    session.install("--no-compile", "-c", str(CONSTRAINTS), *map(str, requirements), *grouped)
+
+
+def with_siblings(package: str) -> list[Path]:
+    """Return the folder of a package and of the siblings it declares, theirs included."""
+    folders = [FOLDERS[package]]
+    for dependency in nox.project.load_toml(FOLDERS[package] / "pyproject.toml")["project"]["dependencies"]:
+        if dependency.startswith("semalign-"):
+            folders += with_siblings(dependency.removeprefix("semalign-").partition("==")[0])
+    return sorted(set(folders))
+
+
+@nox.session(tags=["check"])
+@nox.parametrize("package", [*FOLDERS, "workspace"], ids=[*FOLDERS, "workspace"])
+def tests(session: nox.Session, package: str) -> None:
+    """Run tests/<package> with only that package and its siblings; `workspace` has all five."""
+    folders = FOLDERS.values() if package == "workspace" else with_siblings(package)
+    install(session, *folders, groups=("test",))
+    session.run("python", "-m", "pytest", f"tests/{package}", *session.posargs)
+
+
+@nox.session(tags=["check"])
+def lint(session: nox.Session) -> None:
+    """Check style and formatting; `nox -s lint -- --fix` repairs style where it can."""
+    install(session, groups=("lint",))
+    session.run("ruff", "check", *session.posargs)
+    session.run("ruff", "format", "--check")
+
+
+@nox.session(tags=["check"])
+def typecheck(session: nox.Session) -> None:
+    """Check the types of all five packages with mypy, strictly."""
+    install(session, *FOLDERS.values(), groups=("typecheck",))
+    session.run("mypy", *session.posargs)
+
+
+@nox.session(tags=["check"], default=False)
+def wheels(session: nox.Session) -> None:
+    """Build the five wheels, install them, and use them away from the sources."""
+    install(session, groups=("build",))
+    with tempfile.TemporaryDirectory() as dist:
+        for folder in FOLDERS.values():
+            session.run("python", "-m", "build", "--no-isolation", "--outdir", dist, str(folder))
+        built = sorted(Path(dist).glob("*.whl"))
+        for wheel in built:
+            _check_contents(session, wheel)
+        install(session, *built)
+        with session.chdir(dist):
+            session.run("python", "-m", "pip", "check")
+            for package in FOLDERS:
+                session.run("python", "-c", f"import semalign_{package}")
+            session.run("semalign", "--help", *session.posargs)
+
+
+def _check_contents(session: nox.Session, wheel: Path) -> None:
+    names = zipfile.ZipFile(wheel).namelist()
+    endings = ["/py.typed", "/licenses/LICENSE"]
+    if wheel.name.startswith("semalign_harness"):
+        endings.append(".yaml")
+    for ending in endings:
+        if not any(name.endswith(ending) for name in names):
+            session.error(f"{wheel.name} holds no *{ending}")
+
+
+@nox.session(default=False)
+def demo(session: nox.Session) -> None:
+    """Run the smallest preset through the command line, on the CPU."""
+    install(session, *with_siblings("harness"))
+    session.run("semalign", "run", "tiny", *session.posargs)
+
+
+if __name__ == "__main__":
+    nox.main()

@@ -1,0 +1,201 @@
+"""What a frontier layer is trained to minimise: objectives on its residual contribution, and on the model's output.
+
+Every objective returns a sum over its units (tokens or sequences) and says how many units there are, so that the trainer can
+divide by the count of the whole optimisation batch: the mean does not depend on how the batch is split.
+"""
+
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import torch
+from jaxtyping import Bool, Float, Int
+from semalign_geometry import (
+    Head,
+    Scope,
+    SemalignError,
+    Settings,
+    TopEntries,
+    answer_nll,
+    coarse_divergence,
+    output_divergence,
+    quadratic_divergence,
+    relation_distances,
+)
+from torch import Tensor
+
+from ._store import FinalStates, OutputTarget
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """What objectives may look at: one micro-batch after its forward run."""
+
+    residual: Float[Tensor, "b m t"]
+    """Residual contribution of the frontier layer at the supervised positions, padded."""
+    reference: Float[Tensor, "b m r"]
+    """Supervisory residual y_k at the same places."""
+    mask: Bool[Tensor, "b m"]
+    """Which places are real."""
+    hidden: Float[Tensor, "p t"] | None
+    """What the target feeds its head at the supervised positions; None when no objective needs it."""
+    labels: Int[Tensor, " p"]
+    """Answer tokens at the supervised positions."""
+    output: OutputTarget
+    """The source's output distribution at the supervised positions."""
+    head: Head
+    """The target's head over its whole vocabulary."""
+    shared_head: Head
+    """The target's head over the entries that `output` is over."""
+    temperature: float
+    """Divides the logits of both models in `output`."""
+
+
+class Objective(Protocol):
+    """One term of the loss."""
+
+    @property
+    def name(self) -> str:
+        """What the term is called in results."""
+        ...
+
+    @property
+    def needs_output(self) -> bool:
+        """Whether the forward run must reach the head."""
+        ...
+
+    def total(self, step: Step) -> Float[Tensor, ""]:
+        """Sum over the units of a micro-batch."""
+        ...
+
+    def count(self, counts: Int[Tensor, " b"]) -> int:
+        """Units in examples with these numbers of supervised tokens."""
+        ...
+
+
+class _LayerObjective(Settings):
+    kind: str
+
+    @property
+    def name(self) -> str:
+        """The kind."""
+        return self.kind
+
+    @property
+    def needs_output(self) -> bool:
+        """Objectives on a layer stop the forward run there."""
+        return False
+
+    def count(self, counts: Int[Tensor, " b"]) -> int:
+        """Supervised tokens."""
+        return int(counts.sum())
+
+
+class Relation(_LayerObjective):
+    """Distance of centred token-token relations, 1 − CKA. Source: v2, reading (method 2.4)."""
+
+    kind: Literal["relation"] = "relation"
+    """Chooses this objective in a configuration."""
+    scope: Scope = "sequence"
+    """Relate the tokens of each sequence, or all tokens of a micro-batch at once (then the value depends on the split)."""
+    unit_tokens: bool = False
+    """Scale every token's vector to unit length first."""
+
+    def total(self, step: Step) -> Float[Tensor, ""]:
+        """Sum over the sequences with two supervised tokens or more; for scope `batch` the distance times the tokens."""
+        distances, counted = relation_distances(
+            step.residual, step.reference, mask=step.mask, scope=self.scope, unit_tokens=self.unit_tokens
+        )
+        if self.scope == "batch":
+            return distances[0] * step.mask.sum()
+        return (distances * counted).sum()
+
+    def count(self, counts: Int[Tensor, " b"]) -> int:
+        """Sequences with two supervised tokens or more; for scope `batch` supervised tokens."""
+        return int(counts.sum() if self.scope == "batch" else (counts >= 2).sum())
+
+
+class Cosine(_LayerObjective):
+    """1 − cosine of the residual contribution and the supervisory one. Source: v1 (method 2.7)."""
+
+    kind: Literal["cosine"] = "cosine"
+    """Chooses this objective in a configuration."""
+
+    def total(self, step: Step) -> Float[Tensor, ""]:
+        """Sum over the supervised tokens."""
+        target, reference = _at_target_width(step, self.kind)
+        return (1 - torch.cosine_similarity(target, reference, dim=-1, eps=1e-12)).sum()
+
+
+class Fisher(_LayerObjective):
+    """Fisher-weighted quadratic of the lens logits of both contributions. Source: ACL (method 2.7)."""
+
+    kind: Literal["fisher"] = "fisher"
+    """Chooses this objective in a configuration."""
+
+    def total(self, step: Step) -> Float[Tensor, ""]:
+        """Sum over the supervised tokens."""
+        target, reference = _at_target_width(step, self.kind)
+        return quadratic_divergence(target, reference, step.shared_head).sum()
+
+
+class OutputKL(Settings):
+    """KL(p_S ‖ p_T) at the supervised positions: exact on final hidden states, a lower bound on top entries. Method 2.5."""
+
+    @property
+    def name(self) -> str:
+        """`output`."""
+        return "output"
+
+    @property
+    def needs_output(self) -> bool:
+        """Yes."""
+        return True
+
+    def total(self, step: Step) -> Float[Tensor, ""]:
+        """Sum over the supervised tokens, in nats."""
+        assert step.hidden is not None
+        if isinstance(step.output, TopEntries):
+            values = coarse_divergence(step.output, step.hidden, step.shared_head, temperature=step.temperature)
+        else:
+            assert isinstance(step.output, FinalStates)
+            values = output_divergence(
+                step.output.hidden, step.output.head, step.hidden, step.shared_head, temperature=step.temperature
+            )
+        return values.sum()
+
+    def count(self, counts: Int[Tensor, " b"]) -> int:
+        """Supervised tokens."""
+        return int(counts.sum())
+
+
+class AnswerNLL(Settings):
+    """Negative log-likelihood of the answer tokens."""
+
+    @property
+    def name(self) -> str:
+        """`answer`."""
+        return "answer"
+
+    @property
+    def needs_output(self) -> bool:
+        """Yes."""
+        return True
+
+    def total(self, step: Step) -> Float[Tensor, ""]:
+        """Sum over the supervised tokens, in nats."""
+        assert step.hidden is not None
+        return answer_nll(step.hidden, step.head, step.labels).sum()
+
+    def count(self, counts: Int[Tensor, " b"]) -> int:
+        """Supervised tokens."""
+        return int(counts.sum())
+
+
+def _at_target_width(step: Step, kind: str) -> tuple[Tensor, Tensor]:
+    """Both sides at the real places, (p, d_T)."""
+    if step.residual.shape[-1] != step.reference.shape[-1]:
+        raise SemalignError(
+            f"the {kind} objective compares vectors of one width, the supervision has {step.reference.shape[-1]} and the "
+            f"target {step.residual.shape[-1]}: use a transport with a frame, or the relation objective"
+        )
+    return step.residual[step.mask], step.reference[step.mask].to(step.residual.dtype)

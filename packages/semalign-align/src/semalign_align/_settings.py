@@ -1,0 +1,72 @@
+"""What is supervised, and how it is stored."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+from semalign_attribution import LayerPairing
+from semalign_geometry import ArtifactManifest, Settings, TransportManifest
+
+
+class TopK(Settings):
+    """Output supervision by the source's likeliest entries of each token, and one bucket for the rest."""
+
+    kind: Literal["top_k"] = "top_k"
+    """Chooses this output supervision in a configuration."""
+    k: int = Field(64, ge=1)
+    """Entries kept for each token: 8 bytes each on disk."""
+
+
+class FinalHidden(Settings):
+    """Output supervision by what the source feeds its head, for the exact KL; the source's head is stored once beside it."""
+
+    kind: Literal["final_hidden"] = "final_hidden"
+    """Chooses this output supervision in a configuration."""
+
+
+class SupervisionSettings(Settings):
+    """Settings of `supervise`."""
+
+    residual: Literal["layer", "span"] = "layer"
+    """Contribution of the paired source layer alone, or of all source layers since the next shallower paired one."""
+    output: Annotated[TopK | FinalHidden, Field(discriminator="kind")] = TopK()
+    """How the source's output distribution is kept."""
+    temperature: float = Field(1.0, gt=0)
+    """Divides the logits of both models in the output objective."""
+    dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    """dtype of stored vectors."""
+    shard_bytes: int = Field(256 * 2**20, ge=1)
+    """A shard is closed when it has grown past this size."""
+
+
+class Shard(Settings):
+    """One tensor file of a supervision store."""
+
+    file: str
+    """Name inside the folder."""
+    examples: int
+    """Examples in this shard."""
+
+
+class SupervisionManifest(ArtifactManifest):
+    """What a supervision store holds."""
+
+    settings: SupervisionSettings
+    """How it was made."""
+    pairing: LayerPairing
+    """Which source layer supervises which target layer."""
+    transport: TransportManifest
+    """How contributions came to the target's width."""
+    examples: int
+    """Examples in the store."""
+    tokens: int
+    """All their tokens, prompts included."""
+    supervised_tokens: int
+    """Tokens with supervision."""
+    entries: int
+    """Shared vocabulary entries that the output distribution is over."""
+    head_scale: float
+    """Scale of the source's logits."""
+    head_softcap: float | None
+    """Soft-cap of the source's logits."""
+    shards: tuple[Shard, ...]
+    """The shards in the order of their examples."""

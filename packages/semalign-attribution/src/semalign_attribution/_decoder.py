@@ -1,0 +1,250 @@
+"""A view of any transformers causal LM: its layers, final norm and head; capture of contributions and replay.
+
+No modelling code is copied. The model's own forward always runs, so masks, positions, sliding windows and
+embedding scales stay its business; layers are only made to hand on a given input, and hooks read what passes.
+"""
+
+from collections.abc import Callable, Collection, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from semalign_geometry import Head, SemalignError, accumulation_dtype, final_norm
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from ._batch import Batch
+
+
+@dataclass(frozen=True, eq=False)
+class Trace:
+    """What passed through a forward run; layers are counted from 1."""
+
+    inputs: dict[int, Float[Tensor, "b n d"]] = field(default_factory=dict)
+    """h_{ℓ−1}, the residual stream before each kept layer."""
+    outputs: dict[int, Float[Tensor, "b n d"]] = field(default_factory=dict)
+    """h_ℓ, the residual stream after each kept layer."""
+    final: Float[Tensor, "b n d"] | None = None
+    """What the head is fed, after the final norm; None when the run stopped earlier."""
+
+    def residual(self, layer: int) -> Float[Tensor, "b n d"]:
+        """Residual contribution r_ℓ = h_ℓ − h_{ℓ−1} of a kept layer, in float32 (float64 for float64 models)."""
+        dtype = accumulation_dtype(self.outputs[layer])
+        return self.outputs[layer].to(dtype) - self.inputs[layer].to(dtype)
+
+
+class DecoderView:
+    """Layers, final norm and head of a transformers causal LM, found through its own interface; layers count from 1."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        """Find the parts; the model is left untouched.
+
+        Raises:
+            SemalignError: no head, no final norm, or no stack of layers.
+        """
+        self.model = model
+        self.head = Head.from_model(model)
+        self.final_norm = final_norm(model)
+        self.decoder: nn.Module = model.get_decoder()
+        depth = model.config.get_text_config().num_hidden_layers
+        stacks = [m for m in self.decoder.children() if isinstance(m, nn.ModuleList) and len(m) == depth]
+        if not stacks:
+            raise SemalignError(f"{type(model).__name__} holds no stack of its {depth} layers: it is not a plain decoder")
+        self.layers = stacks[0]
+
+    @property
+    def depth(self) -> int:
+        """L, the number of layers."""
+        return len(self.layers)
+
+    @property
+    def width(self) -> int:
+        """d, the width of the residual stream."""
+        return self.head.weight.shape[1]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the head lies, and inputs are sent."""
+        return self.head.weight.device
+
+    def layer(self, number: int) -> nn.Module:
+        """Layer `number`, counted from 1."""
+        if not 1 <= number <= self.depth:
+            raise SemalignError(f"layer {number} does not exist: the model has layers 1 to {self.depth}")
+        return self.layers[number - 1]
+
+    def trace(
+        self,
+        batch: Batch,
+        *,
+        keep: Collection[int] = (),
+        start: int = 1,
+        hidden: Float[Tensor, "b n d"] | None = None,
+        stop: int | None = None,
+        input_gradient: bool = False,
+    ) -> Trace:
+        """Run the model's own forward, or a part of it, and keep the streams around some layers.
+
+        Args:
+            batch: input_ids and attention_mask, (b, n).
+            keep: layers whose input and output are kept.
+            start: first layer that runs; the layers before it hand on `hidden`. depth + 1 runs the final norm alone.
+            hidden: h_{start−1}, the replayed input of layer `start`; needed exactly when start > 1.
+            stop: last layer that runs; nothing after it is computed, and `final` is None.
+            input_gradient: make the input of layer 1 require a gradient, so that a graph exists under frozen weights.
+
+        Raises:
+            SemalignError: a layer number out of range, or a replayed input missing.
+        """
+        if not 1 <= start <= self.depth + 1:
+            raise SemalignError(f"start is {start}, expected 1 to {self.depth + 1}")
+        if (start > 1) != (hidden is not None):
+            raise SemalignError(f"a run from layer {start} " + ("needs hidden" if start > 1 else "takes no hidden"))
+        trace = Trace()
+        final: Tensor | None = None
+        with ExitStack() as stack:
+            if hidden is not None:
+                for layer in self.layers[: start - 1]:
+                    stack.enter_context(_handing_on(layer, hidden))
+            if input_gradient:
+                stack.enter_context(_input_hook(self.layer(1), lambda x: x.detach().requires_grad_(True)))
+            for number in keep:
+                stack.enter_context(_input_hook(self.layer(number), _keeper(trace.inputs, number)))
+                stack.enter_context(_output_hook(self.layer(number), _keeper(trace.outputs, number)))
+            if stop is not None:
+                stack.enter_context(_output_hook(self.layer(stop), _stop))
+            try:
+                result = self.decoder(
+                    input_ids=batch["input_ids"].to(self.device),
+                    attention_mask=batch["attention_mask"].to(self.device),
+                    use_cache=False,
+                )
+                final = result.last_hidden_state
+            except _Stopped:
+                pass
+        return Trace(trace.inputs, trace.outputs, final)
+
+    @torch.no_grad()
+    def verify(self) -> None:
+        """Check on six tokens that the view reads the model right.
+
+        Raises:
+            SemalignError: weights are not finite; earlier positions see later ones (an encoder); the stream between layers is not
+                passed on as it is; or logits from the view's head differ from the model's own.
+        """
+        ids = (torch.arange(6, device=self.device) % len(self.head.weight))[None]
+        batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        changed = {**batch, "input_ids": torch.cat([ids[:, :-1], (ids[:, -1:] + 1) % len(self.head.weight)], 1)}
+        name = type(self.model).__name__
+        with undisturbed(self.model):
+            trace = self.trace(batch, keep=range(1, self.depth + 1))
+            other = self.trace(changed).final
+            logits = self.model(**batch, use_cache=False).logits
+            last = self.final_norm(trace.outputs[self.depth])
+        assert trace.final is not None and other is not None
+        own, theirs = self.head.logits(trace.final), logits.float()
+        if not torch.isfinite(trace.final).all() or not torch.isfinite(own).all():
+            raise SemalignError(f"{name} computes values that are not finite: its weights are damaged, fetch them again")
+        scale = trace.final.float().abs().max()
+        tolerance = float(scale) * 16 * torch.finfo(trace.final.dtype).eps
+        if not torch.allclose(trace.final[:, :-1].float(), other[:, :-1].float(), rtol=0, atol=tolerance):
+            raise SemalignError(
+                f"{name} lets earlier tokens see later ones: it is an encoder, and a decoder-only model is needed"
+            )
+        linked = all(torch.equal(trace.outputs[n], trace.inputs[n + 1]) for n in range(1, self.depth))
+        if not linked or not torch.allclose(trace.final.float(), last.float(), rtol=0, atol=tolerance):
+            raise SemalignError(f"{name} changes the residual stream between its layers: such models are not supported")
+        if not torch.allclose(own, theirs, rtol=0, atol=float(theirs.abs().max()) * 16 * torch.finfo(logits.dtype).eps):
+            raise SemalignError(f"{name} post-processes its logits in a way that semalign does not know: not supported")
+
+
+def view_of(model: PreTrainedModel | DecoderView) -> DecoderView:
+    """A view of the model; a view passes through."""
+    return model if isinstance(model, DecoderView) else DecoderView(model)
+
+
+@contextmanager
+def undisturbed(model: nn.Module) -> Iterator[None]:
+    """The model in evaluation mode with frozen parameters; modes, `requires_grad` and gradients come back on every path."""
+    modes = {module: module.training for module in model.modules()}
+    flags = {parameter: parameter.requires_grad for parameter in model.parameters()}
+    try:
+        model.eval()
+        for parameter in flags:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+        for parameter, flag in flags.items():
+            parameter.requires_grad_(flag)
+
+
+class _Stopped(Exception):
+    """Ends a forward run after the last layer that is wanted."""
+
+
+def _stop(_: Tensor) -> None:
+    raise _Stopped
+
+
+def _keeper(store: dict[int, Tensor], number: int) -> Callable[[Tensor], None]:
+    def keep(value: Tensor) -> None:
+        store[number] = value
+
+    return keep
+
+
+@contextmanager
+def _handing_on(layer: nn.Module, hidden: Tensor) -> Iterator[None]:
+    """The layer returns `hidden`, whatever it is given; its attributes and place in the model stay."""
+
+    def forward(*args: Any, **kwargs: Any) -> Tensor:
+        return hidden
+
+    own = layer.__dict__.get("forward")
+    layer.forward = forward
+    try:
+        yield
+    finally:
+        del layer.forward
+        if own is not None:
+            layer.forward = own
+
+
+@contextmanager
+def _input_hook(layer: nn.Module, see: Callable[[Tensor], Tensor | None]) -> Iterator[None]:
+    """`see` gets the residual stream before the layer, and may replace it."""
+
+    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...] | None:
+        stream = args[0] if args else kwargs["hidden_states"]
+        replacement = see(stream)
+        if replacement is None:
+            return None
+        return ((replacement, *args[1:]), kwargs) if args else (args, kwargs | {"hidden_states": replacement})
+
+    handle = layer.register_forward_pre_hook(hook, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def _output_hook(layer: nn.Module, see: Callable[[Tensor], None]) -> Iterator[None]:
+    """`see` gets the residual stream after the layer."""
+
+    def hook(module: nn.Module, args: Any, output: Any) -> None:
+        if not isinstance(output, Tensor):
+            raise SemalignError(
+                f"{type(module).__name__} returns {type(output).__name__} and not a tensor: transformers 5 or newer is needed"
+            )
+        see(output)
+
+    handle = layer.register_forward_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()

@@ -1,0 +1,128 @@
+"""Layer attribution: how much of the task each source layer carries."""
+
+from collections.abc import Iterable
+from typing import Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float
+from pydantic import model_validator
+from semalign_geometry import Contract, SemalignError
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from ._batch import Batch
+from ._decoder import DecoderView, undisturbed, view_of
+
+
+class LayerScores(Contract):
+    """Scores of the source's layers on task examples, shallow to deep."""
+
+    scorer: str
+    """Name of the scorer."""
+    examples: int
+    """Examples that were scored."""
+    mean: tuple[float, ...]
+    """Mean score of each source layer over the examples."""
+    standard_error: tuple[float, ...]
+    """Standard error of each mean over the examples; 0 for a single example."""
+    stability: float
+    """Mean Spearman correlation of the ranking with the rankings of bootstrap samples of the examples; 1 is stable."""
+    top_frequency: tuple[float, ...]
+    """Share of the bootstrap samples in which each layer ranks first."""
+    similarity: tuple[tuple[float, ...], ...] | None = None
+    """For scorers that compare with a target: one row of source-layer scores for each target layer."""
+
+    @property
+    def depth(self) -> int:
+        """L_S, the number of source layers."""
+        return len(self.mean)
+
+    @model_validator(mode="after")
+    def _lengths_agree(self) -> "LayerScores":
+        rows = (self.standard_error, self.top_frequency, *(self.similarity or ()))
+        if any(len(row) != self.depth for row in rows):
+            raise ValueError("every row must have one value for each source layer")
+        return self
+
+
+@runtime_checkable
+class Scorer(Protocol):
+    """Scores the source's layers on each example of a batch; the score of an example must not depend on the others."""
+
+    @property
+    def name(self) -> str:
+        """What the scores are called in results."""
+        ...
+
+    def __call__(
+        self, source: DecoderView, batch: Batch
+    ) -> Float[Tensor, "examples layers"] | Float[Tensor, "examples targets layers"]:
+        """One score per example and source layer, or per example, target layer and source layer."""
+        ...
+
+
+def attribute_layers(
+    source: PreTrainedModel | DecoderView,
+    batches: Iterable[Batch],
+    *,
+    scorer: Scorer,
+    bootstrap: int = 1000,
+    seed: int = 0,
+) -> LayerScores:
+    """Score every source layer on task examples, with the uncertainty over examples.
+
+    Laws: independent of how examples are split into batches; the model is left as found.
+
+    Args:
+        source: the source model or its view.
+        batches: task examples, answers supervised.
+        scorer: one of `GradientActivation`, `Ablation`, `Similarity`, or any `Scorer`.
+        bootstrap: resamples of the examples for `stability` and `top_frequency`.
+        seed: seed of the resampling.
+
+    Raises:
+        SemalignError: no examples, no bootstrap samples, or scores that are not finite.
+
+    Source: v2 stage 1.
+    """
+    if bootstrap < 1:
+        raise SemalignError(f"bootstrap is {bootstrap}, expected at least 1 resample")
+    view = view_of(source)
+    with undisturbed(view.model):
+        parts = [scorer(view, batch).detach().double().cpu() for batch in batches if len(next(iter(batch.values()), ()))]
+    if not parts:
+        raise SemalignError("there are no examples to attribute on: the batches are empty")
+    values = torch.cat(parts)
+    if not torch.isfinite(values).all():
+        raise SemalignError(f"{scorer.name} gave scores that are not finite: check the source's weights and dtype")
+    similarity = None
+    if values.dim() == 3:
+        similarity = tuple(tuple(row) for row in values.mean(0).tolist())
+        values = values.mean(1)
+    count = len(values)
+    mean = values.mean(0)
+    error = values.std(0) / count**0.5 if count > 1 else torch.zeros_like(mean)
+    generator = torch.Generator().manual_seed(seed)
+    draws = torch.randint(count, (bootstrap, count), generator=generator)
+    resampled = values[draws].mean(1)
+    first = torch.nn.functional.one_hot(resampled.argmax(1), len(mean)).double().mean(0)
+    return LayerScores(
+        scorer=scorer.name,
+        examples=count,
+        mean=tuple(mean.tolist()),
+        standard_error=tuple(error.tolist()),
+        stability=float(_spearman(resampled, mean).mean()),
+        top_frequency=tuple(first.tolist()),
+        similarity=similarity,
+    )
+
+
+def _spearman(rows: Float[Tensor, "r n"], reference: Float[Tensor, " n"]) -> Float[Tensor, " r"]:
+    """Rank correlation of each row with the reference; 1 for a single layer."""
+    if len(reference) < 2:
+        return torch.ones(len(rows), dtype=rows.dtype)
+    ranks = rows.argsort(1).argsort(1).double()
+    ranks = ranks - ranks.mean(1, keepdim=True)
+    own = reference.argsort().argsort().double()
+    own = own - own.mean()
+    return (ranks @ own) / own.square().sum()

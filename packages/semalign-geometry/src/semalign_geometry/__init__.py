@@ -1,0 +1,91 @@
+"""Semantic bases of language-model heads, transport between widths, and relation geometry. Pure maths on torch."""
+
+from ._artifact import MANIFEST as MANIFEST
+from ._artifact import ArtifactManifest as ArtifactManifest
+from ._artifact import read_artifact as read_artifact
+from ._artifact import read_manifest as read_manifest
+from ._artifact import save_tensors as save_tensors
+from ._artifact import sha256_of as sha256_of
+from ._artifact import write_artifact as write_artifact
+from ._basis import BasisManifest as BasisManifest
+from ._basis import SemanticBasis as SemanticBasis
+from ._contracts import Contract as Contract
+from ._contracts import Settings as Settings
+from ._divergence import TopEntries as TopEntries
+from ._divergence import answer_nll as answer_nll
+from ._divergence import coarse_divergence as coarse_divergence
+from ._divergence import head_statistics as head_statistics
+from ._divergence import output_divergence as output_divergence
+from ._divergence import quadratic_divergence as quadratic_divergence
+from ._divergence import top_entries as top_entries
+from ._errors import SemalignError as SemalignError
+from ._fidelity import FidelityReport as FidelityReport
+from ._fidelity import LayerFidelity as LayerFidelity
+from ._fidelity import PairedResiduals as PairedResiduals
+from ._fidelity import measure_fidelity as measure_fidelity
+from ._files import new_folder as new_folder
+from ._files import replace_file as replace_file
+from ._frames import FRAMES as FRAMES
+from ._frames import Frame as Frame
+from ._frames import decompose as decompose
+from ._frames import recompose as recompose
+from ._head import Head as Head
+from ._head import accumulation_dtype as accumulation_dtype
+from ._head import final_norm as final_norm
+from ._head import norm_gain as norm_gain
+from ._relation import Route as Route
+from ._relation import Scope as Scope
+from ._relation import linear_cka as linear_cka
+from ._relation import relation_distance as relation_distance
+from ._relation import relation_distances as relation_distances
+from ._transport import Transport as Transport
+from ._transport import TransportManifest as TransportManifest
+from ._transport import fit_transport as fit_transport
+from ._vocabulary import SharedVocabulary as SharedVocabulary
+from ._vocabulary import align_vocabularies as align_vocabularies
+
+__all__ = [
+    "ArtifactManifest",
+    "BasisManifest",
+    "Contract",
+    "FRAMES",
+    "FidelityReport",
+    "Frame",
+    "Head",
+    "LayerFidelity",
+    "MANIFEST",
+    "PairedResiduals",
+    "Route",
+    "Scope",
+    "SemalignError",
+    "SemanticBasis",
+    "Settings",
+    "SharedVocabulary",
+    "TopEntries",
+    "Transport",
+    "TransportManifest",
+    "accumulation_dtype",
+    "align_vocabularies",
+    "answer_nll",
+    "coarse_divergence",
+    "decompose",
+    "final_norm",
+    "fit_transport",
+    "head_statistics",
+    "linear_cka",
+    "measure_fidelity",
+    "new_folder",
+    "norm_gain",
+    "output_divergence",
+    "quadratic_divergence",
+    "read_artifact",
+    "read_manifest",
+    "recompose",
+    "relation_distance",
+    "relation_distances",
+    "replace_file",
+    "save_tensors",
+    "sha256_of",
+    "top_entries",
+    "write_artifact",
+]

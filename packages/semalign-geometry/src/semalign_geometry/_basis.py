@@ -1,0 +1,179 @@
+"""The semantic basis B = W⁺ of a language-model head, through one d×d Gram matrix.
+
+Shape suffixes: V vocabulary entries, D width.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from ._artifact import ArtifactManifest
+from ._errors import SemalignError
+from ._head import Head, accumulation_dtype, final_norm, norm_gain
+
+CHUNK = 8192
+"""Vocabulary rows in memory at a time, by default."""
+
+
+class BasisManifest(ArtifactManifest):
+    """What is known of a semantic basis without its tensors."""
+
+    width: int
+    """d, the model's width."""
+    entries: int
+    """v, the vocabulary entries that span the basis."""
+    rank: int
+    """Numerical rank of the head over these entries; below `width` the basis spans only what the head can read."""
+    condition: float
+    """Condition number estimate (1-norm) of the Gram matrix WᵀW; infinite when the rank is deficient."""
+    products: str
+    """dtype of the chunk products behind the Gram matrix; sums over chunks are float64 always."""
+
+
+@dataclass(frozen=True, eq=False)
+class SemanticBasis:
+    """Semantic basis of a head: column i of B = W⁺ = (WᵀW)⁻¹Wᵀ is the direction that means vocabulary entry i.
+
+    Only WᵀW is held; columns of B are made chunk by chunk, so that no (d, v) matrix exists.
+    Source: VDS; v1 §3.1.
+    """
+
+    weight: Float[Tensor, "rows d"]
+    """The whole head, a reference to the model's own tensor."""
+    ids: Int[Tensor, " v"]
+    """Rows of `weight` that span the basis."""
+    gain: Float[Tensor, " d"] | None
+    """Gain of the final norm, for frames on the effective readout W·diag(gain)."""
+    gram: Float[Tensor, "d d"]
+    """WᵀW over `ids`, float64, without the gain."""
+    manifest: BasisManifest
+
+    @classmethod
+    def from_model(cls, model: nn.Module, *, entries: Int[Tensor, " v"] | None = None) -> "SemanticBasis":
+        """The basis of a transformers causal LM, with the gain of its final norm.
+
+        Args:
+            model: the language model.
+            entries: vocabulary ids that span the basis; None takes every row of the head.
+
+        Raises:
+            SemalignError: no head, no final norm, or an id outside of the head.
+        """
+        weight = Head.from_model(model).weight
+        return cls.from_head(weight, gain=norm_gain(final_norm(model), weight.shape[1]), entries=entries)
+
+    @classmethod
+    def from_head(
+        cls,
+        weight: Float[Tensor, "rows d"],
+        *,
+        gain: Float[Tensor, " d"] | None = None,
+        entries: Int[Tensor, " v"] | None = None,
+        chunk: int = CHUNK,
+    ) -> "SemanticBasis":
+        """The basis of a head matrix.
+
+        Products of float32 and narrower heads run in float32 and are summed over chunks in float64. Where the condition
+        number makes float32 products too coarse (relative error of the smallest eigenvalue above about 1e-3),
+        they are repeated in float64.
+
+        Args:
+            weight: (rows, d) head, any floating dtype.
+            gain: final-norm gain; kept for frames that fold it.
+            entries: row ids; None takes all.
+            chunk: rows in memory at a time.
+
+        Raises:
+            SemalignError: an id outside of the head, no entries, or values that are not finite.
+        """
+        rows, width = weight.shape
+        ids = torch.arange(rows) if entries is None else entries.cpu()
+        if len(ids) == 0 or int(ids.min()) < 0 or int(ids.max()) >= rows:
+            raise SemalignError(
+                f"entries must name some of the head's rows 0 … {rows - 1}, got {len(ids)} ids"
+                + (f" from {int(ids.min())} to {int(ids.max())}" if len(ids) else "")
+            )
+        products = accumulation_dtype(weight)
+        gram_DD = _gram(weight, ids, products, chunk)
+        condition = _condition(gram_DD)
+        if products == torch.float32 and condition * torch.finfo(torch.float32).eps > 1e-3:
+            products = torch.float64
+            gram_DD = _gram(weight, ids, products, chunk)
+            condition = _condition(gram_DD)
+        if not torch.isfinite(gram_DD).all():
+            raise SemalignError("the head holds values that are not finite: the checkpoint is damaged, fetch it again")
+        rank = width if condition < _MAX_CONDITION else int((torch.linalg.eigvalsh(gram_DD) > _cutoff(gram_DD)).sum())
+        manifest = BasisManifest(
+            width=width, entries=len(ids), rank=rank, condition=condition, products=str(products).removeprefix("torch.")
+        )
+        return cls(weight, ids, None if gain is None else gain.to(torch.float64), gram_DD, manifest)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """dtype that this basis' own products need: float64 where the conditioning asked for it."""
+        return torch.float64 if self.manifest.products == "float64" else torch.float32
+
+    def rows(self, *, fold_gain: bool = False, chunk: int = CHUNK) -> Iterator[Float[Tensor, "w d"]]:
+        """W, or W·diag(gain), over the basis' entries, chunk by chunk, in the basis' dtype."""
+        gain = self._gain(fold_gain)
+        for ids in self.ids.split(chunk):
+            rows_VD = self.weight[ids.to(self.weight.device)].to(self.dtype)
+            yield rows_VD if gain is None else rows_VD * gain.to(rows_VD)
+
+    def gram_power(self, power: float, *, fold_gain: bool = False) -> Float[Tensor, "d d"]:
+        """G^(−power) of the Gram matrix G = WᵀW (of W·diag(gain) when folded), float64.
+
+        Power 1 is the inverse (by Cholesky), 0.5 the inverse square root, 0 the identity. A rank-deficient head gives the
+        Moore–Penrose power: directions that no entry reads map to zero.
+        """
+        gain = self._gain(fold_gain)
+        gram_DD = self.gram if gain is None else gain[:, None] * self.gram * gain
+        if power == 0:
+            return torch.eye(len(gram_DD), dtype=gram_DD.dtype, device=gram_DD.device)
+        if power == 1:
+            factor, failed = torch.linalg.cholesky_ex(gram_DD)
+            if not failed and self.manifest.rank == self.manifest.width:
+                return torch.cholesky_inverse(factor)
+        eigenvalues, vectors = torch.linalg.eigh(gram_DD)
+        powers = torch.where(eigenvalues > _cutoff(gram_DD), eigenvalues.clamp_min(1e-300) ** -power, 0.0)
+        return (vectors * powers) @ vectors.T
+
+    def columns(self, *, fold_gain: bool = False, chunk: int = CHUNK) -> Iterator[Float[Tensor, "d w"]]:
+        """Columns of the semantic basis B = W⁺, chunk by chunk over the entries."""
+        inverse_DD = self.gram_power(1.0, fold_gain=fold_gain).to(self.dtype)
+        for rows_VD in self.rows(fold_gain=fold_gain, chunk=chunk):
+            yield inverse_DD @ rows_VD.T
+
+    def _gain(self, fold_gain: bool) -> Float[Tensor, " d"] | None:
+        if fold_gain and self.gain is None:
+            raise SemalignError("fold_gain needs the gain of the final norm: pass gain=…, or build with from_model")
+        return self.gain if fold_gain else None
+
+
+_MAX_CONDITION = 1e12
+"""Above it, a float64 Gram matrix is treated as possibly rank-deficient."""
+
+
+def _gram(weight: Tensor, ids: Tensor, dtype: torch.dtype, chunk: int) -> Float[Tensor, "d d"]:
+    gram_DD = torch.zeros(weight.shape[1], weight.shape[1], dtype=torch.float64, device=weight.device)
+    for some in ids.split(chunk):
+        rows_VD = weight[some.to(weight.device)].to(dtype)
+        gram_DD += rows_VD.T @ rows_VD
+    return (gram_DD + gram_DD.T) / 2
+
+
+def _condition(gram_DD: Tensor) -> float:
+    """‖G‖₁‖G⁻¹‖₁, at least the 2-norm condition number; infinite where Cholesky finds no positive matrix."""
+    factor, failed = torch.linalg.cholesky_ex(gram_DD)
+    if failed:
+        return float("inf")
+    inverse_DD = torch.cholesky_inverse(factor)
+    return float(torch.linalg.matrix_norm(gram_DD, 1) * torch.linalg.matrix_norm(inverse_DD, 1))
+
+
+def _cutoff(gram_DD: Tensor) -> Float[Tensor, ""]:
+    """Eigenvalues up to here are rounding noise of a float64 Gram matrix."""
+    return torch.linalg.matrix_norm(gram_DD, 2) * len(gram_DD) * torch.finfo(torch.float64).eps * 8

@@ -1,0 +1,128 @@
+"""Frozen, closed, versioned pydantic models: what one library hands to the next, readable as JSON."""
+
+import difflib
+import json
+import types
+import typing
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+
+from ._errors import SemalignError
+from ._files import replace_file
+
+# Not typing.Self: a run-time checker that decorates single methods cannot resolve it.
+SettingsT = TypeVar("SettingsT", bound="Settings")
+ContractT = TypeVar("ContractT", bound="Contract")
+
+
+class Settings(BaseModel):
+    """Base of every group of settings: immutable, without unknown keys, without tensors."""
+
+    # JSON has no infinity (a deficient basis has an infinite condition number): written as a string, read back as a number.
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, ser_json_inf_nan="strings"
+    )
+
+    @classmethod
+    def parse(cls: type[SettingsT], data: Any, *, origin: str = "input") -> SettingsT:
+        """Validate plain data into this model.
+
+        Args:
+            data: what JSON or YAML gave, usually a dict.
+            origin: where the data came from, for the message.
+
+        Raises:
+            SemalignError: one sentence that names the key, its value, and for an unknown key the nearest known one.
+        """
+        try:
+            return cls.model_validate(data)
+        except ValidationError as error:
+            raise SemalignError(f"{origin}: {_first_problem(cls, error)}") from error
+
+
+class Contract(Settings):
+    """Base of every contract: settings or results with a format version, written to and read from JSON.
+
+    A subclass raises `current_version` when a change makes older readers wrong.
+    """
+
+    current_version: ClassVar[int] = 1
+
+    version: int = 1
+    """Format version of this contract; a reader refuses versions newer than its own."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_newer_version(cls, data: Any) -> Any:
+        version = data.get("version") if isinstance(data, dict) else None
+        if isinstance(version, int) and version > cls.current_version:
+            raise SemalignError(
+                f"{cls.__name__} has format version {version}, this installation reads up to "
+                f"{cls.current_version}: upgrade semalign"
+            )
+        return data
+
+    @classmethod
+    def read(cls: type[ContractT], path: str | Path) -> ContractT:
+        """Read a contract from a JSON file.
+
+        Raises:
+            SemalignError: the file is missing, is not JSON, or does not fit this contract.
+        """
+        path = Path(path)
+        try:
+            data = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise SemalignError(f"{path} does not exist; expected a {cls.__name__} as JSON") from None
+        except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+            raise SemalignError(f"{path} cannot be read as JSON: {error}") from error
+        return cls.parse(data, origin=str(path))
+
+    def write(self, path: str | Path) -> Path:
+        """Write this contract as indented JSON, whole or not at all; returns the path."""
+        return replace_file(Path(path), self.model_dump_json(indent=2) + "\n")
+
+
+def _first_problem(model: type[BaseModel], error: ValidationError) -> str:
+    """One sentence for the first error of a validation."""
+    problem = error.errors()[0]
+    location = [str(part) for part in problem["loc"]]
+    cause = problem.get("ctx", {}).get("error")
+    if isinstance(cause, SemalignError):
+        return str(cause)
+    key = ".".join(location) or "the whole"
+    if problem["type"] == "extra_forbidden":
+        known = _known_keys(model, problem["loc"][:-1])
+        near = difflib.get_close_matches(location[-1], known, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]!r}?" if near else f"known keys are {', '.join(known) or 'none'}"
+        return f"unknown key {key!r}: {hint}"
+    if problem["type"] == "missing":
+        return f"key {key!r} is missing"
+    return f"{key!r} is {problem['input']!r}: {problem['msg'][0].lower()}{problem['msg'][1:]}"
+
+
+def _known_keys(model: type[BaseModel], location: Sequence[int | str]) -> list[str]:
+    """Field names of the models that stand at a location inside `model`, unions and containers included."""
+    found = [model]
+    for part in location:
+        step = []
+        for candidate in found:
+            field = candidate.model_fields.get(str(part))
+            # A part that is no field is an index or the tag of a union: the candidates stay, the tag narrows them.
+            step += _models_in(field.annotation) if field else [candidate] if _tag_fits(candidate, part) else []
+        found = step or found
+    return sorted({name for candidate in found for name in candidate.model_fields})
+
+
+def _tag_fits(model: type[BaseModel], part: int | str) -> bool:
+    kind = model.model_fields.get("kind")
+    return kind is None or part in typing.get_args(kind.annotation)
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and not isinstance(annotation, types.GenericAlias):
+        return [annotation] if issubclass(annotation, BaseModel) else []
+    return [model for argument in typing.get_args(annotation) for model in _models_in(argument)]

@@ -1,0 +1,86 @@
+"""How much of the source's geometry survives the transport, layer by layer."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ._contracts import Contract
+from ._relation import linear_cka
+from ._transport import Transport
+
+
+@dataclass(frozen=True, eq=False)
+class PairedResiduals:
+    """Residual contributions of one pair of layers at the same n tokens."""
+
+    target_layer: int
+    source_layer: int
+    target: Float[Tensor, "n t"]
+    source: Float[Tensor, "n s"]
+
+
+class LayerFidelity(Contract):
+    """Fidelity at one target layer."""
+
+    target_layer: int
+    """k, counted from 1."""
+    source_layer: int
+    """π(k), counted from 1."""
+    recomposition_cosine: float
+    """Mean cosine between a source residual and its own recomposition in the source's space; 1 for an exact frame."""
+    cka_transported: float
+    """CKA between the target's residual contributions and the transported ones of the source, in [0, 1]."""
+    cka_direct: float
+    """The same without any transport (CKA needs no common width): what the transport could at most keep, roughly."""
+
+
+class FidelityReport(Contract):
+    """Fidelity of a transport over the depth, before training."""
+
+    frame: str
+    """Frame of the transport."""
+    fold_gain: bool
+    """Whether the gain of the final norms was folded in."""
+    tokens: int
+    """n, the tokens that it was measured on."""
+    layers: tuple[LayerFidelity, ...]
+    """One entry for each target layer, shallow to deep."""
+
+    @property
+    def mean_cka_transported(self) -> float:
+        """Mean over the layers of `cka_transported`."""
+        return sum(layer.cka_transported for layer in self.layers) / max(1, len(self.layers))
+
+
+@torch.no_grad()
+def measure_fidelity(
+    pairs: Iterable[PairedResiduals], *, transport: Transport, within_source: Transport
+) -> FidelityReport:
+    """Fidelity of a transport on the residual contributions of paired layers.
+
+    Args:
+        pairs: residuals of each target layer and its source layer; may be a generator, one pair in memory at a time.
+        transport: source → target.
+        within_source: the same frame from the source to itself, `fit_transport(source, source, …)`.
+
+    Source: method 2.2 (ours).
+    """
+    layers, tokens = [], 0
+    for pair in pairs:
+        tokens = len(pair.source)
+        source = pair.source.float()
+        cosines = torch.cosine_similarity(within_source(source), source, dim=-1)
+        layers.append(
+            LayerFidelity(
+                target_layer=pair.target_layer,
+                source_layer=pair.source_layer,
+                recomposition_cosine=float(cosines.mean()),
+                cka_transported=float(linear_cka(pair.target.float(), transport(source))),
+                cka_direct=float(linear_cka(pair.target.float(), source)),
+            )
+        )
+    manifest = transport.manifest
+    return FidelityReport(frame=manifest.frame, fold_gain=manifest.fold_gain, tokens=tokens, layers=tuple(layers))

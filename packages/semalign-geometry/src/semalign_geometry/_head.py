@@ -1,0 +1,114 @@
+"""The output head of a causal language model: its weights, its logit post-processing, the gain that feeds it."""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from ._errors import SemalignError
+
+
+@dataclass(frozen=True, eq=False)
+class Head:
+    """LM head: logits = softcap(scale · (hidden Wᵀ + bias)).
+
+    The hidden states are the ones that the model feeds its head: after the final norm.
+    """
+
+    weight: Float[Tensor, "v d"]
+    """W, one row for each vocabulary entry; a reference to the model's own tensor, or rows of it."""
+    bias: Float[Tensor, " v"] | None = None
+    """Added to the product, if the model has one."""
+    scale: float = 1.0
+    """Factor on the logits (Cohere's logit_scale, the inverse of Granite's logits_scaling)."""
+    softcap: float | None = None
+    """c of c·tanh(logits / c), as in Gemma 2."""
+
+    @classmethod
+    def from_model(cls, model: nn.Module) -> "Head":
+        """Read the head of a transformers causal LM.
+
+        Raises:
+            SemalignError: the model has no output embeddings.
+        """
+        find: Any = getattr(model, "get_output_embeddings", None)
+        module = find() if callable(find) else None
+        if module is None:
+            raise SemalignError(f"{type(model).__name__} has no language-model head: load it with AutoModelForCausalLM")
+        config: Any = getattr(model, "config", None)
+        scaling = getattr(config, "logits_scaling", None)
+        return cls(
+            weight=module.weight.detach(),
+            bias=None if getattr(module, "bias", None) is None else module.bias.detach(),
+            scale=1.0 / scaling if scaling else getattr(config, "logit_scale", None) or 1.0,
+            softcap=getattr(config, "final_logit_softcapping", None),
+        )
+
+    def select(self, ids: Int[Tensor, " e"]) -> "Head":
+        """The head over the vocabulary entries `ids` only; a view when they are the first rows in order."""
+        bias = None if self.bias is None else select_rows(self.bias, ids)
+        return replace(self, weight=select_rows(self.weight, ids), bias=bias)
+
+    def logits(self, hidden: Float[Tensor, "*n d"], rows: slice = slice(None)) -> Float[Tensor, "*n w"]:
+        """Logits in float32 (float64 for float64 heads) of some vocabulary rows; the product runs in W's dtype."""
+        weight_WD = self.weight[rows]
+        with torch.autocast(hidden.device.type, enabled=False):
+            product = (hidden.to(weight_WD.dtype) @ weight_WD.T).to(accumulation_dtype(weight_WD))
+        if self.bias is not None:
+            product = product + self.bias[rows]
+        product = self.scale * product
+        return product if self.softcap is None else self.softcap * torch.tanh(product / self.softcap)
+
+
+def select_rows(matrix: Tensor, ids: Int[Tensor, " e"]) -> Tensor:
+    """Rows of a matrix; a view, without a copy, when `ids` are 0, 1, 2, …"""
+    ids = ids.to(matrix.device)
+    if torch.equal(ids, torch.arange(len(ids), device=ids.device)):
+        return matrix[: len(ids)]
+    return matrix[ids]
+
+
+def accumulation_dtype(*tensors: Tensor) -> torch.dtype:
+    """float64 if any tensor is float64, else float32: what sums and products of them are accumulated in."""
+    return torch.float64 if any(tensor.dtype == torch.float64 for tensor in tensors) else torch.float32
+
+
+def final_norm(model: nn.Module) -> nn.Module:
+    """The norm between the last layer and the head of a transformers causal LM.
+
+    It is the last direct child of the decoder with a one-dimensional weight of the model's width, which holds for every
+    decoder of transformers, whatever the child is called.
+
+    Raises:
+        SemalignError: there is none (a post-norm decoder).
+    """
+    find: Any = getattr(model, "get_decoder", None)
+    decoder = find() if callable(find) else model
+    width = Head.from_model(model).weight.shape[1]
+    norms = [child for child in decoder.children() if getattr(getattr(child, "weight", None), "shape", None) == (width,)]
+    if not norms:
+        raise SemalignError(
+            f"{type(model).__name__} has no final norm of its head's width {width}: "
+            "a decoder-only model is needed (encoders and post-norm decoders are not supported)"
+        )
+    found: nn.Module = norms[-1]
+    return found
+
+
+@torch.no_grad()
+def norm_gain(norm: nn.Module, width: int) -> Float[Tensor, " d"]:
+    """Effective gain g of an RMSNorm or LayerNorm, measured: norm(x) − norm(−x) = 2 g ⊙ x / rms(x) for zero-mean x.
+
+    Measuring covers the (1 + weight) of Gemma and norms with a bias alike. float32.
+    """
+    parameter = next(norm.parameters())
+    signs = torch.ones(width, dtype=torch.float32)
+    signs[1::2] = -1.0
+    if width % 2:  # +1, −1, …, then +1, +1, −2: zero mean without a zero entry
+        signs[-3:] = torch.tensor([1.0, 1.0, -2.0])
+    # Powers of two are exact in bfloat16; the size makes the norm's epsilon vanish.
+    probe = (1024.0 * signs).to(parameter.device, parameter.dtype)
+    rms = probe.float().square().mean().sqrt()
+    return (norm(probe).float() - norm(-probe).float()) * rms / (2 * probe.float())

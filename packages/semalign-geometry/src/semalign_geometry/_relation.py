@@ -1,0 +1,143 @@
+"""Relation geometry: the centred token-token Gram matrices of two sets of vectors, and how far apart they are.
+
+Shape suffixes: B sequences, N tokens, D and E the widths of the two sides.
+"""
+
+from typing import Literal
+
+import torch
+from einops import einsum, rearrange
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from ._errors import SemalignError
+from ._frames import unit_rows
+from ._head import accumulation_dtype
+
+Scope = Literal["sequence", "batch"]
+"""Which tokens are related to each other: those of one sequence, or all of the batch."""
+Route = Literal["auto", "token", "feature"]
+"""Sum over token pairs (n×n) or over feature pairs (d×d): the same value; `auto` takes the cheaper."""
+
+
+def relation_distance(
+    target: Float[Tensor, "*b n d"],
+    reference: Float[Tensor, "*b n e"],
+    *,
+    mask: Bool[Tensor, "*b n"] | None = None,
+    scope: Scope = "sequence",
+    unit_tokens: bool = False,
+    route: Route = "auto",
+) -> Float[Tensor, ""]:
+    """Mean over sequences of L_geo = ½‖K/‖K‖ − L/‖L‖‖², K = X_c X_cᵀ and L = Y_c Y_cᵀ, the centred relations.
+
+    Laws: in [0, 1]; 0 for equal relations; symmetric; unchanged by rotating, translating or scaling either side and by
+    reordering tokens; equal to 1 − CKA. Defined everywhere: a side without variance has K/‖K‖ = 0, so the distance is 0
+    when neither varies and ½ when one does; sequences with fewer than two tokens are left out of the mean, and a batch
+    without any other sequence has distance 0. Gradients are finite in each case.
+
+    Args:
+        target: (n, d) or (b, n, d) vectors.
+        reference: (n, e) or (b, n, e) vectors of the same tokens, of any width.
+        mask: True for the tokens that count; None counts all.
+        scope: relate the tokens of each sequence, or all tokens of the batch at once.
+        unit_tokens: scale every token's vector to unit length first (cosine relations), so that no token dominates.
+        route: how the sums are taken.
+
+    Returns:
+        Scalar, accumulated in float32 (float64 for float64 input).
+
+    Raises:
+        SemalignError: the two sides have different tokens.
+
+    Source: v2, reading (method 2.4); definitions at n < 2 and zero variance ours.
+    """
+    distances, counted = relation_distances(
+        target, reference, mask=mask, scope=scope, unit_tokens=unit_tokens, route=route
+    )
+    return (distances * counted).sum() / counted.sum().clamp_min(1)
+
+
+def relation_distances(
+    target: Float[Tensor, "*b n d"],
+    reference: Float[Tensor, "*b n e"],
+    *,
+    mask: Bool[Tensor, "*b n"] | None = None,
+    scope: Scope = "sequence",
+    unit_tokens: bool = False,
+    route: Route = "auto",
+) -> tuple[Float[Tensor, " s"], Bool[Tensor, " s"]]:
+    """`relation_distance` of each sequence (one for scope `batch`), and which of them have two tokens or more."""
+    similarities, target_squares, reference_squares, counted = _alignments(
+        target, reference, mask, scope, unit_tokens, route
+    )
+    # ½‖K̂ − L̂‖² with ‖K̂‖² either 1 or, without variance, 0.
+    distances = (target_squares + reference_squares) / 2 - similarities
+    return distances.clamp_min(0), counted
+
+
+def linear_cka(x: Float[Tensor, "n d"], y: Float[Tensor, "n e"]) -> Float[Tensor, ""]:
+    """Linear centred kernel alignment ⟨K, L⟩ / (‖K‖‖L‖) of two representations of the same n tokens, in [0, 1].
+
+    0 when either side has no variance. float32 (float64 for float64 input).
+
+    Source: Kornblith et al. 2019, eq. 2 with linear kernels.
+    """
+    similarities, _, _, _ = _alignments(x, y, None, "batch", False, "auto")
+    return similarities[0].clamp(0, 1)
+
+
+def _alignments(
+    target: Tensor, reference: Tensor, mask: Tensor | None, scope: Scope, unit_tokens: bool, route: Route
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """⟨K̂, L̂⟩, ‖K̂‖², ‖L̂‖² and whether there are two tokens, of each sequence; K̂ is K/‖K‖, or 0 without variance."""
+    if target.shape[:-1] != reference.shape[:-1]:
+        raise SemalignError(
+            f"the two sides must have the same tokens, got shapes {tuple(target.shape)} and {tuple(reference.shape)}"
+        )
+    if mask is None:
+        mask = torch.ones(target.shape[:-1], dtype=torch.bool, device=target.device)
+    dtype = accumulation_dtype(target, reference)
+    pattern = "... n d -> (...) n d" if target.dim() > 2 and scope == "sequence" else "... d -> 1 (...) d"
+    mask_BN = rearrange(mask[..., None], pattern)[..., 0]
+    target_BND, target_varies = _centred(rearrange(target, pattern).to(dtype), mask_BN, unit_tokens)
+    reference_BNE, reference_varies = _centred(rearrange(reference, pattern).to(dtype), mask_BN, unit_tokens)
+
+    width = max(target.shape[-1], reference.shape[-1])
+    if route == "token" or (route == "auto" and mask_BN.shape[1] < width):
+        k_BNN = einsum(target_BND, target_BND, "b n d, b m d -> b n m")
+        l_BNN = einsum(reference_BNE, reference_BNE, "b n e, b m e -> b n m")
+        products = (k_BNN * l_BNN).sum((1, 2))
+        k_squares, l_squares = k_BNN.square().sum((1, 2)), l_BNN.square().sum((1, 2))
+    else:
+        products = einsum(target_BND, reference_BNE, "b n d, b n e -> b d e").square().sum((1, 2))
+        k_squares = einsum(target_BND, target_BND, "b n d, b n e -> b d e").square().sum((1, 2))
+        l_squares = einsum(reference_BNE, reference_BNE, "b n d, b n e -> b d e").square().sum((1, 2))
+    norms = torch.where(target_varies, k_squares, 1.0).sqrt() * torch.where(reference_varies, l_squares, 1.0).sqrt()
+    similarities = torch.where(target_varies & reference_varies, products / norms, 0.0)
+    return similarities, target_varies.to(dtype), reference_varies.to(dtype), mask_BN.sum(1) >= 2
+
+
+def _centred(vectors_BND: Tensor, mask_BN: Tensor, unit_tokens: bool) -> tuple[Tensor, Tensor]:
+    """Vectors minus their mean over the counted tokens, scaled to a total square of 1, and whether they vary at all."""
+    counted_BN1 = mask_BN[..., None]
+    # `where` and not a product: masked tokens may hold anything, infinities included.
+    vectors_BND = torch.where(counted_BN1, vectors_BND, 0.0)
+    if unit_tokens:
+        vectors_BND = unit_rows(vectors_BND)
+    counts = mask_BN.sum(1).clamp_min(1).to(vectors_BND.dtype)
+    mean_B1D = vectors_BND.sum(1, keepdim=True) / counts[:, None, None]
+    centred_BND = torch.where(counted_BN1, vectors_BND - mean_B1D, 0.0)
+    # The distance does not depend on scale, so a scale taken as a constant leaves its gradient exact, and it keeps
+    # the fourth powers below inside the range of float32.
+    with torch.no_grad():
+        tiny = torch.finfo(vectors_BND.dtype).tiny
+        sizes = vectors_BND.new_full((len(vectors_BND), 1, 1), tiny)
+        if vectors_BND.shape[1]:
+            sizes = vectors_BND.abs().amax((1, 2), keepdim=True).clamp_min(tiny)
+        total = (vectors_BND / sizes).square().sum((1, 2))
+        spread = (centred_BND / sizes).square().sum((1, 2))
+        noise = (8 * torch.finfo(vectors_BND.dtype).eps) ** 2
+        varies = (spread > noise * total) & (mask_BN.sum(1) >= 2)
+        scale = torch.where(varies, spread.sqrt(), 1.0)[:, None, None] * sizes
+    return torch.where(varies[:, None, None], centred_BND / scale, 0.0), varies

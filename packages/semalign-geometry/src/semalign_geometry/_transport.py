@@ -1,0 +1,128 @@
+"""Transport of residual contributions from the source's width to the target's, as one matrix.
+
+Shape suffixes: N tokens, V vocabulary entries, S source width, T target width.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ._artifact import ArtifactManifest, read_artifact, write_artifact
+from ._basis import CHUNK, SemanticBasis
+from ._errors import SemalignError
+from ._frames import Frame, find_frame, scaled_rows, unit_rows
+from ._head import accumulation_dtype
+
+
+class TransportManifest(ArtifactManifest):
+    """What is known of a transport without its matrix."""
+
+    frame: str
+    """Name of the frame; `none` for the identity."""
+    fold_gain: bool
+    """Whether both heads were read through the gain of their final norms."""
+    unit_tokens: bool
+    """Whether each vector is scaled to unit length before the matrix is applied (frame `cosine`)."""
+    source_width: int
+    """d_S."""
+    target_width: int
+    """d_T."""
+    entries: int
+    """Shared vocabulary entries that the two bases are aligned on; 0 for the identity."""
+
+
+@dataclass(frozen=True, eq=False)
+class Transport:
+    """A frame's decompose-in-the-source, recompose-in-the-target, collapsed into one (d_T, d_S) matrix."""
+
+    matrix: Float[Tensor, "t s"]
+    """float32; float64 when a head is float64."""
+    manifest: TransportManifest
+
+    @classmethod
+    def identity(cls, width: int) -> "Transport":
+        """No transport: relation geometry may be matched in the source's own space (frame `none`)."""
+        manifest = TransportManifest(
+            frame="none", fold_gain=False, unit_tokens=False, source_width=width, target_width=width, entries=0
+        )
+        return cls(torch.eye(width), manifest)
+
+    def __call__(self, residual: Float[Tensor, "*n s"]) -> Float[Tensor, "*n t"]:
+        """Transport vectors: (…, d_S) → (…, d_T), float32 (float64 for float64 input)."""
+        if residual.shape[-1] != self.manifest.source_width:
+            raise SemalignError(
+                f"the transport takes vectors of width {self.manifest.source_width}, got {residual.shape[-1]}"
+            )
+        vectors = residual.to(accumulation_dtype(residual))
+        if self.manifest.unit_tokens:
+            vectors = unit_rows(vectors)
+        return vectors @ self.matrix.to(vectors).T
+
+    def save(self, folder: str | Path) -> "Transport":
+        """Write manifest and matrix to a folder, whole or not at all."""
+        return Transport(self.matrix, write_artifact(folder, self.manifest, {"matrix": self.matrix}))
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "Transport":
+        """Read what `save` wrote; damaged or missing files are a `SemalignError`."""
+        manifest, tensors = read_artifact(folder, TransportManifest)
+        return cls(tensors["matrix"], manifest)
+
+
+def fit_transport(
+    source: SemanticBasis,
+    target: SemanticBasis,
+    *,
+    frame: str | Frame = "parseval",
+    fold_gain: bool = False,
+    chunk: int = CHUNK,
+) -> Transport:
+    """Collapse a frame's two steps into M = G_T^(−q) [Σ_i w_T,i w_S,iᵀ / (n_T,i n_S,i)] G_S^(−p).
+
+    The sum streams over the vocabulary: cost v·d_S·d_T once, and no coefficients. Laws: `dual` and `parseval` are the identity
+    when both bases are the same (on the row space of a rank-deficient head); `parseval` from T to S is the transpose
+    and never lengthens a vector; for every frame M r = recompose(target, decompose(source, r)).
+
+    Args:
+        source: basis of the source, over the shared entries in order.
+        target: basis of the target, over the same entries in the same order.
+        frame: name or `Frame`.
+        fold_gain: read both heads through the gain of their final norms.
+        chunk: vocabulary rows in memory at a time.
+
+    Raises:
+        SemalignError: the bases have different numbers of entries, or a gain is asked for and missing.
+
+    Source: v1 eq. 1–2 (`cosine`), ACL (`dual`), ours (`parseval` and the collapse).
+    """
+    frame = find_frame(frame)
+    if source.manifest.entries != target.manifest.entries:
+        raise SemalignError(
+            f"the source basis has {source.manifest.entries} entries, the target basis {target.manifest.entries}: "
+            "build both with entries=… of align_vocabularies"
+        )
+    cross_TS = torch.zeros(target.manifest.width, source.manifest.width, dtype=torch.float64, device=target.weight.device)
+    rows = zip(
+        scaled_rows(target, frame, fold_gain=fold_gain, chunk=chunk),
+        scaled_rows(source, frame, fold_gain=fold_gain, chunk=chunk),
+        strict=True,
+    )
+    dtype = torch.promote_types(source.dtype, target.dtype)
+    for (target_VT, target_norms), (source_VS, source_norms) in rows:
+        scales = (target_norms.to(dtype) * source_norms.to(target_norms).to(dtype))[:, None]
+        cross_TS += (target_VT.to(dtype) / scales).T @ source_VS.to(cross_TS.device, dtype)
+    left_TT = target.gram_power(frame.synthesis, fold_gain=fold_gain)
+    right_SS = source.gram_power(frame.analysis, fold_gain=fold_gain).to(cross_TS.device)
+    manifest = TransportManifest(
+        frame=frame.name,
+        fold_gain=fold_gain,
+        unit_tokens=frame.unit,
+        source_width=source.manifest.width,
+        target_width=target.manifest.width,
+        entries=source.manifest.entries,
+    )
+    matrix_TS = left_TT @ cross_TS @ right_SS
+    return Transport(matrix_TS.to(accumulation_dtype(source.weight, target.weight)), manifest)

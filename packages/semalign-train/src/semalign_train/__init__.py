@@ -1,0 +1,27 @@
+"""Frontier training: the target learns shallow to deep, one layer at a time, on stored supervision."""
+
+from ._prefix import PrefixCache as PrefixCache
+from ._settings import FullLayer as FullLayer
+from ._settings import LoraLayer as LoraLayer
+from ._settings import LossWeights as LossWeights
+from ._settings import StageRecord as StageRecord
+from ._settings import StepRecord as StepRecord
+from ._settings import TransferConfig as TransferConfig
+from ._settings import TransferReport as TransferReport
+from ._trainable import frontier as frontier
+from ._trainer import Callback as Callback
+from ._trainer import FrontierTrainer as FrontierTrainer
+
+__all__ = [
+    "Callback",
+    "FrontierTrainer",
+    "FullLayer",
+    "LoraLayer",
+    "LossWeights",
+    "PrefixCache",
+    "StageRecord",
+    "StepRecord",
+    "TransferConfig",
+    "TransferReport",
+    "frontier",
+]

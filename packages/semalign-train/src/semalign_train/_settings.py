@@ -1,0 +1,139 @@
+"""How the target is trained, and what training reports."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+from semalign_align import Cosine, Fisher, Relation
+from semalign_geometry import Contract, Settings
+
+
+class FullLayer(Settings):
+    """Every parameter of the frontier layer trains."""
+
+    kind: Literal["full"] = "full"
+    """Chooses this in a configuration."""
+
+
+class LoraLayer(Settings):
+    """A low-rank adapter on the frontier layer trains, and is merged when its stage ends."""
+
+    kind: Literal["lora"] = "lora"
+    """Chooses this in a configuration."""
+    rank: int = Field(16, ge=1)
+    """r."""
+    alpha: float = Field(32.0, gt=0)
+    """The adapter is scaled by alpha / r."""
+    modules: tuple[str, ...] = ("up_proj", "down_proj", "v_proj", "o_proj")
+    """Names of the linear modules inside the layer that get an adapter."""
+
+
+class LossWeights(Settings):
+    """Weights of the terms of the loss; a weight of 0 leaves a term out, and what only it needs is not computed."""
+
+    geometry: float = Field(1.0, ge=0)
+    """w_geo, of the layer objective."""
+    output: float = Field(1.0, ge=0)
+    """w_out, of the KL to the source."""
+    answer: float = Field(0.0, ge=0)
+    """w_ce, of the answer NLL."""
+
+
+class TransferConfig(Contract):
+    """Settings of frontier training."""
+
+    objective: Annotated[Relation | Cosine | Fisher, Field(discriminator="kind")] = Relation()
+    """What the frontier layer's residual contribution is trained to match, and how."""
+    weights: LossWeights = LossWeights()
+    """Weights of the terms."""
+    trainable: Annotated[FullLayer | LoraLayer, Field(discriminator="kind")] = FullLayer()
+    """What of the frontier layer trains."""
+    train_final_norm: bool = False
+    """Whether the final norm trains along in the last layer's stage."""
+    layers: tuple[int, ...] | None = None
+    """Target layers that get a stage, counted from 1, ascending; None for all."""
+    passes: float = Field(1.0, gt=0)
+    """Passes over the examples in each stage; rounded up to whole steps."""
+    steps: int | None = Field(None, ge=1)
+    """Steps of each stage, instead of passes."""
+    batch_size: int = Field(16, ge=1)
+    """Examples in an optimiser step."""
+    micro_batch_size: int = Field(8, ge=1)
+    """Examples in memory at a time; the result does not depend on it (relation scope `batch` aside)."""
+    learning_rate: float = Field(1e-4, gt=0)
+    """Peak learning rate of AdamW."""
+    weight_decay: float = Field(0.0, ge=0)
+    """Decoupled weight decay."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    """Decay rates of AdamW's moments."""
+    warmup: float = Field(0.1, ge=0, le=1)
+    """Share of a stage's steps with a linearly rising learning rate."""
+    schedule: Literal["linear", "cosine", "constant"] = "cosine"
+    """What the learning rate does after the warm-up: fall to 0 linearly or along a cosine, or stay."""
+    clip: float | None = Field(1.0, gt=0)
+    """Norm that gradients are clipped to; None for no clipping."""
+    autocast: Literal["model", "bfloat16", "none"] = "model"
+    """Mixed precision: `model` uses bfloat16 products for half-precision models and none for float32 ones. Trainable weights are
+    float32 in every case."""
+    seed: int = 0
+    """Seed of the order of the examples."""
+
+
+class StepRecord(Settings):
+    """One optimiser step."""
+
+    layer: int
+    """Frontier layer, counted from 1."""
+    step: int
+    """Step within the stage, counted from 1."""
+    steps: int
+    """Steps of the stage."""
+    losses: dict[str, float]
+    """Mean of each term over the optimisation batch, unweighted."""
+    gradient_norms: dict[str, float]
+    """Norm of each term's weighted gradient."""
+    gradient_norm: float
+    """Norm of the whole gradient before clipping."""
+    learning_rate: float
+    """Learning rate of this step."""
+    supervised_tokens: int
+    """Supervised tokens in the optimisation batch."""
+    tokens: int
+    """All tokens in the optimisation batch."""
+    seconds: float
+    """Wall time of the step."""
+    tokens_per_second: float
+    """`tokens` / `seconds`."""
+
+
+class StageRecord(Settings):
+    """One stage: the training of one layer."""
+
+    layer: int
+    """Frontier layer, counted from 1."""
+    source_layer: int
+    """The source layer that supervised it."""
+    steps: int
+    """Optimiser steps."""
+    trainable_parameters: int
+    """Numbers that trained."""
+    first_losses: dict[str, float]
+    """Terms at the first step, before any update."""
+    last_losses: dict[str, float]
+    """Terms at the last step."""
+    supervised_tokens: int
+    """Supervised tokens seen, repeats included."""
+    seconds: float
+    """Wall time, the advance of the prefix included."""
+
+
+class TransferReport(Contract):
+    """A finished transfer."""
+
+    config: TransferConfig
+    """Settings that it ran with."""
+    stages: tuple[StageRecord, ...]
+    """Its stages, shallow to deep."""
+    supervised_tokens: int
+    """Supervised tokens seen by the trainable part, over all stages."""
+    seconds: float
+    """Wall time."""

@@ -1,0 +1,252 @@
+"""Shallow-to-deep frontier training: in stage k only layer k trains."""
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import torch
+from semalign_align import AnswerNLL, Objective, OutputKL, Step, Supervision, position_mask
+from semalign_attribution import DecoderView, undisturbed, view_of
+from semalign_geometry import SemalignError
+from torch import Tensor, nn
+from transformers import PreTrainedModel, get_scheduler
+
+from ._prefix import PrefixCache
+from ._settings import StageRecord, StepRecord, TransferConfig, TransferReport
+from ._trainable import frontier
+
+Callback = Callable[[StepRecord | StageRecord], None]
+"""Told of every step and every stage."""
+
+
+class FrontierTrainer:
+    """Train a target on a supervision store, layer by layer.
+
+    Law: in stage k every tensor outside layer k stays bit-identical (the final norm too, unless it is asked for).
+    Source: v2, method 2.6.
+    """
+
+    def __init__(
+        self,
+        target: PreTrainedModel | DecoderView,
+        supervision: Supervision,
+        config: TransferConfig | None = None,
+        *,
+        objective: Objective | None = None,
+        scratch: Path | None = None,
+        callback: Callback | None = None,
+    ) -> None:
+        """Check that target, store and settings fit together; nothing is computed yet.
+
+        Args:
+            target: the model that trains, changed in place by `fit`.
+            supervision: what it is trained to match.
+            config: settings.
+            objective: an own layer objective instead of `config.objective`.
+            scratch: an existing folder for the memory-mapped prefix inputs; None keeps them in memory.
+            callback: told of every step and stage.
+
+        Raises:
+            SemalignError: the store was made for another depth, width or vocabulary, a layer does not exist, or every term
+                has weight 0.
+        """
+        self.view = view_of(target)
+        self.supervision = supervision
+        self.config = config or TransferConfig()
+        self._callback = callback or (lambda record: None)
+        self._scratch = scratch
+        manifest = supervision.manifest
+        if manifest.pairing.target_depth != self.view.depth:
+            raise SemalignError(
+                f"the supervision is for a target of {manifest.pairing.target_depth} layers, this one has {self.view.depth}"
+            )
+        transported = manifest.transport.frame != "none"
+        if transported and manifest.transport.target_width != self.view.width:
+            raise SemalignError(
+                f"the supervision is for width {manifest.transport.target_width}, the target's is {self.view.width}"
+            )
+        if int(supervision.entries.max()) >= len(self.view.head.weight):
+            raise SemalignError(
+                f"the supervision is over vocabulary ids up to {int(supervision.entries.max())}, the target's head has "
+                f"{len(self.view.head.weight)} rows: supervise with entries=… of the shared vocabulary"
+            )
+        self.layers = self.config.layers or tuple(range(1, self.view.depth + 1))
+        if list(self.layers) != sorted(set(self.layers)) or not 1 <= self.layers[0] <= self.layers[-1] <= self.view.depth:
+            raise SemalignError(f"layers are {self.layers}, expected ascending numbers from 1 to {self.view.depth}")
+        weights = self.config.weights
+        terms: list[tuple[float, Objective]] = [
+            (weights.geometry, objective or self.config.objective),
+            (weights.output, OutputKL()),
+            (weights.answer, AnswerNLL()),
+        ]
+        self._terms = [(weight, term) for weight, term in terms if weight > 0]
+        if not self._terms:
+            raise SemalignError("every weight of the loss is 0: set one of geometry, output, answer above 0")
+        self._shared_head = self.view.head.select(supervision.entries)
+        dtype = self.view.head.weight.dtype
+        half = dtype in (torch.bfloat16, torch.float16)
+        self._autocast = self.config.autocast == "bfloat16" or (self.config.autocast == "model" and half)
+
+    @property
+    def steps_per_stage(self) -> int:
+        """Optimiser steps of each stage."""
+        return self.config.steps or math.ceil(self.config.passes * len(self.supervision) / self.config.batch_size)
+
+    def fit(self) -> TransferReport:
+        """Run every stage, shallow to deep; the target is changed in place.
+
+        Raises:
+            SemalignError: a loss is not finite.
+        """
+        started = time.perf_counter()
+        stages = []
+        with undisturbed(self.view.model):
+            prefix = PrefixCache(
+                self.view, self.supervision, folder=self._scratch, batch_size=self.config.micro_batch_size
+            )
+            for layer in self.layers:
+                stages.append(self._stage(layer, prefix))
+                self._callback(stages[-1])
+        return TransferReport(
+            config=self.config,
+            stages=tuple(stages),
+            supervised_tokens=sum(stage.supervised_tokens for stage in stages),
+            seconds=time.perf_counter() - started,
+        )
+
+    def _stage(self, layer: int, prefix: PrefixCache) -> StageRecord:
+        started = time.perf_counter()
+        prefix.advance(layer - 1)
+        last = layer == self.view.depth
+        config = self.config
+        records: list[StepRecord] = []
+        with frontier(
+            self.view, layer, config.trainable, final_norm=config.train_final_norm and last
+        ) as parameters:
+            optimiser = torch.optim.AdamW(
+                parameters, lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay
+            )
+            steps = self.steps_per_stage
+            schedule = get_scheduler(
+                "constant_with_warmup" if config.schedule == "constant" else config.schedule,
+                optimiser,
+                num_warmup_steps=round(config.warmup * steps),
+                num_training_steps=steps + 1,  # so that the last step still moves
+            )
+            batches = self._batches(layer)
+            for number in range(1, steps + 1):
+                begun = time.perf_counter()
+                indices = next(batches)
+                losses, norms = self._gradients(layer, indices, prefix, parameters)
+                limit = float("inf") if config.clip is None else config.clip
+                norm = float(nn.utils.clip_grad_norm_(parameters, limit))
+                if not math.isfinite(norm):
+                    raise SemalignError(
+                        f"layer {layer}, step {number}: the gradient is not finite (losses {losses}); "
+                        "lower train.learning_rate"
+                    )
+                rate = schedule.get_last_lr()[0]
+                optimiser.step()
+                optimiser.zero_grad()
+                schedule.step()
+                seconds = time.perf_counter() - begun
+                tokens = int(self.supervision.lengths[indices].sum())
+                records.append(
+                    StepRecord(
+                        layer=layer,
+                        step=number,
+                        steps=steps,
+                        losses=losses,
+                        gradient_norms=norms,
+                        gradient_norm=norm,
+                        learning_rate=rate,
+                        supervised_tokens=int(self.supervision.counts[indices].sum()),
+                        tokens=tokens,
+                        seconds=seconds,
+                        tokens_per_second=tokens / seconds,
+                    )
+                )
+                self._callback(records[-1])
+            trained = sum(parameter.numel() for parameter in parameters)
+        return StageRecord(
+            layer=layer,
+            source_layer=self.supervision.manifest.pairing.source_of(layer),
+            steps=steps,
+            trainable_parameters=trained,
+            first_losses=records[0].losses,
+            last_losses=records[-1].losses,
+            supervised_tokens=sum(record.supervised_tokens for record in records),
+            seconds=time.perf_counter() - started,
+        )
+
+    def _batches(self, layer: int) -> Iterator[list[int]]:
+        """Examples of each optimiser step: passes in a random order that the seed and the layer decide."""
+        generator = torch.Generator().manual_seed(self.config.seed * 100_003 + layer)
+        waiting: list[int] = []
+        while True:
+            while len(waiting) < self.config.batch_size:
+                waiting += torch.randperm(len(self.supervision), generator=generator).tolist()
+            yield waiting[: self.config.batch_size]
+            waiting = waiting[self.config.batch_size :]
+
+    def _gradients(
+        self, layer: int, indices: Sequence[int], prefix: PrefixCache, parameters: Sequence[nn.Parameter]
+    ) -> tuple[dict[str, float], dict[str, float]]:
+        """Leave the gradient of the weighted loss over an optimisation batch in `parameters`; means and norms of the terms."""
+        counts = self.supervision.counts[list(indices)]
+        units = {term.name: term.count(counts) for _, term in self._terms}
+        active = [(weight, term) for weight, term in self._terms if units[term.name] > 0]
+        losses = {term.name: 0.0 for _, term in active}
+        gradients: dict[str, list[Tensor]] = {}
+        for micro in self._micro_batches(indices):
+            step = self._forward(layer, micro, prefix)
+            for place, (weight, term) in enumerate(active):
+                mean = term.total(step) / units[term.name]
+                losses[term.name] += float(mean.detach())
+                parts = torch.autograd.grad(
+                    weight * mean, parameters, retain_graph=place + 1 < len(active), materialize_grads=True
+                )
+                held = gradients.get(term.name)
+                gradients[term.name] = list(parts) if held is None else [a + b for a, b in zip(held, parts, strict=True)]
+        for number, parameter in enumerate(parameters):
+            parameter.grad = torch.stack([parts[number] for parts in gradients.values()]).sum(0) if gradients else None
+        norms = {name: float(nn.utils.get_total_norm(parts)) for name, parts in gradients.items()}
+        return losses, norms
+
+    def _micro_batches(self, indices: Sequence[int]) -> list[list[int]]:
+        """Examples of alike length together, to pad little."""
+        order = sorted(indices, key=lambda index: int(self.supervision.lengths[index]))
+        size = self.config.micro_batch_size
+        return [order[start : start + size] for start in range(0, len(order), size)]
+
+    def _forward(self, layer: int, indices: list[int], prefix: PrefixCache) -> Step:
+        """Run layer k on its cached inputs, and what lies above it only if a term needs the output."""
+        view = self.view
+        data = self.supervision.collate(indices, layer=layer, device=view.device)
+        needs_output = any(term.needs_output for _, term in self._terms)
+        with torch.enable_grad(), torch.autocast(view.device.type, torch.bfloat16, enabled=self._autocast):
+            trace = view.trace(
+                data.batch,
+                start=layer,
+                hidden=prefix.inputs(indices),
+                keep=[layer],
+                stop=None if needs_output else layer,
+            )
+        counts = data.positions.counts
+        mask_BM = position_mask(counts)
+        residual_PD = trace.residual(layer)[data.positions.mask]
+        residual_BMD = residual_PD.new_zeros(*mask_BM.shape, residual_PD.shape[-1])
+        residual_BMD[mask_BM] = residual_PD
+        assert data.reference is not None
+        return Step(
+            residual=residual_BMD,
+            reference=data.reference,
+            mask=mask_BM,
+            hidden=None if trace.final is None else trace.final[data.positions.mask],
+            labels=data.positions.labels,
+            output=data.output,
+            head=view.head,
+            shared_head=self._shared_head,
+            temperature=self.supervision.manifest.settings.temperature,
+        )
