@@ -1,11 +1,11 @@
 """What a frontier layer is trained to minimise: objectives on its residual contribution, and on the model's output.
 
-Every objective returns a sum over its units (tokens or sequences) and says how many units there are, so that the trainer can
-divide by the count of the whole optimisation batch: the mean does not depend on how the batch is split.
+Every objective returns a sum over its units (tokens or sequences) and says how many units there are, so that the
+trainer can divide by the count of the whole optimisation batch: the mean does not depend on how the batch is split.
 """
 
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -50,6 +50,7 @@ class Step:
     """Divides the logits of both models in `output`."""
 
 
+@runtime_checkable
 class Objective(Protocol):
     """One term of the loss."""
 
@@ -96,12 +97,14 @@ class Relation(_LayerObjective):
     kind: Literal["relation"] = "relation"
     """Chooses this objective in a configuration."""
     scope: Scope = "sequence"
-    """Relate the tokens of each sequence, or all tokens of a micro-batch at once (then the value depends on the split)."""
+    """Relate the tokens of each sequence, or all tokens of a micro-batch at once (then the value depends on the
+    split)."""
     unit_tokens: bool = False
     """Scale every token's vector to unit length first."""
 
     def total(self, step: Step) -> Float[Tensor, ""]:
-        """Sum over the sequences with two supervised tokens or more; for scope `batch` the distance times the tokens."""
+        """Sum over the sequences with two supervised tokens or more; for scope `batch` the distance times the
+        tokens."""
         distances, counted = relation_distances(
             step.residual, step.reference, mask=step.mask, scope=self.scope, unit_tokens=self.unit_tokens
         )
@@ -139,7 +142,8 @@ class Fisher(_LayerObjective):
 
 
 class OutputKL(Settings):
-    """KL(p_S ‖ p_T) at the supervised positions: exact on final hidden states, a lower bound on top entries. Method 2.5."""
+    """KL(p_S ‖ p_T) at the supervised positions: exact on final hidden states, a lower bound on top entries. Method
+    2.5."""
 
     @property
     def name(self) -> str:
@@ -195,7 +199,8 @@ def _at_target_width(step: Step, kind: str) -> tuple[Tensor, Tensor]:
     """Both sides at the real places, (p, d_T)."""
     if step.residual.shape[-1] != step.reference.shape[-1]:
         raise SemalignError(
-            f"the {kind} objective compares vectors of one width, the supervision has {step.reference.shape[-1]} and the "
+            f"the {kind} objective compares vectors of one width, the supervision has "
+            f"{step.reference.shape[-1]} and the "
             f"target {step.residual.shape[-1]}: use a transport with a frame, or the relation objective"
         )
     return step.residual[step.mask], step.reference[step.mask].to(step.residual.dtype)

@@ -17,7 +17,8 @@ class TopK(Settings):
 
 
 class FinalHidden(Settings):
-    """Output supervision by what the source feeds its head, for the exact KL; the source's head is stored once beside it."""
+    """Output supervision by what the source feeds its head, for the exact KL; the source's head is stored once
+    beside it."""
 
     kind: Literal["final_hidden"] = "final_hidden"
     """Chooses this output supervision in a configuration."""

@@ -39,8 +39,8 @@ def supervise(
 ) -> Supervision:
     """Write, for each supervised token, y_k = M r of every paired source layer, and the source's output distribution.
 
-    The store holds the tokens too, so that training needs nothing else; target layers that share a source layer share its
-    bytes. It appears whole or not at all. The source is left as found.
+    The store holds the tokens too, so that training needs nothing else; target layers that share a source layer
+    share its bytes. It appears whole or not at all. The source is left as found.
 
     Args:
         source: the source model or its view.
@@ -55,8 +55,8 @@ def supervise(
         The store, opened.
 
     Raises:
-        SemalignError: no examples, a pairing for another depth, a transport for another width, or values that are not finite.
-        OSError: the disk is full.
+        SemalignError: no examples, a pairing for another depth, a transport for another width, or values that are
+        not finite. OSError: the disk is full.
 
     Source: method 2.3 and 2.5.
     """
@@ -68,6 +68,9 @@ def supervise(
         raise SemalignError(
             f"the transport takes width {transport.manifest.source_width}, the source's is {view.width}"
         )
+    rows = len(view.head.weight)
+    if entries is not None and (not len(entries) or int(entries.min()) < 0 or int(entries.max()) >= rows):
+        raise SemalignError(f"entries must name some of the head's rows 0 to {rows - 1}, got {entries.tolist()[:8]}")
     head = view.head if entries is None else view.head.select(entries)
     spans = source_spans(pairing, settings.residual)
     kept = sorted({layer for span in spans for layer in (span[0] + 1, span[1])})
@@ -91,6 +94,8 @@ def supervise(
             pending.clear()
 
         for batch in batches:
+            if not len(next(iter(batch.values()), ())):
+                continue
             positions = supervised(batch)
             trace = view.trace(batch, keep=kept)
             part = _tokens(batch)
@@ -107,7 +112,9 @@ def supervise(
                 part["final"] = final_PD.to(_DTYPES[settings.dtype])
             broken = [key for key, value in part.items() if key != "tail" and not torch.isfinite(value).all()]
             if broken:
-                raise SemalignError(f"the source computed {broken[0]} values that are not finite: check its weights and dtype")
+                raise SemalignError(
+                    f"the source computed {broken[0]} values that are not finite: check its weights and dtype"
+                )
             pending.append({key: value.cpu() for key, value in part.items()})
             tokens += len(part["input_ids"])
             supervised_tokens += len(positions.labels)

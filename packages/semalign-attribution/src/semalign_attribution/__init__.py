@@ -1,4 +1,5 @@
-"""Layer attribution: a view of any transformers decoder, scores of its layers, and the pairing with a target's layers."""
+"""Layer attribution: a view of any transformers decoder, scores of its layers, and the pairing with a target's
+layers."""
 
 from ._batch import IGNORE as IGNORE
 from ._batch import Batch as Batch

@@ -51,7 +51,9 @@ class DecoderView:
         depth = model.config.get_text_config().num_hidden_layers
         stacks = [m for m in self.decoder.children() if isinstance(m, nn.ModuleList) and len(m) == depth]
         if not stacks:
-            raise SemalignError(f"{type(model).__name__} holds no stack of its {depth} layers: it is not a plain decoder")
+            raise SemalignError(
+                f"{type(model).__name__} holds no stack of its {depth} layers: it is not a plain decoder"
+            )
         self.layers = stacks[0]
 
     @property
@@ -131,7 +133,8 @@ class DecoderView:
         """Check on six tokens that the view reads the model right.
 
         Raises:
-            SemalignError: weights are not finite; earlier positions see later ones (an encoder); the stream between layers is not
+            SemalignError: weights are not finite; earlier positions see later ones (an encoder); the stream between
+            layers is not
                 passed on as it is; or logits from the view's head differ from the model's own.
         """
         ids = (torch.arange(6, device=self.device) % len(self.head.weight))[None]
@@ -146,7 +149,9 @@ class DecoderView:
         assert trace.final is not None and other is not None
         own, theirs = self.head.logits(trace.final), logits.float()
         if not torch.isfinite(trace.final).all() or not torch.isfinite(own).all():
-            raise SemalignError(f"{name} computes values that are not finite: its weights are damaged, fetch them again")
+            raise SemalignError(
+                f"{name} computes values that are not finite: its weights are damaged, fetch them again"
+            )
         scale = trace.final.float().abs().max()
         tolerance = float(scale) * 16 * torch.finfo(trace.final.dtype).eps
         if not torch.allclose(trace.final[:, :-1].float(), other[:, :-1].float(), rtol=0, atol=tolerance):
@@ -167,7 +172,8 @@ def view_of(model: PreTrainedModel | DecoderView) -> DecoderView:
 
 @contextmanager
 def undisturbed(model: nn.Module) -> Iterator[None]:
-    """The model in evaluation mode with frozen parameters; modes, `requires_grad` and gradients come back on every path."""
+    """The model in evaluation mode with frozen parameters; modes, `requires_grad` and gradients come back on every
+    path."""
     modes = {module: module.training for module in model.modules()}
     flags = {parameter: parameter.requires_grad for parameter in model.parameters()}
     try:
@@ -239,7 +245,8 @@ def _output_hook(layer: nn.Module, see: Callable[[Tensor], None]) -> Iterator[No
     def hook(module: nn.Module, args: Any, output: Any) -> None:
         if not isinstance(output, Tensor):
             raise SemalignError(
-                f"{type(module).__name__} returns {type(output).__name__} and not a tensor: transformers 5 or newer is needed"
+                f"{type(module).__name__} returns {type(output).__name__} and not a tensor: transformers 5 or "
+                "newer is needed"
             )
         see(output)
 

@@ -27,7 +27,9 @@ class LayerPairing(Contract):
     def source_of(self, target_layer: int) -> int:
         """π(k), the source layer of target layer k."""
         if not 1 <= target_layer <= self.target_depth:
-            raise SemalignError(f"target layer {target_layer} does not exist: there are layers 1 to {self.target_depth}")
+            raise SemalignError(
+                f"target layer {target_layer} does not exist: there are layers 1 to {self.target_depth}"
+            )
         return self.source_layers[target_layer - 1]
 
     @model_validator(mode="after")
@@ -75,7 +77,8 @@ class Uniform(_Policy):
 
 
 class NearestCritical(_Policy):
-    """The best-scored layer ℓ* goes to the shallowest target layer k† with π(k†) ≥ ℓ*; the others as `uniform`. Source: v1."""
+    """The best-scored layer ℓ* goes to the shallowest target layer k† with π(k†) ≥ ℓ*; the others as `uniform`.
+    Source: v1."""
 
     kind: Literal["nearest_critical"] = "nearest_critical"
     """Chooses this policy in a configuration."""
@@ -177,16 +180,22 @@ def pair_layers(scores: LayerScores, target_depth: int, *, policy: str | Pairing
         raise SemalignError(f"target_depth is {target_depth}, expected at least 1")
     if isinstance(policy, str):
         if policy not in POLICIES:
-            raise SemalignError(f"unknown pairing policy {policy!r}: choose one of {', '.join(POLICIES)}, or pass your own")
+            raise SemalignError(
+                f"unknown pairing policy {policy!r}: choose one of {', '.join(POLICIES)}, or pass your own"
+            )
         policy = POLICIES[policy]
     layers = policy(scores, target_depth)
     if len(layers) != target_depth:
-        raise SemalignError(f"the {policy.name} pairing names {len(layers)} source layers for {target_depth} target layers")
+        raise SemalignError(
+            f"the {policy.name} pairing names {len(layers)} source layers for {target_depth} target layers"
+        )
     data = {"policy": policy.name, "source_depth": scores.depth, "source_layers": layers}
     return LayerPairing.parse(data, origin=f"{policy.name} pairing")
 
 
-def _best_path(scores: "list[tuple[float, ...]] | tuple[tuple[float, ...], ...]", depth_weight: float) -> tuple[int, ...]:
+def _best_path(
+    scores: "list[tuple[float, ...]] | tuple[tuple[float, ...], ...]", depth_weight: float
+) -> tuple[int, ...]:
     """argmax over non-decreasing π of Σ_k value[k][π(k)], ties to the shallower layer; value[k][ℓ] as in `Monotone`."""
     target_depth, source_depth = len(scores), len(scores[0])
     largest = max(abs(score) for row in scores for score in row) or 1.0
@@ -200,7 +209,8 @@ def _best_path(scores: "list[tuple[float, ...]] | tuple[tuple[float, ...], ...]"
             prefix.append(leader)
         deviations = [((layer + 1) / source_depth - k / target_depth) ** 2 for layer in range(source_depth)]
         best = [
-            best[prefix[layer]] + row[layer] / largest - depth_weight * deviations[layer] for layer in range(source_depth)
+            best[prefix[layer]] + row[layer] / largest - depth_weight * deviations[layer]
+            for layer in range(source_depth)
         ]
         came_from.append(prefix)
     layer = max(range(source_depth), key=lambda index: best[index])

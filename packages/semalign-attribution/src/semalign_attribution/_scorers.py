@@ -5,7 +5,7 @@ from typing import Literal
 
 import torch
 from jaxtyping import Float
-from semalign_geometry import Settings, answer_nll, linear_cka
+from semalign_geometry import Settings, accumulation_dtype, answer_nll, linear_cka
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -42,7 +42,8 @@ class GradientActivation(Settings):
         scores = []
         for layer, gradient in zip(layers, gradients, strict=True):
             activation = trace.residual(layer) if self.activation == "residual" else trace.outputs[layer]
-            products = gradient.float() * activation.detach().float()
+            dtype = accumulation_dtype(activation)
+            products = gradient.to(dtype) * activation.detach().to(dtype)
             scores.append((products.abs() if self.aggregate == "absolute" else products).sum((1, 2)))
         return torch.stack(scores, dim=1)
 
@@ -96,11 +97,13 @@ class Similarity:
         source_trace = source.trace(batch, keep=range(1, source.depth + 1))
         scores = torch.zeros(len(mask), target.depth, source.depth)
         for example, positions in enumerate(mask):
-            of_source = [source_trace.residual(layer)[example][positions.to(source.device)] for layer in source_trace.outputs]
+            of_source = [
+                source_trace.residual(layer)[example][positions.to(source.device)] for layer in source_trace.outputs
+            ]
             for row, layer in enumerate(target_trace.outputs):
-                of_target = target_trace.residual(layer)[example][positions.to(target.device)].float()
+                of_target = target_trace.residual(layer)[example][positions.to(target.device)]
                 for column, residual in enumerate(of_source):
-                    scores[example, row, column] = linear_cka(of_target, residual.float().to(of_target.device))
+                    scores[example, row, column] = linear_cka(of_target, residual.to(of_target.device))
         return scores
 
 

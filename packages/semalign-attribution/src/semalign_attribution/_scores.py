@@ -89,7 +89,9 @@ def attribute_layers(
         raise SemalignError(f"bootstrap is {bootstrap}, expected at least 1 resample")
     view = view_of(source)
     with undisturbed(view.model):
-        parts = [scorer(view, batch).detach().double().cpu() for batch in batches if len(next(iter(batch.values()), ()))]
+        parts = [
+            scorer(view, batch).detach().double().cpu() for batch in batches if len(next(iter(batch.values()), ()))
+        ]
     if not parts:
         raise SemalignError("there are no examples to attribute on: the batches are empty")
     values = torch.cat(parts)
@@ -104,7 +106,8 @@ def attribute_layers(
     error = values.std(0) / count**0.5 if count > 1 else torch.zeros_like(mean)
     generator = torch.Generator().manual_seed(seed)
     draws = torch.randint(count, (bootstrap, count), generator=generator)
-    resampled = values[draws].mean(1)
+    shares = torch.zeros(bootstrap, count, dtype=values.dtype).scatter_add_(1, draws, torch.ones_like(draws).to(values))
+    resampled = shares @ values / count
     first = torch.nn.functional.one_hot(resampled.argmax(1), len(mean)).double().mean(0)
     return LayerScores(
         scorer=scorer.name,

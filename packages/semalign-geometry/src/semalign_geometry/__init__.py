@@ -11,6 +11,7 @@ from ._basis import BasisManifest as BasisManifest
 from ._basis import SemanticBasis as SemanticBasis
 from ._contracts import Contract as Contract
 from ._contracts import Settings as Settings
+from ._divergence import HeadStatistics as HeadStatistics
 from ._divergence import TopEntries as TopEntries
 from ._divergence import answer_nll as answer_nll
 from ._divergence import coarse_divergence as coarse_divergence
@@ -52,6 +53,7 @@ __all__ = [
     "FidelityReport",
     "Frame",
     "Head",
+    "HeadStatistics",
     "LayerFidelity",
     "MANIFEST",
     "PairedResiduals",

@@ -45,9 +45,7 @@ def write_artifact(folder: str | Path, manifest: ManifestT, tensors: Mapping[str
     return written
 
 
-def read_artifact(
-    folder: str | Path, manifest_type: type[ManifestT]
-) -> tuple[ManifestT, dict[str, torch.Tensor]]:
+def read_artifact(folder: str | Path, manifest_type: type[ManifestT]) -> tuple[ManifestT, dict[str, torch.Tensor]]:
     """Read what `write_artifact` wrote, after its hashes were checked.
 
     Raises:

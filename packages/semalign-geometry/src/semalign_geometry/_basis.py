@@ -28,7 +28,8 @@ class BasisManifest(ArtifactManifest):
     rank: int
     """Numerical rank of the head over these entries; below `width` the basis spans only what the head can read."""
     condition: float
-    """Condition number estimate (1-norm) of the Gram matrix WᵀW; infinite when the rank is deficient."""
+    """Condition number estimate (1-norm) of the Gram matrix WᵀW; above 1e12, or infinite, when the rank is
+    deficient."""
     products: str
     """dtype of the chunk products behind the Gram matrix; sums over chunks are float64 always."""
 
@@ -126,8 +127,8 @@ class SemanticBasis:
     def gram_power(self, power: float, *, fold_gain: bool = False) -> Float[Tensor, "d d"]:
         """G^(−power) of the Gram matrix G = WᵀW (of W·diag(gain) when folded), float64.
 
-        Power 1 is the inverse (by Cholesky), 0.5 the inverse square root, 0 the identity. A rank-deficient head gives the
-        Moore–Penrose power: directions that no entry reads map to zero.
+        Power 1 is the inverse (by Cholesky), 0.5 the inverse square root, 0 the identity. A rank-deficient head
+        gives the Moore–Penrose power: directions that no entry reads map to zero.
         """
         gain = self._gain(fold_gain)
         gram_DD = self.gram if gain is None else gain[:, None] * self.gram * gain
@@ -136,10 +137,12 @@ class SemanticBasis:
         if power == 1:
             factor, failed = torch.linalg.cholesky_ex(gram_DD)
             if not failed and self.manifest.rank == self.manifest.width:
-                return torch.cholesky_inverse(factor)
+                inverse_DD: Tensor = torch.cholesky_inverse(factor)
+                return inverse_DD
         eigenvalues, vectors = torch.linalg.eigh(gram_DD)
         powers = torch.where(eigenvalues > _cutoff(gram_DD), eigenvalues.clamp_min(1e-300) ** -power, 0.0)
-        return (vectors * powers) @ vectors.T
+        power_DD: Tensor = (vectors * powers) @ vectors.T
+        return power_DD
 
     def columns(self, *, fold_gain: bool = False, chunk: int = CHUNK) -> Iterator[Float[Tensor, "d w"]]:
         """Columns of the semantic basis B = W⁺, chunk by chunk over the entries."""
@@ -176,4 +179,6 @@ def _condition(gram_DD: Tensor) -> float:
 
 def _cutoff(gram_DD: Tensor) -> Float[Tensor, ""]:
     """Eigenvalues up to here are rounding noise of a float64 Gram matrix."""
-    return torch.linalg.matrix_norm(gram_DD, 2) * len(gram_DD) * torch.finfo(torch.float64).eps * 8
+    # The Frobenius norm is at least the largest eigenvalue, and needs no decomposition.
+    cutoff: Tensor = torch.linalg.matrix_norm(gram_DD) * len(gram_DD) * torch.finfo(torch.float64).eps * 8
+    return cutoff

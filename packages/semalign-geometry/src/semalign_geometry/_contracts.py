@@ -21,10 +21,8 @@ ContractT = TypeVar("ContractT", bound="Contract")
 class Settings(BaseModel):
     """Base of every group of settings: immutable, without unknown keys, without tensors."""
 
-    # JSON has no infinity (a deficient basis has an infinite condition number): written as a string, read back as a number.
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", use_attribute_docstrings=True, ser_json_inf_nan="strings"
-    )
+    # JSON has no infinity, and a deficient basis has an infinite condition number: written and read as a string.
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, ser_json_inf_nan="strings")
 
     @classmethod
     def parse(cls: type[SettingsT], data: Any, *, origin: str = "input") -> SettingsT:
@@ -58,7 +56,7 @@ class Contract(Settings):
     @classmethod
     def _refuse_newer_version(cls, data: Any) -> Any:
         version = data.get("version") if isinstance(data, dict) else None
-        if isinstance(version, int) and version > cls.current_version:
+        if isinstance(version, int | str) and str(version).isdigit() and int(version) > cls.current_version:
             raise SemalignError(
                 f"{cls.__name__} has format version {version}, this installation reads up to "
                 f"{cls.current_version}: upgrade semalign"

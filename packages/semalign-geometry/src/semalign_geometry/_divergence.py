@@ -1,7 +1,8 @@
 """Output divergences against a language-model head, streamed over vocabulary chunks, forward and backward.
 
 None of these functions holds an (n, v) matrix, nor its gradient: each chunk of logits is made, used and dropped, and
-made again in the backward pass. Heads are constants here (they do not train), so the gradient is that of the hidden states.
+made again in the backward pass. Heads are constants here (they do not train), so the gradient is that of the hidden
+states.
 
 Shape suffixes: N tokens, V vocabulary entries, W a vocabulary chunk, K entries kept per token.
 """
@@ -62,7 +63,7 @@ def output_divergence(
             f"the source head has {len(source_head.weight)} entries, the target head {len(target_head.weight)}: "
             "restrict both with Head.select to the shared entries (align_vocabularies)"
         )
-    value: Tensor = _ExactDivergence.apply(
+    value: Tensor = _ExactDivergence.apply(  # type: ignore[no-untyped-call]
         target_hidden, target_head, source_hidden, source_head, temperature, chunk
     )
     return value
@@ -76,7 +77,8 @@ def coarse_divergence(
     temperature: float = 1.0,
     chunk: int = CHUNK,
 ) -> Float[Tensor, " n"]:
-    """KL of each token between source and target distributions coarsened to the source's top entries and one tail bucket.
+    """KL of each token between source and target distributions coarsened to the source's top entries and one tail
+    bucket.
 
     Law: a lower bound on the exact KL (data processing), equal to it when the kept entries are the whole vocabulary.
 
@@ -89,20 +91,14 @@ def coarse_divergence(
 
     Source: method 2.5.
     """
-    _check_temperature(temperature)
-    normaliser, selected_NK = head_statistics(
-        target_hidden, target_head, source.ids, temperature=temperature, chunk=chunk
-    )
-    log_q_NK = selected_NK - normaliser[:, None]
+    found = head_statistics(target_hidden, target_head, source.ids, temperature=temperature, chunk=chunk)
+    log_q_NK = found.selected - found.normaliser[:, None]
     log_p_NK = source.log_probs.to(log_q_NK.dtype)
-    tail = source.tail.to(log_q_NK.dtype)
     kept = (log_p_NK.exp() * (log_p_NK - log_q_NK)).sum(1)
-    # log(1 − Σ q) is finite up to rounding of Σ q to 1; without a source tail the term vanishes.
-    covered = torch.logsumexp(log_q_NK, dim=1).clamp_max(-torch.finfo(log_q_NK.dtype).eps)
+    tail = source.tail.to(log_q_NK.dtype)
     has_tail = torch.isfinite(tail)
     safe_tail = torch.where(has_tail, tail, 0.0)
-    safe_covered = torch.where(has_tail, covered, -1.0)
-    bucket = safe_tail.exp() * (safe_tail - torch.log(-torch.expm1(safe_covered)))
+    bucket = safe_tail.exp() * (safe_tail - (found.rest - found.normaliser))
     return (kept + torch.where(has_tail, bucket, 0.0)).clamp_min(0)
 
 
@@ -121,25 +117,34 @@ def top_entries(
     """
     _check_temperature(temperature)
     k = min(k, len(head.weight))
-    values: Tensor | None = None
-    running: Tensor | None = None
-    for start in range(0, len(head.weight), chunk):
-        logits_NW = head.logits(hidden, slice(start, start + chunk)) / temperature
-        part = torch.logsumexp(logits_NW, dim=1)
-        running = part if running is None else torch.logaddexp(running, part)
-        best, indices = logits_NW.topk(min(k, logits_NW.shape[1]), dim=1)
-        indices = indices + start
-        if values is not None:
-            best, indices = torch.cat([values, best], 1), torch.cat([ids, indices], 1)
-        values, order = best.topk(min(k, best.shape[1]), dim=1)
-        ids = indices.gather(1, order)
-    assert values is not None and running is not None
+    values = torch.zeros(len(hidden), 0, dtype=accumulation_dtype(head.weight), device=hidden.device)
+    ids = torch.zeros(len(hidden), 0, dtype=torch.long, device=hidden.device)
+    running = torch.full((len(hidden),), -torch.inf, dtype=values.dtype, device=hidden.device)
+    for rows in _chunks(head, chunk):
+        logits_NW = head.logits(hidden, rows) / temperature
+        running = torch.logaddexp(running, torch.logsumexp(logits_NW, dim=1))
+        best, local = logits_NW.topk(min(k, logits_NW.shape[1]), dim=1)
+        candidates, candidate_ids = torch.cat([values, best], 1), torch.cat([ids, local + rows.start], 1)
+        values, order = candidates.topk(min(k, candidates.shape[1]), dim=1)
+        ids = candidate_ids.gather(1, order)
     log_probs_NK = values - running[:, None]
     covered = torch.logsumexp(log_probs_NK, dim=1)
     tail = torch.log(-torch.expm1(covered.clamp_max(-torch.finfo(covered.dtype).eps)))
     if k == len(head.weight):
         tail = torch.full_like(tail, -torch.inf)
     return TopEntries(ids, log_probs_NK, tail)
+
+
+@dataclass(frozen=True, eq=False)
+class HeadStatistics:
+    """What `head_statistics` finds; differentiable in the hidden states."""
+
+    selected: Float[Tensor, "n k"]
+    """Logits of the entries that were asked for."""
+    rest: Float[Tensor, " n"]
+    """logsumexp of all other entries; −inf when there is none."""
+    normaliser: Float[Tensor, " n"]
+    """logsumexp over the whole vocabulary."""
 
 
 def head_statistics(
@@ -149,21 +154,34 @@ def head_statistics(
     *,
     temperature: float = 1.0,
     chunk: int = CHUNK,
-) -> tuple[Float[Tensor, " n"], Float[Tensor, "n k"]]:
-    """logsumexp of each token's logits over the vocabulary, and the logits of some entries of each token.
+) -> HeadStatistics:
+    """Logits of some entries of each token, and the logsumexp of all others: enough for NLL and coarsened KL.
 
-    The answer NLL is their difference; differentiable in `hidden`. Logits are divided by the temperature.
+    Args:
+        hidden: what the model feeds its head.
+        head: the head.
+        ids: k different entries for each token.
+        temperature: divides the logits.
+        chunk: vocabulary entries in memory at a time.
+
+    Raises:
+        SemalignError: an id outside of the head, or a temperature that is not positive.
     """
-    result: tuple[Tensor, Tensor] = _HeadStatistics.apply(hidden, head, ids, temperature, chunk)
-    return result
+    _check_temperature(temperature)
+    if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < len(head.weight):
+        raise SemalignError(
+            f"ids run from {int(ids.min())} to {int(ids.max())}, the head has entries 0 to {len(head.weight) - 1}"
+        )
+    rest, selected_NK = _HeadStatistics.apply(hidden, head, ids, temperature, chunk)  # type: ignore[no-untyped-call]
+    return HeadStatistics(selected_NK, rest, torch.logaddexp(rest, torch.logsumexp(selected_NK, dim=1)))
 
 
 def answer_nll(
     hidden: Float[Tensor, "n d"], head: Head, labels: Int[Tensor, " n"], *, chunk: int = CHUNK
 ) -> Float[Tensor, " n"]:
     """Negative log-likelihood of each token's label, in nats."""
-    normaliser, selected_N1 = head_statistics(hidden, head, labels[:, None], chunk=chunk)
-    return normaliser - selected_N1[:, 0]
+    found = head_statistics(hidden, head, labels[:, None], chunk=chunk)
+    return found.normaliser - found.selected[:, 0]
 
 
 def quadratic_divergence(
@@ -171,12 +189,13 @@ def quadratic_divergence(
 ) -> Float[Tensor, " n"]:
     """½ (z − z̃)ᵀ (diag p − p pᵀ) (z − z̃) of each token: z = W target, z̃ = W reference, p = softmax(z̃).
 
-    The second-order expansion of KL(softmax z̃ ‖ softmax z): half the variance, under p, of the difference of the logits.
-    Bias, scale and soft-cap of the head play no part (a lens reads contributions, not the stream). No gradient to `reference`.
+    The second-order expansion of KL(softmax z̃ ‖ softmax z): half the variance, under p, of the difference of the
+    logits. Bias, scale and soft-cap of the head play no part (a lens reads contributions, not the stream). No
+    gradient to `reference`.
 
     Source: ACL (method 2.7, `fisher`).
     """
-    value: Tensor = _QuadraticDivergence.apply(target, reference, head, chunk)
+    value: Tensor = _QuadraticDivergence.apply(target, reference, head, chunk)  # type: ignore[no-untyped-call]
     return value
 
 
@@ -198,32 +217,36 @@ def _pull_back(head: Head, rows: slice, logits_NW: Tensor, gradient_NW: Tensor) 
 
 
 class _HeadStatistics(torch.autograd.Function):
+    """(logsumexp of the entries outside of `ids`, logits of `ids`)."""
+
     @staticmethod
     def forward(
         ctx: Any, hidden: Tensor, head: Head, ids: Tensor, temperature: float, chunk: int
     ) -> tuple[Tensor, Tensor]:
         dtype = accumulation_dtype(head.weight)
-        normaliser = torch.full((len(hidden),), -torch.inf, dtype=dtype, device=hidden.device)
+        rest = torch.full((len(hidden),), -torch.inf, dtype=dtype, device=hidden.device)
         selected_NK = torch.zeros(ids.shape, dtype=dtype, device=hidden.device)
         for rows in _chunks(head, chunk):
             logits_NW = head.logits(hidden, rows) / temperature
-            normaliser = torch.logaddexp(normaliser, torch.logsumexp(logits_NW, dim=1))
             here, local = _within(ids, rows, logits_NW.shape[1])
             selected_NK = torch.where(here, logits_NW.gather(1, local), selected_NK)
-        ctx.save_for_backward(hidden, ids, normaliser)
+            others_NW = logits_NW.masked_fill(_marked(here, local, logits_NW.shape[1]), -torch.inf)
+            rest = torch.logaddexp(rest, torch.logsumexp(others_NW, dim=1))
+        ctx.save_for_backward(hidden, ids, rest)
         ctx.settings = (head, temperature, chunk)
-        return normaliser, selected_NK
+        return rest, selected_NK
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
-    def backward(ctx: Any, normaliser_gradient: Tensor, selected_gradient: Tensor) -> tuple[Tensor | None, ...]:
-        hidden, ids, normaliser = ctx.saved_tensors
+    @once_differentiable
+    def backward(ctx: Any, rest_gradient: Tensor, selected_gradient: Tensor) -> tuple[Tensor | None, ...]:
+        hidden, ids, rest = ctx.saved_tensors
         head, temperature, chunk = ctx.settings
-        gradient = torch.zeros(hidden.shape, dtype=normaliser.dtype, device=hidden.device)
+        gradient = torch.zeros(hidden.shape, dtype=rest.dtype, device=hidden.device)
         for rows in _chunks(head, chunk):
             logits_NW = head.logits(hidden, rows)
-            gradient_NW = (logits_NW / temperature - normaliser[:, None]).exp_() * normaliser_gradient[:, None]
             here, local = _within(ids, rows, logits_NW.shape[1])
+            gradient_NW = (logits_NW / temperature - rest[:, None]).exp_() * rest_gradient[:, None]
+            gradient_NW.masked_fill_(_marked(here, local, logits_NW.shape[1]), 0.0)
             gradient_NW.scatter_add_(1, local, torch.where(here, selected_gradient, 0.0))
             gradient += _pull_back(head, rows, logits_NW, gradient_NW / temperature)
         return gradient.to(hidden.dtype), None, None, None, None
@@ -236,8 +259,15 @@ def _within(ids_NK: Tensor, rows: slice, width: int) -> tuple[Tensor, Tensor]:
     return here, torch.where(here, local, 0)
 
 
+def _marked(here_NK: Tensor, local_NK: Tensor, width: int) -> Tensor:
+    """Which entries of a chunk are among the ids."""
+    hits = torch.zeros(len(here_NK), width, dtype=torch.int32, device=here_NK.device)
+    return hits.scatter_add_(1, local_NK, here_NK.to(torch.int32)) > 0
+
+
 class _ExactDivergence(torch.autograd.Function):
-    """KL = E_p[s] − lse(s) − E_p[t] + lse(t), in one pass; its gradient with respect to t is softmax(t) − softmax(s)."""
+    """KL = E_p[s] − lse(s) − E_p[t] + lse(t), in one pass; its gradient with respect to t is softmax(t) −
+    softmax(s)."""
 
     @staticmethod
     def forward(
@@ -268,7 +298,7 @@ class _ExactDivergence(torch.autograd.Function):
         return value.clamp_min(0)  # rounding alone can make it negative
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, value_gradient: Tensor) -> tuple[Tensor | None, ...]:
         target_hidden, source_hidden, target_lse, source_lse = ctx.saved_tensors
         target_head, source_head, temperature, chunk = ctx.settings
@@ -308,7 +338,7 @@ class _QuadraticDivergence(torch.autograd.Function):
         return ((second / mass - mean.square()) / 2).clamp_min(0)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, value_gradient: Tensor) -> tuple[Tensor | None, ...]:
         target, reference, normaliser, mean = ctx.saved_tensors
         lens, chunk = ctx.settings

@@ -145,6 +145,7 @@ def scaled_rows(
 
 def unit_rows(vectors: Float[Tensor, "*n d"]) -> Float[Tensor, "*n d"]:
     """Rows scaled to unit length; zero rows stay zero, with finite gradients."""
-    squares = vectors.square().sum(-1, keepdim=True)
-    safe = torch.where(squares > 0, squares, 1.0)
-    return vectors / safe.sqrt()
+    sizes = vectors.detach().abs().amax(-1, keepdim=True)
+    scaled = vectors / torch.where(sizes > 0, sizes, 1.0)  # squares of very small or large numbers would leave float32
+    squares = scaled.square().sum(-1, keepdim=True)
+    return scaled / torch.where(squares > 0, squares, 1.0).sqrt()

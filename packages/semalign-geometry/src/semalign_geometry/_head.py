@@ -87,7 +87,9 @@ def final_norm(model: nn.Module) -> nn.Module:
     find: Any = getattr(model, "get_decoder", None)
     decoder = find() if callable(find) else model
     width = Head.from_model(model).weight.shape[1]
-    norms = [child for child in decoder.children() if getattr(getattr(child, "weight", None), "shape", None) == (width,)]
+    norms = [
+        child for child in decoder.children() if getattr(getattr(child, "weight", None), "shape", None) == (width,)
+    ]
     if not norms:
         raise SemalignError(
             f"{type(model).__name__} has no final norm of its head's width {width}: "
@@ -111,4 +113,5 @@ def norm_gain(norm: nn.Module, width: int) -> Float[Tensor, " d"]:
     # Powers of two are exact in bfloat16; the size makes the norm's epsilon vanish.
     probe = (1024.0 * signs).to(parameter.device, parameter.dtype)
     rms = probe.float().square().mean().sqrt()
-    return (norm(probe).float() - norm(-probe).float()) * rms / (2 * probe.float())
+    gain: Tensor = (norm(probe).float() - norm(-probe).float()) * rms / (2 * probe.float())
+    return gain

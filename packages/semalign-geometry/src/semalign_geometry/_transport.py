@@ -82,9 +82,9 @@ def fit_transport(
 ) -> Transport:
     """Collapse a frame's two steps into M = G_T^(−q) [Σ_i w_T,i w_S,iᵀ / (n_T,i n_S,i)] G_S^(−p).
 
-    The sum streams over the vocabulary: cost v·d_S·d_T once, and no coefficients. Laws: `dual` and `parseval` are the identity
-    when both bases are the same (on the row space of a rank-deficient head); `parseval` from T to S is the transpose
-    and never lengthens a vector; for every frame M r = recompose(target, decompose(source, r)).
+    The sum streams over the vocabulary: cost v·d_S·d_T once, and no coefficients. Laws: `dual` and `parseval` are
+    the identity when both bases are the same (on the row space of a rank-deficient head); `parseval` from T to S is
+    the transpose and never lengthens a vector; for every frame M r = recompose(target, decompose(source, r)).
 
     Args:
         source: basis of the source, over the shared entries in order.
@@ -104,7 +104,9 @@ def fit_transport(
             f"the source basis has {source.manifest.entries} entries, the target basis {target.manifest.entries}: "
             "build both with entries=… of align_vocabularies"
         )
-    cross_TS = torch.zeros(target.manifest.width, source.manifest.width, dtype=torch.float64, device=target.weight.device)
+    cross_TS = torch.zeros(
+        target.manifest.width, source.manifest.width, dtype=torch.float64, device=target.weight.device
+    )
     rows = zip(
         scaled_rows(target, frame, fold_gain=fold_gain, chunk=chunk),
         scaled_rows(source, frame, fold_gain=fold_gain, chunk=chunk),

@@ -12,7 +12,8 @@ from ._errors import SemalignError
 
 @dataclass(frozen=True, eq=False)
 class SharedVocabulary:
-    """Entries known to both tokenizers: entry i is row `source_ids[i]` of one head and row `target_ids[i]` of the other.
+    """Entries known to both tokenizers: entry i is row `source_ids[i]` of one head and row `target_ids[i]` of the
+    other.
 
     Padded rows, which no tokenizer entry names, are in neither.
     """

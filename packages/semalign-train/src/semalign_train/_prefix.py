@@ -65,8 +65,17 @@ class PrefixCache:
                 self._streams = torch.empty(shape, dtype=streams_BND.dtype)
             else:
                 size = shape[0] * shape[1]
+                _reserve(self._file, size * streams_BND.element_size())
                 flat = torch.from_file(str(self._file), shared=True, size=size, dtype=streams_BND.dtype)
                 self._streams = flat.view(shape)
         for row, index in zip(streams_BND, indices, strict=True):
             start, end = self._starts[index], self._starts[index + 1]
             self._streams[start:end] = row[: end - start].to(self._streams.device)
+
+
+def _reserve(file: Path, size: int) -> None:
+    """Write `size` bytes, so that a full disk is an OSError here and not a fault when the mapped file is touched."""
+    block = bytes(2**20)
+    with file.open("wb") as stream:
+        for start in range(0, size, len(block)):
+            stream.write(block[: size - start])

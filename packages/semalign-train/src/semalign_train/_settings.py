@@ -21,7 +21,7 @@ class LoraLayer(Settings):
     """Chooses this in a configuration."""
     rank: int = Field(16, ge=1)
     """r."""
-    alpha: float = Field(32.0, gt=0)
+    alpha: int = Field(32, ge=1)
     """The adapter is scaled by alpha / r."""
     modules: tuple[str, ...] = ("up_proj", "down_proj", "v_proj", "o_proj")
     """Names of the linear modules inside the layer that get an adapter."""
@@ -72,7 +72,8 @@ class TransferConfig(Contract):
     clip: float | None = Field(1.0, gt=0)
     """Norm that gradients are clipped to; None for no clipping."""
     autocast: Literal["model", "bfloat16", "none"] = "model"
-    """Mixed precision: `model` uses bfloat16 products for half-precision models and none for float32 ones. Trainable weights are
+    """Mixed precision: `model` uses bfloat16 products for half-precision models and none for float32 ones. Trainable
+    weights are
     float32 in every case."""
     seed: int = 0
     """Seed of the order of the examples."""

@@ -8,6 +8,7 @@ from peft import LoraConfig, LoraModel
 from semalign_attribution import DecoderView
 from semalign_geometry import SemalignError
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from ._settings import FullLayer, LoraLayer
 
@@ -16,7 +17,7 @@ from ._settings import FullLayer, LoraLayer
 def frontier(
     view: DecoderView, layer: int, trainable: FullLayer | LoraLayer, *, final_norm: bool
 ) -> Iterator[list[nn.Parameter]]:
-    """The parameters that train in a stage, in float32; cast back, or merged, when the block ends without an exception.
+    """The parameters that train in a stage, in float32; cast back, or merged, when the block ends, on every path.
 
     All other parameters are expected to be frozen already.
     """
@@ -24,15 +25,22 @@ def frontier(
     if isinstance(trainable, FullLayer):
         parameters = list(module.parameters())
     else:
-        adapted = [name for name, _ in module.named_modules() if name.rsplit(".", 1)[-1] in trainable.modules]
-        unmatched = set(trainable.modules) - {name.rsplit(".", 1)[-1] for name in adapted}
+        linear = {name: part for name, part in module.named_modules() if isinstance(part, (nn.Linear, Conv1D))}
+        known = sorted({name.rsplit(".", 1)[-1] for name in linear})
+        unmatched = sorted(set(trainable.modules) - set(known))
         if unmatched:
-            linear = sorted({name for name, part in module.named_modules() if getattr(part, "weight", None) is not None})
             raise SemalignError(
-                f"layer {layer} has no module named {', '.join(sorted(unmatched))}: train.trainable.modules can name "
-                f"{', '.join(linear)}"
+                f"layer {layer} has no linear module named {', '.join(unmatched)}: train.trainable.modules can name "
+                f"{', '.join(known)}"
             )
-        config = LoraConfig(r=trainable.rank, lora_alpha=trainable.alpha, target_modules=adapted, lora_dropout=0.0)
+        adapted = [name for name in linear if name.rsplit(".", 1)[-1] in trainable.modules]
+        config = LoraConfig(
+            r=trainable.rank,
+            lora_alpha=trainable.alpha,
+            target_modules=adapted,
+            lora_dropout=0.0,
+            fan_in_fan_out=isinstance(linear[adapted[0]], Conv1D),
+        )
         with torch.random.fork_rng():
             torch.manual_seed(layer)
             adapter = LoraModel(module, config, "frontier")
@@ -46,9 +54,9 @@ def frontier(
             parameter.requires_grad_(True)
         yield parameters
     finally:
+        if isinstance(trainable, LoraLayer):
+            adapter.merge_and_unload()  # while the adapter is float32: one rounding
         for parameter, dtype in zip(parameters, dtypes, strict=True):
             parameter.data = parameter.data.to(dtype)
             parameter.requires_grad_(False)
             parameter.grad = None
-        if isinstance(trainable, LoraLayer):
-            adapter.merge_and_unload()

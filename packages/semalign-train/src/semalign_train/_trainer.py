@@ -48,18 +48,20 @@ class FrontierTrainer:
             callback: told of every step and stage.
 
         Raises:
-            SemalignError: the store was made for another depth, width or vocabulary, a layer does not exist, or every term
+            SemalignError: the store was made for another depth, width or vocabulary, a layer does not exist, or
+            every term
                 has weight 0.
         """
         self.view = view_of(target)
         self.supervision = supervision
         self.config = config or TransferConfig()
-        self._callback = callback or (lambda record: None)
+        self.callback = callback or (lambda record: None)
         self._scratch = scratch
         manifest = supervision.manifest
         if manifest.pairing.target_depth != self.view.depth:
             raise SemalignError(
-                f"the supervision is for a target of {manifest.pairing.target_depth} layers, this one has {self.view.depth}"
+                f"the supervision is for a target of {manifest.pairing.target_depth} layers, this one has "
+                f"{self.view.depth}"
             )
         transported = manifest.transport.frame != "none"
         if transported and manifest.transport.target_width != self.view.width:
@@ -71,8 +73,13 @@ class FrontierTrainer:
                 f"the supervision is over vocabulary ids up to {int(supervision.entries.max())}, the target's head has "
                 f"{len(self.view.head.weight)} rows: supervise with entries=… of the shared vocabulary"
             )
-        self.layers = self.config.layers or tuple(range(1, self.view.depth + 1))
-        if list(self.layers) != sorted(set(self.layers)) or not 1 <= self.layers[0] <= self.layers[-1] <= self.view.depth:
+        everything = tuple(range(1, self.view.depth + 1))
+        self.layers = everything if self.config.layers is None else self.config.layers
+        if (
+            not self.layers
+            or list(self.layers) != sorted(set(self.layers))
+            or not 1 <= self.layers[0] <= self.layers[-1] <= self.view.depth
+        ):
             raise SemalignError(f"layers are {self.layers}, expected ascending numbers from 1 to {self.view.depth}")
         weights = self.config.weights
         terms: list[tuple[float, Objective]] = [
@@ -107,7 +114,7 @@ class FrontierTrainer:
             )
             for layer in self.layers:
                 stages.append(self._stage(layer, prefix))
-                self._callback(stages[-1])
+                self.callback(stages[-1])
         return TransferReport(
             config=self.config,
             stages=tuple(stages),
@@ -121,9 +128,7 @@ class FrontierTrainer:
         last = layer == self.view.depth
         config = self.config
         records: list[StepRecord] = []
-        with frontier(
-            self.view, layer, config.trainable, final_norm=config.train_final_norm and last
-        ) as parameters:
+        with frontier(self.view, layer, config.trainable, final_norm=config.train_final_norm and last) as parameters:
             optimiser = torch.optim.AdamW(
                 parameters, lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay
             )
@@ -167,7 +172,7 @@ class FrontierTrainer:
                         tokens_per_second=tokens / seconds,
                     )
                 )
-                self._callback(records[-1])
+                self.callback(records[-1])
             trained = sum(parameter.numel() for parameter in parameters)
         return StageRecord(
             layer=layer,
@@ -193,7 +198,8 @@ class FrontierTrainer:
     def _gradients(
         self, layer: int, indices: Sequence[int], prefix: PrefixCache, parameters: Sequence[nn.Parameter]
     ) -> tuple[dict[str, float], dict[str, float]]:
-        """Leave the gradient of the weighted loss over an optimisation batch in `parameters`; means and norms of the terms."""
+        """Leave the gradient of the weighted loss over an optimisation batch in `parameters`; means and norms of the
+        terms."""
         counts = self.supervision.counts[list(indices)]
         units = {term.name: term.count(counts) for _, term in self._terms}
         active = [(weight, term) for weight, term in self._terms if units[term.name] > 0]
@@ -208,7 +214,9 @@ class FrontierTrainer:
                     weight * mean, parameters, retain_graph=place + 1 < len(active), materialize_grads=True
                 )
                 held = gradients.get(term.name)
-                gradients[term.name] = list(parts) if held is None else [a + b for a, b in zip(held, parts, strict=True)]
+                gradients[term.name] = (
+                    list(parts) if held is None else [a + b for a, b in zip(held, parts, strict=True)]
+                )
         for number, parameter in enumerate(parameters):
             parameter.grad = torch.stack([parts[number] for parts in gradients.values()]).sum(0) if gradients else None
         norms = {name: float(nn.utils.get_total_norm(parts)) for name, parts in gradients.items()}

@@ -1,0 +1,8 @@
+"""`python -m semalign_harness` is the command `semalign`."""
+
+import sys
+
+from .cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,66 @@
+"""What a person sees while an experiment runs."""
+
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TypeVar
+
+from tqdm import tqdm
+
+T = TypeVar("T")
+
+
+class Bar:
+    """A progress bar whose postfix tells where it is."""
+
+    def __init__(self, bar: "tqdm[T]") -> None:
+        """Wrap a tqdm bar."""
+        self._bar = bar
+
+    def advance(self, postfix: str) -> None:
+        """One step further."""
+        self._bar.set_postfix_str(postfix, refresh=False)
+        self._bar.update()
+
+
+class Console:
+    """Steps, notes and bars on standard error; bars only on a terminal."""
+
+    def __init__(self, *, quiet: bool = False) -> None:
+        """Start the clock.
+
+        Args:
+            quiet: show nothing.
+        """
+        self._quiet = quiet
+        self._no_bars = quiet or not sys.stderr.isatty()
+        self._started = time.perf_counter()
+
+    @property
+    def seconds(self) -> float:
+        """Wall time since the start."""
+        return time.perf_counter() - self._started
+
+    def note(self, text: str) -> None:
+        """A line."""
+        if not self._quiet:
+            tqdm.write(f"[{self.seconds:7.1f} s] {text}", file=sys.stderr)
+
+    @contextmanager
+    def step(self, label: str) -> Iterator[None]:
+        """A part of the run, shown with its seconds when it ends."""
+        begun = time.perf_counter()
+        yield
+        self.note(f"{label}: {time.perf_counter() - begun:.1f} s")
+
+    def progress(self, label: str, items: Sequence[T]) -> Iterator[T]:
+        """The items, with a bar."""
+        with self.step(label):
+            yield from tqdm(items, desc=label, disable=self._no_bars, leave=False)
+
+    @contextmanager
+    def bar(self, label: str, total: int) -> Iterator[Bar]:
+        """A bar that the caller advances."""
+        with self.step(label), tqdm(total=total, desc=label, disable=self._no_bars, leave=False) as bar:
+            yield Bar(bar)

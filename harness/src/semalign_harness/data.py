@@ -1,0 +1,222 @@
+"""Rows from files, the hub or a generator, as token ids with the answers supervised."""
+
+import gzip
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+import torch
+from semalign_attribution import IGNORE, Batch
+from semalign_geometry import SemalignError
+from torch.nn.utils.rnn import pad_sequence
+from transformers import PreTrainedTokenizerBase
+
+from .experiment import DataConfig, RowsConfig
+from .tiny import arithmetic_rows
+
+Row = dict[str, Any]
+GENERATED_ROWS = 20_000
+
+
+@dataclass(frozen=True)
+class Example:
+    """One row as token ids."""
+
+    prompt_ids: tuple[int, ...]
+    answer_ids: tuple[int, ...]
+    """Supervised, end-of-sequence token included."""
+    answer: str
+    """The reference answer as text."""
+
+    def __len__(self) -> int:
+        return len(self.prompt_ids) + len(self.answer_ids)
+
+
+@dataclass(frozen=True)
+class Split:
+    """The rows of an experiment, disjoint by prompt."""
+
+    train: list[Example]
+    held_out: list[Example]
+    too_long: int
+    """Rows that were left out because they are longer than the limit."""
+    longest: int
+    """Tokens of the longest row that was seen."""
+
+
+def split_rows(config: DataConfig, tokenizer: PreTrainedTokenizerBase) -> Split:
+    """Draw the train and held-out rows of an experiment and encode them.
+
+    Raises:
+        SemalignError: too few rows, none short enough, or rows without a prompt or an answer.
+    """
+    pools = [load_rows(config.train)] + ([load_rows(config.held_out)] if config.held_out else [])
+    generator = torch.Generator().manual_seed(config.seed)
+    seen: set[tuple[int, ...]] = set()
+    too_long = longest = 0
+
+    def draw(pool: list[Row], origin: RowsConfig, wanted: int, part: str) -> Iterator[Example]:
+        nonlocal too_long, longest
+        found = 0
+        while pool and found < wanted:
+            example = encode_row(pool.pop(), tokenizer, origin)
+            longest = max(longest, len(example))
+            if example.prompt_ids in seen:
+                continue
+            seen.add(example.prompt_ids)
+            if len(example) > config.max_length:
+                too_long += 1
+                continue
+            found += 1
+            yield example
+        if found == 0 and too_long:
+            raise SemalignError(
+                f"every row of {origin.path} is longer than data.max_length={config.max_length} tokens "
+                f"(the longest has {longest}): raise data.max_length"
+            )
+        if found < wanted:
+            raise SemalignError(
+                f"{origin.path} gives {found} {part} rows of the {wanted} that data.{part}_rows asks for "
+                f"({too_long} were longer than data.max_length={config.max_length}): lower data.{part}_rows"
+            )
+
+    shuffled = []
+    for pool in pools:
+        order = torch.randperm(len(pool), generator=generator).tolist()
+        shuffled.append([pool[index] for index in order])
+    train = list(draw(shuffled[0], config.train, config.train_rows, "train"))
+    held_out = list(draw(shuffled[-1], config.held_out or config.train, config.held_out_rows, "held_out"))
+    return Split(train, held_out, too_long, longest)
+
+
+def load_rows(config: RowsConfig) -> list[Row]:
+    """All rows of a JSONL file, a hub data set or a generator.
+
+    Raises:
+        SemalignError: nothing is found there, a line is not JSON, or there are no rows.
+    """
+    path = Path(config.path).expanduser()
+    if config.path.startswith("generated:"):
+        if config.path != "generated:arithmetic":
+            raise SemalignError(f"unknown generator {config.path!r}: the one known is generated:arithmetic")
+        if config.split not in ("train", "held_out"):
+            raise SemalignError(f"generated rows have the splits train and held_out, not {config.split!r}")
+        rows: list[Row] = arithmetic_rows(GENERATED_ROWS, seed=0, split=config.split)  # type: ignore[arg-type]
+    elif path.suffix in (".jsonl", ".gz", ".json") or path.exists():
+        rows = list(_read_jsonl(path))
+    else:
+        rows = _read_hub(config)
+    if not rows:
+        raise SemalignError(f"{config.path} holds no rows")
+    return rows
+
+
+def _read_jsonl(path: Path) -> Iterator[Row]:
+    if not path.is_file():
+        raise SemalignError(f"{path} does not exist: give a .jsonl or .jsonl.gz file, or the id of a hub data set")
+    opener = gzip.open if path.suffix == ".gz" else open
+    try:
+        # newline="\n": Unicode line separators inside a row are not ends of lines.
+        with opener(path, "rt", encoding="utf-8", newline="\n") as file:
+            for number, line in enumerate(file, 1):
+                if not line.strip():
+                    continue
+                try:
+                    row = json.loads(line)
+                except json.JSONDecodeError as error:
+                    raise SemalignError(f"{path}, line {number} is not JSON: {error.msg}") from error
+                if not isinstance(row, dict):
+                    raise SemalignError(f"{path}, line {number} is not a JSON object")
+                yield row
+    except (OSError, EOFError, UnicodeDecodeError) as error:
+        raise SemalignError(f"{path} cannot be read: {error}") from error
+
+
+def _read_hub(config: RowsConfig) -> list[Row]:
+    try:
+        found = datasets.load_dataset(config.path, config.subset, split=config.split)
+    except Exception as error:  # the hub client has no common base class of errors
+        reason = " ".join(str(error).split())[:200]
+        raise SemalignError(
+            f"{config.path!r} is no local file, and the hub did not give it ({type(error).__name__}: {reason})"
+        ) from error
+    return [dict(row) for row in found]
+
+
+def encode_rows(
+    rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, *, config: RowsConfig | None = None
+) -> list[Example]:
+    """Encode rows that hold `messages`, or the prompt and completion fields that `config` names."""
+    origin = config or RowsConfig(path="rows")
+    return [encode_row(row, tokenizer, origin) for row in rows]
+
+
+def encode_row(row: Row, tokenizer: PreTrainedTokenizerBase, config: RowsConfig) -> Example:
+    """One row as token ids: prompt and answer are encoded apart, so that no token spans their border.
+
+    With a chat template, the prompt ends where the template asks for a generation, and the answer ends with the
+    end-of-sequence token inside the template; without one, the answer gets the end-of-sequence token appended.
+
+    Raises:
+        SemalignError: the row has no prompt or no answer, or the template does not fit.
+    """
+    messages = _messages(row, config)
+    answer = messages[-1]["content"]
+    if tokenizer.chat_template is None:
+        prompt_text = "\n".join(message["content"] for message in messages[:-1])
+        answer_text = answer + str(tokenizer.eos_token or "")
+    else:
+        prompt_text = str(tokenizer.apply_chat_template(messages[:-1], tokenize=False, add_generation_prompt=True))
+        whole = str(tokenizer.apply_chat_template(messages, tokenize=False))
+        if not whole.startswith(prompt_text):
+            raise SemalignError(
+                "the chat template renders a prompt differently once its answer follows, so the answer cannot be told "
+                "apart: give the tokenizer a template whose generation prompt begins the answer"
+            )
+        answer_text = whole[len(prompt_text) :]
+    add_special = tokenizer.chat_template is None
+    prompt_ids = tokenizer(prompt_text, add_special_tokens=add_special)["input_ids"]
+    answer_ids = tokenizer(answer_text, add_special_tokens=False)["input_ids"]
+    if tokenizer.eos_token_id in answer_ids:
+        answer_ids = answer_ids[: answer_ids.index(tokenizer.eos_token_id) + 1]
+    if not prompt_ids or not answer_ids:
+        raise SemalignError(f"a row of {config.path} has an empty prompt or answer after encoding")
+    return Example(tuple(prompt_ids), tuple(answer_ids), answer)
+
+
+def _messages(row: Row, config: RowsConfig) -> list[dict[str, str]]:
+    if "messages" in row:
+        messages = [{"role": str(m["role"]), "content": str(m["content"])} for m in row["messages"]]
+        if len(messages) < 2 or messages[-1]["role"] != "assistant" or not messages[-1]["content"].strip():
+            raise SemalignError(f"a row of {config.path} has no answer: its last message must be the assistant's")
+        return messages
+    missing = [field for field in (config.prompt, config.completion) if field not in row]
+    if missing:
+        raise SemalignError(
+            f"a row of {config.path} has neither messages nor the field {missing[0]!r}; its fields are "
+            f"{', '.join(row)}: name the right ones in data.train.prompt and data.train.completion"
+        )
+    prompt, completion = str(row[config.prompt] or ""), str(row[config.completion] or "")
+    if not prompt.strip() or not completion.strip():
+        empty = config.completion if prompt.strip() else config.prompt
+        raise SemalignError(f"a row of {config.path} has no answer or prompt: its field {empty!r} is empty")
+    return [{"role": "user", "content": prompt}, {"role": "assistant", "content": completion}]
+
+
+def batches(examples: Sequence[Example], batch_size: int) -> list[Batch]:
+    """Padded batches with supervised answers, in order of length so that little is padded."""
+    order = sorted(examples, key=len)
+    return [_batch(order[start : start + batch_size]) for start in range(0, len(order), batch_size)]
+
+
+def _batch(examples: Sequence[Example]) -> Batch:
+    ids = [torch.tensor(e.prompt_ids + e.answer_ids) for e in examples]
+    labels = [torch.tensor((IGNORE,) * len(e.prompt_ids) + e.answer_ids) for e in examples]
+    return {
+        "input_ids": pad_sequence(ids, batch_first=True),
+        "attention_mask": pad_sequence([torch.ones_like(row) for row in ids], batch_first=True),
+        "labels": pad_sequence(labels, batch_first=True, padding_value=IGNORE),
+    }

@@ -1,0 +1,215 @@
+"""An experiment: everything a run depends on, from YAML files and dotted overrides."""
+
+import importlib.resources
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import Field, model_validator
+from semalign_align import SupervisionSettings
+from semalign_attribution import (
+    Ablation,
+    GradientActivation,
+    Manual,
+    Monotone,
+    NearestCritical,
+    Random,
+    SimilarityPairing,
+    Uniform,
+)
+from semalign_geometry import FRAMES, Contract, SemalignError, Settings
+from semalign_train import TransferConfig
+
+Policy = Monotone | Uniform | NearestCritical | SimilarityPairing | Manual | Random
+
+
+class ModelConfig(Settings):
+    """Where a model comes from."""
+
+    path: str
+    """Hub id, local folder, `.gguf` file, or `generated:tiny-source` and `generated:tiny-target`."""
+    revision: str | None = None
+    """Revision on the hub; None for the newest."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """dtype of the weights; `auto` is the checkpoint's own."""
+
+
+class RowsConfig(Settings):
+    """Where rows come from, and which of their fields are prompt and answer."""
+
+    path: str
+    """`.jsonl` or `.jsonl.gz` file, id of a data set on the hub, or `generated:arithmetic`."""
+    subset: str | None = None
+    """Configuration name of a hub data set, such as `main` of openai/gsm8k."""
+    split: str = "train"
+    """Split of a hub data set, or of generated rows (`train`, `held_out`)."""
+    prompt: str = "prompt"
+    """Field of the prompt, in rows without `messages`."""
+    completion: str = "completion"
+    """Field of the answer, in rows without `messages`."""
+
+
+class DataConfig(Settings):
+    """The rows of an experiment; train and held-out rows never share a prompt."""
+
+    train: RowsConfig
+    """Rows to train and attribute on."""
+    held_out: RowsConfig | None = None
+    """Rows to measure on; None takes other rows of `train`."""
+    train_rows: int = Field(256, ge=1)
+    """Rows to train on, drawn by `seed`."""
+    held_out_rows: int = Field(48, ge=1)
+    """Rows to measure on."""
+    attribution_rows: int = Field(32, ge=1)
+    """Rows to attribute on: the first of the training rows."""
+    max_length: int = Field(512, ge=2)
+    """Longest prompt with answer, in tokens; longer rows are left out, and counted in the output."""
+    seed: int = 0
+    """Seed of the draw of rows."""
+
+
+class SimilarityScorer(Settings):
+    """Score pairs of layers by CKA with the target."""
+
+    kind: Literal["similarity"] = "similarity"
+    """Chooses this scorer."""
+
+
+class TransportConfig(Settings):
+    """How residual contributions come to the target's width."""
+
+    frame: str = "parseval"
+    """`parseval`, `dual`, `cosine`, or `none` (geometry is matched in the source's own space)."""
+    fold_gain: bool = True
+    """Whether heads are read through the gain of the final norm."""
+
+    @model_validator(mode="after")
+    def _known_frame(self) -> "TransportConfig":
+        if self.frame not in (*FRAMES, "none"):
+            raise ValueError(f"unknown frame: choose one of {', '.join((*FRAMES, 'none'))}")
+        return self
+
+
+class MeasureConfig(Settings):
+    """What is measured besides NLL, KL and agreement."""
+
+    answer_rows: int = Field(0, ge=0)
+    """Held-out rows whose answers are generated greedily and compared by their last number; 0 for none."""
+    max_new_tokens: int = Field(256, ge=1)
+    """Longest generated answer, in tokens."""
+
+
+class Experiment(Contract):
+    """Everything a run depends on."""
+
+    name: str = Field(pattern=r"^[\w.-]+$")
+    """Name of the run folder."""
+    source: ModelConfig
+    """The larger model."""
+    target: ModelConfig
+    """The smaller model, which is trained."""
+    data: DataConfig
+    """Rows."""
+    scorer: Annotated[GradientActivation | Ablation | SimilarityScorer, Field(discriminator="kind")] = (
+        GradientActivation()
+    )
+    """How source layers are scored."""
+    pairing: Annotated[Policy, Field(discriminator="kind")] = Monotone()
+    """How target layers get their source layer."""
+    transport: TransportConfig = TransportConfig()
+    """How contributions come to the target's width."""
+    supervision: SupervisionSettings = SupervisionSettings()
+    """What the source leaves behind."""
+    train: TransferConfig = TransferConfig()
+    """How the target trains."""
+    measure: MeasureConfig = MeasureConfig()
+    """What is measured before and after."""
+    device: str = "auto"
+    """Device of the models: `cpu`, `cuda`, `mps`, …; `auto` takes the first accelerator, else the CPU."""
+    batch_size: int = Field(8, ge=1)
+    """Rows in a forward run of attribution, supervision and measurement."""
+
+    @model_validator(mode="after")
+    def _similarity_needs_its_scorer(self) -> "Experiment":
+        if self.pairing.kind == "similarity" and self.scorer.kind != "similarity":
+            raise ValueError("the similarity pairing needs the similarity scorer: set scorer.kind=similarity")
+        return self
+
+
+def preset_names() -> list[str]:
+    """Names of the presets that come with the harness."""
+    folder = importlib.resources.files("semalign_harness") / "presets"
+    return sorted(file.name.removesuffix(".yaml") for file in folder.iterdir() if file.name.endswith(".yaml"))
+
+
+def load_experiment(
+    base: str | Path, *, configs: Sequence[str | Path] = (), overrides: Sequence[str] = ()
+) -> Experiment:
+    """An experiment from a preset or a file, further files, and dotted overrides, later ones winning.
+
+    Args:
+        base: name of a preset, or path of a YAML file.
+        configs: YAML files merged on top.
+        overrides: `key.key=value`, the value read as YAML.
+
+    Raises:
+        SemalignError: unknown preset, missing file, broken YAML, unknown key, wrong value.
+    """
+    tree = _read(base)
+    for config in configs:
+        tree = _merged(tree, _read_file(Path(config)))
+    for override in overrides:
+        tree = _merged(tree, _parse_override(override))
+    return Experiment.parse(tree, origin=str(base))
+
+
+def _read(base: str | Path) -> dict[str, Any]:
+    path = Path(base)
+    if path.suffix in (".yaml", ".yml") or path.is_file():
+        return _read_file(path)
+    if str(base) in preset_names():
+        text = (importlib.resources.files("semalign_harness") / "presets" / f"{base}.yaml").read_text("utf-8")
+        return _as_tree(text, str(base))
+    raise SemalignError(f"{str(base)!r} is neither a preset ({', '.join(preset_names())}) nor the path of a .yaml file")
+
+
+def _read_file(path: Path) -> dict[str, Any]:
+    try:
+        return _as_tree(path.read_text(encoding="utf-8"), str(path))
+    except FileNotFoundError:
+        raise SemalignError(f"{path} does not exist: give the path of an experiment's YAML file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise SemalignError(f"{path} cannot be read: {error}") from error
+
+
+def _as_tree(text: str, origin: str) -> dict[str, Any]:
+    try:
+        tree = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise SemalignError(f"{origin} is not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(tree, dict):
+        raise SemalignError(f"{origin} holds no YAML mapping: expected keys such as source, target, data")
+    return tree
+
+
+def _parse_override(override: str) -> dict[str, Any]:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise SemalignError(f"override {override!r} is not of the form key.key=value, such as train.batch_size=8")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise SemalignError(f"override {override!r}: the value is not valid YAML") from error
+    for part in reversed(key.split(".")):
+        value = {part: value}
+    return dict(value)
+
+
+def _merged(below: Any, above: Any) -> Any:
+    """`above` laid over `below`, mapping by mapping; a changed `kind` replaces its whole section."""
+    if not isinstance(below, dict) or not isinstance(above, dict):
+        return above
+    if "kind" in above and above["kind"] != below.get("kind"):
+        return above
+    return below | {key: _merged(below.get(key), value) for key, value in above.items()}

@@ -1,0 +1,111 @@
+"""What arrived: the target against the source on held-out rows."""
+
+import re
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Int
+from semalign_align import FinalStates, Supervision
+from semalign_attribution import DecoderView, undisturbed
+from semalign_geometry import Contract, SemalignError, answer_nll, output_divergence
+from torch import Tensor
+
+from .data import Example
+from .models import LoadedModel
+
+TOKENS_AT_ONCE = 256
+"""Supervised tokens whose full logits are in memory at a time."""
+
+
+class Measurement(Contract):
+    """Figures of one model on held-out rows; means over supervised tokens."""
+
+    answer_nll: float
+    """Negative log-likelihood of the answer tokens, nats per token."""
+    kl: float
+    """Exact KL(p_S ‖ p_T) to the source, nats per token; 0 for the source itself."""
+    agreement: float
+    """Share of the supervised tokens where the likeliest entry is the source's."""
+    accuracy: float | None = None
+    """Share of the generated answers whose last number is the reference's; None when nothing was generated."""
+    tokens: int
+    """Supervised tokens."""
+    rows: int
+    """Held-out rows."""
+    answer_rows: int = 0
+    """Rows with a generated answer."""
+
+
+@torch.no_grad()
+def measure(view: DecoderView, held_out: Supervision, *, batch_size: int) -> Measurement:
+    """Measure a model against the source's stored final states (output supervision `final_hidden`).
+
+    Raises:
+        SemalignError: the store keeps top entries only.
+    """
+    head = view.head.select(held_out.entries)
+    sums = torch.zeros(3, dtype=torch.float64)
+    with undisturbed(view.model):
+        for start in range(0, len(held_out), batch_size):
+            indices = list(range(start, min(start + batch_size, len(held_out))))
+            data = held_out.collate(indices, device=view.device)
+            if not isinstance(data.output, FinalStates):
+                raise SemalignError("measuring the exact KL needs a store with output supervision final_hidden")
+            trace = view.trace(data.batch)
+            assert trace.final is not None
+            hidden = trace.final[data.positions.mask]
+            source = data.output
+            sums[0] += answer_nll(hidden, view.head, data.positions.labels).sum().double().cpu()
+            sums[1] += output_divergence(source.hidden, source.head, hidden, head).sum().double().cpu()
+            for rows in torch.arange(len(hidden)).split(TOKENS_AT_ONCE):
+                ours, theirs = head.logits(hidden[rows]), source.head.logits(source.hidden[rows])
+                sums[2] += (ours.argmax(1) == theirs.argmax(1)).sum().double().cpu()
+    tokens = held_out.manifest.supervised_tokens
+    nll, kl, agreement = (sums / tokens).tolist()
+    return Measurement(answer_nll=nll, kl=kl, agreement=agreement, tokens=tokens, rows=len(held_out))
+
+
+@torch.no_grad()
+def answer_accuracy(loaded: LoadedModel, examples: Sequence[Example], *, max_new_tokens: int, batch_size: int) -> float:
+    """Share of greedily generated answers whose last number is the last number of the reference answer."""
+    tokenizer, model = loaded.tokenizer, loaded.model
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    correct = 0
+    order = sorted(examples, key=lambda example: len(example.prompt_ids))
+    with undisturbed(model):
+        for start in range(0, len(order), batch_size):
+            part = order[start : start + batch_size]
+            ids, mask = _left_padded([example.prompt_ids for example in part], pad)
+            output = model.generate(  # type: ignore[operator]  # transformers types it as a tensor
+                input_ids=ids.to(model.device),
+                attention_mask=mask.to(model.device),
+                do_sample=False,
+                max_new_tokens=max_new_tokens,
+                pad_token_id=pad,
+            )
+            texts = tokenizer.batch_decode(output[:, ids.shape[1] :], skip_special_tokens=True)
+            correct += sum(_same_number(text, example.answer) for text, example in zip(texts, part, strict=True))
+    return correct / len(order)
+
+
+def gap_recovered(source: float, before: float, after: float) -> float | None:
+    """(after − before) / (source − before): 0 nothing, 1 all of the gap; None when there is no gap."""
+    return None if source == before else (after - before) / (source - before)
+
+
+def last_number(text: str) -> float | None:
+    """The last number of a text, thousands separators allowed; None without any."""
+    found = re.findall(r"-?\d[\d,]*(?:\.\d+)?", text)
+    return float(found[-1].replace(",", "")) if found else None
+
+
+def _same_number(generated: str, reference: str) -> bool:
+    number = last_number(generated)
+    return number is not None and number == last_number(reference)
+
+
+def _left_padded(rows: Sequence[Sequence[int]], pad: int) -> tuple[Int[Tensor, "b n"], Int[Tensor, "b n"]]:
+    width = max(len(row) for row in rows)
+    ids = torch.tensor([[pad] * (width - len(row)) + list(row) for row in rows])
+    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
+    return ids, mask

@@ -1,0 +1,159 @@
+"""Models from the hub, a folder, a GGUF file or the generator, checked before they are used."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import platformdirs
+import torch
+from semalign_attribution import DecoderView
+from semalign_geometry import SemalignError, SharedVocabulary, align_vocabularies, new_folder, sha256_of
+from tokenizers.normalizers import NFC
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GgufConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from .experiment import ModelConfig
+from .tiny import build_tiny_model
+
+GENERATED = {"generated:tiny-source": "source", "generated:tiny-target": "target"}
+
+
+@dataclass(frozen=True, eq=False)
+class LoadedModel:
+    """A causal language model, checked, with its tokenizer."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    folder: str
+    """Hub id or folder that transformers loads it from."""
+
+
+def cache_folder() -> Path:
+    """Where generated and converted models are kept: $SEMALIGN_CACHE, else the user's cache folder."""
+    return Path(os.environ.get("SEMALIGN_CACHE") or platformdirs.user_cache_dir("semalign"))
+
+
+def load_model(config: ModelConfig, *, device: torch.device | str = "cpu") -> LoadedModel:
+    """Load a model and its tokenizer, and check that it is a finite, causal, decoder-only language model.
+
+    Raises:
+        SemalignError: nothing is found there, it is an encoder, or its weights are damaged.
+    """
+    place = _resolve(config)
+    try:
+        found = AutoConfig.from_pretrained(place, revision=config.revision)
+        kinds = found.architectures or []
+        if kinds and not any(
+            kind.endswith(("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")) for kind in kinds
+        ):
+            raise SemalignError(f"{config.path} is a {kinds[0]}, expected a decoder-only causal language model")
+        tokenizer = AutoTokenizer.from_pretrained(place, revision=config.revision)
+        dtype = config.dtype if config.dtype == "auto" else getattr(torch, config.dtype)
+        model = AutoModelForCausalLM.from_pretrained(place, revision=config.revision, dtype=dtype)
+    except SemalignError:
+        raise
+    except (OSError, ValueError, KeyError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise SemalignError(f"{config.path!r} could not be loaded as a language model: {reason}") from error
+    model.eval()
+    for name, parameter in model.named_parameters():
+        if not torch.isfinite(parameter).all():
+            raise SemalignError(f"{config.path} holds values that are not finite in {name}: fetch the checkpoint again")
+    model.to(device)  # type: ignore[arg-type]  # the stub of transformers' decorator hides self
+    DecoderView(model).verify()
+    return LoadedModel(model, tokenizer, place)
+
+
+def check_tokenizers(source: LoadedModel, target: LoadedModel, texts: list[str]) -> SharedVocabulary:
+    """The vocabulary entries that both models share, when one tokenisation serves both.
+
+    Raises:
+        SemalignError: entries have different ids, or texts are encoded differently.
+    """
+    source_vocabulary, target_vocabulary = source.tokenizer.get_vocab(), target.tokenizer.get_vocab()
+    shared = align_vocabularies(source_vocabulary, target_vocabulary)
+    remedy = "choose a source and a target of one family, which share a tokenizer"
+    if not shared.same_ids:
+        token = next(t for t, i in source_vocabulary.items() if target_vocabulary.get(t, i) != i)
+        raise SemalignError(
+            f"the tokenizers differ: {token!r} is entry {source_vocabulary[token]} of the source and "
+            f"{target_vocabulary[token]} of the target; {remedy}"
+        )
+    for text in texts:
+        if source.tokenizer(text)["input_ids"] != target.tokenizer(text)["input_ids"]:
+            raise SemalignError(f"the tokenizers split {text[:60]!r} differently; {remedy}")
+    rows = min(len(source.model.get_output_embeddings().weight), len(target.model.get_output_embeddings().weight))
+    kept = shared.source_ids < rows
+    return SharedVocabulary(
+        shared.source_ids[kept], shared.target_ids[kept], shared.only_in_source, shared.only_in_target
+    )
+
+
+def _resolve(config: ModelConfig) -> str:
+    """The folder or hub id that transformers can load; generated and GGUF models are made once and kept."""
+    if config.path.startswith("generated:"):
+        if config.path not in GENERATED:
+            raise SemalignError(f"unknown generated model {config.path!r}: known are {', '.join(GENERATED)}")
+        role = GENERATED[config.path]
+        return str(build_tiny_model(role, cache_folder() / f"tiny-{role}"))  # type: ignore[arg-type]
+    path = Path(config.path).expanduser()
+    if path.suffix == ".gguf":
+        if not path.is_file():
+            raise SemalignError(f"{path} does not exist: give a .gguf file, a model folder or a hub id")
+        return str(_converted(path))
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise SemalignError(f"{path} holds no config.json: it is not the folder of a transformers model")
+        return str(path)
+    if path.is_absolute() or config.path.startswith((".", "~")) or config.path.count("/") > 1:
+        raise SemalignError(f"{config.path} does not exist: give a model folder, a .gguf file or a hub id")
+    return config.path
+
+
+def _converted(path: Path) -> Path:
+    """The GGUF file as a folder of bfloat16 safetensors, converted once for each content."""
+    folder = cache_folder() / f"{path.stem}-{sha256_of(path)[:16]}"
+    if (folder / "config.json").is_file():
+        return folder
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            path.parent,
+            gguf_file=path.name,
+            dtype=torch.bfloat16,
+            quantization_config=GgufConfig(dequantize=True),
+        )
+        tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+    except (OSError, ValueError, KeyError) as error:
+        raise SemalignError(f"{path} cannot be read as a GGUF model: {' '.join(str(error).split())[:200]}") from error
+    _tie_like_upstream(model)
+    if model.config.model_type.startswith("qwen2"):
+        # What the upstream tokenizer and generation settings have and the file does not carry.
+        tokenizer.backend_tokenizer.normalizer = NFC()
+        model.generation_config.eos_token_id = tokenizer.convert_tokens_to_ids(["<|im_end|>", "<|endoftext|>"])
+    model.config._name_or_path = path.stem
+    with new_folder(folder) as temporary:
+        model.save_pretrained(temporary)
+        tokenizer.save_pretrained(temporary)
+    return folder
+
+
+def _tie_like_upstream(model: PreTrainedModel) -> None:
+    """Tie embeddings and head again where the file holds one matrix twice; the head is quantised the finer."""
+    output, inputs = model.get_output_embeddings(), model.get_input_embeddings()
+    assert isinstance(output, nn.Linear) and isinstance(inputs, nn.Embedding)
+    head, embeddings = output.weight, inputs.weight
+    if head is embeddings or head.shape != embeddings.shape:
+        return
+    sample = slice(0, None, max(1, len(head) // 4096))
+    likeness = torch.cosine_similarity(head[sample].float(), embeddings[sample].float(), dim=1).mean()
+    if likeness > 0.98:
+        embeddings.data = head.data
+        model.config.tie_word_embeddings = True
+        model.tie_weights()

@@ -1,0 +1,46 @@
+"""The result of a run as a table in plain text."""
+
+from collections.abc import Callable
+
+from .measure import Measurement, gap_recovered
+from .pipeline import RunResult
+
+COLUMNS = ("", "source", "target before", "target after", "gap recovered")
+
+
+def result_table(result: RunResult) -> str:
+    """Source, target before and target after, with the share of the gap that was recovered."""
+    rows = [
+        _row(result, "answer NLL (nats/token)", lambda m: m.answer_nll, "{:.4f}"),
+        _row(result, "KL to the source (nats/token)", lambda m: m.kl, "{:.4f}"),
+        _row(result, "top-1 agreement", lambda m: m.agreement, "{:.1%}"),
+        _row(result, "exact answers", lambda m: m.accuracy, "{:.1%}"),
+    ]
+    lines = [COLUMNS, *[row for row in rows if row]]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(COLUMNS))]
+    text = "\n".join(
+        line[0].ljust(widths[0])
+        + "".join("  " + cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True))
+        for line in lines
+    )
+    measured = f"{result.after.rows} held-out rows, {result.after.tokens} supervised tokens"
+    if result.after.answer_rows:
+        measured += f", {result.after.answer_rows} generated answers"
+    transfer = result.transfer
+    cost = (
+        f"{result.train_rows} training rows, {len(transfer.stages)} stages of {transfer.stages[0].steps} steps, "
+        f"training {transfer.seconds:.0f} s of {result.seconds:.0f} s, "
+        f"peak memory {result.peak_bytes / 2**30:.2f} GiB, supervision {result.supervision_bytes / 2**20:.0f} MiB"
+    )
+    return f"{text}\nmeasured on {measured}\n{cost}"
+
+
+def _row(
+    result: RunResult, label: str, figure: Callable[[Measurement], float | None], form: str
+) -> tuple[str, ...] | None:
+    source, before, after = (figure(m) for m in (result.source, result.before, result.after))
+    if source is None or before is None or after is None:
+        return None
+    recovered = gap_recovered(source, before, after)
+    share = "–" if recovered is None else f"{recovered:.0%}"
+    return (label, form.format(source), form.format(before), form.format(after), share)

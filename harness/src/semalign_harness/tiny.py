@@ -1,0 +1,448 @@
+"""The embedded `tiny` preset: arithmetic word problems and two small Llama models that learn to solve them.
+
+Nothing is downloaded. The source and the target learn the same kind of problems in the same way; the target
+is smaller in depth and in width and sees fewer problems, so it is honestly under-trained, never corrupted.
+What it lacks is what a transfer can give it.
+
+Every vocabulary entry is a whole word or a whole number. There are more than twice as many entries as the
+source is wide, so that the head W has full column rank and the semantic basis W⁺ exists.
+
+Legend of the shape suffixes: B rows of a batch, L positions, N supervised positions, D width, V vocabulary;
+K matrices of one shape, O outputs, I inputs of a matrix.
+"""
+
+import hashlib
+import json
+import random
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from semalign_geometry import SemalignError, new_folder
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from torch import Tensor
+from torch.nn import Parameter
+from torch.nn.functional import cross_entropy
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+Role = Literal["source", "target"]
+Split = Literal["train", "held_out"]
+_Record = dict[str, str | int]
+
+_NAMES = """
+Ada Adam Aisha Alan Amir Ana Anya Ari Arlo Ben Bela Boris Cara Carl Chen Cleo Dana Dario Demi Dina Edith Eli
+Elsa Emil Enzo Eva Farah Felix Finn Flora Gita Greta Gus Hana Hans Hugo Ida Igor Ines Iris Ivan Jana Joel
+Jonas Juno Karim Kofi Lars Lena Leo Lila Luca Luis Maja Marco Mei Mia Milo Mina Nadia Nils Nina Noah Nora
+Olga Omar Oscar Otto Paco Petra Pia Priya Quinn Raj Ravi Remy Rita Rosa Ruth Sami Sara Selma Sven Tara Theo
+Tilda Tom Uma Vera Viktor Wanda Wei Yara Yuki Zara Zeno Zoe
+""".split()
+
+_OBJECTS = """
+acorns apples bagels balls baskets beads bells berries blankets bolts books bottles bowls bricks brushes
+buckets buns buttons cakes candles caps cards carrots chairs cherries clocks coins combs cones corks crayons
+crates cups dates dolls drums eggs envelopes feathers figs flags flutes forks gloves grapes hats herbs hooks
+jars kettles keys kites knots ladders lamps leaves lemons letters limes magnets maps marbles melons mirrors
+mugs nails needles nuts olives onions papers peaches pears pebbles pencils pins plates plums posters pots
+radishes ribbons rings ropes roses rulers scarves seeds shells shirts socks spoons stamps stickers stones
+tiles tulips turnips vases wheels whistles
+""".split()
+
+_PLACES = """
+attic bakery barn basement cabin cafe cellar classroom cottage courtyard den garage garden gym hall hut
+kitchen laundry library lodge market museum office orchard pantry park school shed shop stable studio
+workshop
+""".split()
+
+_START = (
+    "{name} has {first} {object} .",
+    "{name} finds {first} {object} .",
+    "There are {first} {object} in the {place} .",
+)
+_GROUPS = (
+    "{name} has {first} boxes with {second} {object} each .",
+    "{name} fills {first} bags with {second} {object} .",
+)
+_ADD = ("{name} buys {count} more .", "{other} brings {count} more .", "Then {name} adds {count} .")
+_SUBTRACT = ("{name} loses {count} .", "{name} gives {other} {count} .", "{other} takes {count} away .")
+_QUESTION = ("How many {object} now ?", "How many {object} are there ?")
+_ANSWER = "The answer is"
+
+_PAD, _BOS, _EOS, _UNK, _USER, _ASSISTANT = "<pad>", "<bos>", "<eos>", "<unk>", "<user>", "<assistant>"
+_SPECIAL = (_PAD, _BOS, _EOS, _UNK, _USER, _ASSISTANT)
+_LARGEST_NUMBER = 40
+
+_CHAT_TEMPLATE = (
+    "{{ bos_token }}"
+    "{% for message in messages %}"
+    "{% if message['role'] == 'user' %}{{ '<user> ' + message['content'] + ' ' }}"
+    "{% elif message['role'] == 'assistant' %}{{ '<assistant> ' + message['content'] + ' ' + eos_token }}"
+    "{% else %}{{ raise_exception('known roles are user and assistant, not ' + message['role']) }}"
+    "{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<assistant> ' }}{% endif %}"
+)
+
+_OPERATIONS: tuple[str, ...] = ("+", "-", "*", "++", "+-", "-+", "--", "*+", "*-")
+_OPERATION_WEIGHTS = (1.0, 1.0, 1.0, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5)
+_START_RANGE, _FACTOR_RANGE, _CHANGE_RANGE = (2, 12), (2, 5), (1, 9)
+_HELD_OUT_OF_256 = 51
+
+_MAX_POSITIONS = 128
+_BATCH_ROWS = 64
+_MATRIX_RATE, _OTHER_RATE = 0.02, 3e-3
+_WARM_UP, _DECAY = 0.1, 0.5
+_MATRIX_WEIGHT_DECAY, _MATRIX_MOMENTUM = 0.01, 0.95
+_BETAS = (0.9, 0.98)
+_NEWTON_SCHULZ, _NEWTON_SCHULZ_STEPS = (3.4445, -4.7750, 2.0315), 5
+_GRADIENT_NORM = 1.0
+_RECORD = "tiny.json"
+_RECIPE_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class _Recipe:
+    """Size of one model and the number of optimiser steps, of `_BATCH_ROWS` problems each."""
+
+    layers: int
+    width: int
+    heads: int
+    intermediate: int
+    steps: int
+
+
+_RECIPES: dict[Role, _Recipe] = {
+    "source": _Recipe(layers=4, width=128, heads=4, intermediate=256, steps=300),
+    "target": _Recipe(layers=3, width=96, heads=4, intermediate=192, steps=95),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class _Step:
+    """One line of the chain of thought, `left operation right = result`."""
+
+    left: int
+    operation: str
+    right: int
+    result: int
+
+
+def arithmetic_rows(count: int, *, seed: int, split: Split) -> list[dict[str, Any]]:
+    """Generate arithmetic word problems as chat rows.
+
+    A *problem* is its operations and its numbers; names, objects and wording dress it. A hash of the problem
+    decides its split, so no problem of `train` occurs in `held_out`, whatever the two seeds. Prompts do not
+    repeat within one call, problems do. Same arguments, same rows.
+
+    Args:
+        count: Number of rows, at least 0.
+        seed: Seed of the draw; its own stream, the global random state is neither read nor changed.
+        split: About four fifths of all problems belong to `train`, the rest to `held_out`.
+
+    Returns:
+        Rows with `messages` (a user turn, then an assistant turn such as `7 + 5 = 12 . The answer is 12`) and
+        `answer`, the digits of the result, which is also the last number of the assistant turn.
+
+    Raises:
+        SemalignError: If `count` is negative or `split` is unknown.
+
+    Source:
+        ours.
+    """
+    if split not in ("train", "held_out"):
+        raise SemalignError(f"split is {split!r}; expected 'train' or 'held_out'")
+    if count < 0:
+        raise SemalignError(f"count is {count}; expected 0 or more rows")
+    return _draw_rows(count, stream=f"rows:{split}:{seed}", split=split)
+
+
+def build_tokenizer() -> PreTrainedTokenizerFast:
+    """Build the word-level tokenizer of both tiny models.
+
+    Words, punctuation marks and the numbers 0 to 40 are one entry each, and none is merged with its
+    neighbour. Hence two laws: text whose words are known and set apart by single spaces survives encoding
+    and decoding, and a prompt rendered with `add_generation_prompt=True` is, token by token, the beginning
+    of the prompt with its answer.
+
+    Returns:
+        A tokenizer with pad, bos, eos and unk entries and a chat template for the roles `user` and
+        `assistant`; eos ends an assistant turn, and pad differs from eos.
+
+    Source:
+        ours.
+    """
+    backend = Tokenizer(WordLevel({word: index for index, word in enumerate(_vocabulary())}, unk_token=_UNK))
+    backend.pre_tokenizer = Whitespace()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        pad_token=_PAD,
+        bos_token=_BOS,
+        eos_token=_EOS,
+        unk_token=_UNK,
+        additional_special_tokens=[_USER, _ASSISTANT],
+        chat_template=_CHAT_TEMPLATE,
+        model_max_length=_MAX_POSITIONS,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def build_tiny_model(
+    role: Role,
+    folder: Path,
+    *,
+    seed: int = 0,
+    steps: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Path:
+    """Pre-train one tiny model on generated problems and save it with its tokenizer, or reuse a finished one.
+
+    The objective is the mean negative log-likelihood of the answer tokens, over problems of the `train`
+    split only. Weights are float32 on the CPU: matrices of the layers move by Muon, embeddings and norm
+    gains by AdamW. The result is a function of `role`, `seed`, `steps` and the number of threads. The folder
+    is whole or absent: it is filled under a temporary name beside the final one and then renamed.
+
+    Args:
+        role: `source`, the larger model with the longer training, or `target`.
+        folder: Where the model goes. A folder that holds the same model is returned untouched.
+        seed: Seed of the initial weights and of the problems; the global random state is left as found.
+        steps: Optimiser steps of 64 problems each, at least 1; by default those of the role's recipe.
+        progress: Called after every step with the steps done and the total. An exception from it ends
+            the build and leaves no folder.
+
+    Returns:
+        `folder`, loadable with `from_pretrained`.
+
+    Raises:
+        SemalignError: If `role` is unknown, `steps` is below 1, or `folder` holds something else.
+
+    Source:
+        ours; Muon after Jordan et al. (2024), https://kellerjordan.github.io/posts/muon.
+    """
+    if role not in _RECIPES:
+        raise SemalignError(f"role is {role!r}; expected 'source' or 'target'")
+    recipe = _RECIPES[role]
+    total = recipe.steps if steps is None else steps
+    if total < 1:
+        raise SemalignError(f"steps is {total}; expected at least 1, or None for the recipe's {recipe.steps}")
+    record: _Record = {"recipe_version": _RECIPE_VERSION, "role": role, "seed": seed, "steps": total}
+    if _is_finished(folder, record):
+        return folder
+
+    tokenizer = build_tokenizer()
+    model = _new_model(recipe, tokenizer, seed=seed)
+    rows = _draw_rows(total * _BATCH_ROWS, stream=f"pre-training:{role}:{seed}", split="train")
+    _train(model, _batches(rows, tokenizer), total=total, progress=progress)
+
+    with new_folder(folder) as filled:
+        model.save_pretrained(filled)
+        tokenizer.save_pretrained(filled)
+        (filled / _RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    return folder
+
+
+def _draw_rows(count: int, *, stream: str, split: Split) -> list[dict[str, Any]]:
+    generator = random.Random(stream)
+    rows: list[dict[str, Any]] = []
+    seen: set[str] = set()
+    while len(rows) < count:
+        operations = generator.choices(_OPERATIONS, _OPERATION_WEIGHTS)[0]
+        steps = _draw_steps(operations, generator)
+        if steps is None or _split_of(operations, steps) != split:
+            continue
+        prompt = _tell(steps, generator)
+        if prompt in seen:
+            continue
+        seen.add(prompt)
+        answer = str(steps[-1].result)
+        chain = "".join(f"{step.left} {step.operation} {step.right} = {step.result} . " for step in steps)
+        messages = [
+            {"role": "user", "content": prompt},
+            {"role": "assistant", "content": f"{chain}{_ANSWER} {answer}"},
+        ]
+        rows.append({"messages": messages, "answer": answer})
+    return rows
+
+
+def _draw_steps(operations: str, generator: random.Random) -> list[_Step] | None:
+    """Draw the steps of a problem; None where nothing is left to subtract from."""
+    steps: list[_Step] = []
+    value = generator.randint(*(_FACTOR_RANGE if operations[0] == "*" else _START_RANGE))
+    for operation in operations:
+        low, high = _FACTOR_RANGE if operation == "*" else _CHANGE_RANGE
+        if operation == "-":
+            high = min(high, value)
+        if high < low:
+            return None
+        right = generator.randint(low, high)
+        result = {"+": value + right, "-": value - right, "*": value * right}[operation]
+        steps.append(_Step(value, operation, right, result))
+        value = result
+    return steps
+
+
+def _split_of(operations: str, steps: Sequence[_Step]) -> Split:
+    # With this prefix the hash gives both splits every kind of problem (there are only 16 single products).
+    numbers = ":".join(str(number) for number in (steps[0].left, *(step.right for step in steps)))
+    problem = f"problem:{operations}:{numbers}"
+    byte = hashlib.sha256(problem.encode()).digest()[0]
+    return "held_out" if byte < _HELD_OUT_OF_256 else "train"
+
+
+def _tell(steps: Sequence[_Step], generator: random.Random) -> str:
+    """Dress the problem in words: who, what, where, and one of several wordings for every sentence."""
+    name, other = generator.sample(_NAMES, 2)
+    words: dict[str, str | int] = {
+        "name": name,
+        "other": other,
+        "object": generator.choice(_OBJECTS),
+        "place": generator.choice(_PLACES),
+        "first": steps[0].left,
+        "second": steps[0].right,
+    }
+    grouped = steps[0].operation == "*"
+    sentences = [generator.choice(_GROUPS if grouped else _START)]
+    for step in steps[1:] if grouped else steps:
+        sentence = generator.choice(_ADD if step.operation == "+" else _SUBTRACT)
+        sentences.append(sentence.replace("{count}", str(step.right)))
+    sentences.append(generator.choice(_QUESTION))
+    return " ".join(sentence.format(**words) for sentence in sentences)
+
+
+def _vocabulary() -> list[str]:
+    templates = (*_START, *_GROUPS, *_ADD, *_SUBTRACT, *_QUESTION, _ANSWER)
+    wording = [word for template in templates for word in template.split() if not word.startswith("{")]
+    numbers = [str(number) for number in range(_LARGEST_NUMBER + 1)]
+    words = [*_SPECIAL, *numbers, "+", "-", "*", "=", *wording, *_NAMES, *_OBJECTS, *_PLACES]
+    return list(dict.fromkeys(words))
+
+
+def _new_model(recipe: _Recipe, tokenizer: PreTrainedTokenizerFast, *, seed: int) -> LlamaForCausalLM:
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=recipe.width,
+        intermediate_size=recipe.intermediate,
+        num_hidden_layers=recipe.layers,
+        num_attention_heads=recipe.heads,
+        num_key_value_heads=recipe.heads,
+        max_position_embeddings=_MAX_POSITIONS,
+        tie_word_embeddings=True,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        dtype="float32",
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = LlamaForCausalLM(config)
+    torch.nn.Module.float(model)
+    return model
+
+
+def _batches(rows: Sequence[dict[str, Any]], tokenizer: PreTrainedTokenizerFast) -> Iterator[tuple[Tensor, Tensor]]:
+    """Batches of token ids and labels, both (B, L), padded on the right; -100 where nothing is supervised."""
+    texts = tokenizer.apply_chat_template([row["messages"] for row in rows], tokenize=False)
+    encoded: list[list[int]] = tokenizer(texts, add_special_tokens=False)["input_ids"]
+    assistant = tokenizer.get_vocab()[_ASSISTANT]
+    for begin in range(0, len(encoded), _BATCH_ROWS):
+        batch = encoded[begin : begin + _BATCH_ROWS]
+        length = max(map(len, batch))
+        ids_BL = torch.full((len(batch), length), tokenizer.pad_token_id)
+        labels_BL = torch.full((len(batch), length), -100)
+        for index, ids in enumerate(batch):
+            answer = ids.index(assistant) + 1
+            ids_BL[index, : len(ids)] = torch.tensor(ids)
+            labels_BL[index, answer : len(ids)] = torch.tensor(ids[answer:])
+        yield ids_BL, labels_BL
+
+
+def _train(
+    model: LlamaForCausalLM,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    *,
+    total: int,
+    progress: Callable[[int, int], None] | None,
+) -> None:
+    matrices = [weight for weight in model.model.layers.parameters() if weight.ndim == 2]
+    chosen = set(map(id, matrices))
+    others = [weight for weight in model.parameters() if id(weight) not in chosen]
+    muon = _Muon(matrices)
+    adamw = torch.optim.AdamW(others, betas=_BETAS, weight_decay=0.0)
+    model.train()
+    for done, (ids_BL, labels_BL) in enumerate(batches, start=1):
+        # Padding stands on the right, so causal attention needs no mask; the head sees supervised positions.
+        hidden_BLD = model.model(input_ids=ids_BL, use_cache=False).last_hidden_state
+        supervised_BL = labels_BL[:, 1:] != -100
+        logits_NV = model.lm_head(hidden_BLD[:, :-1][supervised_BL])
+        loss = cross_entropy(logits_NV, labels_BL[:, 1:][supervised_BL])
+        torch.autograd.backward(loss)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), _GRADIENT_NORM)
+        factor = _rate(done - 1, total)
+        adamw.param_groups[0]["lr"] = _OTHER_RATE * factor
+        adamw.step()
+        muon.step(_MATRIX_RATE * factor)
+        model.zero_grad()
+        if progress is not None:
+            progress(done, total)
+    model.train(False)
+
+
+def _rate(step: int, total: int) -> float:
+    """Warm-up over the first tenth, a plateau, then a linear decay over the last half; a factor in (0, 1]."""
+    return min(1.0, (step + 1) / (_WARM_UP * total), max(total - step, 1) / (_DECAY * total))
+
+
+class _Muon:
+    """Momentum whose update is orthogonalised, one matrix at a time; matrices of one shape are stacked.
+
+    On these models it learns far more per step than AdamW does, and seconds are what the preset is short of.
+    """
+
+    def __init__(self, matrices: Sequence[Parameter]) -> None:
+        shapes = dict.fromkeys(matrix.shape for matrix in matrices)
+        self._stacks = [[matrix for matrix in matrices if matrix.shape == shape] for shape in shapes]
+        self._momenta = [torch.zeros(len(stack), *stack[0].shape) for stack in self._stacks]
+
+    @torch.no_grad()
+    def step(self, rate: float) -> None:
+        for stack, momentum_KOI in zip(self._stacks, self._momenta, strict=True):
+            gradient_KOI = torch.stack([matrix.grad for matrix in stack if matrix.grad is not None])
+            momentum_KOI.lerp_(gradient_KOI, 1 - _MATRIX_MOMENTUM)
+            update_KOI = _orthogonalised(gradient_KOI.lerp(momentum_KOI, _MATRIX_MOMENTUM))
+            outputs, inputs = stack[0].shape
+            for matrix, update_OI in zip(stack, update_KOI, strict=True):
+                matrix.mul_(1 - rate * _MATRIX_WEIGHT_DECAY)
+                matrix.add_(update_OI, alpha=-rate * max(1.0, outputs / inputs) ** 0.5)
+
+
+def _orthogonalised(matrix_KOI: Tensor) -> Tensor:
+    """Bring each matrix's singular values near 1 (about 0.7 to 1.2) by quintic Newton-Schulz iterations."""
+    first, third, fifth = _NEWTON_SCHULZ
+    tall = matrix_KOI.shape[-2] > matrix_KOI.shape[-1]
+    x = matrix_KOI.mT if tall else matrix_KOI
+    x = x / (torch.linalg.matrix_norm(x, keepdim=True) + 1e-7)
+    for _ in range(_NEWTON_SCHULZ_STEPS):
+        gram = x @ x.mT
+        x = first * x + (third * gram + fifth * gram @ gram) @ x
+    result: Tensor = x.mT if tall else x
+    return result
+
+
+def _is_finished(folder: Path, record: _Record) -> bool:
+    """Whether `folder` holds the model of `record`; an absent or empty folder does not, any other raises."""
+    if not folder.exists():
+        return False
+    if not folder.is_dir():
+        raise SemalignError(f"{folder} is a file; expected a folder that is absent, empty or holds a tiny model")
+    if not any(folder.iterdir()):
+        return False
+    try:
+        found = json.loads((folder / _RECORD).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        message = f"{folder} holds no tiny model (no readable {_RECORD}); choose an absent or empty folder"
+        raise SemalignError(message) from None
+    if found != record:
+        message = f"{folder} holds the tiny model {found}, expected {record}; choose another folder or delete it"
+        raise SemalignError(message)
+    return True

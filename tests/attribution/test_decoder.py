@@ -1,0 +1,355 @@
+"""The view of a decoder: capture, replay, early stop, refusal, and a model left as found."""
+
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from semalign_attribution import (
+    Ablation,
+    DecoderView,
+    GradientActivation,
+    Similarity,
+    attribute_layers,
+    undisturbed,
+    view_of,
+)
+from semalign_geometry import SemalignError
+from torch import Tensor, nn
+
+from ..models import ARCHITECTURES, random_batch, tiny_model
+from .snapshot import snapshot, unsettle
+
+DEPTH = 4
+each_architecture = pytest.mark.parametrize("architecture", ARCHITECTURES)
+
+
+def run_whole(model: Any, batch: dict[str, Tensor]) -> Any:
+    """The model's own forward, with nothing of the view in it."""
+    inputs = {key: batch[key] for key in ("input_ids", "attention_mask")}
+    return model(**inputs, use_cache=False, output_hidden_states=True)
+
+
+def count_runs(view: DecoderView) -> list[int]:
+    """A list that counts how often the first submodule of each layer runs."""
+    counts = [0] * view.depth
+    for index, layer in enumerate(view.layers):
+        original = next(m for m in layer.modules() if isinstance(m, nn.LayerNorm) or "RMSNorm" in type(m).__name__)
+
+        def count(*_: Any, index: int = index) -> None:
+            counts[index] += 1
+
+        original.register_forward_hook(count)
+    return counts
+
+
+@each_architecture
+def test_parts_are_found_and_verify_passes(architecture: str) -> None:
+    model = tiny_model(architecture, seed=0, depth=5, width=16)
+    view = DecoderView(model)
+    assert (view.depth, view.width, view.device) == (5, 16, torch.device("cpu"))
+    assert view.head.weight.data_ptr() == model.get_output_embeddings().weight.data_ptr()
+    view.verify()
+
+
+@each_architecture
+@torch.no_grad()
+def test_trace_reads_the_streams_of_the_model(architecture: str) -> None:
+    model, batch = tiny_model(architecture, seed=1), random_batch(1)
+    view = view_of(model)
+    trace = view.trace(batch, keep=range(1, DEPTH + 1))
+    whole = run_whole(model, batch)
+    assert trace.final is not None
+    for layer in range(1, DEPTH + 1):
+        torch.testing.assert_close(trace.inputs[layer], whole.hidden_states[layer - 1], rtol=0, atol=0)
+    torch.testing.assert_close(trace.final, whole.hidden_states[-1], rtol=0, atol=0)
+    torch.testing.assert_close(view.head.logits(trace.final), whole.logits.float())
+    # The residual contributions and the embeddings add up to the last stream.
+    stream = trace.inputs[1] + sum(trace.residual(layer) for layer in range(1, DEPTH + 1))
+    torch.testing.assert_close(stream, trace.outputs[DEPTH], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(view.final_norm(trace.outputs[DEPTH]), trace.final)
+
+
+@each_architecture
+@torch.no_grad()
+def test_replay_equals_the_full_forward_exactly(architecture: str) -> None:
+    model, batch = tiny_model(architecture, seed=2), random_batch(2)
+    assert (batch["attention_mask"] == 0).any(), "the batch must have padding"
+    view = DecoderView(model)
+    whole = view.trace(batch, keep=range(1, DEPTH + 1))
+    assert whole.final is not None and torch.equal(whole.final, run_whole(model, batch).hidden_states[-1])
+    for start in range(2, DEPTH + 2):
+        replayed = view.trace(batch, start=start, hidden=whole.outputs[start - 1], keep=range(start, DEPTH + 1))
+        assert torch.equal(replayed.final, whole.final)
+        assert list(replayed.outputs) == list(range(start, DEPTH + 1))
+        for layer in replayed.outputs:
+            assert torch.equal(replayed.outputs[layer], whole.outputs[layer])
+            assert torch.equal(replayed.inputs[layer], whole.inputs[layer])
+
+
+@each_architecture
+@torch.no_grad()
+def test_early_stop_equals_the_full_forward_and_runs_nothing_more(architecture: str) -> None:
+    batch, view = random_batch(3), DecoderView(tiny_model(architecture, seed=3))
+    whole = view.trace(batch, keep=range(1, DEPTH + 1))
+    counts = count_runs(view)
+    for stop in range(1, DEPTH + 1):
+        counts[:] = [0] * DEPTH
+        stopped = view.trace(batch, keep=[stop], stop=stop)
+        assert stopped.final is None
+        assert torch.equal(stopped.outputs[stop], whole.outputs[stop])
+        assert [bool(count) for count in counts] == [layer <= stop for layer in range(1, DEPTH + 1)]
+    counts[:] = [0] * DEPTH
+    part = view.trace(batch, start=2, hidden=whole.outputs[1], keep=[3], stop=3)
+    assert torch.equal(part.outputs[3], whole.outputs[3]) and part.final is None
+    assert [bool(count) for count in counts] == [False, True, True, False]
+
+
+@settings(max_examples=10)
+@given(st.integers(0, 10_000), st.sampled_from(ARCHITECTURES), st.integers(1, 6), st.data())
+@torch.no_grad()
+def test_replay_holds_for_any_depth_and_batch(seed: int, architecture: str, depth: int, data: st.DataObject) -> None:
+    batch = random_batch(seed, examples=data.draw(st.integers(1, 4)), length=data.draw(st.integers(4, 14)))
+    view = DecoderView(tiny_model(architecture, seed=seed, depth=depth, width=16))
+    whole = view.trace(batch, keep=range(1, depth + 1))
+    start = data.draw(st.integers(1, depth)) + 1
+    assert torch.equal(view.trace(batch, start=start, hidden=whole.outputs[start - 1]).final, whole.final)
+
+
+@torch.no_grad()
+def test_replay_uses_what_it_is_given() -> None:
+    batch, view = random_batch(4), DecoderView(tiny_model("llama", seed=4))
+    hidden = torch.randn(*batch["input_ids"].shape, view.width, generator=torch.Generator().manual_seed(0))
+    trace = view.trace(batch, start=DEPTH + 1, hidden=hidden)
+    torch.testing.assert_close(trace.final, view.final_norm(hidden))
+    trace = view.trace(batch, start=3, hidden=hidden, keep=[3])
+    assert torch.equal(trace.inputs[3], hidden)
+
+
+@each_architecture
+def test_input_gradient_makes_a_graph_under_frozen_weights(architecture: str) -> None:
+    model, batch = tiny_model(architecture, seed=5), random_batch(5)
+    view = DecoderView(model)
+    with undisturbed(model):
+        trace = view.trace(batch, keep=range(1, DEPTH + 1), input_gradient=True)
+        plain = view.trace(batch)
+        assert trace.final is not None and plain.final is not None
+        assert not plain.final.requires_grad
+        assert torch.equal(trace.final, plain.final)
+        gradient = torch.autograd.grad(trace.final.square().sum(), trace.inputs[1])[0]
+    assert gradient.abs().sum() > 0
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("number", [-1, 0, DEPTH + 1])
+def test_layer_numbers_out_of_range_are_refused(number: int) -> None:
+    model, batch = tiny_model("llama", seed=0), random_batch(0)
+    view = DecoderView(model)
+    before = snapshot(model)
+    for call in (
+        lambda: view.layer(number),
+        lambda: view.trace(batch, keep=[1, number]),
+        lambda: view.trace(batch, stop=number),
+    ):
+        with pytest.raises(SemalignError, match=f"layer {number} does not exist: the model has layers 1 to {DEPTH}"):
+            call()
+    assert snapshot(model) == before
+
+
+def test_layers_are_counted_from_one() -> None:
+    model = tiny_model("llama", seed=0)
+    view = DecoderView(model)
+    assert [view.layer(number) for number in range(1, DEPTH + 1)] == list(model.model.layers)
+    assert view_of(view) is view
+
+
+def test_start_and_hidden_go_together() -> None:
+    batch, view = random_batch(0), DecoderView(tiny_model("llama", seed=0))
+    hidden = torch.zeros(*batch["input_ids"].shape, view.width)
+    for start in (0, DEPTH + 2):
+        with pytest.raises(SemalignError, match=f"start is {start}, expected 1 to {DEPTH + 1}"):
+            view.trace(batch, start=start, hidden=hidden)
+    with pytest.raises(SemalignError, match="run from layer 2 needs hidden"):
+        view.trace(batch, start=2)
+    with pytest.raises(SemalignError, match="run from layer 1 takes no hidden"):
+        view.trace(batch, hidden=hidden)
+
+
+def uses(model: Any) -> dict[str, Callable[[], object]]:
+    """Every way to run the model through the library."""
+    view, batch = DecoderView(model), random_batch(6)
+    hidden = torch.zeros(*batch["input_ids"].shape, view.width)
+    return {
+        "trace": lambda: view.trace(batch, keep=range(1, DEPTH + 1)),
+        "input gradient": lambda: view.trace(batch, keep=[2], input_gradient=True),
+        "replay": lambda: view.trace(batch, start=3, hidden=hidden, keep=[1, 3]),
+        "stop": lambda: view.trace(batch, stop=3),
+        "verify": view.verify,
+        "gradient": lambda: attribute_layers(model, [batch], scorer=GradientActivation()),
+        "ablation": lambda: attribute_layers(view, [batch], scorer=Ablation()),
+        "similarity": lambda: attribute_layers(model, [batch], scorer=Similarity(model)),
+    }
+
+
+USES = ["trace", "input gradient", "replay", "stop", "verify", "gradient", "ablation", "similarity"]
+ISOLATED = ["verify", "gradient", "ablation", "similarity"]
+"""Uses that bring the model into evaluation mode themselves; a bare trace runs it as it is."""
+
+
+@pytest.mark.parametrize("use", USES)
+@pytest.mark.parametrize("architecture", ["llama", "gemma3", "gpt2", "opt"])
+def test_the_model_is_left_as_found(architecture: str, use: str) -> None:
+    model = tiny_model(architecture, seed=6)
+    if use in ISOLATED:
+        unsettle(model)
+    before = snapshot(model)
+    uses(model)[use]()
+    assert snapshot(model) == before
+
+
+@pytest.mark.parametrize("use", USES)
+def test_the_model_is_left_as_found_when_an_exception_passes(use: str) -> None:
+    model = tiny_model("gpt2", seed=6)
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0  # a bare trace of a training model may draw; a failed one is compared here
+    unsettle(model)
+
+    def fail(*_: Any) -> None:
+        raise RuntimeError("the layer failed")
+
+    DecoderView(model).layer(3).register_forward_pre_hook(fail)
+    before = snapshot(model)
+    with pytest.raises(RuntimeError, match="the layer failed"):
+        uses(model)[use]()
+    assert snapshot(model) == before
+
+
+def test_a_forward_that_somebody_else_replaced_comes_back() -> None:
+    model, batch = tiny_model("llama", seed=7), random_batch(7)
+    view = DecoderView(model)
+    layer = view.layer(1)
+    own = layer.forward
+    layer.forward = own
+    hidden = view.trace(batch, keep=[1]).outputs[1]
+    view.trace(batch, start=2, hidden=hidden)
+    assert layer.__dict__["forward"] is own
+    with suppress(SemalignError):
+        view.trace(batch, start=2, hidden=hidden, stop=9)
+    assert layer.__dict__["forward"] is own
+
+
+def test_undisturbed_freezes_inside_and_restores_outside() -> None:
+    model = tiny_model("gpt2", seed=0)
+    unsettle(model)
+    before = snapshot(model)
+    with pytest.raises(KeyError), undisturbed(model):
+        assert not any(module.training for module in model.modules())
+        assert not any(parameter.requires_grad for parameter in model.parameters())
+        raise KeyError
+    assert snapshot(model) == before
+
+
+def test_encoders_are_refused() -> None:
+    from transformers import BertConfig, BertLMHeadModel
+
+    config = BertConfig(
+        vocab_size=97,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=32,
+        is_decoder=True,
+    )
+    with pytest.raises(SemalignError, match="BertLMHeadModel has no final norm"):
+        DecoderView(BertLMHeadModel(config)).verify()
+
+
+def test_a_model_without_head_is_refused() -> None:
+    with pytest.raises(SemalignError, match="no language-model head"):
+        DecoderView(tiny_model("llama", seed=0).model)
+
+
+def test_a_decoder_without_a_stack_of_its_layers_is_refused() -> None:
+    model = tiny_model("llama", seed=0)
+    model.config.num_hidden_layers = 7
+    with pytest.raises(SemalignError, match="no stack of its 7 layers"):
+        DecoderView(model)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
+def test_tokens_that_see_later_ones_are_refused(architecture: str) -> None:
+    view = DecoderView(tiny_model(architecture, seed=0))
+    view.layer(2).register_forward_hook(lambda module, args, output: output + 0.1 * output.mean(1, keepdim=True))
+    with pytest.raises(SemalignError, match="earlier tokens see later ones"):
+        view.verify()
+
+
+@each_architecture
+@pytest.mark.parametrize("place", ["layer", "norm"])
+def test_damaged_weights_are_refused(architecture: str, place: str) -> None:
+    view = DecoderView(tiny_model(architecture, seed=0))
+    damaged = list((view.layer(3) if place == "layer" else view.final_norm).parameters())[-1]
+    damaged.data.flatten()[0] = torch.nan
+    with pytest.raises(SemalignError, match="not finite: its weights are damaged"):
+        view.verify()
+
+
+def test_a_damaged_head_is_refused() -> None:
+    model = tiny_model("llama", seed=0)
+    model.lm_head.weight.data[50, 3] = torch.inf
+    with pytest.raises(SemalignError, match="not finite: its weights are damaged"):
+        DecoderView(model).verify()
+
+
+@pytest.mark.parametrize("change", [lambda x: 2 * x, lambda x: x + 0.1, lambda x: x.log_softmax(-1)])
+def test_unknown_post_processing_of_logits_is_refused(change: Callable[[Tensor], Tensor]) -> None:
+    model = tiny_model("llama", seed=0)
+    model.lm_head.register_forward_hook(lambda module, args, output: change(output))
+    with pytest.raises(SemalignError, match="LlamaForCausalLM post-processes its logits"):
+        DecoderView(model).verify()
+
+
+@pytest.mark.parametrize("architecture", ["gemma2", "gemma3"])
+def test_an_overlooked_soft_cap_would_be_refused(architecture: str) -> None:
+    model = tiny_model(architecture, seed=0)
+    view = DecoderView(model)
+    model.config.final_logit_softcapping = 1.0
+    with pytest.raises(SemalignError, match="post-processes its logits"):
+        view.verify()
+
+
+def test_a_stream_that_changes_between_layers_is_refused() -> None:
+    view = DecoderView(tiny_model("llama", seed=0))
+    view.layer(3).register_forward_pre_hook(lambda module, args: (args[0] * 1.01, *args[1:]))
+    with pytest.raises(SemalignError, match="changes the residual stream between its layers"):
+        view.verify()
+
+
+def test_a_stream_that_changes_before_the_final_norm_is_refused() -> None:
+    model = tiny_model("llama", seed=0)
+    view = DecoderView(model)
+    norm = model.model.norm
+    model.model.norm = nn.Sequential(nn.Linear(32, 32), norm)
+    with pytest.raises(SemalignError, match="changes the residual stream between its layers"):
+        view.verify()
+
+
+def test_layers_that_return_tuples_are_refused() -> None:
+    view = DecoderView(tiny_model("llama", seed=0))
+    view.layer(2).register_forward_hook(lambda module, args, output: (output,))
+    with pytest.raises(SemalignError, match="LlamaDecoderLayer returns tuple and not a tensor"):
+        view.trace(random_batch(0), keep=[2])
+
+
+@each_architecture
+@torch.no_grad()
+def test_bfloat16_replays_exactly(architecture: str) -> None:
+    batch, view = random_batch(8), DecoderView(tiny_model(architecture, seed=8, dtype=torch.bfloat16))
+    view.verify()
+    whole = view.trace(batch, keep=[2])
+    assert whole.final is not None and whole.final.dtype == torch.bfloat16
+    assert torch.equal(view.trace(batch, start=3, hidden=whole.outputs[2]).final, whole.final)

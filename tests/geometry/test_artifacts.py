@@ -1,0 +1,191 @@
+"""Artifacts and files: whole or absent, and damage is seen."""
+
+import stat
+from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from semalign_geometry import (
+    MANIFEST,
+    BasisManifest,
+    SemalignError,
+    SemanticBasis,
+    Transport,
+    TransportManifest,
+    new_folder,
+    read_artifact,
+    read_manifest,
+    replace_file,
+    sha256_of,
+    write_artifact,
+)
+from torch import Tensor
+from torch.testing import assert_close
+
+from .strategies import matrices, normal
+
+TENSORS = "tensors.safetensors"
+
+
+def manifest() -> BasisManifest:
+    return SemanticBasis.from_head(normal(0, 5, 2)).manifest
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+@given(matrices(4, 3), st.sampled_from([torch.float64, torch.float32, torch.bfloat16]), st.booleans())
+def test_write_and_read(matrix: Tensor, dtype: torch.dtype, transpose: bool) -> None:
+    tensors = {"a": (matrix.T if transpose else matrix).to(dtype), "b": torch.arange(3)}
+    with TemporaryDirectory() as parent:
+        folder = Path(parent) / "deeper" / "artifact"
+        written = write_artifact(folder, manifest(), tensors)
+        read, loaded = read_artifact(folder, BasisManifest)
+        assert written.files == {TENSORS: sha256_of(folder / TENSORS)}
+        assert sorted(contents(folder)) == [MANIFEST, TENSORS]
+    assert read == written
+    assert loaded.keys() == tensors.keys()
+    for name, tensor in tensors.items():
+        assert_close(loaded[name], tensor, rtol=0, atol=0)
+
+
+def test_an_artifact_replaces_the_one_before(tmp_path: Path) -> None:
+    write_artifact(tmp_path / "a", manifest(), {"old": torch.zeros(2)})
+    write_artifact(tmp_path / "a", manifest(), {"new": torch.ones(2)})
+    assert list(read_artifact(tmp_path / "a", BasisManifest)[1]) == ["new"]
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+@given(st.data())
+def test_one_flipped_bit_is_seen(data: st.DataObject) -> None:
+    with TemporaryDirectory() as parent:
+        Transport.identity(3).save(Path(parent) / "t")
+        file = Path(parent) / "t" / TENSORS
+        content = bytearray(file.read_bytes())
+        content[data.draw(st.integers(0, len(content) - 1))] ^= 1 << data.draw(st.integers(0, 7))
+        file.write_bytes(content)
+        with pytest.raises(SemalignError, match="damaged"):
+            Transport.load(Path(parent) / "t")
+
+
+@given(st.data())
+def test_truncated_files_are_seen(data: st.DataObject) -> None:
+    with TemporaryDirectory() as parent:
+        Transport.identity(3).save(Path(parent) / "t")
+        file = Path(parent) / "t" / data.draw(st.sampled_from([TENSORS, MANIFEST]))
+        content = file.read_bytes().rstrip()
+        file.write_bytes(content[: data.draw(st.integers(0, len(content) - 1))])
+        with pytest.raises(SemalignError, match="damaged|cannot be read as JSON"):
+            Transport.load(Path(parent) / "t")
+
+
+def test_missing_parts_are_named(tmp_path: Path) -> None:
+    with pytest.raises(SemalignError, match="manifest.json does not exist"):
+        Transport.load(tmp_path / "nowhere")
+    Transport.identity(3).save(tmp_path / "t")
+    (tmp_path / "t" / TENSORS).unlink()
+    with pytest.raises(SemalignError, match=f"{TENSORS} is missing though manifest.json lists it"):
+        read_manifest(tmp_path / "t", TransportManifest)
+
+
+def test_an_artifact_of_another_kind_is_refused(tmp_path: Path) -> None:
+    write_artifact(tmp_path / "basis", manifest(), {})
+    with pytest.raises(SemalignError, match="manifest.json"):
+        Transport.load(tmp_path / "basis")
+
+
+@pytest.mark.parametrize("exists", [False, True])
+def test_a_failing_write_changes_nothing(exists: bool, tmp_path: Path) -> None:
+    if exists:
+        Transport.identity(3).save(tmp_path / "t")
+    before = contents(tmp_path)
+    # Overlapping tensors cannot be written as safetensors: the write fails in the middle.
+    shared = torch.zeros(4)
+    with pytest.raises((RuntimeError, OSError)):
+        write_artifact(tmp_path / "t", manifest(), {"a": shared[:3], "b": shared[1:]})
+    assert contents(tmp_path) == before
+    assert (tmp_path / "t").exists() == exists
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+@pytest.mark.parametrize("exists", [False, True])
+def test_an_exception_in_new_folder_leaves_nothing(
+    error: type[BaseException], exists: bool, tmp_path: Path
+) -> None:
+    path = tmp_path / "folder"
+    if exists:
+        path.mkdir()
+        (path / "old").write_text("old")
+    before = contents(tmp_path)
+    with pytest.raises(error), new_folder(path) as temporary:
+        (temporary / "new").write_text("half")
+        assert path.exists() == exists
+        assert {name: content for name, content in contents(tmp_path).items() if name in before} == before
+        raise error
+    assert contents(tmp_path) == before
+    assert len(list(tmp_path.iterdir())) == int(exists)
+
+
+@pytest.mark.parametrize("exists", [False, True])
+def test_new_folder_appears_at_the_end_and_replaces_whole(exists: bool, tmp_path: Path) -> None:
+    path = tmp_path / "deeper" / "folder"
+    if exists:
+        path.mkdir(parents=True)
+        (path / "old").write_text("old")
+    with new_folder(path) as temporary:
+        (temporary / "new").write_text("new")
+    assert contents(tmp_path) == {"deeper/folder/new": b"new"}
+    assert [entry.name for entry in path.parent.iterdir()] == ["folder"]
+
+
+def failing(*_: object) -> None:
+    raise OSError("no space")
+
+
+@pytest.mark.parametrize("step", ["os.fsync", "os.replace"])
+@pytest.mark.parametrize("exists", [False, True])
+def test_a_failing_replace_file_keeps_the_old_one(
+    step: str, exists: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "file"
+    if exists:
+        path.write_text("old")
+    monkeypatch.setattr(step, failing)
+    with pytest.raises(OSError, match="no space"):
+        replace_file(path, "new")
+    assert contents(tmp_path) == ({"file": b"old"} if exists else {})
+
+
+@given(st.text())
+def test_replace_file_writes_utf8(text: str) -> None:
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "deeper" / "file"
+        for content in ("before", text):
+            assert replace_file(path, content) == path
+        assert path.read_bytes().decode() == text
+        assert [entry.name for entry in path.parent.iterdir()] == ["file"]
+
+
+def test_files_and_folders_get_ordinary_permissions(tmp_path: Path) -> None:
+    def folder(path: Path) -> None:
+        with new_folder(path):
+            pass
+
+    makers: list[tuple[Callable[[Path], object], Callable[[Path], object]]] = [
+        (lambda path: replace_file(path, ""), Path.touch),
+        (folder, Path.mkdir),
+    ]
+    for number, (mine, plain) in enumerate(makers):
+        mine(tmp_path / f"mine{number}")
+        plain(tmp_path / f"plain{number}")
+        modes = [stat.S_IMODE((tmp_path / f"{name}{number}").stat().st_mode) for name in ("mine", "plain")]
+        assert modes[0] == modes[1]

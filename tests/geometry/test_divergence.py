@@ -1,0 +1,322 @@
+"""Laws of the output divergences: each against its dense counterpart, value and gradient."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from semalign_geometry import (
+    Head,
+    SemalignError,
+    TopEntries,
+    answer_nll,
+    coarse_divergence,
+    head_statistics,
+    output_divergence,
+    quadratic_divergence,
+    top_entries,
+)
+from torch import Tensor
+from torch.autograd import gradcheck
+from torch.nn import functional as F
+from torch.testing import assert_close
+
+from .strategies import Outputs, dense_logits, normal, output_heads, outputs, seeds
+
+TIGHT = {"rtol": 1e-9, "atol": 1e-10}
+
+
+def assert_same_gradient(
+    mine: Callable[[Tensor], Tensor], dense: Callable[[Tensor], Tensor], at: Tensor
+) -> None:
+    """Values and the gradients under random weights agree."""
+    here, there = at.clone().requires_grad_(), at.clone().requires_grad_()
+    value, expected = mine(here), dense(there)
+    assert_close(value, expected, **TIGHT)
+    weights = normal(7, *value.shape)
+    (value * weights).sum().backward()
+    (expected * weights).sum().backward()
+    assert_close(here.grad, there.grad, rtol=1e-7, atol=1e-9)
+
+
+def exact(case: Outputs) -> Callable[[Tensor], Tensor]:
+    return lambda hidden: output_divergence(
+        case.source,
+        case.source_head,
+        hidden,
+        case.target_head,
+        temperature=case.temperature,
+        chunk=case.chunk,
+    )
+
+
+def dense_kl(case: Outputs) -> Callable[[Tensor], Tensor]:
+    def kl(hidden: Tensor) -> Tensor:
+        log_p = F.log_softmax(case.logits()[0], dim=1)
+        log_q = F.log_softmax(dense_logits(hidden, case.target_head) / case.temperature, dim=1)
+        return F.kl_div(log_q, log_p, reduction="none", log_target=True).sum(1)
+
+    return kl
+
+
+def kept(case: Outputs, k: int) -> TopEntries:
+    return top_entries(case.source, case.source_head, k, temperature=case.temperature, chunk=case.chunk)
+
+
+def coarse(case: Outputs, top: TopEntries) -> Callable[[Tensor], Tensor]:
+    return lambda hidden: coarse_divergence(
+        top, hidden, case.target_head, temperature=case.temperature, chunk=case.chunk
+    )
+
+
+def even(case: Outputs) -> Outputs:
+    """The case with a target that gives every entry some mass.
+
+    The tail is one minus the mass of the kept entries: its relative rounding error is about eps / tail.
+    """
+    target = case.target / (1 + case.target.norm(dim=1, keepdim=True))
+    case = replace(case, target=target, temperature=max(1.0, case.temperature))
+    assume(float(F.log_softmax(case.logits()[1], dim=1).min()) > -12)
+    return case
+
+
+def dense_coarse(case: Outputs, ids: Tensor) -> Callable[[Tensor], Tensor]:
+    """KL of the distributions coarsened to `ids` and all others, written out."""
+    outside = torch.ones(len(ids), case.entries).scatter(1, ids, 0).bool()
+
+    def coarsened(logits: Tensor) -> Tensor:
+        log_p = F.log_softmax(logits, dim=1)
+        if not outside.any():
+            return log_p.gather(1, ids)
+        tail = torch.where(outside, log_p, -torch.inf).logsumexp(1, keepdim=True)
+        return torch.cat([log_p.gather(1, ids), tail], 1)
+
+    def kl(hidden: Tensor) -> Tensor:
+        log_p = coarsened(case.logits()[0])
+        log_q = coarsened(dense_logits(hidden, case.target_head) / case.temperature)
+        return (log_p.exp() * (log_p - log_q)).sum(1)
+
+    return kl
+
+
+@given(outputs())
+def test_exact_divergence_is_the_dense_one(case: Outputs) -> None:
+    assert_same_gradient(exact(case), dense_kl(case), case.target)
+
+
+@given(outputs())
+def test_exact_divergence_passes_gradcheck(case: Outputs) -> None:
+    assert gradcheck(exact(case), (case.target.clone().requires_grad_(),), atol=1e-5, rtol=1e-4)
+
+
+@given(outputs())
+def test_exact_divergence_is_not_negative_and_zero_for_equal_logits(case: Outputs) -> None:
+    assert (exact(case)(case.target) >= 0).all()
+    same = output_divergence(
+        case.source,
+        case.source_head,
+        case.source,
+        case.source_head,
+        temperature=case.temperature,
+        chunk=case.chunk,
+    )
+    assert_close(same, torch.zeros_like(same), **TIGHT)
+
+
+@given(outputs(), st.floats(-50, 50))
+def test_a_constant_on_all_logits_changes_nothing(case: Outputs, shift: float) -> None:
+    head = Head(case.source_head.weight)
+    bias = torch.full((case.entries,), shift, dtype=torch.float64)
+    shifted = output_divergence(case.source, head, case.source, Head(head.weight, bias), chunk=case.chunk)
+    assert_close(shifted, torch.zeros_like(shifted), **TIGHT)
+
+
+@given(outputs(), st.integers(1, 10), st.integers(1, 9), st.data())
+def test_chunks_and_micro_batches_change_nothing(
+    case: Outputs, chunk: int, k: int, data: st.DataObject
+) -> None:
+    case = even(case)
+    cut = data.draw(st.integers(0, len(case.target)))
+    top = kept(case, k)
+
+    def divergences(at: slice) -> tuple[Tensor, Tensor]:
+        hidden = case.target[at].clone().requires_grad_()
+        some = TopEntries(top.ids[at], top.log_probs[at], top.tail[at])
+        values = torch.stack(
+            [
+                output_divergence(
+                    case.source[at],
+                    case.source_head,
+                    hidden,
+                    case.target_head,
+                    temperature=case.temperature,
+                    chunk=chunk,
+                ),
+                coarse_divergence(some, hidden, case.target_head, temperature=case.temperature, chunk=chunk),
+                quadratic_divergence(hidden, case.target[at] * 0.5, case.target_head, chunk=chunk),
+            ]
+        )
+        values.sum().backward()
+        assert hidden.grad is not None
+        return values.detach(), hidden.grad
+
+    whole = divergences(slice(None))
+    first, second = divergences(slice(0, cut)), divergences(slice(cut, None))
+    assert_close(torch.cat([first[0], second[0]], 1), whole[0], **TIGHT)
+    assert_close(torch.cat([first[1], second[1]]), whole[1], rtol=1e-7, atol=1e-9)
+    assert_close(whole[0][0], exact(case)(case.target), **TIGHT)
+
+
+@given(outputs(), st.integers(1, 10))
+def test_top_entries_are_a_dense_top_k(case: Outputs, k: int) -> None:
+    top = kept(case, k)
+    log_p = F.log_softmax(case.logits()[0], dim=1)
+    k = min(k, case.entries)
+    assert_close(top.log_probs, log_p.topk(k, dim=1).values, **TIGHT)
+    assert_close(top.log_probs, log_p.gather(1, top.ids), **TIGHT)
+    assert all(len(set(row)) == k for row in top.ids.tolist())
+    masses = top.log_probs.exp().sum(1) + top.tail.exp()
+    assert_close(masses, torch.ones_like(masses), **TIGHT)
+    assert bool(torch.isinf(top.tail).all()) == (k == case.entries)
+
+
+@given(outputs(), st.integers(1, 9))
+def test_coarse_divergence_is_the_dense_one(case: Outputs, k: int) -> None:
+    case = even(case)
+    top = kept(case, k)
+    assert_same_gradient(coarse(case, top), dense_coarse(case, top.ids), case.target)
+
+
+@given(outputs())
+def test_coarse_divergence_grows_with_k_up_to_the_exact_one(case: Outputs) -> None:
+    case = even(case)
+    # Prefixes of one order: among ties, top-k with another k may keep other entries, not nested ones.
+    full = kept(case, case.entries)
+    values = []
+    for k in range(1, case.entries + 1):
+        tail = full.log_probs[:, k:].logsumexp(1) if k < case.entries else full.tail
+        values.append(coarse(case, TopEntries(full.ids[:, :k], full.log_probs[:, :k], tail))(case.target))
+    for coarser, finer in zip(values, values[1:], strict=False):
+        assert (coarser <= finer + 1e-9).all()
+    assert (values[0] >= 0).all()
+    for k in range(1, case.entries):
+        assert (coarse(case, kept(case, k))(case.target) <= values[-1] + 1e-9).all()
+    assert_close(values[-1], exact(case)(case.target), **TIGHT)
+
+
+@given(outputs(), st.data())
+def test_head_statistics_are_the_dense_ones(case: Outputs, data: st.DataObject) -> None:
+    tokens, k = len(case.target), data.draw(st.integers(1, 3))
+    k = min(k, case.entries)
+    entry = st.lists(st.integers(0, case.entries - 1), min_size=k, max_size=k, unique=True)
+    ids = torch.tensor(data.draw(st.lists(entry, min_size=tokens, max_size=tokens)))
+
+    def mine(hidden: Tensor) -> Tensor:
+        found = head_statistics(hidden, case.target_head, ids, temperature=case.temperature, chunk=case.chunk)
+        return torch.cat([found.normaliser[:, None], found.selected], 1)
+
+    def dense(hidden: Tensor) -> Tensor:
+        logits = dense_logits(hidden, case.target_head) / case.temperature
+        return torch.cat([logits.logsumexp(1, keepdim=True), logits.gather(1, ids)], 1)
+
+    assert_same_gradient(mine, dense, case.target)
+    assert gradcheck(mine, (case.target.clone().requires_grad_(),), atol=1e-5, rtol=1e-4)
+
+
+@given(outputs(), st.data())
+def test_answer_nll_is_cross_entropy(case: Outputs, data: st.DataObject) -> None:
+    tokens = len(case.target)
+    drawn = data.draw(st.lists(st.integers(0, case.entries - 1), min_size=tokens, max_size=tokens))
+    labels = torch.tensor(drawn)
+    assert_same_gradient(
+        lambda hidden: answer_nll(hidden, case.target_head, labels, chunk=case.chunk),
+        lambda hidden: F.cross_entropy(dense_logits(hidden, case.target_head), labels, reduction="none"),
+        case.target,
+    )
+
+
+@given(output_heads(7, 3), seeds, st.integers(1, 8))
+def test_quadratic_divergence_is_the_dense_one(head: Head, seed: int, chunk: int) -> None:
+    target, reference = normal(seed, 3, 3), normal(seed + 1, 3, 3)
+
+    def dense(hidden: Tensor) -> Tensor:
+        p = (reference @ head.weight.T).softmax(1)
+        u = (hidden - reference) @ head.weight.T
+        fisher = torch.diag_embed(p) - p[:, :, None] * p[:, None, :]
+        return torch.einsum("nv,nvw,nw->n", u, fisher, u) / 2
+
+    def mine(hidden: Tensor) -> Tensor:
+        return quadratic_divergence(hidden, reference, head, chunk=chunk)
+
+    assert_same_gradient(mine, dense, target)
+    assert gradcheck(mine, (target.clone().requires_grad_(),), atol=1e-5, rtol=1e-4)
+    assert (mine(target) >= 0).all()
+    assert_close(mine(reference), torch.zeros(3, dtype=torch.float64), **TIGHT)
+
+
+@given(seeds, st.floats(1e-3, 1e-1))
+def test_quadratic_divergence_approximates_kl(seed: int, size: float) -> None:
+    head, reference = Head(normal(seed, 7, 3)), normal(seed + 1, 4, 3)
+    target = reference + size * normal(seed + 2, 4, 3)
+    kl = output_divergence(reference, head, target, head)
+    quadratic = quadratic_divergence(target, reference, head)
+    u = (target - reference) @ head.weight.T
+    spread = u.amax(1) - u.amin(1)
+    # The third derivative of log-sum-exp along u is at most its variance times its spread.
+    assert ((kl - quadratic).abs() <= quadratic * spread * spread.exp() + 1e-12).all()
+
+
+def test_quadratic_divergence_has_no_gradient_to_the_reference() -> None:
+    reference = normal(0, 2, 3).requires_grad_()
+    target = normal(1, 2, 3).requires_grad_()
+    quadratic_divergence(target, reference, Head(normal(2, 5, 3))).sum().backward()
+    assert reference.grad is None
+    assert target.grad is not None
+
+
+@given(seeds, st.integers(1, 40), st.sampled_from([torch.float32, torch.bfloat16]))
+def test_narrow_heads_agree_with_float64_on_the_same_logits(
+    seed: int, chunk: int, dtype: torch.dtype
+) -> None:
+    source_head, target_head = (Head(normal(seed + i, 40, 4).to(dtype)) for i in (0, 1))
+    source, target = normal(seed + 2, 3, 4).to(dtype), normal(seed + 3, 3, 4).to(dtype).requires_grad_()
+    value = output_divergence(source, source_head, target, target_head, chunk=chunk)
+    s, t = source_head.logits(source).double(), target_head.logits(target).detach().double()
+    expected = (s.softmax(1) * (s.log_softmax(1) - t.log_softmax(1))).sum(1)
+    assert value.dtype == torch.float32
+    assert_close(value, expected.float(), rtol=1e-4, atol=1e-5)
+    value.sum().backward()
+    assert target.grad is not None and target.grad.dtype == dtype
+    gradient = (t.softmax(1) - s.softmax(1)) @ target_head.weight.double()
+    slack = 1e-4 if dtype == torch.float32 else 0.1
+    assert_close(target.grad.double(), gradient, rtol=slack, atol=slack)
+
+
+def test_peaked_distributions_stay_finite() -> None:
+    head = Head(torch.eye(4) * 1e4)
+    target = torch.eye(4).roll(1, 0).requires_grad_()
+    value = output_divergence(torch.eye(4), head, target, head, chunk=3)
+    coarse_value = coarse_divergence(top_entries(torch.eye(4), head, 2), target, head)
+    (value + coarse_value).sum().backward()
+    assert_close(value, torch.full((4,), 1e4), rtol=1e-5, atol=0)
+    assert torch.isfinite(coarse_value).all()
+    assert target.grad is not None and torch.isfinite(target.grad).all()
+
+
+@pytest.mark.parametrize("temperature", [0.0, -1.0, float("nan")])
+def test_temperatures_that_are_not_positive_are_refused(temperature: float) -> None:
+    hidden, head = normal(0, 2, 3), Head(normal(1, 5, 3))
+    with pytest.raises(SemalignError, match="expected more than 0"):
+        output_divergence(hidden, head, hidden, head, temperature=temperature)
+    with pytest.raises(SemalignError, match="expected more than 0"):
+        top_entries(hidden, head, 2, temperature=temperature)
+    with pytest.raises(SemalignError, match="expected more than 0"):
+        coarse_divergence(top_entries(hidden, head, 2), hidden, head, temperature=temperature)
+
+
+def test_different_entry_counts_are_refused() -> None:
+    hidden = normal(0, 2, 3)
+    with pytest.raises(SemalignError, match="source head has 5 entries, the target head 6"):
+        output_divergence(hidden, Head(normal(1, 5, 3)), hidden, Head(normal(1, 6, 3)))

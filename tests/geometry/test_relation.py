@@ -1,0 +1,223 @@
+"""Laws of relation geometry."""
+
+import pytest
+import torch
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from semalign_geometry import linear_cka, relation_distance, relation_distances
+from torch import Tensor
+from torch.autograd import gradcheck
+from torch.testing import assert_close
+
+from .strategies import Sides, conditioned, elementwise, from_svd, matrices, normal, rotation, seeds, sides
+
+TIGHT = {"rtol": 0.0, "atol": 1e-9}
+routes = st.sampled_from(["auto", "token", "feature"])
+
+
+def smooth_sides() -> st.SearchStrategy[Sides]:
+    """Sides that vary, away from the definitions at zero variance."""
+    return sides(min_tokens=3, kind=lambda rows, columns: conditioned(rows, columns, max_condition=10))
+
+
+def dense(x: Tensor, y: Tensor) -> Tensor:
+    """½ ‖K/‖K‖ − L/‖L‖‖², written out; a relation matrix without variance is zero."""
+    relations = []
+    for side in (x, y):
+        centred = side - side.mean(0)
+        k = centred @ centred.T
+        relations.append(k / k.norm() if k.norm() > 1e-12 else torch.zeros_like(k))
+    return (relations[0] - relations[1]).square().sum() / 2
+
+
+def varies(side: Tensor) -> bool:
+    return bool((side != side[0]).any())
+
+
+@given(sides(), routes)
+def test_it_is_the_formula(case: Sides, route: str) -> None:
+    assert_close(relation_distance(case.x, case.y, route=route), dense(case.x, case.y), **TIGHT)
+
+
+@given(sides(), routes)
+def test_it_lies_in_the_unit_interval_and_is_symmetric(case: Sides, route: str) -> None:
+    distance = relation_distance(case.x, case.y, route=route)
+    assert 0 <= float(distance) <= 1 + 1e-12
+    assert_close(distance, relation_distance(case.y, case.x, route=route), **TIGHT)
+
+
+@given(matrices(6, 3), seeds, st.floats(0.1, 10))
+def test_equal_relations_have_distance_zero(x: Tensor, seed: int, scale: float) -> None:
+    turned = scale * x @ rotation(seed, 5)[:3]
+    assert_close(relation_distance(x, turned), torch.tensor(0.0, dtype=torch.float64), **TIGHT)
+
+
+@given(sides(), seeds, st.floats(1e-3, 1e3), st.booleans(), st.data())
+def test_rotation_translation_scale_and_token_order_change_nothing(
+    case: Sides, seed: int, scale: float, first: bool, data: st.DataObject
+) -> None:
+    expected = relation_distance(case.x, case.y)
+    x, y = (case.x, case.y) if first else (case.y, case.x)
+    width = x.shape[1]
+    size = float(x.abs().max())
+    for moved in (x @ rotation(seed, width), x + size * normal(seed, width), scale * x):
+        assert_close(relation_distance(moved, y), expected, rtol=0, atol=1e-8)
+    order = data.draw(st.permutations(range(len(x))))
+    assert_close(relation_distance(x[order], y[order]), expected, **TIGHT)
+
+
+@given(sides(), seeds, st.booleans())
+def test_token_and_feature_routes_agree(case: Sides, seed: int, unit: bool) -> None:
+    mask = torch.rand(len(case.x), generator=torch.Generator().manual_seed(seed)) < 0.7
+    values = [
+        relation_distance(case.x, case.y, mask=mask, unit_tokens=unit, route=route)
+        for route in ("token", "feature", "auto")
+    ]
+    assert_close(values[0], values[1], **TIGHT)
+    assert_close(values[0], values[2], **TIGHT)
+
+
+@given(sides(), st.data(), routes, st.booleans())
+def test_masked_tokens_are_removed_whatever_they_hold(
+    case: Sides, data: st.DataObject, route: str, unit: bool
+) -> None:
+    tokens = len(case.x)
+    mask = torch.tensor(data.draw(st.lists(st.booleans(), min_size=tokens, max_size=tokens)))
+    junk = data.draw(st.sampled_from([float("nan"), float("inf"), -float("inf"), 1e300]))
+    x, y = (torch.where(mask[:, None], side, junk).requires_grad_() for side in (case.x, case.y))
+    distance = relation_distance(x, y, mask=mask, route=route, unit_tokens=unit)
+    kept = relation_distance(case.x[mask], case.y[mask], route=route, unit_tokens=unit)
+    assert_close(distance, kept, **TIGHT)
+    distance.backward()
+    for side in (x, y):
+        assert side.grad is not None
+        assert torch.isfinite(side.grad).all()
+        assert_close(side.grad[~mask], torch.zeros_like(side.grad[~mask]))
+
+
+@given(st.data(), st.booleans())
+def test_sequences_average_over_those_with_two_tokens(data: st.DataObject, unit: bool) -> None:
+    x = torch.stack([data.draw(matrices(4, 2)) for _ in range(3)])
+    y = torch.stack([data.draw(matrices(4, 3)) for _ in range(3)])
+    flags = data.draw(st.lists(st.booleans(), min_size=12, max_size=12))
+    mask = torch.tensor(flags).reshape(3, 4)
+    each = [
+        relation_distance(x[b][mask[b]], y[b][mask[b]], unit_tokens=unit)
+        for b in range(3)
+        if mask[b].sum() >= 2
+    ]
+    expected = torch.stack(each).mean() if each else torch.tensor(0.0, dtype=torch.float64)
+    assert_close(relation_distance(x, y, mask=mask, unit_tokens=unit), expected, **TIGHT)
+    distances, counted = relation_distances(x, y, mask=mask, unit_tokens=unit)
+    assert counted.tolist() == (mask.sum(1) >= 2).tolist()
+    for value, expected in zip(distances[counted], each, strict=True):
+        assert_close(value, expected, **TIGHT)
+
+
+@given(st.data(), st.booleans())
+def test_scope_batch_relates_all_tokens(data: st.DataObject, unit: bool) -> None:
+    x, y = data.draw(matrices(6, 2)), data.draw(matrices(6, 3))
+    mask = torch.tensor(data.draw(st.lists(st.booleans(), min_size=6, max_size=6)))
+    batch = relation_distance(
+        x.reshape(2, 3, 2), y.reshape(2, 3, 3), mask=mask.reshape(2, 3), scope="batch", unit_tokens=unit
+    )
+    assert_close(batch, relation_distance(x, y, mask=mask, unit_tokens=unit), **TIGHT)
+
+
+@given(sides(kind=elementwise), st.lists(st.floats(0.1, 10), min_size=7, max_size=7))
+def test_unit_tokens_is_normalising_first(case: Sides, scales: list[float]) -> None:
+    factors = torch.tensor(scales, dtype=torch.float64)[: len(case.x), None]
+    unit = [torch.nn.functional.normalize(side, dim=1) for side in (case.x, case.y)]
+    expected = dense(*unit)
+    assert_close(relation_distance(case.x, case.y, unit_tokens=True), expected, rtol=0, atol=1e-8)
+    assert_close(relation_distance(factors * case.x, case.y, unit_tokens=True), expected, rtol=0, atol=1e-8)
+
+
+@given(matrices(4, 2), st.floats(-5, 5), routes)
+def test_sides_without_variance(x: Tensor, value: float, route: str) -> None:
+    assume(varies(x))
+    flat = torch.full((4, 3), value, dtype=torch.float64)
+    assert_close(relation_distance(x, flat, route=route), torch.tensor(0.5, dtype=torch.float64))
+    assert_close(relation_distance(flat, x, route=route), torch.tensor(0.5, dtype=torch.float64))
+    assert float(relation_distance(flat, flat, route=route)) == 0
+    assert float(linear_cka(x, flat)) == 0
+
+
+@pytest.mark.parametrize("tokens", [0, 1])
+def test_fewer_than_two_tokens_have_distance_zero(tokens: int) -> None:
+    x = normal(0, tokens, 3).requires_grad_()
+    distance = relation_distance(x, normal(1, tokens, 2))
+    distance.backward()
+    assert float(distance.detach()) == 0
+    assert x.grad is not None and not x.grad.any()
+
+
+def test_all_masked_has_distance_zero_and_no_gradient() -> None:
+    x = torch.full((2, 3, 2), float("nan")).requires_grad_()
+    distance = relation_distance(x, torch.ones(2, 3, 4), mask=torch.zeros(2, 3, dtype=torch.bool))
+    distance.backward()
+    assert float(distance.detach()) == 0
+    assert x.grad is not None and not x.grad.any()
+
+
+@given(sides(min_tokens=1), routes, st.booleans(), st.sampled_from([torch.float64, torch.float32]))
+def test_gradients_are_finite_everywhere(case: Sides, route: str, unit: bool, dtype: torch.dtype) -> None:
+    x, y = case.x.to(dtype).requires_grad_(), case.y.to(dtype).requires_grad_()
+    relation_distance(x, y, route=route, unit_tokens=unit).backward()
+    for side in (x, y):
+        assert side.grad is not None
+        assert torch.isfinite(side.grad).all()
+
+
+@given(smooth_sides(), routes, st.booleans())
+def test_gradients_equal_finite_differences(case: Sides, route: str, unit: bool) -> None:
+    x, y = (side / side.norm(dim=1).min().clamp_min(0.1) for side in (case.x, case.y))
+    assume(not unit or min(float(side.norm(dim=1).min()) for side in (x, y)) > 0.1)
+    assume(not unit or min(x.shape[1], y.shape[1]) > 1)
+
+    def distance(a: Tensor, b: Tensor) -> Tensor:
+        return relation_distance(a, b, route=route, unit_tokens=unit)
+
+    assert gradcheck(distance, (x.clone().requires_grad_(), y.clone().requires_grad_()), atol=1e-4, rtol=1e-3)
+
+
+@given(seeds)
+def test_gradients_of_batches_equal_finite_differences(seed: int) -> None:
+    x, y = normal(seed, 2, 4, 3).requires_grad_(), normal(seed + 1, 2, 4, 2)
+    mask = torch.tensor([[True, True, True, False], [True, True, True, True]])
+    assert gradcheck(lambda a: relation_distance(a, y, mask=mask), (x,), atol=1e-5)
+    assert gradcheck(lambda a: relation_distance(a, y, mask=mask, scope="batch"), (x,), atol=1e-5)
+
+
+@given(seeds, st.integers(-15, 12), st.integers(-15, 12), routes, st.booleans())
+def test_huge_and_tiny_float32_vectors(seed: int, x_power: int, y_power: int, route: str, unit: bool) -> None:
+    x, y = from_svd(seed, 6, 4, 10.0), from_svd(seed + 1, 6, 3, 10.0)
+    scaled_x = (x * 10.0**x_power).float().requires_grad_()
+    scaled_y = (y * 10.0**y_power).float()
+    distance = relation_distance(scaled_x, scaled_y, route=route, unit_tokens=unit)
+    expected = relation_distance(x, y, unit_tokens=unit).float()
+    assert distance.dtype == torch.float32
+    assert_close(distance, expected, rtol=0, atol=1e-5)
+    distance.backward()
+    assert scaled_x.grad is not None
+    assert torch.isfinite(scaled_x.grad).all()
+    assert scaled_x.grad.any()
+
+
+@given(seeds, routes)
+def test_bfloat16_is_accumulated_in_float32(seed: int, route: str) -> None:
+    x, y = normal(seed, 6, 4).bfloat16(), normal(seed + 1, 6, 3).bfloat16()
+    distance = relation_distance(x, y, route=route)
+    assert distance.dtype == torch.float32
+    assert_close(distance, dense(x.double(), y.double()).float(), rtol=0, atol=1e-5)
+
+
+@given(sides())
+def test_cka_is_one_minus_the_distance_where_both_vary(case: Sides) -> None:
+    cka = linear_cka(case.x, case.y)
+    assert 0 <= float(cka) <= 1
+    assert_close(cka, linear_cka(case.y, case.x), **TIGHT)
+    if varies(case.x) and varies(case.y):
+        assert_close(cka, 1 - relation_distance(case.x, case.y), **TIGHT)
+    else:
+        assert float(cka) == 0

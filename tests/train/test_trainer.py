@@ -1,0 +1,707 @@
+"""The laws of frontier training."""
+
+import copy
+import math
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from semalign_align import AnswerNLL, Cosine, Fisher, OutputKL, Relation, Step, Supervision, supervise
+from semalign_attribution import view_of
+from semalign_geometry import Head, SemalignError, Transport
+from semalign_train import (
+    FrontierTrainer,
+    FullLayer,
+    LoraLayer,
+    LossWeights,
+    StageRecord,
+    StepRecord,
+    TransferConfig,
+    TransferReport,
+)
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..align.chain import (
+    EXACT,
+    EXAMPLES,
+    PAIRED,
+    SOURCE_WIDTH,
+    TARGET_DEPTH,
+    TOP,
+    examples_of,
+    make_store,
+    pair,
+    run_plainly,
+    source_model,
+    target_model,
+    transport_between,
+)
+from ..attribution.snapshot import snapshot, unsettle
+from ..models import ARCHITECTURES, collate
+
+COUNT = len(EXAMPLES)
+LAYERS = range(1, TARGET_DEPTH + 1)
+LORA = LoraLayer(rank=4)
+GEOMETRY = LossWeights(geometry=1.0, output=0.0)
+
+each_trainable = pytest.mark.parametrize("trainable", [FullLayer(), LORA], ids=["full", "lora"])
+
+
+def quick(**more: Any) -> TransferConfig:
+    """Few steps with a rate that moves the weights."""
+    return TransferConfig(**({"steps": 2, "batch_size": 4, "micro_batch_size": 3, "learning_rate": 3e-3} | more))
+
+
+def fit(target: Any, store: Supervision, config: TransferConfig, **more: Any) -> tuple[TransferReport, list[StepRecord]]:
+    records: list[Any] = []
+    report = FrontierTrainer(target, store, config, callback=records.append, **more).fit()
+    return report, [record for record in records if isinstance(record, StepRecord)]
+
+
+def weights(model: nn.Module) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+def names_of(model: Any, layer: int) -> set[str]:
+    """Names of the tensors of a layer in the state of the model."""
+    module = view_of(model).layer(layer)
+    prefix = next(name for name, part in model.named_modules() if part is module)
+    return {name for name in model.state_dict() if name.startswith(f"{prefix}.")}
+
+
+def changed(before: dict[str, Tensor], after: dict[str, Tensor]) -> set[str]:
+    return {name for name in before if not torch.equal(before[name], after[name])}
+
+
+# Which tensors change
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+@each_trainable
+@pytest.mark.parametrize("final_norm", [False, True], ids=["", "norm"])
+def test_only_the_frontier_layer_changes(final_norm: bool, trainable: Any, dtype: torch.dtype, top: Supervision) -> None:
+    target = target_model(dtype=dtype)
+    states = [weights(target)]
+
+    def look(record: Any) -> None:
+        if isinstance(record, StageRecord):
+            states.append(weights(target))
+
+    config = quick(trainable=trainable, train_final_norm=final_norm)
+    FrontierTrainer(target, top, config, callback=look).fit()
+    assert len(states) == 1 + TARGET_DEPTH
+    for layer in LAYERS:
+        moved = changed(states[layer - 1], states[layer])
+        inside = names_of(target, layer)
+        if trainable is LORA:
+            inside = {name for name in inside if name.split(".")[-2] in LORA.modules}
+        norm = {"model.norm.weight"} if final_norm and layer == TARGET_DEPTH else set()
+        assert moved == inside | norm
+    everything = {name for name in states[0] if ".layers." in name}
+    if trainable is not LORA:
+        assert changed(states[0], states[-1]) - {"model.norm.weight"} == everything
+    assert {value.dtype for value in states[-1].values()} == {dtype}
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_every_architecture_can_be_a_target(architecture: str, tmp_path: Path) -> None:
+    for dtype in (torch.float32, torch.bfloat16):
+        source, target = source_model(architecture, dtype=dtype), target_model(architecture, dtype=dtype)
+        store = make_store(source, target, tmp_path / str(dtype))
+        before = weights(target)
+        report, _ = fit(target, store, quick(layers=(2, 4)))
+        moved = changed(before, weights(target))
+        # A bias of the keys has no effect on attention, so that its gradient is rounding; some of it may stay.
+        allowed = names_of(target, 2) | names_of(target, 4)
+        assert moved <= allowed and all(name in moved for name in allowed if "weight" in name)
+        assert [stage.layer for stage in report.stages] == [2, 4]
+        assert target.dtype == dtype and all(torch.isfinite(value).all() for value in target.state_dict().values())
+
+
+def test_only_the_wanted_layers_get_a_stage(top: Supervision) -> None:
+    target = target_model()
+    before = weights(target)
+    report, _ = fit(target, top, quick(layers=(2, 3)))
+    assert changed(before, weights(target)) == names_of(target, 2) | names_of(target, 3)
+    assert [(stage.layer, stage.source_layer) for stage in report.stages] == [(2, 3), (3, 3)]
+
+
+def test_the_final_norm_trains_in_the_last_stage_only(top: Supervision) -> None:
+    target = target_model()
+    before = weights(target)
+    fit(target, top, quick(layers=(1, 3), train_final_norm=True))
+    assert changed(before, weights(target)) == names_of(target, 1) | names_of(target, 3)
+
+
+@each_trainable
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+def test_what_trains_is_in_single_precision(dtype: torch.dtype, trainable: Any, top: Supervision) -> None:
+    target = target_model(dtype=dtype)
+    seen: list[set[torch.dtype]] = []
+    frozen: list[bool] = []
+
+    def look(record: Any) -> None:
+        if isinstance(record, StepRecord):
+            training = [p for p in target.parameters() if p.requires_grad]
+            inside = {id(p) for p in view_of(target).layer(record.layer).parameters()}
+            seen.append({p.dtype for p in training})
+            frozen.append({id(p) for p in training} <= inside)
+
+    before = snapshot(target)["modules"]
+    FrontierTrainer(target, top, quick(trainable=trainable), callback=look).fit()
+    assert seen == [{torch.float32}] * 8 and all(frozen)
+    assert target.dtype == dtype and snapshot(target)["modules"] == before
+
+
+# The target is left as found
+
+
+def state(model: nn.Module) -> dict[str, Any]:
+    found = snapshot(model)
+    flags = {name: (value[0], value[1]) for name, value in found["parameters"].items()}
+    classes = {name: type(part) for name, part in model.named_modules()}
+    return {"modules": found["modules"], "flags": flags, "classes": classes, "gradients": found["gradients"]}
+
+
+@each_trainable
+@pytest.mark.parametrize("fails_at", [None, (StepRecord, 2), (StageRecord, 2)], ids=["", "step", "stage"])
+def test_the_target_is_left_in_its_modes(fails_at: Any, trainable: Any, top: Supervision) -> None:
+    target = target_model("gpt2" if trainable is not LORA else "llama", dtype=torch.bfloat16)
+    unsettle(target)
+    before, random = state(target), torch.get_rng_state()
+
+    def look(record: Any) -> None:
+        assert not any(module.training for module in target.modules())
+        if fails_at and isinstance(record, fails_at[0]) and record.layer == fails_at[1]:
+            raise RuntimeError("the callback failed")
+
+    trainer = FrontierTrainer(target, top, quick(trainable=trainable), callback=look)
+    if fails_at:
+        with pytest.raises(RuntimeError, match="the callback failed"):
+            trainer.fit()
+    else:
+        trainer.fit()
+    assert state(target) == before
+    assert torch.equal(torch.get_rng_state(), random)
+    assert target.dtype == torch.bfloat16
+
+
+def test_making_a_trainer_changes_nothing(top: Supervision) -> None:
+    target = target_model()
+    unsettle(target)
+    before = snapshot(target)
+    FrontierTrainer(target, top)
+    assert snapshot(target) == before
+
+
+# The numbers
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
+@pytest.mark.parametrize("layer", [1, 2, TARGET_DEPTH])
+@pytest.mark.parametrize("clip", [None, 0.05])
+def test_a_step_equals_plain_autograd_on_the_whole_model(
+    clip: float | None, layer: int, dtype: torch.dtype, exact: Supervision
+) -> None:
+    """Losses, gradients and weights of one step without replay, early stop, streaming, or micro-batches."""
+    target, source = target_model(dtype=dtype), source_model()
+    plain = copy.deepcopy(target)
+    factors = {"relation": 0.7, "output": 1.3, "answer": 0.4}
+    config = quick(
+        steps=1,
+        batch_size=COUNT,
+        layers=(layer,),
+        weights=LossWeights(geometry=0.7, output=1.3, answer=0.4),
+        train_final_norm=True,
+        weight_decay=0.1,
+        warmup=0.0,
+        clip=clip,
+    )
+    _, (record,) = fit(target, exact, config)
+
+    view = view_of(plain)
+    parameters = list(view.layer(layer).parameters())
+    if layer == TARGET_DEPTH:
+        parameters += list(view.final_norm.parameters())
+    batch = collate(EXAMPLES)
+    run = run_plainly(plain, batch)
+    with torch.no_grad():
+        of_source = run_plainly(source, batch)
+        matrix = transport_between(source, target_model()).matrix
+        y = (of_source.hidden[PAIRED[layer - 1]] - of_source.hidden[PAIRED[layer - 1] - 1]) @ matrix.T
+    x = run.hidden[layer] - run.hidden[layer - 1]
+    relations, divergences, answers = [], [], []
+    for row, (ids, prompt) in enumerate(EXAMPLES):
+        where = slice(prompt - 1, len(ids) - 1)
+        p = (of_source.logits[row, where]).log_softmax(1).to(dtype)
+        q = run.logits[row, where].log_softmax(1)
+        divergences.append((p.exp() * (p - q)).sum(1))
+        answers.append(F.cross_entropy(run.logits[row, where], ids[prompt:], reduction="none"))
+        if len(ids) - prompt >= 2:
+            k, l = (  # noqa: E741
+                (v - v.mean(0)) @ (v - v.mean(0)).T for v in (x[row, where], y[row, where].to(dtype))
+            )
+            relations.append((k / k.norm() - l / l.norm()).square().sum()[None] / 2)
+    terms = {
+        name: torch.cat(values).mean()
+        for name, values in {"relation": relations, "output": divergences, "answer": answers}.items()
+    }
+    close = {"rel": 1e-3, "abs": 1e-5}
+    assert record.losses == {name: pytest.approx(float(value), **close) for name, value in terms.items()}
+    gradients: dict[str, list[Tensor]] = {}
+    for name, value in terms.items():
+        parts = torch.autograd.grad(factors[name] * value, parameters, retain_graph=True, allow_unused=True)
+        zeros = [torch.zeros_like(p) if g is None else g for g, p in zip(parts, parameters, strict=True)]
+        gradients[name] = zeros
+
+    def norm(parts: list[Tensor]) -> float:
+        return math.sqrt(sum(float(part.double().square().sum()) for part in parts))
+
+    assert record.gradient_norms == {
+        name: pytest.approx(norm(parts), **close) for name, parts in gradients.items()
+    }
+    whole = [sum(parts[1:], parts[0]) for parts in zip(*gradients.values(), strict=True)]
+    assert record.gradient_norm == pytest.approx(norm(whole), **close)
+    assert record.gradient_norm > 0.06, "the clipped case must clip"
+
+    optimiser = torch.optim.AdamW(parameters, lr=3e-3, betas=(0.9, 0.95), weight_decay=0.1)
+    factor = 1.0 if clip is None else clip / norm(whole)
+    for parameter, gradient in zip(parameters, whole, strict=True):
+        parameter.grad = factor * gradient
+    before = [parameter.detach().clone() for parameter in parameters]
+    optimiser.step()
+    trained = list(view_of(target).layer(layer).parameters())
+    trained += list(view_of(target).final_norm.parameters()) if layer == TARGET_DEPTH else []
+    # The first step of Adam is about the sign of the gradient: compare the moves as a whole.
+    error = norm([a.detach() - b.detach() for a, b in zip(trained, parameters, strict=True)])
+    assert error < 0.02 * norm([a.detach() - b for a, b in zip(parameters, before, strict=True)])
+    assert record.supervised_tokens == sum(len(ids) - prompt for ids, prompt in EXAMPLES)
+    assert record.tokens == sum(len(ids) for ids, _ in EXAMPLES)
+
+
+def test_gradients_are_clipped_to_the_norm(top: Supervision, monkeypatch: pytest.MonkeyPatch) -> None:
+    norms: list[float] = []
+    step = torch.optim.AdamW.step
+
+    def spy(self: Any, *rest: Any) -> Any:
+        norms.append(float(nn.utils.get_total_norm([p.grad for p in self.param_groups[0]["params"]])))
+        return step(self, *rest)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", spy)
+    _, records = fit(target_model(), top, quick(clip=0.01))
+    assert all(record.gradient_norm > 0.01 for record in records)
+    assert norms == pytest.approx([0.01] * 8, rel=1e-3)
+    norms.clear()
+    _, records = fit(target_model(), top, quick(clip=None))
+    assert norms == pytest.approx([record.gradient_norm for record in records], rel=1e-5)
+
+
+@pytest.fixture(scope="module")
+def unsplit(exact: Supervision) -> dict[torch.dtype, Any]:
+    """Weights and records without micro-batches."""
+    found = {}
+    for dtype in (torch.float32, torch.float64):
+        target = target_model(dtype=dtype)
+        before = weights(target)
+        config = quick(batch_size=6, micro_batch_size=6, weights=LossWeights(answer=0.5))
+        _, records = fit(target, exact, config)
+        found[dtype] = (before, weights(target), records)
+    return found
+
+
+@settings(max_examples=8)
+@given(st.integers(1, 5), st.sampled_from([torch.float32, torch.float64]))
+def test_micro_batches_make_no_difference(exact: Supervision, unsplit: Any, size: int, dtype: torch.dtype) -> None:
+    before, expected, expected_records = unsplit[dtype]
+    target = target_model(dtype=dtype)
+    config = quick(batch_size=6, micro_batch_size=size, weights=LossWeights(answer=0.5))
+    _, records = fit(target, exact, config)
+    close = {"rel": 1e-3, "abs": 1e-5} if dtype == torch.float32 else {"rel": 1e-7, "abs": 1e-9}
+    for record, other in zip(records, expected_records, strict=True):
+        assert record.losses == pytest.approx(other.losses, **close)
+        assert record.gradient_norms == pytest.approx(other.gradient_norms, **close)
+        assert record.gradient_norm == pytest.approx(other.gradient_norm, **close)
+    for name, value in target.state_dict().items():
+        if dtype == torch.float64:
+            torch.testing.assert_close(value, expected[name], rtol=1e-5, atol=1e-7)
+        elif (moved := (expected[name] - before[name]).norm()) > 0:
+            assert (value - expected[name]).norm() < 0.02 * moved, name
+
+
+@pytest.mark.parametrize("where", ["memory", "file"])
+def test_replay_in_a_scratch_folder_trains_the_same_weights(where: str, tmp_path: Path, top: Supervision) -> None:
+    plain, other = target_model(), target_model()
+    fit(plain, top, quick())
+    fit(other, top, quick(), scratch=tmp_path if where == "file" else None)
+    assert changed(weights(plain), weights(other)) == set()
+
+
+@each_trainable
+def test_the_seed_decides_the_weights(trainable: Any, top: Supervision) -> None:
+    results = []
+    for seed in (0, 0, 1):
+        target = target_model()
+        torch.manual_seed(len(results))  # the global state plays no part
+        fit(target, top, quick(seed=seed, trainable=trainable))
+        results.append(weights(target))
+    assert changed(results[0], results[1]) == set()
+    assert changed(results[0], results[2])
+
+
+SETTINGS: dict[str, dict[str, Any]] = {
+    "relation": {"objective": Relation()},
+    "relation of the batch": {"objective": Relation(scope="batch")},
+    "unit tokens": {"objective": Relation(unit_tokens=True)},
+    "cosine": {"objective": Cosine()},
+    "fisher": {"objective": Fisher()},
+    "output": {"weights": LossWeights(geometry=0, output=1)},
+    "answer": {"weights": LossWeights(geometry=0, output=0, answer=1)},
+}
+
+
+@each_trainable
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("name", SETTINGS)
+def test_the_loss_falls(name: str, dtype: torch.dtype, trainable: Any, top: Supervision, exact: Supervision) -> None:
+    target = target_model(dtype=dtype)
+    given = {"weights": GEOMETRY} | SETTINGS[name]
+    config = quick(steps=8, batch_size=COUNT, micro_batch_size=COUNT, layers=(2, 4), trainable=trainable, **given)
+    report, _ = fit(target, top if dtype == torch.float32 else exact, config)
+    for stage in report.stages:
+        assert list(stage.first_losses) == list(stage.last_losses) == [next(iter(stage.first_losses))]
+        for term, first in stage.first_losses.items():
+            assert stage.last_losses[term] < 0.99 * first, stage
+
+
+# What does not run
+
+
+def count_runs(model: Any) -> tuple[list[int], list[int]]:
+    """How often each layer runs, and how often the final norm does, counted from now on."""
+    view = view_of(model)
+    layers, norm = [0] * view.depth, [0]
+    for index, layer in enumerate(view.layers):
+        # A submodule: a layer that hands on its replayed input is called, but does not run.
+        layer.self_attn.register_forward_hook(lambda *_, index=index: layers.__setitem__(index, layers[index] + 1))
+    view.final_norm.register_forward_hook(lambda *_: norm.__setitem__(0, norm[0] + 1))
+    return layers, norm
+
+
+@pytest.mark.parametrize("objective", [Relation(), Cosine(), Fisher()], ids=["relation", "cosine", "fisher"])
+def test_geometry_alone_runs_nothing_above_the_frontier(
+    objective: Any, top: Supervision, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = target_model()
+    layers, norm = count_runs(target)
+
+    def refuse(self: Head, *rest: Any) -> Any:
+        raise AssertionError("the head ran")
+
+    if not isinstance(objective, Fisher):
+        monkeypatch.setattr(Head, "logits", refuse)
+    target.lm_head.register_forward_hook(lambda *_: pytest.fail("the head ran"))
+    config = quick(objective=objective, weights=GEOMETRY, layers=(1, 3), steps=2, batch_size=4, micro_batch_size=2)
+    fit(target, top, config)
+    chunks = math.ceil(COUNT / 2)
+    # Layer 1 trains in 2 × 2 micro-batches and is run once over the examples for the stage of layer 3, and so on.
+    assert layers == [4 + chunks, chunks, 4, 0] and norm == [0]
+
+
+def test_layers_below_the_frontier_run_once(top: Supervision) -> None:
+    target = target_model()
+    layers, norm = count_runs(target)
+    fit(target, top, quick(steps=3, batch_size=4, micro_batch_size=4))
+    chunks = math.ceil(COUNT / 4)
+    # Stage k runs layers k … 4 in each of 3 steps; each stage after the first is preceded by one pass of one layer.
+    assert layers == [3 + chunks, 6 + chunks, 9 + chunks, 12] and norm == [12]
+
+
+# The order of the examples, and the learning rate
+
+
+@settings(max_examples=15)
+@given(st.integers(1, 17), st.integers(1, 6), st.integers(0, 99))
+def test_batches_cover_all_examples_once_per_pass(top: Supervision, batch_size: int, steps: int, seed: int) -> None:
+    config = TransferConfig(batch_size=batch_size, seed=seed)
+    trainer = FrontierTrainer(target_model(depth=TARGET_DEPTH, width=32), top, config)
+    batches = trainer._batches(2)
+    seen: Counter[int] = Counter()
+    for _ in range(steps):
+        indices = next(batches)
+        assert len(indices) == batch_size
+        seen.update(indices)
+        numbers = [seen[index] for index in range(COUNT)]
+        assert max(numbers) - min(numbers) <= 1 and sum(numbers) == seen.total()
+
+
+def collated(store: Supervision, config: TransferConfig, monkeypatch: pytest.MonkeyPatch) -> dict[int, list[int]]:
+    """Examples that each stage was trained on, in order."""
+    found: dict[int, list[int]] = {}
+    original = Supervision.collate
+
+    def spy(self: Supervision, indices: Any, *, layer: int | None = None, device: Any = "cpu") -> Any:
+        found.setdefault(layer or 0, []).extend(indices)
+        return original(self, indices, layer=layer, device=device)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Supervision, "collate", spy)
+        fit(target_model(), store, config)
+    return found
+
+
+def test_a_stage_trains_on_its_passes(top: Supervision, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = quick(steps=None, passes=3.0, batch_size=3, micro_batch_size=2)
+    found = collated(top, config, monkeypatch)
+    assert sorted(found) == list(LAYERS)
+    for indices in found.values():
+        assert Counter(indices) == Counter({index: 3 for index in range(COUNT)})
+    assert len({tuple(indices) for indices in found.values()}) > 1, "every stage has its own order"
+    assert collated(top, config, monkeypatch) == found
+    assert collated(top, config.model_copy(update={"seed": 1}), monkeypatch) != found
+
+
+@pytest.mark.parametrize(
+    ("more", "steps"),
+    [
+        ({"passes": 1.0}, 2),
+        ({"passes": 0.1}, 1),
+        ({"passes": 2.0}, 4),
+        ({"passes": 2.5, "batch_size": 1}, 18),
+        ({"passes": 9.0, "steps": 5}, 5),
+        ({"batch_size": 100}, 1),
+    ],
+)
+def test_passes_are_rounded_up_to_whole_steps(more: dict[str, Any], steps: int, top: Supervision) -> None:
+    assert FrontierTrainer(target_model(), top, TransferConfig(**({"batch_size": 4} | more))).steps_per_stage == steps
+
+
+@pytest.mark.parametrize("warmup", [0.0, 0.3, 0.5])
+@pytest.mark.parametrize("schedule", ["linear", "cosine", "constant"])
+def test_the_learning_rate_rises_and_falls(schedule: str, warmup: float, top: Supervision) -> None:
+    config = quick(steps=10, batch_size=1, layers=(1, 2), weights=GEOMETRY, warmup=warmup, schedule=schedule)
+    _, records = fit(target_model(), top, config)
+    rates = [record.learning_rate for record in records]
+    assert rates[:10] == rates[10:], "every stage starts anew"
+    rates = rates[:10]
+    peak = rates.index(max(rates))
+    assert rates[peak] == pytest.approx(3e-3) and abs(peak - 10 * warmup) <= 1
+    rises = [after - before for before, after in zip(rates[:peak], rates[1:peak], strict=False)]
+    assert all(rise > 0 for rise in rises) and rises == pytest.approx([max(rises, default=0)] * len(rises))
+    falling = [rate / 3e-3 for rate in rates[peak:]]
+    # The rate reaches 0 only after the last step, so that the last step still moves.
+    shapes = []
+    for end in (len(falling), len(falling) + 1):
+        shares = [index / end for index in range(len(falling))]
+        shape = {
+            "linear": [1 - share for share in shares],
+            "cosine": [(1 + math.cos(math.pi * share)) / 2 for share in shares],
+            "constant": [1.0] * len(shares),
+        }[schedule]
+        shapes.append(shape)
+    assert any(falling == pytest.approx(shape) for shape in shapes)
+    assert rates[-1] > 0
+
+
+def test_every_stage_has_a_fresh_optimiser(top: Supervision) -> None:
+    both, alone = target_model(), target_model()
+    fit(both, top, quick(layers=(1, 2)))
+    fit(alone, top, quick(layers=(1,)))
+    assert changed(weights(both), weights(alone)) == names_of(both, 2)
+    fit(alone, top, quick(layers=(2,)))
+    assert changed(weights(both), weights(alone)) == set()
+
+
+# Records
+
+
+def test_records_and_report_belong_together(top: Supervision) -> None:
+    records: list[Any] = []
+    config = quick(steps=None, passes=2.0)
+    report = FrontierTrainer(target_model(), top, config, callback=records.append).fit()
+    steps = math.ceil(2 * COUNT / 4)
+    assert [type(record) for record in records] == ([StepRecord] * steps + [StageRecord]) * TARGET_DEPTH
+    assert report.config == config
+    assert report.stages == tuple(record for record in records if isinstance(record, StageRecord))
+    for number, stage in enumerate(report.stages, 1):
+        own = [r for r in records if isinstance(r, StepRecord) and r.layer == number]
+        assert [record.step for record in own] == list(range(1, steps + 1))
+        assert all(record.steps == steps == stage.steps for record in own)
+        assert (stage.layer, stage.source_layer) == (number, PAIRED[number - 1])
+        assert (stage.first_losses, stage.last_losses) == (own[0].losses, own[-1].losses)
+        assert stage.supervised_tokens == sum(record.supervised_tokens for record in own)
+        layer = view_of(target_model()).layer(number)
+        assert stage.trainable_parameters == sum(parameter.numel() for parameter in layer.parameters())
+        assert all(set(record.gradient_norms) == {"relation", "output"} == set(record.losses) for record in own)
+        assert all(record.tokens_per_second == pytest.approx(record.tokens / record.seconds) for record in own)
+    assert report.supervised_tokens == sum(stage.supervised_tokens for stage in report.stages)
+    assert report.seconds >= sum(stage.seconds for stage in report.stages) > 0
+
+
+def test_adapters_report_their_own_parameters(top: Supervision) -> None:
+    report, _ = fit(target_model(), top, quick(layers=(1,), trainable=LORA))
+    linear = [view_of(target_model()).layer(1).get_submodule(f"mlp.{name}") for name in ("up_proj", "down_proj")]
+    linear += [view_of(target_model()).layer(1).get_submodule(f"self_attn.{name}") for name in ("v_proj", "o_proj")]
+    expected = sum(4 * sum(part.weight.shape) for part in linear)
+    assert report.stages[0].trainable_parameters == expected
+
+
+# Objectives and stores of other kinds
+
+
+class Size:
+    """An own objective: half the square of the contribution."""
+
+    name = "size"
+    needs_output = False
+
+    def total(self, step: Step) -> Tensor:
+        return step.residual[step.mask].square().sum() / 2
+
+    def count(self, counts: Tensor) -> int:
+        return int(counts.sum())
+
+
+def test_an_own_objective_takes_the_place_of_the_configured_one(top: Supervision) -> None:
+    target = target_model()
+    layers, norm = count_runs(target)
+    report, _ = fit(target, top, quick(steps=4, layers=(2,), weights=GEOMETRY), objective=Size())
+    assert list(report.stages[0].first_losses) == ["size"]
+    assert report.stages[0].last_losses["size"] < report.stages[0].first_losses["size"]
+    assert layers[2:] == [0, 0] and norm == [0]
+
+
+def test_examples_with_one_supervised_token_have_no_relation(tmp_path: Path) -> None:
+    source, target = source_model(), target_model()
+    store = make_store(source, target, tmp_path, examples=examples_of([(6, 5), (5, 4)]))
+    before = weights(target)
+    report, records = fit(target, store, quick(layers=(2,), weights=GEOMETRY))
+    assert records[0].losses == {} and report.stages[0].supervised_tokens == sum(r.supervised_tokens for r in records)
+    assert changed(before, weights(target)) == set()
+    _, records = fit(target, store, quick(layers=(2,)))
+    assert list(records[0].losses) == ["output"]
+    assert changed(before, weights(target)) == names_of(target, 2)
+
+
+@pytest.mark.parametrize(("source_depth", "depth"), [(6, 2), (6, 6), (2, 5), (1, 3), (5, 1)])
+def test_the_source_may_be_deeper_or_shallower(source_depth: int, depth: int, tmp_path: Path) -> None:
+    from ..models import tiny_model
+
+    source, target = tiny_model("llama", seed=1, depth=source_depth, width=SOURCE_WIDTH), target_model(depth=depth)
+    layers = [max(1, source_depth * k // depth) for k in range(1, depth + 1)]
+    store = make_store(source, target, tmp_path, pairing=pair(layers, source_depth=source_depth))
+    before = weights(target)
+    report, _ = fit(target, store, quick())
+    assert [stage.source_layer for stage in report.stages] == layers
+    assert changed(before, weights(target)) == {name for layer in range(1, depth + 1) for name in names_of(target, layer)}
+
+
+@pytest.mark.parametrize("kept", [TOP, EXACT], ids=["top_k", "final_hidden"])
+def test_a_shared_vocabulary_smaller_than_both_heads(kept: Any, tmp_path: Path) -> None:
+    source, target = source_model(vocabulary=110), target_model(vocabulary=97)
+    entries = torch.arange(3, 90)
+    transport = transport_between(source, target, entries=entries)
+    batches = [collate(examples_of([(9, 4), (7, 2), (8, 5)], vocabulary=90))]
+    store = supervise(source, batches, pair(), transport, tmp_path, settings=kept, entries=entries)
+    report, _ = fit(target, store, quick(steps=6, batch_size=3, layers=(4,), weights=LossWeights(geometry=0, output=1)))
+    assert report.stages[0].last_losses["output"] < report.stages[0].first_losses["output"]
+
+
+def test_relations_can_be_matched_without_transport(tmp_path: Path) -> None:
+    source, target = source_model(), target_model()
+    store = supervise(source, [collate(EXAMPLES)], pair(), Transport.identity(SOURCE_WIDTH), tmp_path, settings=TOP)
+    report, _ = fit(target, store, quick(steps=6, batch_size=COUNT, layers=(2,), weights=GEOMETRY))
+    assert report.stages[0].last_losses["relation"] < report.stages[0].first_losses["relation"]
+    for objective in (Cosine(), Fisher()):
+        with pytest.raises(SemalignError, match=f"the {objective.name} objective compares vectors of one width"):
+            fit(target_model(), store, quick(objective=objective))
+
+
+def test_the_temperature_of_the_store_is_used(tmp_path: Path) -> None:
+    source, target = source_model(), target_model()
+    losses = []
+    for temperature in (1.0, 4.0):
+        kept = EXACT.model_copy(update={"temperature": temperature})
+        store = make_store(source, target, tmp_path / str(temperature), settings=kept)
+        _, records = fit(target_model(), store, quick(steps=1, batch_size=COUNT, layers=(4,)))
+        with torch.no_grad():
+            p, q = (
+                torch.cat(
+                    [
+                        run_plainly(model, collate([e])).logits[0, e[1] - 1 : len(e[0]) - 1] / temperature
+                        for e in EXAMPLES
+                    ]
+                ).log_softmax(1)
+                for model in (source, target)
+            )
+        assert records[0].losses["output"] == pytest.approx(float((p.exp() * (p - q)).sum(1).mean()), rel=1e-3)
+        losses.append(records[0].losses["output"])
+    assert losses[1] < losses[0] / 2
+
+
+# Refusals
+
+
+def test_a_target_of_another_depth_is_refused(top: Supervision) -> None:
+    with pytest.raises(SemalignError, match="for a target of 4 layers, this one has 5"):
+        FrontierTrainer(target_model(depth=5), top)
+
+
+def test_a_target_of_another_width_is_refused(top: Supervision) -> None:
+    with pytest.raises(SemalignError, match="the supervision is for width 32, the target's is 40"):
+        FrontierTrainer(target_model(width=40), top)
+
+
+def test_a_target_with_a_smaller_vocabulary_is_refused(top: Supervision) -> None:
+    with pytest.raises(SemalignError, match="vocabulary ids up to 96, the target's head has 90 rows"):
+        FrontierTrainer(target_model(vocabulary=90), top)
+    FrontierTrainer(target_model(vocabulary=120), top)
+
+
+@pytest.mark.parametrize("layers", [(0, 1), (1, 5), (2, 1), (1, 1, 2), (-1,)])
+def test_layers_out_of_range_or_order_are_refused(layers: tuple[int, ...], top: Supervision) -> None:
+    with pytest.raises(SemalignError, match="expected ascending numbers from 1 to 4") as caught:
+        FrontierTrainer(target_model(), top, TransferConfig(layers=layers))
+    assert str(layers) in str(caught.value)
+
+
+def test_no_layers_are_refused(top: Supervision) -> None:
+    with pytest.raises(SemalignError, match="layers"):
+        FrontierTrainer(target_model(), top, TransferConfig(layers=()))
+
+
+def test_a_loss_without_terms_is_refused(top: Supervision) -> None:
+    with pytest.raises(SemalignError, match="every weight of the loss is 0: set one of geometry, output, answer"):
+        FrontierTrainer(target_model(), top, TransferConfig(weights=LossWeights(geometry=0, output=0)))
+
+
+@each_trainable
+def test_training_that_diverges_says_where(trainable: Any, top: Supervision) -> None:
+    target = target_model()
+    unsettle(target)
+    before = state(target)
+    config = quick(steps=6, layers=(2, 3), trainable=trainable, learning_rate=1e30, warmup=0.0)
+    records: list[Any] = []
+    with pytest.raises(SemalignError, match=r"^layer 2, step \d: the gradient is not finite .*lower train\.learning_rate$") as e:
+        FrontierTrainer(target, top, config, callback=records.append).fit()
+    assert f"step {len(records) + 1}:" in str(e.value) and "\n" not in str(e.value)
+    assert state(target) == before
+    assert all(torch.isfinite(v).all() for n, v in target.state_dict().items() if n not in names_of(target, 2))
+
+
+def test_names_that_match_no_module_are_refused(top: Supervision) -> None:
+    target = target_model()
+    before = snapshot(target)
+    with pytest.raises(SemalignError, match="no linear module named w1: .* can name down_proj, gate_proj, k_proj"):
+        fit(target, top, quick(trainable=LoraLayer(modules=("w1", "up_proj"))))
+    assert snapshot(target) == before
+
+
+def test_terms_have_the_names_of_their_objectives(top: Supervision) -> None:
+    config = quick(steps=1, layers=(1,), weights=LossWeights(geometry=1, output=1, answer=1))
+    _, (record,) = fit(target_model(), top, config)
+    assert list(record.losses) == [Relation().name, OutputKL().name, AnswerNLL().name]

@@ -1,0 +1,46 @@
+"""Files that every project carries, and the names it exports."""
+
+import importlib
+import inspect
+
+import pytest
+import yaml
+
+from .projects import PROJECTS, ROOT, Project
+
+each_project = pytest.mark.parametrize("project", PROJECTS, ids=lambda project: project.name)
+PRESETS = sorted((ROOT / "harness/src/semalign_harness/presets").glob("*.yaml"))
+
+
+def test_versions_are_equal() -> None:
+    assert len({project.table["version"] for project in PROJECTS}) == 1
+
+
+@each_project
+def test_project_files_are_present(project: Project) -> None:
+    assert (project.folder / "README.md").is_file()
+    assert (project.source / "py.typed").is_file()
+    assert (project.folder / "LICENSE").read_bytes() == (ROOT / "LICENSE").read_bytes()
+
+
+def test_there_are_presets() -> None:
+    assert PRESETS
+
+
+@pytest.mark.parametrize("path", PRESETS, ids=lambda path: path.stem)
+def test_preset_is_a_yaml_mapping(path) -> None:
+    assert isinstance(yaml.safe_load(path.read_text()), dict)
+
+
+@each_project
+def test_public_names_are_sorted_and_documented(project: Project) -> None:
+    module = importlib.import_module(project.module)
+    assert module.__doc__, f"{project.module} has no docstring"
+    assert list(module.__all__) == sorted(set(module.__all__))
+    for name in module.__all__:
+        value = getattr(module, name)
+        if inspect.isclass(value) or inspect.isroutine(value):
+            doc = vars(value).get("__doc__") if inspect.isclass(value) else value.__doc__
+            # A dataclass without a docstring gets its signature as one.
+            if not doc or doc.startswith(f"{name}("):
+                pytest.fail(f"{project.module}.{name} has no docstring")
