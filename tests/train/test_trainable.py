@@ -1,5 +1,6 @@
 """The trainable part of a stage: float32 inside, the model's own dtype and classes outside."""
 
+import itertools
 from typing import Any
 
 import pytest
@@ -31,14 +32,13 @@ def weights(model: nn.Module) -> dict[str, torch.Tensor]:
     return {name: value.clone() for name, value in model.state_dict().items()}
 
 
-@each_dtype
 @pytest.mark.parametrize("kind", ["full", "lora"])
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_parameters_train_in_single_precision_and_come_back(
-    architecture: str, kind: str, dtype: torch.dtype
-) -> None:
-    if dtype == torch.float64 and architecture != "llama":
-        pytest.skip("one architecture is enough in double precision")
+@pytest.mark.parametrize(
+    ("architecture", "dtype"),
+    [*itertools.product(ARCHITECTURES, [torch.float32, torch.bfloat16]), ("llama", torch.float64)],
+    ids=str,
+)
+def test_parameters_train_in_single_precision_and_come_back(architecture: str, kind: str, dtype: torch.dtype) -> None:
     model = target_model(architecture, dtype=dtype)
     trainable = FullLayer() if kind == "full" else lora_for(architecture)
     with undisturbed(model):

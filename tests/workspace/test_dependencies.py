@@ -17,7 +17,6 @@ IMPORT_NAMES = {"pyyaml": "yaml"}
 NOT_IMPORTED = {
     ("semalign-harness", "accelerate"): "transformers needs it to load a GGUF file",
     ("semalign-harness", "gguf"): "transformers needs it to load a GGUF file",
-    ("semalign-harness", "lm-eval"): "reserved for benchmarks, in the extra `eval`",
 }
 
 # Slow to import. Importing a project may load only those that its row names.

@@ -20,9 +20,9 @@ from transformers import (
 )
 
 from .experiment import ModelConfig
-from .tiny import build_tiny_model
+from .tiny import Role, build_tiny_model, tiny_folder_name
 
-GENERATED = {"generated:tiny-source": "source", "generated:tiny-target": "target"}
+GENERATED: dict[str, Role] = {"generated:tiny-source": "source", "generated:tiny-target": "target"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,7 +102,7 @@ def _resolve(config: ModelConfig) -> str:
         if config.path not in GENERATED:
             raise SemalignError(f"unknown generated model {config.path!r}: known are {', '.join(GENERATED)}")
         role = GENERATED[config.path]
-        return str(build_tiny_model(role, cache_folder() / f"tiny-{role}"))  # type: ignore[arg-type]
+        return str(build_tiny_model(role, cache_folder() / tiny_folder_name(role)))
     path = Path(config.path).expanduser()
     if path.suffix == ".gguf":
         if not path.is_file():

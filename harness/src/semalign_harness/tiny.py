@@ -7,15 +7,14 @@ What it lacks is what a transfer can give it.
 Every vocabulary entry is a whole word or a whole number. There are more than twice as many entries as the
 source is wide, so that the head W has full column rank and the semantic basis W⁺ exists.
 
-Legend of the shape suffixes: B rows of a batch, L positions, N supervised positions, D width, V vocabulary;
-K matrices of one shape, O outputs, I inputs of a matrix.
+Legend of the shape suffixes: B rows of a batch, L positions, N supervised positions, D width, V vocabulary.
 """
 
+import dataclasses
 import hashlib
 import json
 import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,7 +24,6 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from torch import Tensor
-from torch.nn import Parameter
 from torch.nn.functional import cross_entropy
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -94,15 +92,14 @@ _MAX_POSITIONS = 128
 _BATCH_ROWS = 64
 _MATRIX_RATE, _OTHER_RATE = 0.02, 3e-3
 _WARM_UP, _DECAY = 0.1, 0.5
-_MATRIX_WEIGHT_DECAY, _MATRIX_MOMENTUM = 0.01, 0.95
+_MATRIX_WEIGHT_DECAY = 0.01
 _BETAS = (0.9, 0.98)
-_NEWTON_SCHULZ, _NEWTON_SCHULZ_STEPS = (3.4445, -4.7750, 2.0315), 5
 _GRADIENT_NORM = 1.0
 _RECORD = "tiny.json"
 _RECIPE_VERSION = 1
 
 
-@dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(frozen=True, slots=True)
 class _Recipe:
     """Size of one model and the number of optimiser steps, of `_BATCH_ROWS` problems each."""
 
@@ -119,7 +116,7 @@ _RECIPES: dict[Role, _Recipe] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(frozen=True, slots=True)
 class _Step:
     """One line of the chain of thought, `left operation right = result`."""
 
@@ -240,6 +237,12 @@ def build_tiny_model(
         tokenizer.save_pretrained(filled)
         (filled / _RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     return folder
+
+
+def tiny_folder_name(role: Role) -> str:
+    """Name of the folder for a model of the present recipe: another recipe gets another name."""
+    recipe = json.dumps([_RECIPE_VERSION, dataclasses.asdict(_RECIPES[role])])
+    return f"tiny-{role}-{hashlib.sha256(recipe.encode()).hexdigest()[:12]}"
 
 
 def _draw_rows(count: int, *, stream: str, split: Split) -> list[dict[str, Any]]:
@@ -367,7 +370,7 @@ def _train(
     matrices = [weight for weight in model.model.layers.parameters() if weight.ndim == 2]
     chosen = set(map(id, matrices))
     others = [weight for weight in model.parameters() if id(weight) not in chosen]
-    muon = _Muon(matrices)
+    muon = torch.optim.Muon(matrices, weight_decay=_MATRIX_WEIGHT_DECAY)
     adamw = torch.optim.AdamW(others, betas=_BETAS, weight_decay=0.0)
     model.train()
     for done, (ids_BL, labels_BL) in enumerate(batches, start=1):
@@ -381,7 +384,8 @@ def _train(
         factor = _rate(done - 1, total)
         adamw.param_groups[0]["lr"] = _OTHER_RATE * factor
         adamw.step()
-        muon.step(_MATRIX_RATE * factor)
+        muon.param_groups[0]["lr"] = _MATRIX_RATE * factor
+        muon.step()
         model.zero_grad()
         if progress is not None:
             progress(done, total)
@@ -391,42 +395,6 @@ def _train(
 def _rate(step: int, total: int) -> float:
     """Warm-up over the first tenth, a plateau, then a linear decay over the last half; a factor in (0, 1]."""
     return min(1.0, (step + 1) / (_WARM_UP * total), max(total - step, 1) / (_DECAY * total))
-
-
-class _Muon:
-    """Momentum whose update is orthogonalised, one matrix at a time; matrices of one shape are stacked.
-
-    On these models it learns far more per step than AdamW does, and seconds are what the preset is short of.
-    """
-
-    def __init__(self, matrices: Sequence[Parameter]) -> None:
-        shapes = dict.fromkeys(matrix.shape for matrix in matrices)
-        self._stacks = [[matrix for matrix in matrices if matrix.shape == shape] for shape in shapes]
-        self._momenta = [torch.zeros(len(stack), *stack[0].shape) for stack in self._stacks]
-
-    @torch.no_grad()
-    def step(self, rate: float) -> None:
-        for stack, momentum_KOI in zip(self._stacks, self._momenta, strict=True):
-            gradient_KOI = torch.stack([matrix.grad for matrix in stack if matrix.grad is not None])
-            momentum_KOI.lerp_(gradient_KOI, 1 - _MATRIX_MOMENTUM)
-            update_KOI = _orthogonalised(gradient_KOI.lerp(momentum_KOI, _MATRIX_MOMENTUM))
-            outputs, inputs = stack[0].shape
-            for matrix, update_OI in zip(stack, update_KOI, strict=True):
-                matrix.mul_(1 - rate * _MATRIX_WEIGHT_DECAY)
-                matrix.add_(update_OI, alpha=-rate * max(1.0, outputs / inputs) ** 0.5)
-
-
-def _orthogonalised(matrix_KOI: Tensor) -> Tensor:
-    """Bring each matrix's singular values near 1 (about 0.7 to 1.2) by quintic Newton-Schulz iterations."""
-    first, third, fifth = _NEWTON_SCHULZ
-    tall = matrix_KOI.shape[-2] > matrix_KOI.shape[-1]
-    x = matrix_KOI.mT if tall else matrix_KOI
-    x = x / (torch.linalg.matrix_norm(x, keepdim=True) + 1e-7)
-    for _ in range(_NEWTON_SCHULZ_STEPS):
-        gram = x @ x.mT
-        x = first * x + (third * gram + fifth * gram @ gram) @ x
-    result: Tensor = x.mT if tall else x
-    return result
 
 
 def _is_finished(folder: Path, record: _Record) -> bool:

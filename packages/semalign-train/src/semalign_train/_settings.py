@@ -51,8 +51,9 @@ class TransferConfig(Contract):
     """Whether the final norm trains along in the last layer's stage."""
     layers: tuple[int, ...] | None = None
     """Target layers that get a stage, counted from 1, ascending; None for all."""
-    passes: float = Field(1.0, gt=0)
-    """Passes over the examples in each stage; rounded up to whole steps."""
+    passes: float = Field(3.0, gt=0)
+    """Passes over the examples, shared equally by the stages and rounded up to whole steps: every layer trains on its
+    share, and training sees as many tokens as that many epochs of joint training."""
     steps: int | None = Field(None, ge=1)
     """Steps of each stage, instead of passes."""
     batch_size: int = Field(16, ge=1)

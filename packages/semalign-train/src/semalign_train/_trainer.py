@@ -97,8 +97,9 @@ class FrontierTrainer:
 
     @property
     def steps_per_stage(self) -> int:
-        """Optimiser steps of each stage."""
-        return self.config.steps or math.ceil(self.config.passes * len(self.supervision) / self.config.batch_size)
+        """Optimiser steps of each stage; the passes are shared equally by the stages."""
+        rows = self.config.passes * len(self.supervision)
+        return self.config.steps or math.ceil(rows / (self.config.batch_size * len(self.layers)))
 
     def fit(self) -> TransferReport:
         """Run every stage, shallow to deep; the target is changed in place.
@@ -112,8 +113,9 @@ class FrontierTrainer:
             prefix = PrefixCache(
                 self.view, self.supervision, folder=self._scratch, batch_size=self.config.micro_batch_size
             )
+            batches = self._batches()
             for layer in self.layers:
-                stages.append(self._stage(layer, prefix))
+                stages.append(self._stage(layer, prefix, batches))
                 self.callback(stages[-1])
         return TransferReport(
             config=self.config,
@@ -122,7 +124,7 @@ class FrontierTrainer:
             seconds=time.perf_counter() - started,
         )
 
-    def _stage(self, layer: int, prefix: PrefixCache) -> StageRecord:
+    def _stage(self, layer: int, prefix: PrefixCache, batches: Iterator[list[int]]) -> StageRecord:
         started = time.perf_counter()
         prefix.advance(layer - 1)
         last = layer == self.view.depth
@@ -139,7 +141,6 @@ class FrontierTrainer:
                 num_warmup_steps=round(config.warmup * steps),
                 num_training_steps=steps + 1,  # so that the last step still moves
             )
-            batches = self._batches(layer)
             for number in range(1, steps + 1):
                 begun = time.perf_counter()
                 indices = next(batches)
@@ -185,9 +186,9 @@ class FrontierTrainer:
             seconds=time.perf_counter() - started,
         )
 
-    def _batches(self, layer: int) -> Iterator[list[int]]:
-        """Examples of each optimiser step: passes in a random order that the seed and the layer decide."""
-        generator = torch.Generator().manual_seed(self.config.seed * 100_003 + layer)
+    def _batches(self) -> Iterator[list[int]]:
+        """Examples of each optimiser step, pass after pass in random order; stages go on where the one before stopped."""
+        generator = torch.Generator().manual_seed(self.config.seed)
         waiting: list[int] = []
         while True:
             while len(waiting) < self.config.batch_size:

@@ -1,0 +1,163 @@
+"""Settings and contracts of training: JSON and back, closed, versioned, within their ranges."""
+
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import pytest
+import semalign_train
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+from semalign_align import Cosine, Fisher, Relation
+from semalign_geometry import Contract, SemalignError, Settings
+from semalign_train import (
+    FullLayer,
+    LoraLayer,
+    LossWeights,
+    StageRecord,
+    StepRecord,
+    TransferConfig,
+    TransferReport,
+)
+
+_positive = st.floats(0, 1e6, exclude_min=True)
+_weight = st.floats(0, 1e6)
+_count = st.integers(1, 10**6)
+_terms = st.dictionaries(st.sampled_from(["relation", "output", "answer"]), st.floats(allow_nan=False))
+_loras = st.builds(LoraLayer, rank=_count, alpha=_count, modules=st.lists(st.text(max_size=5), max_size=3).map(tuple))
+_weights = st.builds(LossWeights, geometry=_weight, output=_weight, answer=_weight)
+_relations = st.builds(Relation, scope=st.sampled_from(["sequence", "batch"]), unit_tokens=st.booleans())
+_configs = st.builds(
+    TransferConfig,
+    objective=st.one_of(_relations, st.just(Cosine()), st.just(Fisher())),
+    weights=_weights,
+    trainable=st.one_of(st.just(FullLayer()), _loras),
+    train_final_norm=st.booleans(),
+    layers=st.none() | st.lists(_count, min_size=1, max_size=4).map(tuple),
+    passes=_positive,
+    steps=st.none() | _count,
+    batch_size=_count,
+    micro_batch_size=_count,
+    learning_rate=_positive,
+    weight_decay=_weight,
+    betas=st.tuples(st.floats(0, 1, exclude_max=True), st.floats(0, 1, exclude_max=True)),
+    warmup=st.floats(0, 1),
+    schedule=st.sampled_from(["linear", "cosine", "constant"]),
+    clip=st.none() | _positive,
+    autocast=st.sampled_from(["model", "bfloat16", "none"]),
+    seed=st.integers(0, 2**31),
+)
+_steps = st.builds(
+    StepRecord, losses=_terms, gradient_norms=_terms, gradient_norm=_weight, learning_rate=_weight, seconds=_weight,
+    tokens_per_second=_weight,
+)  # fmt: skip
+_stages = st.builds(StageRecord, first_losses=_terms, last_losses=_terms, seconds=_weight)
+_reports = st.builds(TransferReport, config=_configs, stages=st.lists(_stages, max_size=3).map(tuple), seconds=_weight)
+GROUPS: dict[type[Settings], st.SearchStrategy[Any]] = {
+    FullLayer: st.just(FullLayer()),
+    LoraLayer: _loras,
+    LossWeights: _weights,
+    StageRecord: _stages,
+    StepRecord: _steps,
+    TransferConfig: _configs,
+    TransferReport: _reports,
+}
+
+each_group = pytest.mark.parametrize("group", GROUPS, ids=lambda group: group.__name__)
+each_contract = pytest.mark.parametrize("contract", [TransferConfig, TransferReport])
+
+
+def test_every_group_of_settings_is_covered() -> None:
+    exported = [value for value in vars(semalign_train).values() if isinstance(value, type)]
+    assert {value for value in exported if issubclass(value, Settings)} == set(GROUPS)
+    assert [group for group in GROUPS if issubclass(group, Contract)] == [TransferConfig, TransferReport]
+
+
+@each_group
+@given(data=st.data())
+def test_round_trip_through_json(group: type[Settings], data: st.DataObject) -> None:
+    written = data.draw(GROUPS[group])
+    assert group.model_validate_json(written.model_dump_json()) == written
+
+
+@each_contract
+@given(data=st.data())
+def test_files_are_read_as_they_were_written(contract: type[Contract], data: st.DataObject) -> None:
+    written = data.draw(GROUPS[contract])
+    with TemporaryDirectory() as folder:
+        path = written.write(Path(folder) / "contract.json")
+        assert contract.read(path) == written
+
+
+@each_group
+@given(data=st.data())
+def test_unknown_keys_are_refused_with_the_nearest_name(group: type[Settings], data: st.DataObject) -> None:
+    plain = data.draw(GROUPS[group]).model_dump(mode="json")
+    name = data.draw(st.sampled_from(sorted(group.model_fields)))
+    with pytest.raises(SemalignError) as caught:
+        group.parse({**plain, f"{name}x": 1}, origin="here")
+    assert str(caught.value) == f"here: unknown key '{name}x': did you mean '{name}'?"
+
+
+def test_unknown_keys_inside_name_their_place() -> None:
+    with pytest.raises(SemalignError, match=r"unknown key 'trainable\.lora\.rnk': did you mean 'rank'"):
+        TransferConfig.parse({"trainable": {"kind": "lora", "rnk": 3}})
+    with pytest.raises(SemalignError, match=r"unknown key 'weights\.answers': did you mean 'answer'"):
+        TransferConfig.parse({"weights": {"answers": 1.0}})
+
+
+@each_contract
+@given(data=st.data(), ahead=st.integers(1, 9))
+def test_newer_versions_are_refused(contract: type[Contract], data: st.DataObject, ahead: int) -> None:
+    plain = data.draw(GROUPS[contract]).model_dump(mode="json")
+    newer = contract.current_version + ahead
+    with pytest.raises(SemalignError, match=rf"{contract.__name__} has format version {newer}, .* upgrade semalign"):
+        contract.parse({**plain, "version": newer, "key of the future": 1})
+
+
+def test_a_newer_configuration_inside_a_report_is_refused() -> None:
+    plain = TransferReport(config=TransferConfig(), stages=(), supervised_tokens=0, seconds=0.0).model_dump(mode="json")
+    plain["config"]["version"] = 7
+    with pytest.raises(SemalignError, match="TransferConfig has format version 7"):
+        TransferReport.parse(plain)
+
+
+@each_group
+@given(data=st.data())
+def test_settings_are_frozen_and_documented(group: type[Settings], data: st.DataObject) -> None:
+    drawn = data.draw(GROUPS[group])
+    for name, field in group.model_fields.items():
+        assert field.description, name
+        with pytest.raises(ValidationError, match="frozen"):
+            setattr(drawn, name, getattr(drawn, name))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("passes", 0),
+        ("steps", 0),
+        ("batch_size", 0),
+        ("micro_batch_size", 0),
+        ("learning_rate", 0),
+        ("learning_rate", -1e-4),
+        ("weight_decay", -1),
+        ("warmup", 1.5),
+        ("warmup", -0.1),
+        ("schedule", "step"),
+        ("clip", 0),
+        ("autocast", "float16"),
+        ("objective", {"kind": "mse"}),
+        ("trainable", {"kind": "bias"}),
+    ],
+)
+def test_values_out_of_range_are_named(key: str, value: Any) -> None:
+    with pytest.raises(SemalignError, match=f"'{key}' is "):
+        TransferConfig.parse({key: value})
+
+
+@pytest.mark.parametrize("name", ["geometry", "output", "answer"])
+def test_weights_are_not_negative(name: str) -> None:
+    with pytest.raises(SemalignError, match=rf"'weights\.{name}' is -1"):
+        TransferConfig.parse({"weights": {name: -1}})
