@@ -180,16 +180,12 @@ def outputs(draw: st.DrawFn) -> Outputs:
     )
 
 
-vocabularies = st.lists(
-    st.text(string.ascii_lowercase, min_size=1, max_size=3), min_size=1, max_size=12, unique=True
-)
+vocabularies = st.lists(st.text(string.ascii_lowercase, min_size=1, max_size=3), min_size=1, max_size=12, unique=True)
 
 _words = st.text(max_size=8)
 _files = st.dictionaries(_words, st.text("0123456789abcdef", min_size=64, max_size=64), max_size=2)
 _numbers = st.floats(allow_nan=False)
-_layers = st.builds(
-    LayerFidelity, recomposition_cosine=_numbers, cka_transported=_numbers, cka_direct=_numbers
-)
+_layers = st.builds(LayerFidelity, recomposition_cosine=_numbers, cka_transported=_numbers, cka_direct=_numbers)
 
 contracts: dict[type[Contract], st.SearchStrategy[Contract]] = {
     ArtifactManifest: st.builds(ArtifactManifest, files=_files),

@@ -36,11 +36,7 @@ def manifest() -> BasisManifest:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {
-        str(path.relative_to(folder)): path.read_bytes()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
 @given(matrices(4, 3), st.sampled_from([torch.float64, torch.float32, torch.bfloat16]), st.booleans())
@@ -118,9 +114,7 @@ def test_a_failing_write_changes_nothing(exists: bool, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
 @pytest.mark.parametrize("exists", [False, True])
-def test_an_exception_in_new_folder_leaves_nothing(
-    error: type[BaseException], exists: bool, tmp_path: Path
-) -> None:
+def test_an_exception_in_new_folder_leaves_nothing(error: type[BaseException], exists: bool, tmp_path: Path) -> None:
     path = tmp_path / "folder"
     if exists:
         path.mkdir()

@@ -57,9 +57,7 @@ def test_narrow_heads_run_in_float32(w: Tensor, dtype: torch.dtype) -> None:
 
 
 @given(seeds, st.floats(3, 5), st.booleans())
-def test_ill_conditioned_float32_heads_go_to_float64_and_stay_accurate(
-    seed: int, power: float, repeat: bool
-) -> None:
+def test_ill_conditioned_float32_heads_go_to_float64_and_stay_accurate(seed: int, power: float, repeat: bool) -> None:
     w = from_svd(seed, 40, 4, 10**power).float()
     if repeat:
         w = torch.cat([w, w[:, :1]], 1)
@@ -114,9 +112,7 @@ def test_gram_does_not_depend_on_chunks_nor_order(w: Tensor, chunk: int, order: 
 def test_condition_bounds_the_two_norm_condition_number(w: Tensor) -> None:
     values = torch.linalg.svdvals(w)
     if len(values) == w.shape[1] and values.min() > 1e-5 * values.max():
-        assert SemanticBasis.from_head(w).manifest.condition >= float((values.max() / values.min()) ** 2) * (
-            1 - 1e-6
-        )
+        assert SemanticBasis.from_head(w).manifest.condition >= float((values.max() / values.min()) ** 2) * (1 - 1e-6)
 
 
 @pytest.mark.parametrize("ids", [[], [-1], [0, 5]])

@@ -14,9 +14,7 @@ from semalign_geometry import BasisManifest, Contract, FidelityReport, LayerFide
 from .strategies import contracts
 
 each_contract = pytest.mark.parametrize("contract", contracts, ids=lambda contract: contract.__name__)
-LAYER = LayerFidelity(
-    target_layer=1, source_layer=2, recomposition_cosine=1.0, cka_transported=0.5, cka_direct=0.6
-)
+LAYER = LayerFidelity(target_layer=1, source_layer=2, recomposition_cosine=1.0, cka_transported=0.5, cka_direct=0.6)
 REPORT = FidelityReport(frame="dual", fold_gain=False, tokens=3, layers=(LAYER,))
 
 
@@ -31,17 +29,13 @@ def test_round_trip_through_json(contract: type[Contract], data: st.DataObject) 
     written = data.draw(contracts[contract])
     with TemporaryDirectory() as folder:
         path = written.write(Path(folder) / "deeper" / "contract.json")
-        json.loads(
-            path.read_text(encoding="utf-8"), parse_constant=pytest.fail
-        )  # strict JSON: no bare Infinity
+        json.loads(path.read_text(encoding="utf-8"), parse_constant=pytest.fail)  # strict JSON: no bare Infinity
         assert contract.read(path) == written
 
 
 @each_contract
 @given(data=st.data())
-def test_unknown_keys_are_refused_with_the_nearest_name(
-    contract: type[Contract], data: st.DataObject
-) -> None:
+def test_unknown_keys_are_refused_with_the_nearest_name(contract: type[Contract], data: st.DataObject) -> None:
     plain = data.draw(contracts[contract]).model_dump(mode="json")
     name = data.draw(st.sampled_from(sorted(contract.model_fields)))
     with pytest.raises(SemalignError) as caught:
@@ -54,9 +48,7 @@ def test_unknown_keys_are_refused_with_the_nearest_name(
 def test_newer_versions_are_refused(contract: type[Contract], data: st.DataObject, ahead: int) -> None:
     plain = data.draw(contracts[contract]).model_dump(mode="json")
     newer = contract.current_version + ahead
-    with pytest.raises(
-        SemalignError, match=rf"{contract.__name__} has format version {newer}, .* upgrade semalign"
-    ):
+    with pytest.raises(SemalignError, match=rf"{contract.__name__} has format version {newer}, .* upgrade semalign"):
         contract.parse({**plain, "version": newer, "key of the future": 1})
 
 
@@ -77,9 +69,7 @@ def test_every_field_has_its_docstring(contract: type[Contract]) -> None:
 def test_problems_inside_of_a_contract_name_their_place() -> None:
     plain = REPORT.model_dump(mode="json")
     plain["layers"][0]["cka_transportd"] = 1
-    with pytest.raises(
-        SemalignError, match=r"unknown key 'layers\.0\.cka_transportd': did you mean 'cka_transported'"
-    ):
+    with pytest.raises(SemalignError, match=r"unknown key 'layers\.0\.cka_transportd': did you mean 'cka_transported'"):
         FidelityReport.parse(plain)
     plain = REPORT.model_dump(mode="json")
     plain["layers"][0]["version"] = 7

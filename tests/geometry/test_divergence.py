@@ -28,9 +28,7 @@ from .strategies import Outputs, dense_logits, normal, output_heads, outputs, se
 TIGHT = {"rtol": 1e-9, "atol": 1e-10}
 
 
-def assert_same_gradient(
-    mine: Callable[[Tensor], Tensor], dense: Callable[[Tensor], Tensor], at: Tensor
-) -> None:
+def assert_same_gradient(mine: Callable[[Tensor], Tensor], dense: Callable[[Tensor], Tensor], at: Tensor) -> None:
     """Values and the gradients under random weights agree."""
     here, there = at.clone().requires_grad_(), at.clone().requires_grad_()
     value, expected = mine(here), dense(there)
@@ -134,9 +132,7 @@ def test_a_constant_on_all_logits_changes_nothing(case: Outputs, shift: float) -
 
 
 @given(outputs(), st.integers(1, 10), st.integers(1, 9), st.data())
-def test_chunks_and_micro_batches_change_nothing(
-    case: Outputs, chunk: int, k: int, data: st.DataObject
-) -> None:
+def test_chunks_and_micro_batches_change_nothing(case: Outputs, chunk: int, k: int, data: st.DataObject) -> None:
     case = even(case)
     cut = data.draw(st.integers(0, len(case.target)))
     top = kept(case, k)
@@ -277,9 +273,7 @@ def test_quadratic_divergence_has_no_gradient_to_the_reference() -> None:
 
 
 @given(seeds, st.integers(1, 40), st.sampled_from([torch.float32, torch.bfloat16]))
-def test_narrow_heads_agree_with_float64_on_the_same_logits(
-    seed: int, chunk: int, dtype: torch.dtype
-) -> None:
+def test_narrow_heads_agree_with_float64_on_the_same_logits(seed: int, chunk: int, dtype: torch.dtype) -> None:
     source_head, target_head = (Head(normal(seed + i, 40, 4).to(dtype)) for i in (0, 1))
     source, target = normal(seed + 2, 3, 4).to(dtype), normal(seed + 3, 3, 4).to(dtype).requires_grad_()
     value = output_divergence(source, source_head, target, target_head, chunk=chunk)

@@ -76,9 +76,7 @@ def norm_of(kind: str, gain: Tensor, dtype: torch.dtype, seed: int) -> nn.Module
     seeds,
     st.sampled_from([torch.float32, torch.bfloat16]),
 )
-def test_gain_is_measured_for_every_kind_of_norm(
-    kind: str, width: int, seed: int, dtype: torch.dtype
-) -> None:
+def test_gain_is_measured_for_every_kind_of_norm(kind: str, width: int, seed: int, dtype: torch.dtype) -> None:
     gain = normal(seed, width).float()
     measured = norm_gain(norm_of(kind, gain, dtype, seed + 1), width)
     tolerance = 1e-4 if dtype == torch.float32 else 2**-5

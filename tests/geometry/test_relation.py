@@ -78,9 +78,7 @@ def test_token_and_feature_routes_agree(case: Sides, seed: int, unit: bool) -> N
 
 
 @given(sides(), st.data(), routes, st.booleans())
-def test_masked_tokens_are_removed_whatever_they_hold(
-    case: Sides, data: st.DataObject, route: str, unit: bool
-) -> None:
+def test_masked_tokens_are_removed_whatever_they_hold(case: Sides, data: st.DataObject, route: str, unit: bool) -> None:
     tokens = len(case.x)
     mask = torch.tensor(data.draw(st.lists(st.booleans(), min_size=tokens, max_size=tokens)))
     junk = data.draw(st.sampled_from([float("nan"), float("inf"), -float("inf"), 1e300]))
@@ -101,11 +99,7 @@ def test_sequences_average_over_those_with_two_tokens(data: st.DataObject, unit:
     y = torch.stack([data.draw(matrices(4, 3)) for _ in range(3)])
     flags = data.draw(st.lists(st.booleans(), min_size=12, max_size=12))
     mask = torch.tensor(flags).reshape(3, 4)
-    each = [
-        relation_distance(x[b][mask[b]], y[b][mask[b]], unit_tokens=unit)
-        for b in range(3)
-        if mask[b].sum() >= 2
-    ]
+    each = [relation_distance(x[b][mask[b]], y[b][mask[b]], unit_tokens=unit) for b in range(3) if mask[b].sum() >= 2]
     expected = torch.stack(each).mean() if each else torch.tensor(0.0, dtype=torch.float64)
     assert_close(relation_distance(x, y, mask=mask, unit_tokens=unit), expected, **TIGHT)
     distances, counted = relation_distances(x, y, mask=mask, unit_tokens=unit)

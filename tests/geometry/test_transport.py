@@ -111,9 +111,7 @@ def test_cosine_is_the_paper_s_formula(w: Tensor, seed: int) -> None:
     coefficients = decompose(basis, r, frame="cosine")
     assert_close(coefficients, expected, rtol=0, atol=tolerance(w))
     assert coefficients.abs().max() <= 1 + 1e-9
-    assert_close(
-        recompose(basis, expected, frame="cosine"), expected @ unit.T, rtol=0, atol=len(w) * tolerance(w)
-    )
+    assert_close(recompose(basis, expected, frame="cosine"), expected @ unit.T, rtol=0, atol=len(w) * tolerance(w))
 
 
 @given(tall_heads(), seeds)
@@ -126,9 +124,7 @@ def test_dual_coefficients_are_logits_and_parseval_keeps_lengths(w: Tensor, seed
 
 
 @given(pairs(), st.booleans())
-def test_parseval_back_is_the_transpose_and_contracts(
-    bases: tuple[SemanticBasis, SemanticBasis], fold: bool
-) -> None:
+def test_parseval_back_is_the_transpose_and_contracts(bases: tuple[SemanticBasis, SemanticBasis], fold: bool) -> None:
     there = fit_transport(*bases, frame="parseval", fold_gain=fold).matrix
     back = fit_transport(*reversed(bases), frame="parseval", fold_gain=fold).matrix
     slack = tolerance(*(basis.weight * basis.gain if fold else basis.weight for basis in bases))
@@ -144,9 +140,7 @@ def test_collapsed_transport_is_the_explicit_route(
     r = normal(seed, 3, source.manifest.width)
     r[0] = 0
     transport = fit_transport(source, target, frame=frame, fold_gain=fold)
-    explicit = recompose(
-        target, decompose(source, r, frame=frame, fold_gain=fold), frame=frame, fold_gain=fold
-    )
+    explicit = recompose(target, decompose(source, r, frame=frame, fold_gain=fold), frame=frame, fold_gain=fold)
     assert torch.isfinite(explicit).all()
     size = max(1.0, float(explicit.norm()), float(transport.matrix.norm()))
     assert_close(transport(r), explicit, rtol=1e-6, atol=1e-7 * size)
@@ -154,9 +148,7 @@ def test_collapsed_transport_is_the_explicit_route(
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @given(w=elementwise(7, 3), seed=seeds, frame=frames())
-def test_zero_rows_and_narrow_vectors_stay_finite(
-    dtype: torch.dtype, w: Tensor, seed: int, frame: str | Frame
-) -> None:
+def test_zero_rows_and_narrow_vectors_stay_finite(dtype: torch.dtype, w: Tensor, seed: int, frame: str | Frame) -> None:
     """Unused entries are zero rows in some checkpoints; a deficient head reads in float64 in any case."""
     w = torch.cat([w, torch.zeros(1, 3, dtype=torch.float64)]).to(dtype)
     basis = SemanticBasis.from_head(w)
@@ -178,9 +170,7 @@ def test_chunks_and_entry_order_change_nothing(
     order = torch.tensor(data.draw(st.permutations(range(source.manifest.entries))))
     permuted = [SemanticBasis.from_head(b.weight, entries=order, chunk=chunk) for b in bases]
     size = float(expected.norm())
-    assert_close(
-        fit_transport(*bases, frame=frame, chunk=chunk).matrix, expected, rtol=1e-9, atol=1e-9 * size + 1e-30
-    )
+    assert_close(fit_transport(*bases, frame=frame, chunk=chunk).matrix, expected, rtol=1e-9, atol=1e-9 * size + 1e-30)
     assert_close(
         fit_transport(*permuted, frame=frame, chunk=chunk).matrix,
         expected,
@@ -250,9 +240,7 @@ def test_save_and_load(bases: tuple[SemanticBasis, SemanticBasis], frame: str | 
     assert loaded.manifest == saved.manifest
     assert loaded.manifest.model_copy(update={"files": {}}) == transport.manifest
     assert loaded.manifest.fold_gain == fold
-    assert (loaded.manifest.source_width, loaded.manifest.target_width) == tuple(
-        b.manifest.width for b in bases
-    )
+    assert (loaded.manifest.source_width, loaded.manifest.target_width) == tuple(b.manifest.width for b in bases)
     assert loaded.manifest.entries == bases[0].manifest.entries
     assert loaded.matrix.dtype == transport.matrix.dtype
     assert_close(loaded.matrix, transport.matrix, rtol=0, atol=0)
@@ -289,6 +277,4 @@ def test_fidelity_reports_the_cka_of_each_layer(
     )
     (layer,) = report.layers
     assert layer.cka_direct == pytest.approx(float(linear_cka(x, r)), abs=1e-3)
-    assert layer.cka_transported == pytest.approx(
-        float(linear_cka(x.float(), transport(r.float()))), abs=1e-6
-    )
+    assert layer.cka_transported == pytest.approx(float(linear_cka(x.float(), transport(r.float()))), abs=1e-6)

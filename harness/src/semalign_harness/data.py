@@ -18,7 +18,7 @@ from .experiment import DataConfig, RowsConfig
 from .tiny import arithmetic_rows
 
 Row = dict[str, Any]
-GENERATED_ROWS = 20_000
+GENERATED_ROWS = 5_000
 
 
 @dataclass(frozen=True)

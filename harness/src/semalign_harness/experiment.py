@@ -159,8 +159,10 @@ def load_experiment(
     tree = _read(base)
     for config in configs:
         tree = _merged(tree, _read_file(Path(config)))
+    together: dict[str, Any] = {}
     for override in overrides:
-        tree = _merged(tree, _parse_override(override))
+        together = _merged(together, _parse_override(override), kinds=False)
+    tree = _merged(tree, together)
     return Experiment.parse(tree, origin=str(base))
 
 
@@ -206,10 +208,10 @@ def _parse_override(override: str) -> dict[str, Any]:
     return dict(value)
 
 
-def _merged(below: Any, above: Any) -> Any:
-    """`above` laid over `below`, mapping by mapping; a changed `kind` replaces its whole section."""
+def _merged(below: Any, above: Any, *, kinds: bool = True) -> Any:
+    """`above` laid over `below`, mapping by mapping; with `kinds`, a changed `kind` replaces its whole section."""
     if not isinstance(below, dict) or not isinstance(above, dict):
         return above
-    if "kind" in above and above["kind"] != below.get("kind"):
+    if kinds and "kind" in above and above["kind"] != below.get("kind"):
         return above
-    return below | {key: _merged(below.get(key), value) for key, value in above.items()}
+    return below | {key: _merged(below.get(key), value, kinds=kinds) for key, value in above.items()}

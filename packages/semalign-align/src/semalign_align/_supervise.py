@@ -107,7 +107,11 @@ def supervise(
             final_PD = trace.final[mask_BN]
             if isinstance(settings.output, TopK):
                 top = top_entries(final_PD, head, settings.output.k, temperature=settings.temperature)
-                part |= {"top_ids": top.ids.to(torch.int32), "top_log_probs": top.log_probs, "tail": top.tail}
+                part |= {
+                    "top_ids": top.ids.to(torch.int32),
+                    "top_log_probs": top.log_probs.float(),
+                    "tail": top.tail.float(),
+                }
             else:
                 part["final"] = final_PD.to(_DTYPES[settings.dtype])
             broken = [key for key, value in part.items() if key != "tail" and not torch.isfinite(value).all()]

@@ -67,6 +67,7 @@ class PrefixCache:
                 size = shape[0] * shape[1]
                 _reserve(self._file, size * streams_BND.element_size())
                 flat = torch.from_file(str(self._file), shared=True, size=size, dtype=streams_BND.dtype)
+                self._file.unlink()  # the mapping keeps the content until it goes
                 self._streams = flat.view(shape)
         for row, index in zip(streams_BND, indices, strict=True):
             start, end = self._starts[index], self._starts[index + 1]

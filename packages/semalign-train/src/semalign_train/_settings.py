@@ -72,10 +72,9 @@ class TransferConfig(Contract):
     """What the learning rate does after the warm-up: fall to 0 linearly or along a cosine, or stay."""
     clip: float | None = Field(1.0, gt=0)
     """Norm that gradients are clipped to; None for no clipping."""
-    autocast: Literal["model", "bfloat16", "none"] = "model"
-    """Mixed precision: `model` uses bfloat16 products for half-precision models and none for float32 ones. Trainable
-    weights are
-    float32 in every case."""
+    autocast: Literal["model", "bfloat16"] = "model"
+    """Mixed precision: `model` uses bfloat16 products for half-precision models and full precision for others, `bfloat16`
+    uses them for float32 models too. Trainable weights are float32 in every case."""
     seed: int = 0
     """Seed of the order of the examples."""
 

@@ -10,7 +10,7 @@ from semalign_align import AnswerNLL, Objective, OutputKL, Step, Supervision, po
 from semalign_attribution import DecoderView, undisturbed, view_of
 from semalign_geometry import SemalignError
 from torch import Tensor, nn
-from transformers import PreTrainedModel, get_scheduler
+from transformers import PreTrainedModel
 
 from ._prefix import PrefixCache
 from ._settings import StageRecord, StepRecord, TransferConfig, TransferReport
@@ -91,9 +91,10 @@ class FrontierTrainer:
         if not self._terms:
             raise SemalignError("every weight of the loss is 0: set one of geometry, output, answer above 0")
         self._shared_head = self.view.head.select(supervision.entries)
-        dtype = self.view.head.weight.dtype
-        half = dtype in (torch.bfloat16, torch.float16)
-        self._autocast = self.config.autocast == "bfloat16" or (self.config.autocast == "model" and half)
+        self._autocast = self.config.autocast == "bfloat16" or self.view.head.weight.dtype in (
+            torch.bfloat16,
+            torch.float16,
+        )
 
     @property
     def steps_per_stage(self) -> int:
@@ -135,12 +136,6 @@ class FrontierTrainer:
                 parameters, lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay
             )
             steps = self.steps_per_stage
-            schedule = get_scheduler(
-                "constant_with_warmup" if config.schedule == "constant" else config.schedule,
-                optimiser,
-                num_warmup_steps=round(config.warmup * steps),
-                num_training_steps=steps + 1,  # so that the last step still moves
-            )
             for number in range(1, steps + 1):
                 begun = time.perf_counter()
                 indices = next(batches)
@@ -152,10 +147,11 @@ class FrontierTrainer:
                         f"layer {layer}, step {number}: the gradient is not finite (losses {losses}); "
                         "lower train.learning_rate"
                     )
-                rate = schedule.get_last_lr()[0]
+                rate = config.learning_rate * rate_factor(number, steps, config)
+                for group in optimiser.param_groups:
+                    group["lr"] = rate
                 optimiser.step()
                 optimiser.zero_grad()
-                schedule.step()
                 seconds = time.perf_counter() - begun
                 tokens = int(self.supervision.lengths[indices].sum())
                 records.append(
@@ -174,6 +170,10 @@ class FrontierTrainer:
                     )
                 )
                 self.callback(records[-1])
+            if not all(bool(torch.isfinite(parameter).all()) for parameter in parameters):
+                raise SemalignError(
+                    f"layer {layer}, step {steps}: the weights are not finite after the last step; lower train.learning_rate"
+                )
             trained = sum(parameter.numel() for parameter in parameters)
         return StageRecord(
             layer=layer,
@@ -259,3 +259,21 @@ class FrontierTrainer:
             shared_head=self._shared_head,
             temperature=self.supervision.manifest.settings.temperature,
         )
+
+
+def rate_factor(step: int, steps: int, config: TransferConfig) -> float:
+    """Share of the peak learning rate at a step of a stage, both counted from 1; every step moves.
+
+    It rises linearly over the warm-up, is 1 at the step after it, and falls so that it would be 0 after the last step.
+    """
+    warmup = round(config.warmup * steps)
+    if step <= warmup:
+        return step / (warmup + 1)
+    remaining = (steps - step + 1) / (steps - warmup)
+    match config.schedule:
+        case "constant":
+            return 1.0
+        case "linear":
+            return remaining
+        case "cosine":
+            return (1 - math.cos(math.pi * remaining)) / 2

@@ -1,0 +1,132 @@
+"""Rows become token ids whose answers, and nothing else, are supervised."""
+
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from semalign_attribution import IGNORE
+from semalign_geometry import SemalignError
+from semalign_harness import arithmetic_rows, build_tokenizer, encode_rows, load_rows
+from semalign_harness.data import batches, split_rows
+from semalign_harness.experiment import DataConfig, RowsConfig
+
+TOKENIZER = build_tokenizer()
+
+
+def write(path: Path, rows: list[Any]) -> RowsConfig:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return RowsConfig(path=str(path))
+
+
+@given(st.integers(0, 50), st.integers(1, 5))
+def test_prompt_and_answer_make_up_the_template(seed: int, count: int) -> None:
+    rows = arithmetic_rows(count, seed=seed, split="train")
+    for row, example in zip(rows, encode_rows(rows, TOKENIZER), strict=True):
+        whole = TOKENIZER.apply_chat_template(row["messages"], tokenize=False)
+        assert example.prompt_ids + example.answer_ids == tuple(TOKENIZER(whole, add_special_tokens=False)["input_ids"])
+        assert example.answer_ids[-1] == TOKENIZER.eos_token_id
+        assert TOKENIZER.decode(example.answer_ids[:-1]).strip() == row["messages"][-1]["content"]
+
+
+def test_rows_with_fields_are_rows_with_messages(tmp_path: Path) -> None:
+    messages = arithmetic_rows(5, seed=1, split="train")
+    fields = [{"q": row["messages"][0]["content"], "a": row["messages"][1]["content"]} for row in messages]
+    config = RowsConfig(path="rows", prompt="q", completion="a")
+    assert encode_rows(fields, TOKENIZER, config=config) == encode_rows(messages, TOKENIZER)
+
+
+def test_without_a_chat_template_the_answer_ends_with_eos() -> None:
+    tokenizer = build_tokenizer()
+    tokenizer.chat_template = None
+    (example,) = encode_rows([{"prompt": "How many apples now ?", "completion": "The answer is 3"}], tokenizer)
+    assert example.answer_ids == tuple(tokenizer("The answer is 3")["input_ids"]) + (tokenizer.eos_token_id,)
+
+
+def test_batches_supervise_answers_and_pad_on_the_right() -> None:
+    examples = encode_rows(arithmetic_rows(7, seed=2, split="train"), TOKENIZER)
+    seen = 0
+    for batch in batches(examples, 3):
+        for ids, mask, labels in zip(batch["input_ids"], batch["attention_mask"], batch["labels"], strict=True):
+            real = int(mask.sum())
+            assert mask[:real].all() and not mask[real:].any() and (labels[real:] == IGNORE).all()
+            tokens = tuple(ids[:real].tolist())
+            (example,) = [e for e in examples if e.prompt_ids + e.answer_ids == tokens]
+            assert tuple(labels[labels != IGNORE].tolist()) == example.answer_ids
+            seen += 1
+    assert seen == 7
+
+
+@given(st.integers(0, 10), st.integers(1, 10), st.integers(1, 10))
+def test_splits_share_no_prompt(rows_file: Path, seed: int, train: int, held_out: int) -> None:
+    config = DataConfig(train=RowsConfig(path=str(rows_file)), train_rows=train, held_out_rows=held_out, seed=seed)
+    split = split_rows(config, TOKENIZER)
+    assert (len(split.train), len(split.held_out)) == (train, held_out)
+    assert not {e.prompt_ids for e in split.train} & {e.prompt_ids for e in split.held_out}
+    assert split_rows(config, TOKENIZER) == split
+
+
+def test_repeated_prompts_are_used_once(tmp_path: Path) -> None:
+    rows = arithmetic_rows(4, seed=5, split="train")
+    config = DataConfig(train=write(tmp_path / "rows.jsonl", rows * 3), train_rows=2, held_out_rows=2)
+    split = split_rows(config, TOKENIZER)
+    assert len({e.prompt_ids for e in (*split.train, *split.held_out)}) == 4
+    with pytest.raises(SemalignError, match="gives 1 held_out rows of the 3"):
+        split_rows(config.model_copy(update={"held_out_rows": 3, "train_rows": 3}), TOKENIZER)
+
+
+def test_compressed_files_and_unicode_line_separators(tmp_path: Path) -> None:
+    rows = [{"prompt": "a\u2028b", "completion": "c\u0085d"}, {"prompt": "e", "completion": "f"}]
+    plain = write(tmp_path / "rows.jsonl", rows)
+    packed = tmp_path / "rows.jsonl.gz"
+    raw = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    packed.write_bytes(gzip.compress(raw.encode()))
+    assert load_rows(plain) == load_rows(RowsConfig(path=str(packed))) == rows
+
+
+def test_too_long_rows_are_counted_and_all_too_long_refused(tmp_path: Path) -> None:
+    rows = arithmetic_rows(40, seed=6, split="train")
+    lengths = sorted(len(example) for example in encode_rows(rows, TOKENIZER))
+    config = DataConfig(
+        train=write(tmp_path / "rows.jsonl", rows), train_rows=5, held_out_rows=5, max_length=lengths[20]
+    )
+    split = split_rows(config, TOKENIZER)
+    assert all(len(example) <= lengths[20] for example in (*split.train, *split.held_out))
+    with pytest.raises(SemalignError, match="longer than data.max_length=3"):
+        split_rows(config.model_copy(update={"max_length": 3}), TOKENIZER)
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        ({"prompt": "hello"}, ["completion", "prompt"]),
+        ({"question": "hello", "answer": "x"}, ["question, answer", "data.train.prompt"]),
+        ({"prompt": "hello", "completion": " "}, ["no answer", "completion"]),
+        ({"prompt": "hello", "completion": None}, ["no answer", "completion"]),
+        ({"messages": [{"role": "user", "content": "hello"}]}, ["no answer"]),
+        ({"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": ""}]}, ["no answer"]),
+    ],
+)
+def test_rows_without_an_answer_are_refused(row: dict[str, Any], words: list[str]) -> None:
+    with pytest.raises(SemalignError) as error:
+        encode_rows([row], TOKENIZER)
+    assert all(word in str(error.value) for word in words)
+
+
+def test_places_without_rows_are_named(tmp_path: Path) -> None:
+    for content, words in (("", "holds no rows"), ("{", "line 1 is not JSON"), ("[1]\n", "not a JSON object")):
+        file = tmp_path / "rows.jsonl"
+        file.write_text(content, encoding="utf-8")
+        with pytest.raises(SemalignError, match=words):
+            load_rows(RowsConfig(path=str(file)))
+    with pytest.raises(SemalignError, match="does not exist"):
+        load_rows(RowsConfig(path=str(tmp_path / "none.jsonl")))
+    broken = tmp_path / "rows.jsonl.gz"
+    broken.write_bytes(b"no gzip")
+    with pytest.raises(SemalignError, match="cannot be read"):
+        load_rows(RowsConfig(path=str(broken)))
+    with pytest.raises(SemalignError, match="generated:arithmetic"):
+        load_rows(RowsConfig(path="generated:poems"))

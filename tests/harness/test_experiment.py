@@ -1,0 +1,79 @@
+"""Experiments from presets, files and overrides; every mistake is one sentence with its remedy."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+from semalign_geometry import SemalignError
+from semalign_harness import Experiment, load_experiment
+from semalign_harness.experiment import preset_names
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_presets_parse_and_round_trip(name: str, tmp_path: Path) -> None:
+    experiment = load_experiment(name)
+    assert experiment.name == name
+    assert Experiment.read(experiment.write(tmp_path / "experiment.json")) == experiment
+    file = tmp_path / "experiment.yaml"
+    file.write_text(yaml.safe_dump(experiment.model_dump(mode="json")), encoding="utf-8")
+    assert load_experiment(file) == experiment
+
+
+def test_later_settings_win(tmp_path: Path) -> None:
+    file = tmp_path / "more.yaml"
+    file.write_text("train: {batch_size: 7, passes: 2}\n", encoding="utf-8")
+    experiment = load_experiment("tiny", configs=[file], overrides=["train.passes=5", "data.max_length=99"])
+    assert (experiment.train.batch_size, experiment.train.passes, experiment.data.max_length) == (7, 5, 99)
+    assert experiment.train.learning_rate == load_experiment("tiny").train.learning_rate
+
+
+def test_a_changed_kind_replaces_its_section() -> None:
+    for overrides in (["pairing.kind=random", "pairing.seed=4"], ["pairing.seed=4", "pairing.kind=random"]):
+        experiment = load_experiment("tiny", overrides=overrides)
+        assert experiment.pairing.model_dump() == {"kind": "random", "seed": 4}, "whatever their order"
+
+
+@given(st.floats(1e-6, 1.0), st.integers(1, 512))
+def test_overrides_are_read_as_yaml(rate: float, size: int) -> None:
+    experiment = load_experiment("tiny", overrides=[f"train.learning_rate={rate!r}", f"train.batch_size={size}"])
+    assert experiment.train.learning_rate == rate and experiment.train.batch_size == size
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["train.lerning_rate=1"], ["train.lerning_rate", "learning_rate"]),
+        (["train.trainable.rnk=1", "train.trainable.kind=lora"], ["rnk"]),
+        (["sorce.path=x"], ["sorce", "source"]),
+        (["train.batch_size=0"], ["train.batch_size", "0"]),
+        (["transport.frame=cosin"], ["cosin", "cosine"]),
+        (["pairing.kind=similarity"], ["scorer.kind=similarity"]),
+        (["pairing.kind=nearest"], ["nearest"]),
+        (["train"], ["train", "key.key=value"]),
+        (["train.passes=[1"], ["train.passes"]),
+        (["version=99"], ["99", "upgrade"]),
+    ],
+)
+def test_wrong_settings_say_what_is_known(overrides: list[str], words: list[str]) -> None:
+    with pytest.raises(SemalignError) as error:
+        load_experiment("tiny", overrides=overrides)
+    message = str(error.value)
+    assert "\n" not in message
+    for word in words:
+        assert word in message
+
+
+def test_places_that_hold_no_experiment_are_named(tmp_path: Path) -> None:
+    with pytest.raises(SemalignError, match="'tine' is neither a preset .*tiny.* nor the path"):
+        load_experiment("tine")
+    with pytest.raises(SemalignError, match="does not exist"):
+        load_experiment(tmp_path / "none.yaml")
+    broken = tmp_path / "broken.yaml"
+    broken.write_text("a: [", encoding="utf-8")
+    with pytest.raises(SemalignError, match="not valid YAML"):
+        load_experiment(broken)
+    broken.write_text("- a", encoding="utf-8")
+    with pytest.raises(SemalignError, match="no YAML mapping"):
+        load_experiment(broken)

@@ -1,0 +1,101 @@
+"""The figures are those of a plain forward pass."""
+
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+from semalign_align import FinalHidden, Supervision, SupervisionSettings, TopK, supervise
+from semalign_attribution import DecoderView, LayerPairing
+from semalign_geometry import SemalignError, Transport
+from semalign_harness import arithmetic_rows, encode_rows, gap_recovered, load_model, measure
+from semalign_harness.data import batches
+from semalign_harness.experiment import ModelConfig
+from semalign_harness.measure import answer_accuracy, last_number
+from semalign_harness.models import LoadedModel
+
+
+@pytest.fixture(scope="module")
+def models(pair: tuple[Path, Path]) -> tuple[LoadedModel, LoadedModel]:
+    source, target = (load_model(ModelConfig(path=str(folder))) for folder in pair)
+    return source, target
+
+
+def store(source: LoadedModel, folder: Path, output: FinalHidden | TopK) -> Supervision:
+    examples = encode_rows(arithmetic_rows(6, seed=0, split="held_out"), source.tokenizer)
+    pairing = LayerPairing(policy="manual", source_depth=4, source_layers=(1, 2, 4))
+    settings = SupervisionSettings(output=output, dtype="float32")
+    return supervise(source.model, batches(examples, 4), pairing, Transport.identity(40), folder, settings=settings)
+
+
+def test_figures_equal_a_plain_forward_pass(models: tuple[LoadedModel, LoadedModel], tmp_path: Path) -> None:
+    source, target = models
+    found = measure(DecoderView(target.model), store(source, tmp_path / "store", FinalHidden()), batch_size=4)
+    nll = kl = agreement = tokens = 0.0
+    for example in encode_rows(arithmetic_rows(6, seed=0, split="held_out"), source.tokenizer):
+        ids = torch.tensor([example.prompt_ids + example.answer_ids])
+        place = slice(len(example.prompt_ids) - 1, ids.shape[1] - 1)
+        with torch.no_grad():
+            ours, theirs = (m.model(ids).logits[0, place].double().log_softmax(-1) for m in (target, source))
+        nll += float(F.nll_loss(ours, ids[0, place.start + 1 :], reduction="sum"))
+        kl += float(F.kl_div(ours, theirs, log_target=True, reduction="sum"))
+        agreement += float((ours.argmax(-1) == theirs.argmax(-1)).sum())
+        tokens += len(ours)
+    assert found.tokens == tokens and found.rows == 6
+    assert found.answer_nll == pytest.approx(nll / tokens, rel=1e-4)
+    assert found.kl == pytest.approx(kl / tokens, rel=1e-3)
+    assert found.agreement == pytest.approx(agreement / tokens)
+
+
+def test_the_source_agrees_with_itself(models: tuple[LoadedModel, LoadedModel], tmp_path: Path) -> None:
+    found = measure(DecoderView(models[0].model), store(models[0], tmp_path / "store", FinalHidden()), batch_size=3)
+    assert found.kl == pytest.approx(0, abs=1e-5) and found.agreement == 1
+
+
+def test_top_entries_do_not_give_the_exact_kl(models: tuple[LoadedModel, LoadedModel], tmp_path: Path) -> None:
+    with pytest.raises(SemalignError, match="final_hidden"):
+        measure(DecoderView(models[1].model), store(models[0], tmp_path / "store", TopK(k=4)), batch_size=3)
+
+
+@given(st.floats(-5, 5), st.floats(0.1, 5), st.floats(-1, 2))
+def test_gap_recovered_is_the_share_of_the_way(before: float, gap: float, share: float) -> None:
+    recovered = gap_recovered(before + gap, before, before + share * gap)
+    assert recovered == pytest.approx(share, abs=1e-9)
+    assert gap_recovered(before, before, before) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [
+        ("7 + 5 = 12 . The answer is 12", 12),
+        ("#### 1,234", 1234),
+        ("costs $18.50.", 18.5),
+        ("-3 degrees", -3),
+        ("none", None),
+    ],
+)
+def test_last_number(text: str, number: float | None) -> None:
+    assert last_number(text) == number
+
+
+def test_a_model_that_knows_the_answers_scores_one(
+    models: tuple[LoadedModel, LoadedModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = models[1]
+    rows = arithmetic_rows(5, seed=2, split="held_out")
+    examples = encode_rows(rows, target.tokenizer)
+    answers = {example.prompt_ids: example.answer_ids for example in examples}
+
+    def generate(*, input_ids: torch.Tensor, attention_mask: torch.Tensor, **settings: object) -> torch.Tensor:
+        replies = []
+        for ids, mask in zip(input_ids, attention_mask, strict=True):
+            answer = answers[tuple(ids[mask.bool()].tolist())]
+            replies.append(torch.cat([ids, torch.tensor(answer + (0,) * (20 - len(answer)))]))
+        return torch.stack(replies)
+
+    monkeypatch.setattr(target.model, "generate", generate)
+    assert answer_accuracy(target, examples, max_new_tokens=20, batch_size=2) == 1
+    wrong = [example.__class__(example.prompt_ids, example.answer_ids, "is 99") for example in examples]
+    assert answer_accuracy(target, wrong, max_new_tokens=20, batch_size=2) == 0

@@ -1,0 +1,74 @@
+"""Models are checked before they are used; what cannot be used is named with the remedy."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from semalign_geometry import SemalignError
+from semalign_harness import build_tokenizer, load_model
+from semalign_harness.experiment import ModelConfig
+from semalign_harness.models import check_tokenizers
+from transformers import AutoModelForCausalLM
+
+
+def test_a_folder_is_loaded_in_the_asked_dtype(pair: tuple[Path, Path]) -> None:
+    assert load_model(ModelConfig(path=str(pair[0]))).model.dtype == torch.float32
+    assert load_model(ModelConfig(path=str(pair[0]), dtype="bfloat16")).model.dtype == torch.bfloat16
+
+
+def test_missing_models_are_named(tmp_path: Path) -> None:
+    for path in (tmp_path / "none", tmp_path / "none.gguf"):
+        with pytest.raises(SemalignError, match="does not exist"):
+            load_model(ModelConfig(path=str(path)))
+    with pytest.raises(SemalignError, match="config.json"):
+        load_model(ModelConfig(path=str(tmp_path)))
+    with pytest.raises(SemalignError, match="generated:tiny-source"):
+        load_model(ModelConfig(path="generated:huge"))
+
+
+def test_a_broken_gguf_is_named_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SEMALIGN_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "model.gguf").write_bytes(b"GGUF but not really")
+    with pytest.raises(SemalignError, match="cannot be read as a GGUF model"):
+        load_model(ModelConfig(path=str(tmp_path / "model.gguf")))
+    assert not (tmp_path / "cache").exists() or not any((tmp_path / "cache").iterdir())
+
+
+def test_values_that_are_not_finite_are_found(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(pair[1])
+    model.model.layers[1].self_attn.q_proj.weight.data[0, 0] = float("nan")
+    model.save_pretrained(tmp_path / "damaged")
+    build_tokenizer().save_pretrained(tmp_path / "damaged")
+    with pytest.raises(SemalignError, match=r"not finite in model.layers.1.self_attn.q_proj.weight"):
+        load_model(ModelConfig(path=str(tmp_path / "damaged")))
+
+
+def test_encoders_are_refused(tmp_path: Path) -> None:
+    from transformers import BertConfig, BertForMaskedLM, BertLMHeadModel
+
+    config = BertConfig(
+        vocab_size=320, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32
+    )
+    for kind in (BertForMaskedLM, BertLMHeadModel):
+        kind(config).save_pretrained(tmp_path / kind.__name__)
+        build_tokenizer().save_pretrained(tmp_path / kind.__name__)
+        with pytest.raises(SemalignError, match="decoder-only"):
+            load_model(ModelConfig(path=str(tmp_path / kind.__name__)))
+
+
+def test_tokenizers_must_agree(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    source, target = (load_model(ModelConfig(path=str(folder))) for folder in pair)
+    shared = check_tokenizers(source, target, ["How many apples now ?"])
+    assert len(shared) == len(build_tokenizer()) and shared.same_ids
+
+    other = tmp_path / "other"
+    shutil.copytree(pair[1], other)
+    file = other / "tokenizer.json"
+    data = json.loads(file.read_text(encoding="utf-8"))
+    vocabulary = data["model"]["vocab"]
+    vocabulary["apples"], vocabulary["answer"] = vocabulary["answer"], vocabulary["apples"]
+    file.write_text(json.dumps(data), encoding="utf-8")
+    with pytest.raises(SemalignError, match="the tokenizers differ: .* one family"):
+        check_tokenizers(source, load_model(ModelConfig(path=str(other))), [])

@@ -1,0 +1,163 @@
+"""The command, from a pair of models to a run folder; and every bad input: one sentence, exit code 2, nothing left."""
+
+import errno
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from semalign_align import Supervision
+from semalign_attribution import LayerPairing, LayerScores
+from semalign_geometry import FidelityReport, SemalignError
+from semalign_harness import Experiment, RunResult, load_model, pipeline
+from semalign_harness.cli import main
+from semalign_harness.experiment import ModelConfig
+from semalign_harness.pipeline import save_and_reload
+from semalign_train import StepRecord, TransferReport
+from tests.models import tiny_model
+from transformers import AutoModelForCausalLM
+
+
+def run(tmp_path: Path, overrides: list[str], *more: str) -> int:
+    return main(["run", "tiny", *overrides, *more, "--out", str(tmp_path / "run")])
+
+
+def test_a_run_fills_its_folder(tmp_path: Path, overrides: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(tmp_path, overrides) == 0
+    folder = tmp_path / "run"
+    printed = capsys.readouterr().out
+    assert "target after" in printed and "KL to the source" in printed and str(folder) in printed
+    for contract, name in (
+        (Experiment, "experiment.json"),
+        (LayerScores, "attribution.json"),
+        (LayerPairing, "pairing.json"),
+        (FidelityReport, "fidelity.json"),
+        (TransferReport, "transfer.json"),
+        (RunResult, "result.json"),
+    ):
+        contract.read(folder / name)
+    assert len(Supervision.open(folder / "supervision")) == 16
+    steps = [StepRecord.model_validate_json(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [(step.layer, step.step) for step in steps] == [(layer, step) for layer in (1, 2, 3) for step in (1, 2)]
+    assert {"relation", "output"} == set(steps[0].losses) == set(steps[0].gradient_norms)
+    trained = AutoModelForCausalLM.from_pretrained(folder / "model")
+    before = AutoModelForCausalLM.from_pretrained(overrides[1].partition("=")[2])
+    changed = [n for n, p in trained.named_parameters() if not torch.equal(p, dict(before.named_parameters())[n])]
+    assert changed and all(name.startswith("model.layers.") for name in changed)
+    assert not [path for path in folder.iterdir() if path.name.startswith(".")], "scratch files are gone"
+
+
+def test_the_same_experiment_gives_the_same_target(tmp_path: Path, overrides: list[str]) -> None:
+    for name in ("one", "two"):
+        assert main(["run", "tiny", *overrides, "--quiet", "--out", str(tmp_path / name)]) == 0
+    one, two = ((tmp_path / name / "model" / "model.safetensors").read_bytes() for name in ("one", "two"))
+    assert one == two
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        ["scorer.kind=ablation", "pairing.kind=nearest_critical", "transport.frame=cosine"],
+        ["scorer.kind=similarity", "pairing.kind=similarity", "transport.frame=dual", "train.objective.kind=fisher"],
+        ["transport.frame=none", "supervision.residual=span", "supervision.output.kind=final_hidden"],
+        ["train.trainable.kind=lora", "train.trainable.rank=2", "train.objective.kind=cosine"],
+        ["source.dtype=bfloat16", "target.dtype=bfloat16", "train.weights.output=0"],
+        ["pairing.kind=manual", "pairing.layers=[1, 1, 4]", "train.layers=[2]", "train.weights.answer=1"],
+    ],
+)
+def test_every_choice_runs(more: list[str], tmp_path: Path, overrides: list[str]) -> None:
+    assert run(tmp_path, [*overrides, "measure.answer_rows=0", *more], "--quiet") == 0
+
+
+def test_a_deeper_target_shares_source_layers(tmp_path: Path, overrides: list[str], pair: tuple[Path, Path]) -> None:
+    swapped = [f"source.path={pair[1]}", f"target.path={pair[0]}"]
+    assert run(tmp_path, [*overrides, *swapped], "--quiet") == 0
+    assert LayerPairing.read(tmp_path / "run" / "pairing.json").target_depth == 4
+
+
+def test_dry_run_runs_nothing(tmp_path: Path, overrides: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(tmp_path, overrides, "--dry-run") == 0
+    assert "plan: " in capsys.readouterr().out and not (tmp_path / "run").exists()
+
+
+def refused(tmp_path: Path, overrides: list[str], capsys: pytest.CaptureFixture[str], *more: str) -> str:
+    assert run(tmp_path, [*overrides, *more]) == 2
+    captured = capsys.readouterr()
+    lines = [line for line in captured.err.splitlines() if line.startswith("semalign: ")]
+    assert len(lines) == 1 and captured.out == "" and "Traceback" not in captured.err
+    assert not (tmp_path / "run").exists(), "nothing is left behind"
+    return lines[0]
+
+
+def test_bad_rows_are_one_sentence(tmp_path: Path, overrides: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "rows.jsonl"
+    data = f"data.train.path={file}"
+    assert "does not exist" in refused(tmp_path, overrides, capsys, data)
+    file.write_text("", encoding="utf-8")
+    assert "holds no rows" in refused(tmp_path, overrides, capsys, data)
+    file.write_text('{"prompt": "a", "completion": ""}\n' * 60, encoding="utf-8")
+    assert "no answer" in refused(tmp_path, overrides, capsys, data)
+    assert "data.max_length=4" in refused(tmp_path, overrides, capsys, "data.max_length=4")
+
+
+def test_bad_settings_are_one_sentence(
+    tmp_path: Path, overrides: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "did you mean 'learning_rate'" in refused(tmp_path, overrides, capsys, "train.lerning_rate=1")
+    assert "device 'cuba'" in refused(tmp_path, overrides, capsys, "device=cuba")
+    assert main(["run", "nonsense"]) == 2
+    assert "neither a preset" in capsys.readouterr().err
+    assert main(["run"]) == 2
+    assert "tiny" in capsys.readouterr().err
+
+
+def test_bad_models_are_one_sentence(
+    tmp_path: Path, overrides: list[str], pair: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "does not exist" in refused(tmp_path, overrides, capsys, f"source.path={tmp_path}/none")
+    other = tmp_path / "other"
+    shutil.copytree(pair[0], other)
+    file = other / "tokenizer.json"
+    data = json.loads(file.read_text(encoding="utf-8"))
+    data["model"]["vocab"] = {t: (i + 7) % len(data["model"]["vocab"]) for t, i in data["model"]["vocab"].items()}
+    file.write_text(json.dumps(data), encoding="utf-8")
+    assert "the tokenizers differ" in refused(tmp_path, overrides, capsys, f"source.path={other}")
+
+
+def test_a_taken_folder_is_refused(tmp_path: Path, overrides: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "mine.txt").write_text("precious", encoding="utf-8")
+    assert run(tmp_path, overrides) == 2
+    assert "not empty" in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["mine.txt"]
+
+
+def test_a_full_disk_is_one_sentence(
+    tmp_path: Path, overrides: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*arguments: object, **settings: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "shard-00000.safetensors")
+
+    monkeypatch.setattr("semalign_align._supervise.save_tensors", full)
+    assert run(tmp_path, overrides) == 2
+    assert "the disk is full" in capsys.readouterr().err
+    assert not (tmp_path / "run" / "supervision").exists()
+    assert not [path for path in (tmp_path / "run").iterdir() if path.name.startswith(".")]
+
+
+def test_a_model_that_does_not_survive_saving_is_an_error(
+    tmp_path: Path, pair: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded = load_model(ModelConfig(path=str(pair[1])))
+    other = tiny_model("llama", seed=9, depth=3, width=24, vocabulary=320)
+    monkeypatch.setattr(pipeline.AutoModelForCausalLM, "from_pretrained", lambda *a, **k: other)
+    with pytest.raises(SemalignError, match="computes other logits"):
+        save_and_reload(loaded, tmp_path / "model")
+    assert not (tmp_path / "model").exists()
+
+
+def test_presets_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["presets"]) == 0
+    printed = capsys.readouterr().out
+    assert "tiny" in printed and "qwen2.5-coder" in printed
