@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from semalign_harness import arithmetic_rows, build_tokenizer
+
 from tests.models import tiny_model
 
 VOCABULARY = 320

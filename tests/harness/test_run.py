@@ -15,8 +15,9 @@ from semalign_harness.cli import main
 from semalign_harness.experiment import ModelConfig
 from semalign_harness.pipeline import save_and_reload
 from semalign_train import StepRecord, TransferReport
-from tests.models import tiny_model
 from transformers import AutoModelForCausalLM
+
+from tests.models import tiny_model
 
 
 def run(tmp_path: Path, overrides: list[str], *more: str) -> int:

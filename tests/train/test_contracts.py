@@ -101,7 +101,7 @@ def test_unknown_keys_are_refused_with_the_nearest_name(group: type[Settings], d
 
 
 def test_unknown_keys_inside_name_their_place() -> None:
-    with pytest.raises(SemalignError, match=r"unknown key 'trainable\.lora\.rnk': did you mean 'rank'"):
+    with pytest.raises(SemalignError, match=r"unknown key 'trainable\.rnk': did you mean 'rank'"):
         TransferConfig.parse({"trainable": {"kind": "lora", "rnk": 3}})
     with pytest.raises(SemalignError, match=r"unknown key 'weights\.answers': did you mean 'answer'"):
         TransferConfig.parse({"weights": {"answers": 1.0}})

@@ -107,9 +107,12 @@ def test_advancing_uses_the_weights_of_the_moment(top: Supervision) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
-def test_the_streams_lie_in_the_scratch_folder_in_the_dtype_of_the_model(
-    dtype: torch.dtype, tmp_path: Path, top: Supervision
+def test_the_streams_are_written_to_the_scratch_folder_which_is_left_empty(
+    dtype: torch.dtype, tmp_path: Path, top: Supervision, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    sizes: list[int] = []
+    unlink = Path.unlink
+    monkeypatch.setattr(Path, "unlink", lambda file: (sizes.append(file.stat().st_size), unlink(file)))
     model = target_model(dtype=dtype)
     in_memory, in_file = cache(model, top), cache(model, top, tmp_path)
     assert list(tmp_path.iterdir()) == []
@@ -117,7 +120,8 @@ def test_the_streams_lie_in_the_scratch_folder_in_the_dtype_of_the_model(
         prefix.advance(2)
     assert_equal(streams(in_file), streams(in_memory))
     assert streams(in_file)[0].dtype == dtype
-    assert [file.stat().st_size for file in tmp_path.iterdir()] == [sum(LENGTHS) * 32 * dtype.itemsize]
+    assert sizes == [sum(LENGTHS) * 32 * dtype.itemsize]
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("before", [7, 100_000])

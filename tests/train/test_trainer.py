@@ -486,7 +486,14 @@ def test_a_stage_goes_on_where_the_one_before_stopped(top: Supervision, monkeypa
     ],
 )
 def test_passes_are_rounded_up_to_whole_steps(more: dict[str, Any], steps: int, top: Supervision) -> None:
-    assert FrontierTrainer(target_model(), top, TransferConfig(**({"batch_size": 4} | more))).steps_per_stage == steps
+    assert FrontierTrainer(target_model(), top, TransferConfig(**({"batch_size": 4} | more))).stage_steps[0] == steps
+
+
+def test_each_stage_may_have_its_own_steps(top: Supervision) -> None:
+    report, _ = fit(target_model(), top, quick(steps=(1, 3), layers=(2, 4), weights=GEOMETRY))
+    assert [(stage.layer, stage.steps) for stage in report.stages] == [(2, 1), (4, 3)]
+    with pytest.raises(SemalignError, match="names 3 stages, there are 2"):
+        FrontierTrainer(target_model(), top, quick(steps=(1, 3, 1), layers=(2, 4)))
 
 
 @pytest.mark.parametrize("warmup", [0.0, 0.3, 0.5])

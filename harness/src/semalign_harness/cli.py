@@ -77,12 +77,11 @@ def _run(options: argparse.Namespace) -> int:
     if options.dry_run:
         print(yaml.safe_dump(experiment.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
         data, train = experiment.data, experiment.train
-        steps = str(train.steps) if train.steps else f"{train.passes:g} passes"
+        amount = f"{train.passes:g} passes in all" if train.steps is None else f"steps {train.steps}"
+        stages = "each layer" if train.layers is None else f"layers {list(train.layers)}"
         print(
-            f"plan: attribute on {data.attribution_rows} rows, supervise {data.train_rows} rows, one stage of "
-            f"{steps} for "
-            f"{'each layer' if train.layers is None else f'layers {list(train.layers)}'}, "
-            f"measure on {data.held_out_rows} rows, into {folder}"
+            f"plan: attribute on {data.attribution_rows} rows, supervise {data.train_rows} rows, "
+            f"one stage for {stages} ({amount}), measure on {data.held_out_rows} rows, into {folder}"
         )
         return 0
 

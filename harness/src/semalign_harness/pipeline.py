@@ -341,7 +341,7 @@ def _train(
 ) -> TransferReport:
     with (folder / "metrics.jsonl").open("w", encoding="utf-8") as metrics:
         trainer = FrontierTrainer(target.model, store, experiment.train, scratch=scratch)
-        with console.bar("train", len(trainer.layers) * trainer.steps_per_stage) as bar:
+        with console.bar("train", sum(trainer.stage_steps)) as bar:
 
             def record(entry: StepRecord | StageRecord) -> None:
                 if isinstance(entry, StepRecord):

@@ -27,8 +27,9 @@ def result_table(result: RunResult) -> str:
     if result.after.answer_rows:
         measured += f", {result.after.answer_rows} generated answers"
     transfer = result.transfer
+    steps = sum(stage.steps for stage in transfer.stages)
     cost = (
-        f"{result.train_rows} training rows, {len(transfer.stages)} stages of {transfer.stages[0].steps} steps, "
+        f"{result.train_rows} training rows, {len(transfer.stages)} stages, {steps} steps, "
         f"training {transfer.seconds:.0f} s of {result.seconds:.0f} s, "
         f"peak memory {result.peak_bytes / 2**30:.2f} GiB, supervision {result.supervision_bytes / 2**20:.0f} MiB"
     )

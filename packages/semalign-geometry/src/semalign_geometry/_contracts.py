@@ -87,32 +87,41 @@ class Contract(Settings):
 def _first_problem(model: type[BaseModel], error: ValidationError) -> str:
     """One sentence for the first error of a validation."""
     problem = error.errors()[0]
-    location = [str(part) for part in problem["loc"]]
     cause = problem.get("ctx", {}).get("error")
     if isinstance(cause, SemalignError):
         return str(cause)
-    key = ".".join(location) or "the whole"
+    *place, last = problem["loc"] or ("",)
+    parts, models = _walk(model, place)
+    known = sorted({name for candidate in models for name in candidate.model_fields})
     if problem["type"] == "extra_forbidden":
-        known = _known_keys(model, problem["loc"][:-1])
-        near = difflib.get_close_matches(location[-1], known, n=1, cutoff=0.5)
+        near = difflib.get_close_matches(str(last), known, n=1, cutoff=0.5)
         hint = f"did you mean {near[0]!r}?" if near else f"known keys are {', '.join(known) or 'none'}"
-        return f"unknown key {key!r}: {hint}"
+        return f"unknown key {'.'.join([*parts, str(last)])!r}: {hint}"
+    if last in known or isinstance(last, int) or problem["type"] == "missing":
+        parts.append(str(last))
+    key = ".".join(parts) or "the whole"
     if problem["type"] == "missing":
         return f"key {key!r} is missing"
-    return f"{key!r} is {problem['input']!r}: {problem['msg'][0].lower()}{problem['msg'][1:]}"
+    message = problem["msg"].removeprefix("Value error, ")
+    message = message[0].lower() + message[1:]
+    if problem["type"] == "value_error" and isinstance(problem["input"], dict):  # a rule about several keys
+        return f"{key!r}: {message}" if parts else message
+    return f"{key!r} is {problem['input']!r}: {message}"
 
 
-def _known_keys(model: type[BaseModel], location: Sequence[int | str]) -> list[str]:
-    """Field names of the models that stand at a location inside `model`, unions and containers included."""
+def _walk(model: type[BaseModel], location: Sequence[int | str]) -> tuple[list[str], list[type[BaseModel]]]:
+    """The keys along a location inside `model`, without the tags of unions, and the models that stand at its end."""
+    parts: list[str] = []
     found = [model]
     for part in location:
-        step = []
-        for candidate in found:
-            field = candidate.model_fields.get(str(part))
-            # A part that is no field is an index or the tag of a union: the candidates stay, the tag narrows them.
-            step += _models_in(field.annotation) if field else [candidate] if _tag_fits(candidate, part) else []
-        found = step or found
-    return sorted({name for candidate in found for name in candidate.model_fields})
+        fields = [candidate.model_fields[str(part)] for candidate in found if part in candidate.model_fields]
+        if fields:
+            found = [inner for field in fields for inner in _models_in(field.annotation)]
+        else:  # an index, or the tag of a union, which narrows the candidates
+            found = [candidate for candidate in found if _tag_fits(candidate, part)] or found
+        if fields or isinstance(part, int):
+            parts.append(str(part))
+    return parts, found
 
 
 def _tag_fits(model: type[BaseModel], part: int | str) -> bool:

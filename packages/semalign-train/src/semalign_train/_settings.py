@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, PositiveInt
 from semalign_align import Cosine, Fisher, Relation
 from semalign_geometry import Contract, Settings
 
@@ -30,8 +30,8 @@ class LoraLayer(Settings):
 class LossWeights(Settings):
     """Weights of the terms of the loss; a weight of 0 leaves a term out, and what only it needs is not computed."""
 
-    geometry: float = Field(1.0, ge=0)
-    """w_geo, of the layer objective."""
+    geometry: float = Field(0.1, ge=0)
+    """w_geo, of the layer objective; the weight of 1 slowed the fall of the KL on the tiny pair."""
     output: float = Field(1.0, ge=0)
     """w_out, of the KL to the source."""
     answer: float = Field(0.0, ge=0)
@@ -54,8 +54,8 @@ class TransferConfig(Contract):
     passes: float = Field(3.0, gt=0)
     """Passes over the examples, shared equally by the stages and rounded up to whole steps: every layer trains on its
     share, and training sees as many tokens as that many epochs of joint training."""
-    steps: int | None = Field(None, ge=1)
-    """Steps of each stage, instead of passes."""
+    steps: PositiveInt | tuple[PositiveInt, ...] | None = None
+    """Steps of each stage, instead of passes: one number for all, or one for each stage."""
     batch_size: int = Field(16, ge=1)
     """Examples in an optimiser step."""
     micro_batch_size: int = Field(8, ge=1)
@@ -73,7 +73,8 @@ class TransferConfig(Contract):
     clip: float | None = Field(1.0, gt=0)
     """Norm that gradients are clipped to; None for no clipping."""
     autocast: Literal["model", "bfloat16"] = "model"
-    """Mixed precision: `model` uses bfloat16 products for half-precision models and full precision for others, `bfloat16`
+    """Mixed precision: `model` uses bfloat16 products for half-precision models and full precision for others,
+    `bfloat16`
     uses them for float32 models too. Trainable weights are float32 in every case."""
     seed: int = 0
     """Seed of the order of the examples."""

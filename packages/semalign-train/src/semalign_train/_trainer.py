@@ -81,6 +81,8 @@ class FrontierTrainer:
             or not 1 <= self.layers[0] <= self.layers[-1] <= self.view.depth
         ):
             raise SemalignError(f"layers are {self.layers}, expected ascending numbers from 1 to {self.view.depth}")
+        if isinstance(self.config.steps, tuple) and len(self.config.steps) != len(self.layers):
+            raise SemalignError(f"steps names {len(self.config.steps)} stages, there are {len(self.layers)}")
         weights = self.config.weights
         terms: list[tuple[float, Objective]] = [
             (weights.geometry, objective or self.config.objective),
@@ -97,10 +99,13 @@ class FrontierTrainer:
         )
 
     @property
-    def steps_per_stage(self) -> int:
-        """Optimiser steps of each stage; the passes are shared equally by the stages."""
-        rows = self.config.passes * len(self.supervision)
-        return self.config.steps or math.ceil(rows / (self.config.batch_size * len(self.layers)))
+    def stage_steps(self) -> tuple[int, ...]:
+        """Optimiser steps of each stage, in the order of `layers`; passes are shared equally by the stages."""
+        steps = self.config.steps
+        if steps is None:
+            rows = self.config.passes * len(self.supervision)
+            steps = math.ceil(rows / (self.config.batch_size * len(self.layers)))
+        return steps if isinstance(steps, tuple) else (steps,) * len(self.layers)
 
     def fit(self) -> TransferReport:
         """Run every stage, shallow to deep; the target is changed in place.
@@ -115,8 +120,8 @@ class FrontierTrainer:
                 self.view, self.supervision, folder=self._scratch, batch_size=self.config.micro_batch_size
             )
             batches = self._batches()
-            for layer in self.layers:
-                stages.append(self._stage(layer, prefix, batches))
+            for layer, steps in zip(self.layers, self.stage_steps, strict=True):
+                stages.append(self._stage(layer, steps, prefix, batches))
                 self.callback(stages[-1])
         return TransferReport(
             config=self.config,
@@ -125,7 +130,7 @@ class FrontierTrainer:
             seconds=time.perf_counter() - started,
         )
 
-    def _stage(self, layer: int, prefix: PrefixCache, batches: Iterator[list[int]]) -> StageRecord:
+    def _stage(self, layer: int, steps: int, prefix: PrefixCache, batches: Iterator[list[int]]) -> StageRecord:
         started = time.perf_counter()
         prefix.advance(layer - 1)
         last = layer == self.view.depth
@@ -135,7 +140,6 @@ class FrontierTrainer:
             optimiser = torch.optim.AdamW(
                 parameters, lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay
             )
-            steps = self.steps_per_stage
             for number in range(1, steps + 1):
                 begun = time.perf_counter()
                 indices = next(batches)
@@ -172,7 +176,8 @@ class FrontierTrainer:
                 self.callback(records[-1])
             if not all(bool(torch.isfinite(parameter).all()) for parameter in parameters):
                 raise SemalignError(
-                    f"layer {layer}, step {steps}: the weights are not finite after the last step; lower train.learning_rate"
+                    f"layer {layer}, step {steps}: the weights are not finite after the last step; lower "
+                    "train.learning_rate"
                 )
             trained = sum(parameter.numel() for parameter in parameters)
         return StageRecord(
@@ -187,7 +192,8 @@ class FrontierTrainer:
         )
 
     def _batches(self) -> Iterator[list[int]]:
-        """Examples of each optimiser step, pass after pass in random order; stages go on where the one before stopped."""
+        """Examples of each optimiser step, pass after pass in random order; stages go on where the one before
+        stopped."""
         generator = torch.Generator().manual_seed(self.config.seed)
         waiting: list[int] = []
         while True:
