@@ -93,7 +93,8 @@ def _run(options: argparse.Namespace) -> int:
 
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    logging.getLogger("datasets").setLevel(logging.ERROR)
+    for chatty in ("datasets", "huggingface_hub"):
+        logging.getLogger(chatty).setLevel(logging.ERROR)
     result = run_experiment(experiment, folder, console=Console(quiet=options.quiet))
     print(result_table(result))
     print(f"run folder: {folder.resolve()}")

@@ -60,8 +60,9 @@ def load_model(config: ModelConfig, *, device: torch.device | str = "cpu") -> Lo
     except SemalignError:
         raise
     except Exception as error:  # loaders have no common base class of errors
-        reason = " ".join(str(error).split())[:200]
-        raise SemalignError(f"{config.path!r} could not be loaded as a language model: {reason}") from error
+        reason = " ".join(str(error).split()).partition(". ")[0][:200]
+        where = "" if Path(place).exists() else "is no local folder or .gguf file, and "
+        raise SemalignError(f"{config.path!r} {where}could not be loaded as a language model: {reason}") from error
     model.eval()
     for name, parameter in model.named_parameters():
         if not torch.isfinite(parameter).all():
