@@ -107,6 +107,15 @@ def test_too_long_rows_are_counted_and_all_too_long_refused(tmp_path: Path) -> N
         ({"prompt": "hello", "completion": " "}, ["no answer", "completion"]),
         ({"prompt": "hello", "completion": None}, ["no answer", "completion"]),
         ({"messages": [{"role": "user", "content": "hello"}]}, ["no answer"]),
+        ({"messages": None}, ["role and content"]),
+        (
+            {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": None}]},
+            ["role and content"],
+        ),
+        (
+            {"messages": [{"role": "system", "content": "a"}, {"role": "assistant", "content": "b"}]},
+            ["the chat template refuses"],
+        ),
         ({"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": ""}]}, ["no answer"]),
     ],
 )

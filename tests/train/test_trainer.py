@@ -138,8 +138,11 @@ def test_only_the_wanted_layers_get_a_stage(top: Supervision) -> None:
 def test_the_final_norm_trains_in_the_last_stage_only(top: Supervision) -> None:
     target = target_model()
     before = weights(target)
-    fit(target, top, quick(layers=(1, 3), train_final_norm=True))
-    assert changed(before, weights(target)) == names_of(target, 1) | names_of(target, 3)
+    with pytest.raises(SemalignError, match="needs a stage of layer 4"):
+        FrontierTrainer(target, top, quick(layers=(1, 3), train_final_norm=True))
+    fit(target, top, quick(layers=(1, 4), train_final_norm=True))
+    expected = names_of(target, 1) | names_of(target, 4) | {"model.norm.weight"}
+    assert changed(before, weights(target)) == expected
 
 
 @each_trainable

@@ -9,6 +9,7 @@ from typing import Any
 
 import datasets
 import torch
+from jinja2 import TemplateError
 from semalign_attribution import IGNORE, Batch
 from semalign_geometry import SemalignError
 from torch.nn.utils.rnn import pad_sequence
@@ -56,11 +57,11 @@ def split_rows(config: DataConfig, tokenizer: PreTrainedTokenizerBase) -> Split:
     pools = [load_rows(config.train)] + ([load_rows(config.held_out)] if config.held_out else [])
     generator = torch.Generator().manual_seed(config.seed)
     seen: set[tuple[int, ...]] = set()
-    too_long = longest = 0
+    dropped = longest = 0
 
     def draw(pool: list[Row], origin: RowsConfig, wanted: int, part: str) -> Iterator[Example]:
-        nonlocal too_long, longest
-        found = 0
+        nonlocal dropped, longest
+        found = too_long = 0
         while pool and found < wanted:
             example = encode_row(pool.pop(), tokenizer, origin)
             longest = max(longest, len(example))
@@ -69,6 +70,7 @@ def split_rows(config: DataConfig, tokenizer: PreTrainedTokenizerBase) -> Split:
             seen.add(example.prompt_ids)
             if len(example) > config.max_length:
                 too_long += 1
+                dropped += 1
                 continue
             found += 1
             yield example
@@ -89,7 +91,7 @@ def split_rows(config: DataConfig, tokenizer: PreTrainedTokenizerBase) -> Split:
         shuffled.append([pool[index] for index in order])
     train = list(draw(shuffled[0], config.train, config.train_rows, "train"))
     held_out = list(draw(shuffled[-1], config.held_out or config.train, config.held_out_rows, "held_out"))
-    return Split(train, held_out, too_long, longest)
+    return Split(train, held_out, dropped, longest)
 
 
 def load_rows(config: RowsConfig) -> list[Row]:
@@ -169,8 +171,11 @@ def encode_row(row: Row, tokenizer: PreTrainedTokenizerBase, config: RowsConfig)
         prompt_text = "\n".join(message["content"] for message in messages[:-1])
         answer_text = answer + str(tokenizer.eos_token or "")
     else:
-        prompt_text = str(tokenizer.apply_chat_template(messages[:-1], tokenize=False, add_generation_prompt=True))
-        whole = str(tokenizer.apply_chat_template(messages, tokenize=False))
+        try:
+            prompt_text = str(tokenizer.apply_chat_template(messages[:-1], tokenize=False, add_generation_prompt=True))
+            whole = str(tokenizer.apply_chat_template(messages, tokenize=False))
+        except TemplateError as error:
+            raise SemalignError(f"the chat template refuses a row of {config.path}: {error}") from error
         if not whole.startswith(prompt_text):
             raise SemalignError(
                 "the chat template renders a prompt differently once its answer follows, so the answer cannot be told "
@@ -189,7 +194,13 @@ def encode_row(row: Row, tokenizer: PreTrainedTokenizerBase, config: RowsConfig)
 
 def _messages(row: Row, config: RowsConfig) -> list[dict[str, str]]:
     if "messages" in row:
-        messages = [{"role": str(m["role"]), "content": str(m["content"])} for m in row["messages"]]
+        messages = row["messages"]
+        if not isinstance(messages, list) or not all(
+            isinstance(m, dict) and isinstance(m.get("role"), str) and isinstance(m.get("content"), str)
+            for m in messages
+        ):
+            raise SemalignError(f"a row of {config.path} has messages that are not role and content, both text")
+        messages = [{"role": m["role"], "content": m["content"]} for m in messages]
         if len(messages) < 2 or messages[-1]["role"] != "assistant" or not messages[-1]["content"].strip():
             raise SemalignError(f"a row of {config.path} has no answer: its last message must be the assistant's")
         return messages
@@ -199,7 +210,7 @@ def _messages(row: Row, config: RowsConfig) -> list[dict[str, str]]:
             f"a row of {config.path} has neither messages nor the field {missing[0]!r}; its fields are "
             f"{', '.join(row)}: name the right ones in data.train.prompt and data.train.completion"
         )
-    prompt, completion = str(row[config.prompt] or ""), str(row[config.completion] or "")
+    prompt, completion = ("" if row[key] is None else str(row[key]) for key in (config.prompt, config.completion))
     if not prompt.strip() or not completion.strip():
         empty = config.completion if prompt.strip() else config.prompt
         raise SemalignError(f"a row of {config.path} has no answer or prompt: its field {empty!r} is empty")

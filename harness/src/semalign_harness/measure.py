@@ -55,11 +55,11 @@ def measure(view: DecoderView, held_out: Supervision, *, batch_size: int) -> Mea
             assert trace.final is not None
             hidden = trace.final[data.positions.mask]
             source = data.output
-            sums[0] += answer_nll(hidden, view.head, data.positions.labels).sum().double().cpu()
-            sums[1] += output_divergence(source.hidden, source.head, hidden, head).sum().double().cpu()
+            sums[0] += answer_nll(hidden, view.head, data.positions.labels).sum().cpu().double()
+            sums[1] += output_divergence(source.hidden, source.head, hidden, head).sum().cpu().double()
             for rows in torch.arange(len(hidden)).split(TOKENS_AT_ONCE):
                 ours, theirs = head.logits(hidden[rows]), source.head.logits(source.hidden[rows])
-                sums[2] += (ours.argmax(1) == theirs.argmax(1)).sum().double().cpu()
+                sums[2] += (ours.argmax(1) == theirs.argmax(1)).sum().cpu().double()
     tokens = held_out.manifest.supervised_tokens
     nll, kl, agreement = (sums / tokens).tolist()
     return Measurement(answer_nll=nll, kl=kl, agreement=agreement, tokens=tokens, rows=len(held_out))
@@ -82,6 +82,9 @@ def answer_accuracy(loaded: LoadedModel, examples: Sequence[Example], *, max_new
                 do_sample=False,
                 max_new_tokens=max_new_tokens,
                 pad_token_id=pad,
+                num_beams=1,
+                repetition_penalty=1.0,
+                no_repeat_ngram_size=0,
             )
             texts = tokenizer.batch_decode(output[:, ids.shape[1] :], skip_special_tokens=True)
             correct += sum(_same_number(text, example.answer) for text, example in zip(texts, part, strict=True))

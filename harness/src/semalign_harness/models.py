@@ -3,9 +3,11 @@
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import platformdirs
 import torch
+from safetensors import SafetensorError
 from semalign_attribution import DecoderView
 from semalign_geometry import SemalignError, SharedVocabulary, align_vocabularies, new_folder, sha256_of
 from tokenizers.normalizers import NFC
@@ -56,18 +58,26 @@ def load_model(config: ModelConfig, *, device: torch.device | str = "cpu") -> Lo
             raise SemalignError(f"{config.path} is a {kinds[0]}, expected a decoder-only causal language model")
         tokenizer = AutoTokenizer.from_pretrained(place, revision=config.revision)
         dtype = config.dtype if config.dtype == "auto" else getattr(torch, config.dtype)
-        model = AutoModelForCausalLM.from_pretrained(place, revision=config.revision, dtype=dtype)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            place, revision=config.revision, dtype=dtype, output_loading_info=True
+        )
+        model, loading = loaded  # a pair, which the type of from_pretrained does not say
     except SemalignError:
         raise
     except Exception as error:  # loaders have no common base class of errors
         reason = " ".join(str(error).split()).partition(". ")[0][:200]
         where = "" if Path(place).exists() else "is no local folder or .gguf file, and "
         raise SemalignError(f"{config.path!r} {where}could not be loaded as a language model: {reason}") from error
+    absent = sorted(map(str, [*loading["missing_keys"], *loading["mismatched_keys"]]))
+    if absent:
+        raise SemalignError(
+            f"the checkpoint {config.path} lacks {absent[0]}, or has it in another shape: fetch it again"
+        )
     model.eval()
     for name, parameter in model.named_parameters():
         if not torch.isfinite(parameter).all():
             raise SemalignError(f"{config.path} holds values that are not finite in {name}: fetch the checkpoint again")
-    model.to(device)  # type: ignore[arg-type]  # the stub of transformers' decorator hides self
+    model.to(device)
     DecoderView(model).verify()
     return LoadedModel(model, tokenizer, place)
 
@@ -140,9 +150,17 @@ def _converted(path: Path) -> Path:
         model.generation_config.eos_token_id = tokenizer.convert_tokens_to_ids(["<|im_end|>", "<|endoftext|>"])
     model.config._name_or_path = path.stem
     with new_folder(folder) as temporary:
-        model.save_pretrained(temporary)
+        save_model(model, temporary)
         tokenizer.save_pretrained(temporary)
     return folder
+
+
+def save_model(model: PreTrainedModel, folder: Path) -> None:
+    """Save a model as safetensors; a full disk is the OSError that it is."""
+    try:
+        model.save_pretrained(folder)
+    except SafetensorError as error:
+        raise OSError(f"{folder} could not be written: {error}") from error
 
 
 def _tie_like_upstream(model: PreTrainedModel) -> None:

@@ -1,13 +1,13 @@
 """One experiment from models and rows to a run folder: attribute, pair, transport, supervise, train, measure, save."""
 
 import platform
+import shutil
 import tempfile
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from semalign_align import FinalHidden, Supervision, supervise
 from semalign_attribution import (
     Batch,
@@ -41,7 +41,7 @@ from .console import Console
 from .data import Split, batches, split_rows
 from .experiment import Experiment
 from .measure import Measurement, answer_accuracy, measure
-from .models import LoadedModel, check_tokenizers, load_model
+from .models import LoadedModel, check_tokenizers, load_model, save_model
 from .resources import peak_memory
 
 PACKAGES = ("semalign-harness", "torch", "transformers", "peft", "datasets", "safetensors", "pydantic")
@@ -115,16 +115,21 @@ def run_experiment(experiment: Experiment, folder: Path, *, console: Console | N
         _check_ids(split, shared)
     _note_rows(console, split, experiment)
 
-    folder.mkdir(parents=True, exist_ok=True)
-    experiment.write(folder / "experiment.json")
-    _environment(experiment, device).write(folder / "environment.json")
-
-    pairing, transport = _plan(experiment, folder, console, source, target, split, shared)
-
-    train_store = _supervise(experiment, folder / "supervision", console, source, split, pairing, transport, shared)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        experiment.write(folder / "experiment.json")
+        _environment(experiment, device).write(folder / "environment.json")
+        pairing, transport = _plan(experiment, folder, console, source, target, split, shared)
+        train_store = _supervise(experiment, folder / "supervision", console, source, split, pairing, transport, shared)
+        FrontierTrainer(target.model, train_store, experiment.train)  # settings that do not fit fail here
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
     with tempfile.TemporaryDirectory(dir=folder, prefix=".scratch-") as scratch:
         exact = experiment.model_copy(
-            update={"supervision": experiment.supervision.model_copy(update={"output": FinalHidden()})}
+            update={
+                "supervision": experiment.supervision.model_copy(update={"output": FinalHidden(), "dtype": "float32"})
+            }
         )
         held_out = _supervise(
             exact, Path(scratch) / "held_out", console, source, split, pairing, transport, shared, held_out=True
@@ -177,10 +182,7 @@ def save_and_reload(trained: LoadedModel, folder: Path) -> LoadedModel:
     """
     ids = torch.arange(min(32, len(trained.tokenizer)), device=trained.model.device)[None]
     with new_folder(folder) as temporary:
-        try:
-            trained.model.save_pretrained(temporary)
-        except SafetensorError as error:
-            raise OSError(f"{folder} could not be written: {error}") from error
+        save_model(trained.model, temporary)
         trained.tokenizer.save_pretrained(temporary)
         reloaded = AutoModelForCausalLM.from_pretrained(temporary, dtype=trained.model.dtype).eval()
         reloaded.to(trained.model.device)
@@ -189,8 +191,7 @@ def save_and_reload(trained: LoadedModel, folder: Path) -> LoadedModel:
         if not float(difference) == 0:
             raise SemalignError(
                 "the saved target computes other logits than the trained one (largest difference "
-                f"{float(difference):.3g}): "
-                "its architecture does not survive save_pretrained, nothing was kept"
+                f"{float(difference):.3g}): its architecture does not survive save_pretrained, nothing was kept"
             )
     return LoadedModel(reloaded, trained.tokenizer, str(folder))
 

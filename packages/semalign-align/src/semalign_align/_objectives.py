@@ -118,7 +118,10 @@ class Relation(_LayerObjective):
 
 
 class Cosine(_LayerObjective):
-    """1 − cosine of the residual contribution and the supervisory one. Source: v1 (method 2.7)."""
+    """1 − cosine of the residual contribution and the supervisory one.
+
+    Source: v1 (method 2.7). Deviation: v1's second term, on logits against one-hot labels, is not part of it.
+    """
 
     kind: Literal["cosine"] = "cosine"
     """Chooses this objective in a configuration."""
@@ -130,7 +133,10 @@ class Cosine(_LayerObjective):
 
 
 class Fisher(_LayerObjective):
-    """Fisher-weighted quadratic of the lens logits of both contributions. Source: ACL (method 2.7)."""
+    """Fisher-weighted quadratic of the lens logits of both contributions.
+
+    Source: ACL (method 2.7). Deviation: the output KL is a term of every stage, not of the last layer's alone.
+    """
 
     kind: Literal["fisher"] = "fisher"
     """Chooses this objective in a configuration."""

@@ -28,9 +28,10 @@ class Supervised:
 
     def example_means(self, values: Tensor) -> Tensor:
         """Mean of one value per supervised position within each example: (s,) → (b,)."""
-        example = torch.arange(len(self.counts), device=values.device).repeat_interleave(self.counts)
-        sums = torch.zeros(len(self.counts), dtype=values.dtype, device=values.device).index_add(0, example, values)
-        return sums / self.counts
+        counts = self.counts.to(values.device)
+        example = torch.arange(len(counts), device=values.device).repeat_interleave(counts)
+        sums = torch.zeros(len(counts), dtype=values.dtype, device=values.device).index_add(0, example, values)
+        return sums / counts
 
 
 def supervised(batch: Batch) -> Supervised:

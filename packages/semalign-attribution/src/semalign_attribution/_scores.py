@@ -90,7 +90,7 @@ def attribute_layers(
     view = view_of(source)
     with undisturbed(view.model):
         parts = [
-            scorer(view, batch).detach().double().cpu() for batch in batches if len(next(iter(batch.values()), ()))
+            scorer(view, batch).detach().cpu().double() for batch in batches if len(next(iter(batch.values()), ()))
         ]
     if not parts:
         raise SemalignError("there are no examples to attribute on: the batches are empty")

@@ -73,7 +73,7 @@ def relation_distances(
     )
     # ½‖K̂ − L̂‖² with ‖K̂‖² either 1 or, without variance, 0.
     distances = (target_squares + reference_squares) / 2 - similarities
-    return distances.clamp_min(0), counted
+    return distances.clamp(0, 1), counted
 
 
 def linear_cka(x: Float[Tensor, "n d"], y: Float[Tensor, "n e"]) -> Float[Tensor, ""]:

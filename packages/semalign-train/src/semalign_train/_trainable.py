@@ -15,7 +15,7 @@ from ._settings import FullLayer, LoraLayer
 
 @contextmanager
 def frontier(
-    view: DecoderView, layer: int, trainable: FullLayer | LoraLayer, *, final_norm: bool
+    view: DecoderView, layer: int, trainable: FullLayer | LoraLayer, *, final_norm: bool, seed: int = 0
 ) -> Iterator[list[nn.Parameter]]:
     """The parameters that train in a stage, in float32; cast back, or merged, when the block ends, on every path.
 
@@ -28,9 +28,9 @@ def frontier(
         linear = {name: part for name, part in module.named_modules() if isinstance(part, (nn.Linear, Conv1D))}
         known = sorted({name.rsplit(".", 1)[-1] for name in linear})
         unmatched = sorted(set(trainable.modules) - set(known))
-        if unmatched:
+        if unmatched or not trainable.modules:
             raise SemalignError(
-                f"layer {layer} has no linear module named {', '.join(unmatched)}: train.trainable.modules can name "
+                f"layer {layer} has no linear module named {', '.join(unmatched) or 'nothing'}: train.trainable.modules can name "
                 f"{', '.join(known)}"
             )
         adapted = [name for name in linear if name.rsplit(".", 1)[-1] in trainable.modules]
@@ -42,7 +42,7 @@ def frontier(
             fan_in_fan_out=isinstance(linear[adapted[0]], Conv1D),
         )
         with torch.random.fork_rng():
-            torch.manual_seed(layer)
+            torch.manual_seed(seed * 100_003 + layer)
             adapter = LoraModel(module, config, "frontier")
         parameters = [parameter for name, parameter in module.named_parameters() if "lora_" in name]
     if final_norm:

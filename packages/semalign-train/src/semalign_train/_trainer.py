@@ -81,6 +81,10 @@ class FrontierTrainer:
             or not 1 <= self.layers[0] <= self.layers[-1] <= self.view.depth
         ):
             raise SemalignError(f"layers are {self.layers}, expected ascending numbers from 1 to {self.view.depth}")
+        if self.config.train_final_norm and self.layers[-1] != self.view.depth:
+            raise SemalignError(
+                f"train_final_norm needs a stage of layer {self.view.depth}, which layers={self.layers} leaves out"
+            )
         if isinstance(self.config.steps, tuple) and len(self.config.steps) != len(self.layers):
             raise SemalignError(f"steps names {len(self.config.steps)} stages, there are {len(self.layers)}")
         weights = self.config.weights
@@ -136,7 +140,9 @@ class FrontierTrainer:
         last = layer == self.view.depth
         config = self.config
         records: list[StepRecord] = []
-        with frontier(self.view, layer, config.trainable, final_norm=config.train_final_norm and last) as parameters:
+        with frontier(
+            self.view, layer, config.trainable, final_norm=config.train_final_norm and last, seed=config.seed
+        ) as parameters:
             optimiser = torch.optim.AdamW(
                 parameters, lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay
             )
