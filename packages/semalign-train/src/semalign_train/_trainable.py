@@ -30,8 +30,8 @@ def frontier(
         unmatched = sorted(set(trainable.modules) - set(known))
         if unmatched or not trainable.modules:
             raise SemalignError(
-                f"layer {layer} has no linear module named {', '.join(unmatched) or 'nothing'}: train.trainable.modules can name "
-                f"{', '.join(known)}"
+                f"layer {layer} has no linear module named {', '.join(unmatched) or 'nothing'}: "
+                f"train.trainable.modules can name {', '.join(known)}"
             )
         adapted = [name for name in linear if name.rsplit(".", 1)[-1] in trainable.modules]
         config = LoraConfig(
