@@ -9,7 +9,7 @@ import torch
 from semalign_geometry import SemalignError
 from semalign_harness import build_tokenizer, load_model
 from semalign_harness.experiment import ModelConfig
-from semalign_harness.models import check_tokenizers
+from semalign_harness.models import check_tokenizers, open_model
 from transformers import AutoModelForCausalLM
 
 
@@ -59,7 +59,7 @@ def test_encoders_are_refused(tmp_path: Path) -> None:
 
 
 def test_tokenizers_must_agree(pair: tuple[Path, Path], tmp_path: Path) -> None:
-    source, target = (load_model(ModelConfig(path=str(folder))) for folder in pair)
+    source, target = (open_model(ModelConfig(path=str(folder))) for folder in pair)
     shared = check_tokenizers(source, target, ["How many apples now ?"])
     assert len(shared) == len(build_tokenizer()) and shared.same_ids
 
@@ -71,4 +71,4 @@ def test_tokenizers_must_agree(pair: tuple[Path, Path], tmp_path: Path) -> None:
     vocabulary["apples"], vocabulary["answer"] = vocabulary["answer"], vocabulary["apples"]
     file.write_text(json.dumps(data), encoding="utf-8")
     with pytest.raises(SemalignError, match="the tokenizers differ: .* one family"):
-        check_tokenizers(source, load_model(ModelConfig(path=str(other))), [])
+        check_tokenizers(source, open_model(ModelConfig(path=str(other))), [])

@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TypeVar
 
@@ -64,3 +64,16 @@ class Console:
         """A bar that the caller advances."""
         with self.step(label), tqdm(total=total, desc=label, disable=self._no_bars, leave=False) as bar:
             yield Bar(bar)
+
+    def ticker(self, label: str) -> Callable[[int, int], None]:
+        """A bar for work that reports the steps done and all steps; it appears with the first report."""
+        bars: list[tqdm[None]] = []
+
+        def report(done: int, total: int) -> None:
+            if not bars:
+                bars.append(tqdm(total=total, desc=label, disable=self._no_bars, leave=False))
+            bars[0].update(done - bars[0].n)
+            if done == total:
+                bars[0].close()
+
+        return report

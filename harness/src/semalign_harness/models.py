@@ -1,6 +1,9 @@
 """Models from the hub, a folder, a GGUF file or the generator, checked before they are used."""
 
 import os
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,14 +20,34 @@ from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     GgufConfig,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
 from .experiment import ModelConfig
+from .resources import bfloat16_is_fast
 from .tiny import Role, build_tiny_model, tiny_folder_name
 
 GENERATED: dict[str, Role] = {"generated:tiny-source": "source", "generated:tiny-target": "target"}
+
+
+@dataclass(frozen=True, eq=False)
+class OpenedModel:
+    """A model before its weights are read: its configuration and its tokenizer."""
+
+    settings: ModelConfig
+    """What was asked for."""
+    place: str
+    """Hub id or folder that transformers loads it from."""
+    config: PreTrainedConfig
+    """Its architecture, the text part of a model that reads images too."""
+    tokenizer: PreTrainedTokenizerBase
+
+    @property
+    def positions(self) -> int | None:
+        """Longest input in tokens; None when the architecture sets no limit."""
+        return getattr(self.config, "max_position_embeddings", None)
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,53 +65,70 @@ def cache_folder() -> Path:
     return Path(os.environ.get("SEMALIGN_CACHE") or platformdirs.user_cache_dir("semalign"))
 
 
-def load_model(config: ModelConfig, *, device: torch.device | str = "cpu") -> LoadedModel:
-    """Load a model and its tokenizer, and check that it is a finite, causal, decoder-only language model.
+def open_model(settings: ModelConfig, *, progress: Callable[[int, int], None] | None = None) -> OpenedModel:
+    """Read the configuration and the tokenizer of a model, without its weights.
+
+    A generated or GGUF model is built or converted on its first use, and kept in `cache_folder()`.
+
+    Args:
+        settings: where it comes from.
+        progress: told of the steps done and of all steps while a generated model is built.
 
     Raises:
-        SemalignError: nothing is found there, it is an encoder, or its weights are damaged.
+        SemalignError: nothing is found there, or it is no decoder-only causal language model.
     """
-    place = _resolve(config)
-    try:
-        found = AutoConfig.from_pretrained(place, revision=config.revision)
-        kinds = found.architectures or []
+    place = _resolve(settings, progress)
+    with _named(settings, place):
+        config = AutoConfig.from_pretrained(place, revision=settings.revision)
+        kinds = config.architectures or []
         if kinds and not any(
             kind.endswith(("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")) for kind in kinds
         ):
-            raise SemalignError(f"{config.path} is a {kinds[0]}, expected a decoder-only causal language model")
-        tokenizer = AutoTokenizer.from_pretrained(place, revision=config.revision)
-        dtype = config.dtype if config.dtype == "auto" else getattr(torch, config.dtype)
+            raise SemalignError(f"{settings.path} is a {kinds[0]}, expected a decoder-only causal language model")
+        tokenizer = AutoTokenizer.from_pretrained(place, revision=settings.revision)
+    return OpenedModel(settings, place, config.get_text_config(decoder=True), tokenizer)
+
+
+def load_model(source: OpenedModel | ModelConfig, *, device: torch.device | str = "cpu") -> LoadedModel:
+    """Load a model's weights, and check that it is a finite, causal, decoder-only language model.
+
+    Raises:
+        SemalignError: nothing is found there, it is an encoder, its weights are damaged, or it could not be saved.
+    """
+    opened = source if isinstance(source, OpenedModel) else open_model(source)
+    settings = opened.settings
+    with _named(settings, opened.place):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
-            place, revision=config.revision, dtype=dtype, output_loading_info=True
+            opened.place,
+            revision=settings.revision,
+            dtype=_dtype(settings, torch.device(device)),
+            output_loading_info=True,
         )
         model, loading = loaded  # a pair, which the type of from_pretrained does not say
-    except SemalignError:
-        raise
-    except Exception as error:  # loaders have no common base class of errors
-        reason = " ".join(str(error).split()).partition(". ")[0][:200]
-        where = "" if Path(place).exists() else "is no local folder or .gguf file, and "
-        raise SemalignError(f"{config.path!r} {where}could not be loaded as a language model: {reason}") from error
     absent = sorted(map(str, [*loading["missing_keys"], *loading["mismatched_keys"]]))
     if absent:
         raise SemalignError(
-            f"the checkpoint {config.path} lacks {absent[0]}, or has it in another shape: fetch it again"
+            f"the checkpoint {settings.path} lacks {absent[0]}, or has it in another shape: fetch it again"
         )
     model.eval()
     for name, parameter in model.named_parameters():
         if not torch.isfinite(parameter).all():
-            raise SemalignError(f"{config.path} holds values that are not finite in {name}: fetch the checkpoint again")
+            raise SemalignError(
+                f"{settings.path} holds values that are not finite in {name}: fetch the checkpoint again"
+            )
+    _make_savable(model, settings.path)
     model.to(device)
     DecoderView(model).verify()
-    return LoadedModel(model, tokenizer, place)
+    return LoadedModel(model, opened.tokenizer, opened.place)
 
 
-def check_tokenizers(source: LoadedModel, target: LoadedModel, texts: list[str]) -> SharedVocabulary:
+def check_tokenizers(source: OpenedModel, target: OpenedModel, texts: list[str]) -> SharedVocabulary:
     """The vocabulary entries that both models share, when one tokenisation serves both.
 
     Raises:
         SemalignError: entries have different ids, or texts are encoded differently.
     """
-    source_vocabulary, target_vocabulary = source.tokenizer.get_vocab(), target.tokenizer.get_vocab()
+    source_vocabulary, target_vocabulary = (_entries(opened.tokenizer) for opened in (source, target))
     shared = align_vocabularies(source_vocabulary, target_vocabulary)
     remedy = "choose a source and a target of one family, which share a tokenizer"
     if not shared.same_ids:
@@ -100,20 +140,63 @@ def check_tokenizers(source: LoadedModel, target: LoadedModel, texts: list[str])
     for text in texts:
         if source.tokenizer(text)["input_ids"] != target.tokenizer(text)["input_ids"]:
             raise SemalignError(f"the tokenizers split {text[:60]!r} differently; {remedy}")
-    rows = min(len(source.model.get_output_embeddings().weight), len(target.model.get_output_embeddings().weight))
-    kept = shared.source_ids < rows
+    kept = shared.source_ids < min(source.config.vocab_size, target.config.vocab_size)
     return SharedVocabulary(
         shared.source_ids[kept], shared.target_ids[kept], shared.only_in_source, shared.only_in_target
     )
 
 
-def _resolve(config: ModelConfig) -> str:
+def _entries(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
+    """The vocabulary without the fillers that GGUF files give to the padded rows of a head."""
+    return {token: i for token, i in tokenizer.get_vocab().items() if not re.fullmatch(r"\[PAD\d+\]", token)}
+
+
+@contextmanager
+def _named(settings: ModelConfig, place: str) -> Iterator[None]:
+    """Any failure of transformers' loaders, which have no common base class of errors, in one sentence."""
+    try:
+        yield
+    except SemalignError:
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split()).partition(". ")[0][:200]
+        where = "" if Path(place).exists() else "is no local folder or .gguf file, and "
+        raise SemalignError(f"{settings.path!r} {where}could not be loaded as a language model: {reason}") from error
+
+
+def _dtype(settings: ModelConfig, device: torch.device) -> torch.dtype | str:
+    """`auto` is the checkpoint's own dtype, but float32 on a processor that multiplies bfloat16 the slower."""
+    if settings.dtype != "auto":
+        dtype: torch.dtype = getattr(torch, settings.dtype)
+        return dtype
+    return "auto" if device.type != "cpu" or bfloat16_is_fast() else torch.float32
+
+
+def _make_savable(model: PreTrainedModel, path: str) -> None:
+    """See to it that the model can be saved later: transformers refuses contradictory generation settings only then."""
+    settings = model.generation_config
+    if settings is None:
+        return
+    try:
+        settings.validate(strict=True)
+    except ValueError:
+        settings.do_sample = True  # what settings of sampling, such as a temperature, ask for
+        try:
+            settings.validate(strict=True)
+        except ValueError as error:
+            raise SemalignError(
+                f"{path} has generation settings that transformers refuses to save "
+                f"({' '.join(str(error).split())[:160]}): mend its generation_config.json"
+            ) from error
+
+
+def _resolve(config: ModelConfig, progress: Callable[[int, int], None] | None) -> str:
     """The folder or hub id that transformers can load; generated and GGUF models are made once and kept."""
     if config.path.startswith("generated:"):
         if config.path not in GENERATED:
             raise SemalignError(f"unknown generated model {config.path!r}: known are {', '.join(GENERATED)}")
         role = GENERATED[config.path]
-        return str(build_tiny_model(role, cache_folder() / tiny_folder_name(role)))
+        return str(build_tiny_model(role, cache_folder() / tiny_folder_name(role), progress=progress))
     path = Path(config.path).expanduser()
     if path.suffix == ".gguf":
         if not path.is_file():

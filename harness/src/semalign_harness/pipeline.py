@@ -4,11 +4,12 @@ import platform
 import shutil
 import tempfile
 from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
 import torch
-from semalign_align import FinalHidden, Supervision, supervise
+from semalign_align import FinalHidden, Supervision, SupervisionSettings, supervise
 from semalign_attribution import (
     Batch,
     DecoderView,
@@ -38,10 +39,10 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from .console import Console
-from .data import Split, batches, split_rows
+from .data import Example, Split, batches, split_rows
 from .experiment import Experiment
 from .measure import Measurement, answer_accuracy, measure
-from .models import LoadedModel, check_tokenizers, load_model, save_model
+from .models import LoadedModel, OpenedModel, check_tokenizers, load_model, open_model, save_model
 from .resources import peak_memory
 
 PACKAGES = ("semalign-harness", "torch", "transformers", "peft", "datasets", "safetensors", "pydantic")
@@ -106,45 +107,43 @@ def run_experiment(experiment: Experiment, folder: Path, *, console: Console | N
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise SemalignError(f"{folder} is not empty: choose another folder with --out")
 
-    with console.step("load models and rows"):
-        target = load_model(experiment.target, device=device)
-        split = split_rows(experiment.data, target.tokenizer)
-        source = load_model(experiment.source, device=device)
-        texts = [str(target.tokenizer.decode(list(e.prompt_ids + e.answer_ids))) for e in split.train[:8]]
-        shared = check_tokenizers(source, target, texts)
-        _check_ids(split, shared)
+    with console.step("read rows, tokenizers and configurations"):
+        opened_target = open_model(experiment.target, progress=console.ticker("pre-train the target"))
+        opened_source = open_model(experiment.source, progress=console.ticker("pre-train the source"))
+        split = split_rows(experiment.data, opened_target.tokenizer)
+        texts = [str(opened_target.tokenizer.decode(list(e.prompt_ids + e.answer_ids))) for e in split.train[:8]]
+        shared = check_tokenizers(opened_source, opened_target, texts)
+        _check_rows(split, shared, experiment, opened_source, opened_target)
+        experiment.train.stages(opened_target.config.num_hidden_layers)
     _note_rows(console, split, experiment)
 
     try:
         folder.mkdir(parents=True, exist_ok=True)
         experiment.write(folder / "experiment.json")
         _environment(experiment, device).write(folder / "environment.json")
-        pairing, transport = _plan(experiment, folder, console, source, target, split, shared)
-        train_store = _supervise(experiment, folder / "supervision", console, source, split, pairing, transport, shared)
-        FrontierTrainer(target.model, train_store, experiment.train)  # settings that do not fit fail here
+        scratch = Path(tempfile.mkdtemp(dir=folder, prefix=".scratch-"))
+        geometry, scorer = _read_target(experiment, console, opened_target, device, split, shared)
+        stores = _run_source(
+            experiment, folder, scratch, console, opened_source, device, split, shared, geometry, scorer
+        )
+        del geometry, scorer
+        target = _load(console, "target", opened_target, device)
+        FrontierTrainer(target.model, stores.train, experiment.train)  # a target that does not fit fails here
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".scratch-") as scratch:
-        exact = experiment.model_copy(
-            update={
-                "supervision": experiment.supervision.model_copy(update={"output": FinalHidden(), "dtype": "float32"})
-            }
-        )
-        held_out = _supervise(
-            exact, Path(scratch) / "held_out", console, source, split, pairing, transport, shared, held_out=True
-        )
-        of_source = _measured(experiment, console, "source", source, held_out, split)
-        del source  # its memory is free before training starts
-        before = _measured(experiment, console, "target before", target, held_out, split)
-        transfer = _train(experiment, folder, console, target, train_store, Path(scratch))
+    try:
+        before = _measured(experiment, console, "target before", target, stores.held_out, split)
+        transfer = _train(experiment, folder, console, target, stores.train, scratch)
         with console.step("save the target, reload it, compare logits"):
             reloaded = save_and_reload(target, folder / "model")
-        after = _measured(experiment, console, "target after", reloaded, held_out, split)
+        after = _measured(experiment, console, "target after", reloaded, stores.held_out, split)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
 
     result = RunResult(
         name=experiment.name,
-        source=of_source,
+        source=stores.source,
         before=before,
         after=after,
         transfer=transfer,
@@ -196,14 +195,32 @@ def save_and_reload(trained: LoadedModel, folder: Path) -> LoadedModel:
     return LoadedModel(reloaded, trained.tokenizer, str(folder))
 
 
-def _check_ids(split: Split, shared: SharedVocabulary) -> None:
+def _check_rows(
+    split: Split, shared: SharedVocabulary, experiment: Experiment, source: OpenedModel, target: OpenedModel
+) -> None:
     known = set(shared.target_ids.tolist())
-    for example in (*split.train, *split.held_out):
+    rows = (*split.train, *split.held_out)
+    for example in rows:
         unknown = set(example.prompt_ids + example.answer_ids) - known
         if unknown:
             raise SemalignError(
                 f"the rows use token id {min(unknown)}, which only the target knows: choose models that share a "
                 "tokenizer"
+            )
+    longest = max(len(example) for example in rows)
+    generated = split.held_out[: experiment.measure.answer_rows]
+    with_answer = max((len(e.prompt_ids) + experiment.measure.max_new_tokens for e in generated), default=0)
+    for opened in (source, target):
+        limit = opened.positions
+        if limit is not None and longest > limit:
+            raise SemalignError(
+                f"a row has {longest} tokens, {opened.settings.path} reads at most {limit}: set "
+                f"data.max_length={limit}, which leaves longer rows out"
+            )
+        if limit is not None and with_answer > limit:
+            raise SemalignError(
+                f"a prompt with measure.max_new_tokens={experiment.measure.max_new_tokens} may reach {with_answer} "
+                f"tokens, {opened.settings.path} reads at most {limit}: lower measure.max_new_tokens"
             )
 
 
@@ -231,91 +248,135 @@ def _environment(experiment: Experiment, device: torch.device) -> Environment:
     )
 
 
+@dataclass(frozen=True, eq=False)
+class TargetGeometry:
+    """What the source's phase must know of the target, whose weights are gone by then."""
+
+    depth: int
+    basis: SemanticBasis | None
+    """None when nothing is transported."""
+    residuals: dict[int, Tensor]
+    """Contributions of each layer at the supervised positions of the attribution rows."""
+
+
+@dataclass(frozen=True, eq=False)
+class SourceStores:
+    """What the source leaves behind."""
+
+    train: Supervision
+    held_out: Supervision
+    source: Measurement
+
+
+def _load(console: Console, label: str, opened: OpenedModel, device: torch.device) -> LoadedModel:
+    with console.step(f"load the {label}"):
+        loaded = load_model(opened, device=device)
+    console.note(f"the {label} computes in {str(loaded.model.dtype).removeprefix('torch.')} on {device}")
+    return loaded
+
+
+def _attribution_rows(experiment: Experiment, split: Split) -> list[Batch]:
+    """One row at a time: the backward pass keeps every layer's activations."""
+    return batches(split.train[: experiment.data.attribution_rows], 1)
+
+
+def _read_target(
+    experiment: Experiment,
+    console: Console,
+    opened: OpenedModel,
+    device: torch.device,
+    split: Split,
+    shared: SharedVocabulary,
+) -> tuple[TargetGeometry, Scorer]:
+    target = _load(console, "target", opened, device)
+    view = DecoderView(target.model)
+    with console.step("read the target's geometry"):
+        basis = None
+        if experiment.transport.frame != "none":
+            basis = SemanticBasis.from_model(target.model, entries=shared.target_ids)
+        rows = _attribution_rows(experiment, split)
+        geometry = TargetGeometry(view.depth, basis, _residuals(view, rows, range(1, view.depth + 1)))
+    scorer: Scorer = Similarity(target.model) if experiment.scorer.kind == "similarity" else experiment.scorer
+    return geometry, scorer
+
+
+def _run_source(
+    experiment: Experiment,
+    folder: Path,
+    scratch: Path,
+    console: Console,
+    opened: OpenedModel,
+    device: torch.device,
+    split: Split,
+    shared: SharedVocabulary,
+    geometry: TargetGeometry,
+    scorer: Scorer,
+) -> SourceStores:
+    """Everything that needs the source, which is gone from memory afterwards."""
+    source = _load(console, "source", opened, device)
+    pairing, transport = _plan(experiment, folder, console, source, split, shared, geometry, scorer)
+
+    def store(place: Path, label: str, rows: Sequence[Example], settings: SupervisionSettings) -> Supervision:
+        progress = console.progress(f"supervise {label} rows", batches(rows, experiment.batch_size))
+        return supervise(
+            source.model, progress, pairing, transport, place, settings=settings, entries=shared.source_ids
+        )
+
+    exact = experiment.supervision.model_copy(update={"output": FinalHidden(), "dtype": "float32"})
+    train = store(folder / "supervision", "training", split.train, experiment.supervision)
+    held_out = store(scratch / "held_out", "held-out", split.held_out, exact)
+    return SourceStores(train, held_out, _measured(experiment, console, "source", source, held_out, split))
+
+
 def _plan(
     experiment: Experiment,
     folder: Path,
     console: Console,
     source: LoadedModel,
-    target: LoadedModel,
     split: Split,
     shared: SharedVocabulary,
+    geometry: TargetGeometry,
+    scorer: Scorer,
 ) -> tuple[LayerPairing, Transport]:
     """Attribute, pair, fit the transport, and report its fidelity; the results are files of the run folder."""
-    source_view, target_view = DecoderView(source.model), DecoderView(target.model)
-    rows = batches(split.train[: experiment.data.attribution_rows], experiment.batch_size)
-    scorer: Scorer = Similarity(target.model) if experiment.scorer.kind == "similarity" else experiment.scorer
-    scores = attribute_layers(source_view, console.progress("attribute source layers", rows), scorer=scorer)
+    view = DecoderView(source.model)
+    rows = _attribution_rows(experiment, split)
+    scores = attribute_layers(view, console.progress("attribute source layers", rows), scorer=scorer)
     scores.write(folder / "attribution.json")
-    pairing = pair_layers(scores, target_view.depth, policy=experiment.pairing)
+    pairing = pair_layers(scores, geometry.depth, policy=experiment.pairing)
     pairing.write(folder / "pairing.json")
     console.note("pairing (source layer of each target layer): " + " ".join(map(str, pairing.source_layers)))
 
     frame, fold_gain = experiment.transport.frame, experiment.transport.fold_gain
     with console.step(f"fit the transport ({frame})"):
-        if frame == "none":
-            transport = within_source = Transport.identity(source_view.width)
+        if geometry.basis is None:
+            transport = within_source = Transport.identity(view.width)
         else:
-            source_basis = SemanticBasis.from_model(source.model, entries=shared.source_ids)
-            target_basis = SemanticBasis.from_model(target.model, entries=shared.target_ids)
-            transport = fit_transport(source_basis, target_basis, frame=frame, fold_gain=fold_gain)
-            within_source = fit_transport(source_basis, source_basis, frame=frame, fold_gain=fold_gain)
-        fidelity = _fidelity(source_view, target_view, rows, pairing, transport, within_source)
+            basis = SemanticBasis.from_model(source.model, entries=shared.source_ids)
+            transport = fit_transport(basis, geometry.basis, frame=frame, fold_gain=fold_gain)
+            within_source = fit_transport(basis, basis, frame=frame, fold_gain=fold_gain)
+        of_source = _residuals(view, rows, sorted(set(pairing.source_layers)))
+        pairs = (
+            PairedResiduals(layer, source_layer, geometry.residuals[layer], of_source[source_layer])
+            for layer, source_layer in enumerate(pairing.source_layers, 1)
+        )
+        fidelity = measure_fidelity(pairs, transport=transport, within_source=within_source)
     fidelity.write(folder / "fidelity.json")
     console.note(f"mean CKA of paired contributions after transport: {fidelity.mean_cka_transported:.3f}")
     return pairing, transport
 
 
 @torch.no_grad()
-def _fidelity(
-    source: DecoderView,
-    target: DecoderView,
-    rows: Sequence[Batch],
-    pairing: LayerPairing,
-    transport: Transport,
-    within_source: Transport,
-) -> FidelityReport:
-    def residuals(view: DecoderView, layers: Sequence[int]) -> dict[int, Tensor]:
-        parts: dict[int, list[Tensor]] = {layer: [] for layer in layers}
-        with undisturbed(view.model):
-            for batch in rows:
-                mask = supervised(batch).mask.to(view.device)
-                trace = view.trace(batch, keep=layers)
-                for layer in layers:
-                    parts[layer].append(trace.residual(layer)[mask].cpu())
-        return {layer: torch.cat(held) for layer, held in parts.items()}
-
-    of_source = residuals(source, sorted(set(pairing.source_layers)))
-    of_target = residuals(target, range(1, target.depth + 1))
-    pairs = (
-        PairedResiduals(target_layer, source_layer, of_target[target_layer], of_source[source_layer])
-        for target_layer, source_layer in enumerate(pairing.source_layers, 1)
-    )
-    return measure_fidelity(pairs, transport=transport, within_source=within_source)
-
-
-def _supervise(
-    experiment: Experiment,
-    folder: Path,
-    console: Console,
-    source: LoadedModel,
-    split: Split,
-    pairing: LayerPairing,
-    transport: Transport,
-    shared: SharedVocabulary,
-    *,
-    held_out: bool = False,
-) -> Supervision:
-    rows = batches(split.held_out if held_out else split.train, experiment.batch_size)
-    label = f"supervise {'held-out' if held_out else 'training'} rows"
-    return supervise(
-        source.model,
-        console.progress(label, rows),
-        pairing,
-        transport,
-        folder,
-        settings=experiment.supervision,
-        entries=shared.source_ids,
-    )
+def _residuals(view: DecoderView, rows: Sequence[Batch], layers: Sequence[int]) -> dict[int, Tensor]:
+    """Contributions of layers at the supervised positions of all rows."""
+    parts: dict[int, list[Tensor]] = {layer: [] for layer in layers}
+    with undisturbed(view.model):
+        for batch in rows:
+            mask = supervised(batch).mask.to(view.device)
+            trace = view.trace(batch, keep=layers)
+            for layer in layers:
+                parts[layer].append(trace.residual(layer)[mask])
+    return {layer: torch.cat(held) for layer, held in parts.items()}
 
 
 def _measured(

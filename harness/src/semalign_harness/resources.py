@@ -1,7 +1,9 @@
-"""What a run took of the machine."""
+"""What the machine is good at, and what a run took of it."""
 
+import functools
 import resource
 import sys
+import time
 
 import torch
 
@@ -12,3 +14,22 @@ def peak_memory(device: torch.device) -> int:
         return torch.cuda.max_memory_allocated(device)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+@functools.cache
+def bfloat16_is_fast() -> bool:
+    """Whether this processor multiplies bfloat16 matrices at least as fast as float32 ones, found by trying.
+
+    Processors without such instructions emulate them, a hundred times slower.
+    """
+    return _product_seconds(torch.bfloat16) <= _product_seconds(torch.float32)
+
+
+def _product_seconds(dtype: torch.dtype) -> float:
+    left, right = torch.ones(128, 512, dtype=dtype), torch.ones(512, 512, dtype=dtype)
+    seconds = []
+    for _ in range(4):
+        started = time.perf_counter()
+        left @ right
+        seconds.append(time.perf_counter() - started)
+    return min(seconds)

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, PositiveInt
 from semalign_align import Cosine, Fisher, Relation
-from semalign_geometry import Contract, Settings
+from semalign_geometry import Contract, SemalignError, Settings
 
 
 class FullLayer(Settings):
@@ -78,6 +78,24 @@ class TransferConfig(Contract):
     uses them for float32 models too. Trainable weights are float32 in every case."""
     seed: int = 0
     """Seed of the order of the examples."""
+
+    def stages(self, depth: int) -> tuple[int, ...]:
+        """The layers that get a stage in a target of some depth, shallow to deep.
+
+        Raises:
+            SemalignError: a layer does not exist, `steps` or `train_final_norm` do not fit the layers, or every term
+            has weight 0.
+        """
+        layers = tuple(range(1, depth + 1)) if self.layers is None else self.layers
+        if not layers or list(layers) != sorted(set(layers)) or not 1 <= layers[0] <= layers[-1] <= depth:
+            raise SemalignError(f"layers are {layers}, expected ascending numbers from 1 to {depth}")
+        if self.train_final_norm and layers[-1] != depth:
+            raise SemalignError(f"train_final_norm needs a stage of layer {depth}, which layers={layers} leaves out")
+        if isinstance(self.steps, tuple) and len(self.steps) != len(layers):
+            raise SemalignError(f"steps names {len(self.steps)} stages, there are {len(layers)}")
+        if not (self.weights.geometry or self.weights.output or self.weights.answer):
+            raise SemalignError("every weight of the loss is 0: set one of geometry, output, answer above 0")
+        return layers
 
 
 class StepRecord(Settings):

@@ -73,20 +73,7 @@ class FrontierTrainer:
                 f"the supervision is over vocabulary ids up to {int(supervision.entries.max())}, the target's head has "
                 f"{len(self.view.head.weight)} rows: supervise with entries=… of the shared vocabulary"
             )
-        everything = tuple(range(1, self.view.depth + 1))
-        self.layers = everything if self.config.layers is None else self.config.layers
-        if (
-            not self.layers
-            or list(self.layers) != sorted(set(self.layers))
-            or not 1 <= self.layers[0] <= self.layers[-1] <= self.view.depth
-        ):
-            raise SemalignError(f"layers are {self.layers}, expected ascending numbers from 1 to {self.view.depth}")
-        if self.config.train_final_norm and self.layers[-1] != self.view.depth:
-            raise SemalignError(
-                f"train_final_norm needs a stage of layer {self.view.depth}, which layers={self.layers} leaves out"
-            )
-        if isinstance(self.config.steps, tuple) and len(self.config.steps) != len(self.layers):
-            raise SemalignError(f"steps names {len(self.config.steps)} stages, there are {len(self.layers)}")
+        self.layers = self.config.stages(self.view.depth)
         weights = self.config.weights
         terms: list[tuple[float, Objective]] = [
             (weights.geometry, objective or self.config.objective),
@@ -94,8 +81,6 @@ class FrontierTrainer:
             (weights.answer, AnswerNLL()),
         ]
         self._terms = [(weight, term) for weight, term in terms if weight > 0]
-        if not self._terms:
-            raise SemalignError("every weight of the loss is 0: set one of geometry, output, answer above 0")
         self._shared_head = self.view.head.select(supervision.entries)
         self._autocast = self.config.autocast == "bfloat16" or self.view.head.weight.dtype in (
             torch.bfloat16,
