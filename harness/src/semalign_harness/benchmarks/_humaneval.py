@@ -1,0 +1,69 @@
+"""HumanEval: functions to complete, by running their tests."""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from ._benchmark import SPECIAL_STOPS, Benchmark, Document, Form, Reading, Row
+from ._judge import Judge, Program, judged
+from .extract import program
+
+PLAIN = "{{ prompt }}"
+CHAT = (
+    "Complete this Python function. Answer with the whole function in one fenced code block.\n\n"
+    "```python\n{{ prompt | trim }}\n```"
+)
+STOP = ("\nclass", "\ndef", "\n#", "\nif", "\nprint")
+EXTRACTION = (
+    "The first fenced block that defines the function, else the first block (a closing fence may be missing; text "
+    "before a fence that nothing opened is a block), else the whole text. A whole function follows the imports and "
+    "helpers of the prompt, a body follows the prompt. The longest run of first lines that compiles is kept."
+)
+
+
+class HumanEvalRow(Row):
+    """A function to complete."""
+
+    task_id: Annotated[str, Field(min_length=1)]
+    """Name of the task."""
+    prompt: Annotated[str, Field(min_length=1)]
+    """Imports, helpers, signature and docstring."""
+    canonical_solution: str
+    """Body of the function."""
+    test: Annotated[str, Field(min_length=1)]
+    """Source that defines `check(candidate)`."""
+    entry_point: Annotated[str, Field(pattern=r"^[^\W\d]\w*$")]
+    """Name of the function."""
+
+
+def _answer(document: Document, chat: bool) -> str:
+    body = document["canonical_solution"]
+    return f"```python\n{document['prompt'].strip()}\n{body.rstrip()}\n```" if chat else body
+
+
+def _read(documents: list[Document], responses: list[str], judge: Judge | None) -> list[Reading]:
+    programs = [
+        Program(
+            code=program(response, prompt=document["prompt"], entry_point=document["entry_point"]),
+            tests=document["test"],
+            entry_point=document["entry_point"],
+        )
+        for document, response in zip(documents, responses, strict=True)
+    ]
+    return judged(programs, judge)
+
+
+HUMANEVAL = Benchmark(
+    name="humaneval",
+    metric="pass@1",
+    version=1,
+    hub=("openai/openai_humaneval", None),
+    row=HumanEvalRow,
+    forms={
+        False: Form(prompt=PLAIN, extraction=EXTRACTION, stop=(*STOP, *SPECIAL_STOPS), max_new_tokens=512),
+        True: Form(prompt=CHAT, extraction=EXTRACTION, stop=SPECIAL_STOPS, max_new_tokens=1024),
+    },
+    answer=_answer,
+    read=_read,
+    runs_code=True,
+)
