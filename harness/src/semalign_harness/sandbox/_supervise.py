@@ -1,0 +1,155 @@
+"""The process that starts player and referee, watches the clock and the output, ends both and reports."""
+
+import os
+import select
+import time
+from collections.abc import Callable
+
+from ._confine import (
+    SIGKILL,
+    Refused,
+    audit,
+    available,
+    confine,
+    die_with_parent,
+    enter_namespaces,
+    enter_pid_namespace,
+    readable_folders,
+)
+from ._player import play
+from ._referee import GONE, UNREADY, referee
+from ._values import Codec, receive, send
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, NoReturn
+else:  # typing would take a quarter of the time that a program takes
+    Any = NoReturn = object
+
+VERDICT_LIMIT = 1 << 16
+SIGXCPU = 24
+FIRST_FREE = 64
+"""Above every descriptor that this process has open."""
+LAST_WORDS = 1.0
+"""Seconds that a program whose pipe has closed is given to end by itself, so that its status is known."""
+
+Report = tuple[bool, str, str]
+"""Passed, reason, detail."""
+
+
+def main(settings: dict[str, Any]) -> None:
+    """Probe the machine, or judge the program whose job comes over standard input; reports on standard output."""
+    codec = Codec()
+    if settings["probe"]:
+        send(1, codec.encode(available()))
+        return
+    die_with_parent()
+    if os.getppid() != settings["parent"]:
+        return
+    try:
+        report = _judge(settings)
+    except Refused as error:
+        report = (False, UNREADY, str(error))
+    send(1, codec.encode(report))
+
+
+def _judge(settings: dict[str, Any]) -> Report:
+    namespaces = settings["layers"]["namespaces"]
+    requests, replies, verdict, output = os.pipe(), os.pipe(), os.pipe(), os.pipe()
+    nothing = os.open(os.devnull, os.O_RDWR)
+    enter_namespaces(namespaces)
+    os.chdir("/")
+    # Neither process has the job in its memory when it starts: only the referee holds the pipe that it comes from.
+    judging = [0, nothing, nothing, requests[1], replies[0], verdict[1]]
+    judge = _start(settings, judging, lambda: referee(0, 3, 4, 5), hook=False)
+    enter_pid_namespace(namespaces)
+    playing = [nothing, output[1], output[1], requests[0], replies[1]]
+    player = _start(settings, playing, lambda: play(3, 4), hook=True)
+    for descriptor in (0, nothing, *requests, *replies, verdict[1], output[1]):
+        os.close(descriptor)
+    ended = None
+    try:
+        report = _watch(settings, verdict[0], output[0])
+        if report[1] == GONE:
+            ended = _wait(player, LAST_WORDS)
+            report = (False, *_last_words(ended, settings, report[2]))
+    finally:
+        if ended is None:
+            os.kill(player, SIGKILL)
+            os.waitpid(player, 0)
+        os.kill(judge, SIGKILL)
+        os.waitpid(judge, 0)
+    return report
+
+
+def _start(settings: dict[str, Any], descriptors: list[int], work: Callable[[], NoReturn], *, hook: bool) -> int:
+    """Fork a process that has these descriptors as its 0, 1, 2, … and no others, confines itself and works."""
+    process = os.fork()
+    if process:
+        return process
+    try:
+        die_with_parent()
+        for number, descriptor in enumerate(descriptors):
+            os.dup2(descriptor, FIRST_FREE + number)
+        for number in range(len(descriptors)):
+            os.dup2(FIRST_FREE + number, number)
+        os.closerange(len(descriptors), 1 << 16)
+        readable = readable_folders()
+        confine(settings["layers"], cpu_seconds=settings["cpu_seconds"], memory_bytes=settings["memory_bytes"])
+        if hook:
+            audit(readable)
+        work()
+    finally:
+        os._exit(1)
+
+
+def _watch(settings: dict[str, Any], verdict: int, output: int) -> Report:
+    """Wait for the verdict, the end of the time or too much output."""
+    deadline = time.monotonic() + settings["wall_seconds"]
+    printed, pipes = 0, [verdict, output]
+    while True:
+        left = deadline - time.monotonic()
+        ready = select.select(pipes, [], [], max(0.0, left))[0]
+        if verdict in ready:
+            message = receive(verdict, VERDICT_LIMIT)
+            if message is None:
+                return False, "crashed", "the tests' process ended without a verdict"
+            passed, reason, detail = Codec().decode(message)
+            return passed, reason, detail
+        if left <= 0:
+            return False, "timeout", f"no verdict after {settings['wall_seconds']:g} seconds"
+        if output in ready:
+            chunk = os.read(output, 1 << 16)
+            printed += len(chunk)
+            if not chunk:
+                pipes.remove(output)
+            if printed > settings["output_bytes"]:
+                return False, "output", f"printed more than {settings['output_bytes']} bytes"
+
+
+def _wait(process: int, seconds: float) -> tuple[int, float] | None:
+    """Status and CPU seconds of a child once it has ended; None if it goes on."""
+    deadline = time.monotonic() + seconds
+    while True:
+        found, status, usage = os.wait4(process, os.WNOHANG)
+        if found:
+            return status, usage.ru_utime + usage.ru_stime
+        if time.monotonic() > deadline:
+            return None
+        time.sleep(0.001)
+
+
+def _last_words(ended: tuple[int, float] | None, settings: dict[str, Any], detail: str) -> tuple[str, str]:
+    if ended is None:
+        return "exited", "the program closed its descriptors"
+    status, seconds = ended
+    if os.WIFEXITED(status):
+        return "exited", f"the program ended with status {os.WEXITSTATUS(status)} before it answered"
+    number = os.WTERMSIG(status)
+    if number == SIGXCPU or (number == SIGKILL and seconds >= settings["cpu_seconds"]):
+        return "timeout", f"used {seconds:.0f} seconds of CPU time"
+    if number == SIGKILL:
+        return "memory", "killed by the system, which does that when memory runs out"
+    import signal  # late: it is slow, and few programs come here
+
+    return "crashed", f"{detail}: {signal.Signals(number).name}"
