@@ -213,6 +213,14 @@ def test_the_p_value_is_the_level_whose_interval_ends_at_0() -> None:
         assert found.p_value == pytest.approx(stats.ttest_1samp(first, 0).pvalue, rel=0.5, abs=0.005)
 
 
+def test_few_items_get_the_width_of_a_t_interval() -> None:
+    values = stats.norm.ppf((np.arange(10) + 0.5) / 10).tolist()
+    expected = mean(values)
+    for seed in range(3):
+        found = compare_values(values, [0.0] * 10, seed=seed).difference
+        assert found.high - found.low == pytest.approx(expected.high - expected.low, rel=0.03)
+
+
 def test_fewer_than_five_items_bound_no_difference() -> None:
     found = compare_values([9.0, 9.1, 9.0, 9.2], [1.0, 1.0, 1.1, 1.0], seed=0)
     assert found.p_value == 1 and (found.difference.low, found.difference.high) == (-math.inf, math.inf)
