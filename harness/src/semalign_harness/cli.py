@@ -11,6 +11,12 @@ from pathlib import Path
 import yaml
 from semalign_geometry import SemalignError
 
+COMMANDS = {
+    "run": "transfer from a source into a target, and measure what arrived",
+    "presets": "list the experiments that come along",
+    "evaluate": "put a model to MMLU, GSM8K, HumanEval and MBPP",
+    "compare-evaluations": "the second of two evaluations against the first, item by item; or several over their seeds",
+}
 EXAMPLES = """\
 examples:
   semalign run tiny
@@ -18,16 +24,28 @@ examples:
   semalign run qwen2.5-coder --dry-run
   semalign run qwen2.5-coder source.path=source.gguf target.path=target.gguf data.train.path=train.jsonl.gz
   semalign run my-experiment.yaml --config my-machine.yaml
+  semalign evaluate runs/tiny/model --tasks gsm8k --limit 100
+  semalign evaluate target.gguf --source source.gguf --data benchmarks --limit 200 --out evaluations/before
+  semalign compare-evaluations evaluations/before evaluations/after --source evaluations/source
 """
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code: 0 done, 2 input that cannot be used, 130 interrupted."""
-    options = _parser().parse_intermixed_args(arguments)
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    command = _top_parser().parse_args(given[:1]).command
+    parser = argparse.ArgumentParser(prog=f"semalign {command}", description=COMMANDS[command])
+    add_arguments, run = {
+        "run": (_run_arguments, _run),
+        "presets": (lambda parser: None, _presets),
+        "evaluate": (_evaluate_arguments, _evaluate),
+        "compare-evaluations": (_compare_arguments, _compare),
+    }[command]
+    add_arguments(parser)
+    # Each command has a parser of its own, as argparse does not intermix options and overrides of subcommands.
+    options = parser.parse_intermixed_args(given[1:])
     try:
-        if options.command == "presets":
-            return _presets()
-        return _run(options)
+        return run(options)
     except SemalignError as error:
         return _fail(str(error))
     except OSError as error:
@@ -37,28 +55,59 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
 
 
-def _parser() -> argparse.ArgumentParser:
+def _top_parser() -> argparse.ArgumentParser:
+    commands = "\n".join(f"  {name:20} {text}" for name, text in COMMANDS.items())
     parser = argparse.ArgumentParser(
         prog="semalign",
         description="Transfer knowledge from a larger language model into a smaller one, and measure what arrived.",
-        epilog=EXAMPLES,
+        epilog=f"commands:\n{commands}\n\n{EXAMPLES}\nsemalign COMMAND --help explains a command.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("command", choices=["run", "presets"], help="run an experiment, or list the presets")
-    parser.add_argument("experiment", nargs="?", help="name of a preset, or path of a YAML file")
-    parser.add_argument("overrides", nargs="*", metavar="key.key=value", help="settings that override the experiment's")
-    parser.add_argument(
-        "--config", action="append", default=[], metavar="FILE", help="YAML file merged on top; repeatable"
-    )
-    parser.add_argument("--out", type=Path, metavar="DIR", help="run folder (default: runs/NAME, numbered when taken)")
-    parser.add_argument(
-        "--dry-run", action="store_true", help="print the resolved experiment and the plan, run nothing"
-    )
-    parser.add_argument("--quiet", action="store_true", help="print the result only")
+    parser.add_argument("command", choices=COMMANDS, metavar="COMMAND", help="see below")
     return parser
 
 
-def _presets() -> int:
+def _run_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("experiment", nargs="?", help="name of a preset, or path of a YAML file")
+    parser.add_argument("overrides", nargs="*", metavar="key.key=value", help="settings that override the experiment's")
+    _common_arguments(parser, "run folder (default: runs/NAME, numbered when taken)")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="print the resolved experiment and the plan, run nothing"
+    )
+
+
+def _common_arguments(parser: argparse.ArgumentParser, out: str) -> None:
+    parser.add_argument(
+        "--config", action="append", default=[], metavar="FILE", help="YAML file merged on top; repeatable"
+    )
+    parser.add_argument("--out", type=Path, metavar="DIR", help=out)
+    parser.add_argument("--quiet", action="store_true", help="print the result only")
+
+
+def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", nargs="?", help="hub id, model folder or .gguf file; may stand in a --config file")
+    parser.add_argument("overrides", nargs="*", metavar="key.key=value", help="further settings, such as backend=vllm")
+    parser.add_argument("--source", metavar="MODEL", help="also measure KL and top-1 agreement to this model")
+    parser.add_argument("--tasks", metavar="NAMES", help="of mmlu, gsm8k, humaneval, mbpp, with commas (default: all)")
+    parser.add_argument("--data", metavar="DIR", help="take the rows from DIR/<task>/test.jsonl.gz, not from the hub")
+    parser.add_argument("--limit", type=int, metavar="N", help="documents of each task, drawn by --seed (default: all)")
+    parser.add_argument("--seed", type=int, metavar="N", help="seed of the draw (default: 0)")
+    chat = parser.add_mutually_exclusive_group()
+    chat.add_argument("--chat", action="store_const", const=True, help="prompts through the model's chat template")
+    chat.add_argument("--plain", dest="chat", action="store_const", const=False, help="prompts as they are")
+    parser.add_argument("--allow-weak-sandbox", action="store_const", const=True, help="see allow_weak_sandbox")
+    _common_arguments(parser, "folder of the result (default: evaluations/NAME, numbered when taken)")
+
+
+def _compare_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("first", type=Path, help="folder of an evaluation")
+    parser.add_argument("second", type=Path, help="folder of another evaluation of the same documents")
+    parser.add_argument("more", type=Path, nargs="*", help="further ones: all of them are then taken as training seeds")
+    parser.add_argument("--source", type=Path, metavar="DIR", help="evaluation of the source, for the gap recovered")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the bootstrap (default: 0)")
+
+
+def _presets(options: argparse.Namespace) -> int:
     from .experiment import load_experiment, preset_names
 
     for name in preset_names():
@@ -85,20 +134,75 @@ def _run(options: argparse.Namespace) -> int:
         )
         return 0
 
-    import transformers
-
     from .console import Console
     from .pipeline import run_experiment
     from .table import result_table
 
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    for chatty in ("datasets", "huggingface_hub"):
-        logging.getLogger(chatty).setLevel(logging.ERROR)
+    _hush()
     result = run_experiment(experiment, folder, console=Console(quiet=options.quiet))
     print(result_table(result))
     print(f"run folder: {folder.resolve()}")
     return 0
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    from .console import Console
+    from .evaluation import EvaluationConfig, evaluate, evaluation_table
+    from .settings import merged, parse_overrides, read_tree
+
+    overrides = list(options.overrides)
+    if options.model is not None and "=" in options.model and not Path(options.model).exists():
+        overrides.insert(0, options.model)
+        options.model = None
+    tree: dict[str, object] = {}
+    for config in options.config:
+        tree = merged(tree, read_tree(Path(config)))
+    flags = {
+        "model": options.model and {"path": options.model},
+        "source": options.source and {"path": options.source},
+        "tasks": options.tasks and options.tasks.split(","),
+        "data": options.data,
+        "limit": options.limit,
+        "seed": options.seed,
+        "chat": options.chat,
+        "allow_weak_sandbox": options.allow_weak_sandbox,
+    }
+    tree = merged(tree, {key: value for key, value in flags.items() if value is not None})
+    tree = merged(tree, parse_overrides(overrides))
+    if "model" not in tree:
+        raise SemalignError("evaluate needs a model: a hub id, a model folder or a .gguf file")
+    config = EvaluationConfig.parse(tree, origin=str(options.config[-1]) if options.config else "evaluation")
+    name = "-".join(Path(config.model.path).with_suffix("").parts[-2:]).replace(":", "-").strip("/")
+    folder = options.out or _free_folder(Path("evaluations"), name)
+    _hush()
+    result = evaluate(config, folder, console=Console(quiet=options.quiet))
+    if result is not None:
+        print(evaluation_table(result))
+        print(f"evaluation folder: {folder.resolve()}")
+    return 0
+
+
+def _compare(options: argparse.Namespace) -> int:
+    from .evaluation import over_seeds, pair, pair_table, read_evaluation, seeds_table
+
+    if options.more:
+        evaluations = [read_evaluation(folder) for folder in (options.first, options.second, *options.more)]
+        print(seeds_table(over_seeds(evaluations)))
+        return 0
+    source = read_evaluation(options.source) if options.source else None
+    pairs = pair(read_evaluation(options.first), read_evaluation(options.second), source=source, seed=options.seed)
+    print(pair_table(pairs))
+    return 0
+
+
+def _hush() -> None:
+    """Libraries keep to themselves what the console shows better."""
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    for chatty in ("datasets", "huggingface_hub", "lm_eval", "lm-eval"):
+        logging.getLogger(chatty).setLevel(logging.ERROR)
 
 
 def _free_folder(parent: Path, name: str) -> Path:

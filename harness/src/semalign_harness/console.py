@@ -71,9 +71,20 @@ class Console:
 
         def report(done: int, total: int) -> None:
             if not bars:
-                bars.append(tqdm(total=total, desc=label, disable=self._no_bars, leave=False))
+                bars.append(tqdm[None](total=total, desc=label, disable=self._no_bars, leave=False))
             bars[0].update(done - bars[0].n)
             if done == total:
                 bars[0].close()
+
+        return report
+
+    def counter(self, label: str, total: int) -> Callable[[int], None]:
+        """A bar for work that reports how many more are done."""
+        tick, done = self.ticker(label), 0
+
+        def report(more: int) -> None:
+            nonlocal done
+            done += more
+            tick(done, total)
 
         return report

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import Field, model_validator
 from semalign_align import SupervisionSettings
 from semalign_attribution import (
@@ -20,6 +19,8 @@ from semalign_attribution import (
 )
 from semalign_geometry import FRAMES, Contract, SemalignError, Settings
 from semalign_train import TransferConfig
+
+from .settings import merged, parse_overrides, parse_tree, read_tree
 
 Policy = Monotone | Uniform | NearestCritical | SimilarityPairing | Manual | Random
 
@@ -158,60 +159,16 @@ def load_experiment(
     """
     tree = _read(base)
     for config in configs:
-        tree = _merged(tree, _read_file(Path(config)))
-    together: dict[str, Any] = {}
-    for override in overrides:
-        together = _merged(together, _parse_override(override), kinds=False)
-    tree = _merged(tree, together)
+        tree = merged(tree, read_tree(Path(config)))
+    tree = merged(tree, parse_overrides(overrides))
     return Experiment.parse(tree, origin=str(base))
 
 
 def _read(base: str | Path) -> dict[str, Any]:
     path = Path(base)
     if path.suffix in (".yaml", ".yml") or path.is_file():
-        return _read_file(path)
+        return read_tree(path)
     if str(base) in preset_names():
         text = (importlib.resources.files("semalign_harness") / "presets" / f"{base}.yaml").read_text("utf-8")
-        return _as_tree(text, str(base))
+        return parse_tree(text, str(base))
     raise SemalignError(f"{str(base)!r} is neither a preset ({', '.join(preset_names())}) nor the path of a .yaml file")
-
-
-def _read_file(path: Path) -> dict[str, Any]:
-    try:
-        return _as_tree(path.read_text(encoding="utf-8"), str(path))
-    except FileNotFoundError:
-        raise SemalignError(f"{path} does not exist: give the path of an experiment's YAML file") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise SemalignError(f"{path} cannot be read: {error}") from error
-
-
-def _as_tree(text: str, origin: str) -> dict[str, Any]:
-    try:
-        tree = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise SemalignError(f"{origin} is not valid YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(tree, dict):
-        raise SemalignError(f"{origin} holds no YAML mapping: expected keys such as source, target, data")
-    return tree
-
-
-def _parse_override(override: str) -> dict[str, Any]:
-    key, equals, text = override.partition("=")
-    if not equals or not key:
-        raise SemalignError(f"override {override!r} is not of the form key.key=value, such as train.batch_size=8")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise SemalignError(f"override {override!r}: the value is not valid YAML") from error
-    for part in reversed(key.split(".")):
-        value = {part: value}
-    return dict(value)
-
-
-def _merged(below: Any, above: Any, *, kinds: bool = True) -> Any:
-    """`above` laid over `below`, mapping by mapping; with `kinds`, a changed `kind` replaces its whole section."""
-    if not isinstance(below, dict) or not isinstance(above, dict):
-        return above
-    if kinds and "kind" in above and above["kind"] != below.get("kind"):
-        return above
-    return below | {key: _merged(below.get(key), value, kinds=kinds) for key, value in above.items()}

@@ -1,5 +1,6 @@
 """Models from the hub, a folder, a GGUF file or the generator, checked before they are used."""
 
+import hashlib
 import os
 import re
 from collections.abc import Callable, Iterator
@@ -49,6 +50,18 @@ class OpenedModel:
         """Longest input in tokens; None when the architecture sets no limit."""
         return getattr(self.config, "max_position_embeddings", None)
 
+    def dtype(self, device: torch.device) -> torch.dtype:
+        """The dtype that the weights are loaded in.
+
+        `auto` is the checkpoint's own, but float32 on a processor that multiplies bfloat16 the slower.
+        """
+        if self.settings.dtype != "auto":
+            asked: torch.dtype = getattr(torch, self.settings.dtype)
+            return asked
+        own = self.config.dtype or torch.float32
+        assert isinstance(own, torch.dtype)
+        return own if device.type != "cpu" or bfloat16_is_fast() else torch.float32
+
 
 @dataclass(frozen=True, eq=False)
 class LoadedModel:
@@ -89,6 +102,16 @@ def open_model(settings: ModelConfig, *, progress: Callable[[int, int], None] | 
     return OpenedModel(settings, place, config.get_text_config(decoder=True), tokenizer)
 
 
+def identity(opened: OpenedModel) -> str:
+    """What tells one model from any other: the hash of its files, or the commit of a hub model."""
+    folder = Path(opened.place)
+    if not folder.is_dir():
+        return f"hub:{opened.place}@{opened.config._commit_hash}"
+    files = [file for file in sorted(folder.iterdir()) if file.suffix in (".safetensors", ".bin", ".json", ".jinja")]
+    lines = "".join(f"{file.name} {sha256_of(file)}\n" for file in files)
+    return hashlib.sha256(lines.encode()).hexdigest()
+
+
 def load_model(source: OpenedModel | ModelConfig, *, device: torch.device | str = "cpu") -> LoadedModel:
     """Load a model's weights, and check that it is a finite, causal, decoder-only language model.
 
@@ -101,7 +124,7 @@ def load_model(source: OpenedModel | ModelConfig, *, device: torch.device | str 
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             opened.place,
             revision=settings.revision,
-            dtype=_dtype(settings, torch.device(device)),
+            dtype=opened.dtype(torch.device(device)),
             output_loading_info=True,
         )
         model, loading = loaded  # a pair, which the type of from_pretrained does not say
@@ -162,14 +185,6 @@ def _named(settings: ModelConfig, place: str) -> Iterator[None]:
         reason = " ".join(str(error).split()).partition(". ")[0][:200]
         where = "" if Path(place).exists() else "is no local folder or .gguf file, and "
         raise SemalignError(f"{settings.path!r} {where}could not be loaded as a language model: {reason}") from error
-
-
-def _dtype(settings: ModelConfig, device: torch.device) -> torch.dtype | str:
-    """`auto` is the checkpoint's own dtype, but float32 on a processor that multiplies bfloat16 the slower."""
-    if settings.dtype != "auto":
-        dtype: torch.dtype = getattr(torch, settings.dtype)
-        return dtype
-    return "auto" if device.type != "cpu" or bfloat16_is_fast() else torch.float32
 
 
 def _make_savable(model: PreTrainedModel, path: str) -> None:

@@ -43,7 +43,7 @@ from .data import Example, Split, batches, split_rows
 from .experiment import Experiment
 from .measure import Measurement, answer_accuracy, measure
 from .models import LoadedModel, OpenedModel, check_tokenizers, load_model, open_model, save_model
-from .resources import peak_memory
+from .resources import peak_memory, pick_device
 
 PACKAGES = ("semalign-harness", "torch", "transformers", "peft", "datasets", "safetensors", "pydantic")
 
@@ -154,22 +154,6 @@ def run_experiment(experiment: Experiment, folder: Path, *, console: Console | N
     )
     result.write(folder / "result.json")
     return result
-
-
-def pick_device(name: str) -> torch.device:
-    """The device that `auto` or a name stands for.
-
-    Raises:
-        SemalignError: this machine has no such device.
-    """
-    if name == "auto":
-        return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise SemalignError(f"device {name!r} cannot be used here: {str(error).splitlines()[0]}") from error
-    return device
 
 
 def save_and_reload(trained: LoadedModel, folder: Path) -> LoadedModel:

@@ -6,6 +6,23 @@ import sys
 import time
 
 import torch
+from semalign_geometry import SemalignError
+
+
+def pick_device(name: str) -> torch.device:
+    """The device that `auto` or a name stands for.
+
+    Raises:
+        SemalignError: this machine has no such device.
+    """
+    if name == "auto":
+        return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise SemalignError(f"device {name!r} cannot be used here: {str(error).splitlines()[0]}") from error
+    return device
 
 
 def peak_memory(device: torch.device) -> int:

@@ -1,6 +1,6 @@
 """The result of a run as a table in plain text."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from .measure import Measurement, gap_recovered
 from .pipeline import RunResult
@@ -17,12 +17,7 @@ def result_table(result: RunResult) -> str:
         _row(result, "exact answers", lambda m: m.accuracy, "{:.1%}"),
     ]
     lines = [COLUMNS, *[row for row in rows if row]]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(COLUMNS))]
-    text = "\n".join(
-        line[0].ljust(widths[0])
-        + "".join("  " + cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True))
-        for line in lines
-    )
+    text = aligned(lines)
     measured = f"{result.after.rows} held-out rows, {result.after.tokens} supervised tokens"
     if result.after.answer_rows:
         measured += f", {result.after.answer_rows} generated answers"
@@ -34,6 +29,17 @@ def result_table(result: RunResult) -> str:
         f"peak memory {result.peak_bytes / 2**30:.2f} GiB, supervision {result.supervision_bytes / 2**20:.0f} MiB"
     )
     return f"{text}\nmeasured on {measured}\n{cost}"
+
+
+def aligned(lines: Sequence[tuple[str, ...]]) -> str:
+    """Rows of cells as text, the first column to the left and the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join(
+        (
+            line[0].ljust(widths[0]) + "".join("  " + c.rjust(w) for c, w in zip(line[1:], widths[1:], strict=True))
+        ).rstrip()
+        for line in lines
+    )
 
 
 def _row(

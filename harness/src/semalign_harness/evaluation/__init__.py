@@ -1,0 +1,31 @@
+"""The four benchmarks on one model, with intervals; answers are kept, so that nothing is computed twice."""
+
+from ._compare import Evaluated as Evaluated
+from ._compare import Pair as Pair
+from ._compare import over_seeds as over_seeds
+from ._compare import pair as pair
+from ._compare import read_evaluation as read_evaluation
+from ._contracts import BenchmarkResult as BenchmarkResult
+from ._contracts import EvaluationConfig as EvaluationConfig
+from ._contracts import EvaluationResult as EvaluationResult
+from ._contracts import ItemRecord as ItemRecord
+from ._run import evaluate as evaluate
+from ._table import evaluation_table as evaluation_table
+from ._table import pair_table as pair_table
+from ._table import seeds_table as seeds_table
+
+__all__ = [
+    "BenchmarkResult",
+    "Evaluated",
+    "EvaluationConfig",
+    "EvaluationResult",
+    "ItemRecord",
+    "Pair",
+    "evaluate",
+    "evaluation_table",
+    "over_seeds",
+    "pair",
+    "pair_table",
+    "read_evaluation",
+    "seeds_table",
+]

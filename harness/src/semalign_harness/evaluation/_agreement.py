@@ -1,0 +1,106 @@
+"""How close a model's distribution is to its source's on gold answers."""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from semalign_attribution import DecoderView, supervised, undisturbed
+from semalign_geometry import SharedVocabulary, output_divergence
+from transformers import PreTrainedTokenizerBase
+
+from ..data import Example, batches
+from ..measure import TOKENS_AT_ONCE
+from ._journal import Answer, Journal, request_key
+
+
+class Text(NamedTuple):
+    """A gold answer after its prompt, both as the model reads them."""
+
+    prompt: str
+    answer: str
+
+
+class Agreement(NamedTuple):
+    """Means over the tokens of one gold answer."""
+
+    kl: float
+    """KL(p_S ‖ p_T), nats per token."""
+    agreement: float
+    """Share of the tokens where the likeliest entry is the source's."""
+    tokens: int
+    """Tokens."""
+
+
+def agreements(
+    views: Callable[[], tuple[DecoderView, DecoderView, SharedVocabulary]],
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Sequence[Text],
+    journal: Journal,
+    *,
+    batch_size: Callable[[str, int], int],
+    progress: Callable[[str, int], Callable[[int], None]],
+) -> list[Agreement]:
+    """KL to the source and top-1 agreement on each text, kept in a journal.
+
+    Args:
+        views: loads the source, the model, and the vocabulary that both share; called only if an answer is missing.
+        tokenizer: of both.
+        texts: gold answers with their prompts.
+        journal: where the answers are kept.
+        batch_size: texts that run together, by kind and tokens.
+        progress: given a label and the number of missing answers, returns what is told of those that came.
+    """
+    keys = [request_key("agreement", *text) for text in texts]
+    missing = {
+        key: _encoded(text, tokenizer) for key, text in zip(keys, texts, strict=True) if journal.get(key) is None
+    }
+    if missing:
+        source, target, shared = views()
+        report = progress("compare with the source", len(missing))
+        order = sorted(missing, key=lambda key: -len(missing[key]))
+        while order:
+            size = batch_size("agreement", len(missing[order[0]]))
+            part, order = order[:size], order[size:]
+            examples = [missing[key] for key in part]
+            found = _compare(source, target, shared, examples)
+            journal.add({key: Answer(list(value), 0.0) for key, value in zip(part, found, strict=True)})
+            report(len(part))
+    answers = [journal.get(key) for key in keys]
+    return [Agreement(*answer.value) for answer in answers if answer is not None]
+
+
+def _encoded(text: Text, tokenizer: PreTrainedTokenizerBase) -> Example:
+    has_start = bool(tokenizer.bos_token) and text.prompt.startswith(str(tokenizer.bos_token))
+    prompt_ids = tokenizer(text.prompt, add_special_tokens=not has_start)["input_ids"]
+    answer_ids = tokenizer(text.answer, add_special_tokens=False)["input_ids"]
+    return Example(tuple(prompt_ids), tuple(answer_ids), text.answer)
+
+
+@torch.no_grad()
+def _compare(
+    source: DecoderView, target: DecoderView, shared: SharedVocabulary, examples: list[Example]
+) -> list[Agreement]:
+    """In the order of the examples, which `batches` sorts by length."""
+    (batch,) = batches(examples, len(examples))
+    places = sorted(range(len(examples)), key=lambda place: len(examples[place]))
+    positions = supervised(batch)
+    hidden = []
+    for view in (source, target):
+        with undisturbed(view.model):
+            final = view.trace(batch).final
+        assert final is not None
+        hidden.append(final[positions.mask.to(view.device)])
+    of_source, of_target = hidden[0].to(target.device), hidden[1]
+    source_head, target_head = source.head.select(shared.source_ids), target.head.select(shared.target_ids)
+    kl = output_divergence(of_source, source_head, of_target, target_head)
+    same = torch.cat(
+        [
+            source_head.logits(theirs).argmax(1) == target_head.logits(ours).argmax(1)
+            for theirs, ours in zip(of_source.split(TOKENS_AT_ONCE), of_target.split(TOKENS_AT_ONCE), strict=True)
+        ]
+    )
+    means = [positions.example_means(values.float().cpu()).tolist() for values in (kl, same)]
+    found: list[Agreement | None] = [None] * len(examples)
+    for row, place in enumerate(places):
+        found[place] = Agreement(means[0][row], means[1][row], int(positions.counts[row]))
+    return [value for value in found if value is not None]

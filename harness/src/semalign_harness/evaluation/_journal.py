@@ -1,0 +1,207 @@
+"""Answers of a model, kept on disk as they come: a second call costs nothing, an interrupted one goes on."""
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from lm_eval.api.instance import Instance
+from lm_eval.api.model import LM
+from semalign_geometry import SemalignError
+from transformers import PreTrainedTokenizerBase
+
+
+class Answer(NamedTuple):
+    """What the model gave to one request."""
+
+    value: Any
+    """Text of a generation; [log-likelihood, greedy] of a continuation."""
+    seconds: float
+    """Share of the wall time of its batch."""
+
+
+class Journal:
+    """A file of one JSON line for each answer, appended whole; a line that was cut off while it was written is void."""
+
+    def __init__(self, path: Path, *, also: Sequence[Path] = ()) -> None:
+        """Read what earlier runs left.
+
+        Args:
+            path: the file; its folder is made when the first answer is written.
+            also: files of other ranks, which are only read.
+        """
+        self.path = path
+        self._answers: dict[str, Answer] = {}
+        for file in sorted({path, *also}):
+            whole, _, torn = (file.read_bytes() if file.exists() else b"").rpartition(b"\n")
+            for line in whole.split(b"\n") if whole else []:
+                entry = json.loads(line)
+                self._answers[entry["key"]] = Answer(entry["value"], entry["seconds"])
+            if torn and file == path:
+                os.truncate(path, len(whole) + bool(whole))
+
+    def __len__(self) -> int:
+        return len(self._answers)
+
+    def get(self, key: str) -> Answer | None:
+        """The answer to a request; None when there is none yet."""
+        return self._answers.get(key)
+
+    def add(self, answers: dict[str, Answer]) -> None:
+        """Keep answers, on disk before this returns."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        lines = "".join(
+            json.dumps({"key": key, "value": answer.value, "seconds": answer.seconds}) + "\n"
+            for key, answer in answers.items()
+        )
+        with self.path.open("ab") as file:
+            file.write(lines.encode())
+            file.flush()
+            os.fsync(file.fileno())
+        self._answers |= answers
+
+
+def request_key(kind: str, *arguments: object) -> str:
+    """Hash of a request: what is asked, of what, with which settings."""
+    return hashlib.sha256(json.dumps([kind, *arguments], sort_keys=True, default=str).encode()).hexdigest()
+
+
+class JournaledLM(LM):  # type: ignore[misc]  # lm-eval is untyped
+    """A language model of lm-eval whose answers are kept in a journal.
+
+    The model itself is made only when an answer is missing.
+    """
+
+    def __init__(
+        self,
+        make: Callable[[], LM],
+        journal: Journal,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        batch_size: Callable[[str, int], int],
+        progress: Callable[[str, int], Callable[[int], None]],
+        eager: bool = False,
+    ) -> None:
+        """Wrap a model.
+
+        Args:
+            make: makes the model.
+            journal: where its answers are kept.
+            tokenizer: its tokenizer, for chat templates and lengths.
+            batch_size: requests that run together, by their kind and the tokens of the longest one.
+            progress: given a label and the number of missing answers, returns what is told of those that came.
+            eager: make the model at once; ranks of a data-parallel run are known only then.
+        """
+        super().__init__()
+        self._make, self._journal, self._tokenizer = make, journal, tokenizer
+        self._batch_size, self._progress = batch_size, progress
+        self._model: LM | None = None
+        self.largest_batch = 0
+        if eager:
+            self._rank, self._world_size = self.model.rank, self.model.world_size
+
+    @property
+    def model(self) -> LM:
+        """The model, made on first use."""
+        if self._model is None:
+            self._model = self._make()
+        return self._model
+
+    def release(self) -> None:
+        """Give the model's memory back."""
+        self._model = None
+
+    @property
+    def tokenizer_name(self) -> str:
+        """Name of the tokenizer, as lm-eval asks for it."""
+        return str(self._tokenizer.name_or_path)
+
+    def chat_template(self, chat_template: bool | str = False) -> str:
+        """The template, as lm-eval asks for it."""
+        return str(self._tokenizer.chat_template or "") if chat_template else ""
+
+    def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+        """Messages as the prompt of one text."""
+        return str(
+            self._tokenizer.apply_chat_template(
+                chat_history,
+                tokenize=False,
+                add_generation_prompt=add_generation_prompt,
+                continue_final_message=not add_generation_prompt,
+            )
+        )
+
+    def all_gather(self, tensor: Any) -> Any:
+        """Of the ranks of a data-parallel run."""
+        return self.model.all_gather(tensor) if self._world_size > 1 else tensor
+
+    def gather_object(self, obj: Any, dst: int = 0) -> Any:
+        """Of the ranks of a data-parallel run."""
+        return self.model.gather_object(obj, dst) if self._world_size > 1 else [obj]
+
+    def barrier(self) -> None:
+        """Of the ranks of a data-parallel run."""
+        if self._world_size > 1:
+            self.model.barrier()
+
+    def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
+        """Log-likelihoods of continuations, nats, and whether each is the greedy one."""
+        answers = self._answered("loglikelihood", requests)
+        return [(float(answer.value[0]), bool(answer.value[1])) for answer in answers]
+
+    def generate_until(self, requests: list[Instance]) -> list[str]:
+        """Generated texts up to their stop rules."""
+        return [str(answer.value) for answer in self._answered("generate_until", requests)]
+
+    def loglikelihood_rolling(self, requests: list[Instance]) -> list[float]:
+        """Not asked for by any benchmark here."""
+        raise SemalignError("rolling log-likelihoods are not kept: no benchmark here asks for them")
+
+    def seconds(self, kind: str, arguments: Sequence[object]) -> float:
+        """Wall time that an answer took, in whichever run it was given."""
+        answer = self._journal.get(request_key(kind, *arguments))
+        return 0.0 if answer is None else answer.seconds
+
+    def _answered(self, kind: str, requests: list[Instance]) -> list[Answer]:
+        missing = {
+            key: request for request in requests if self._journal.get(key := request_key(kind, *request.args)) is None
+        }
+        if missing:
+            report = self._progress(kind.replace("_until", ""), len(missing))
+            for batch in self._batches(kind, missing):
+                begun = time.perf_counter()
+                values = getattr(self.model, kind)([missing[key] for key in batch], disable_tqdm=True)
+                each = (time.perf_counter() - begun) / len(batch)
+                self._journal.add({key: Answer(value, each) for key, value in zip(batch, values, strict=True)})
+                report(len(batch))
+        found = [self._journal.get(request_key(kind, *request.args)) for request in requests]
+        return [answer for answer in found if answer is not None]
+
+    def _batches(self, kind: str, missing: dict[str, Instance]) -> Iterator[list[str]]:
+        """Keys in batches of alike length, the longest first; continuations of one context stay together."""
+        lengths = {key: self._tokens(request) for key, request in missing.items()}
+        order = sorted(missing, key=lambda key: (-lengths[key], missing[key].args[0]))
+        start = 0
+        while start < len(order):
+            size = self._batch_size(kind, lengths[order[start]])
+            self.largest_batch = max(self.largest_batch, size)
+            stop = start + size
+            while kind == "loglikelihood" and stop < len(order) and self._same_context(missing, order, stop):
+                stop += 1
+            yield order[start:stop]
+            start = stop
+
+    def _tokens(self, request: Instance) -> int:
+        """Longest input that a request can become."""
+        context, rest = request.args
+        if isinstance(rest, dict):
+            return len(self._tokenizer(context)["input_ids"]) + int(rest["max_gen_toks"])
+        return len(self._tokenizer(context + rest)["input_ids"])
+
+    @staticmethod
+    def _same_context(missing: dict[str, Instance], order: list[str], stop: int) -> bool:
+        before, after = missing[order[stop - 1]].args[0], missing[order[stop]].args[0]
+        return bool(before == after)

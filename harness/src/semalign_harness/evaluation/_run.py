@@ -1,0 +1,276 @@
+"""Evaluate one model: benchmarks through lm-eval, gold answers, agreement with a source; answers kept as they come."""
+
+import functools
+import hashlib
+import json
+import os
+from collections import Counter
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from lm_eval.api.instance import Instance
+from lm_eval.api.model import LM
+from lm_eval.evaluator import simple_evaluate
+from lm_eval.tasks import TaskManager
+from semalign_attribution import DecoderView
+from semalign_geometry import SemalignError, SharedVocabulary, replace_file
+
+from ..benchmarks import Benchmark, Document, find_benchmark, sample
+from ..console import Console
+from ..models import OpenedModel, cache_folder, check_tokenizers, identity, load_model, open_model
+from ..resources import pick_device
+from ..sandbox import judge, probe
+from ..statistics import Estimate, mean, proportion
+from ._agreement import Agreement, Text, agreements
+from ._contracts import BenchmarkResult, EvaluationConfig, EvaluationResult, ItemRecord
+from ._journal import Journal, JournaledLM
+
+PACKAGES = ("semalign-harness", "lm-eval", "torch", "transformers")
+LARGEST_BATCH = 32
+MEMORY_SHARE = 0.5
+"""Of the free memory, what a batch may take."""
+BITS = 1 / float(torch.log(torch.tensor(2.0)))
+"""Bits in a nat."""
+
+
+def evaluate(config: EvaluationConfig, folder: Path, *, console: Console | None = None) -> EvaluationResult | None:
+    """Evaluate a model on benchmarks, into a folder with `result.json` and one `items-<benchmark>.jsonl` for each.
+
+    What the model answers is kept under `cache_folder()/evaluations` as it comes: the same call costs nothing a second
+    time, and after an interruption it goes on where it stopped. Started by `accelerate launch`, the documents are
+    shared out over the ranks.
+
+    Returns:
+        The result; None on every rank but the first.
+
+    Raises:
+        SemalignError: the model, the documents or the sandbox cannot be used. OSError: the disk is full.
+    """
+    console = console or Console(quiet=True)
+    with console.step("read rows, tokenizers and configurations"):
+        drawn = {name: _draw(find_benchmark(name), config) for name in config.tasks}
+        opened = open_model(config.model, progress=console.ticker("pre-train the model"))
+        source = open_model(config.source, progress=console.ticker("pre-train the source")) if config.source else None
+        chat = opened.tokenizer.chat_template is not None if config.chat is None else config.chat
+        if chat and opened.tokenizer.chat_template is None:
+            raise SemalignError(f"{config.model.path} has no chat template: set chat=false, or leave it out")
+        model_sha256, source_sha256 = identity(opened), identity(source) if source else None
+        shared = check_tokenizers(source, opened, []) if source else None
+    runs_code = any(find_benchmark(name).runs_code for name in config.tasks)
+    level = probe() if runs_code else None
+    if level is not None and not level.strong and not config.allow_weak_sandbox:
+        raise SemalignError(
+            "model-written programs can only be limited here, not confined: evaluate on Linux, leave humaneval and "
+            "mbpp out, or set allow_weak_sandbox=true where nothing can be lost"
+        )
+
+    runner = _Runner(config, opened, chat, model_sha256, console)
+    results = {
+        name: runner.run(find_benchmark(name), documents, indices) for name, (documents, indices) in drawn.items()
+    }
+    if runner.lm.rank != 0:
+        return None
+    texts = {name: runner.texts(find_benchmark(name), *drawn[name]) for name in results}
+    if config.gold:
+        for name, records in results.items():
+            _add_gold(records, texts[name], runner.lm)
+    dtype, batch = runner.dtype, runner.lm.largest_batch
+    runner.lm.release()
+    if source is not None and shared is not None:
+        for name, records in results.items():
+            found = _agreements(config, source, opened, shared, texts[name], runner, str(source_sha256))
+            for record, value in zip(records, found, strict=True):
+                record |= {"kl": value.kl, "agreement": value.agreement, "tokens": value.tokens}
+
+    folder.mkdir(parents=True, exist_ok=True)
+    benchmarks = {}
+    for name, records in results.items():
+        items = [ItemRecord.model_validate(record) for record in records]
+        replace_file(folder / f"items-{name}.jsonl", "".join(item.model_dump_json() + "\n" for item in items))
+        benchmarks[name] = _summary(find_benchmark(name), items, *drawn[name], chat=chat)
+    result = EvaluationResult(
+        config=config,
+        model_sha256=model_sha256,
+        source_sha256=source_sha256,
+        chat=chat,
+        dtype=dtype,
+        batch_size=batch,
+        sandbox=level,
+        packages={name: version(name) for name in PACKAGES},
+        benchmarks=benchmarks,
+    )
+    result.write(folder / "result.json")
+    return result
+
+
+def _draw(benchmark: Benchmark, config: EvaluationConfig) -> tuple[list[Document], list[int]]:
+    documents = benchmark.documents(Path(config.data) if config.data else None)
+    return documents, sample(documents, config.limit, config.seed)
+
+
+class _Runner:
+    """One model with its journal, put to one benchmark after another."""
+
+    def __init__(
+        self, config: EvaluationConfig, opened: OpenedModel, chat: bool, model_sha256: str, console: Console
+    ) -> None:
+        self.config, self.opened, self.chat, self.console = config, opened, chat, console
+        self.device = pick_device(config.device)
+        self.dtype = str(opened.dtype(self.device)).removeprefix("torch.")
+        rank, ranks = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+        folder = cache_folder() / "evaluations" / f"{_short(model_sha256)}-{self.dtype}-{config.backend}"
+        self.journals = folder
+        self.lm = JournaledLM(
+            self._make,
+            Journal(folder / f"answers-{rank}.jsonl", also=sorted(folder.glob("answers-*.jsonl"))),
+            opened.tokenizer,
+            batch_size=self.batch_size,
+            progress=console.counter,
+            eager=ranks > 1,
+        )
+
+    def _make(self) -> LM:
+        settings, positions = self.opened.settings, self.opened.positions
+        with self.console.step("load the model"):
+            if self.config.backend == "vllm":
+                return _vllm(self.opened, self.dtype)
+            from lm_eval.models.huggingface import HFLM
+
+            common: dict[str, Any] = {"batch_size": LARGEST_BATCH, "max_length": positions, "backend": "causal"}
+            if int(os.environ.get("WORLD_SIZE", 1)) > 1:  # lm-eval shares documents out only if it loads the model
+                return HFLM(self.opened.place, revision=settings.revision or "main", dtype=self.dtype, **common)
+            loaded = load_model(self.opened, device=self.device)
+            return HFLM(loaded.model, tokenizer=loaded.tokenizer, **common)
+
+    def batch_size(self, kind: str, tokens: int) -> int:
+        """Documents of some length that run together: as asked for, or what half of the free memory holds."""
+        if self.config.batch_size is not None:
+            return self.config.batch_size
+        if self.device.type == "cuda":
+            free = torch.cuda.mem_get_info(self.device)[0]
+        else:
+            free = psutil.virtual_memory().available
+        shape = self.opened.config
+        # Keys and values of every layer; activations of one layer; the logits, which continuations need everywhere.
+        heads = getattr(shape, "num_key_value_heads", None) or shape.num_attention_heads
+        width = getattr(shape, "head_dim", None) or shape.hidden_size // shape.num_attention_heads
+        each = 4 * tokens * (2 * shape.num_hidden_layers * heads * width + 16 * shape.hidden_size)
+        if kind != "generate_until":
+            each += 3 * 4 * tokens * shape.vocab_size
+        size = max(1, min(LARGEST_BATCH, int(free * MEMORY_SHARE / each)))
+        return int(2 ** (size.bit_length() - 1))  # few sizes, so that results repeat
+
+    def run(self, benchmark: Benchmark, documents: list[Document], indices: list[int]) -> list[dict[str, Any]]:
+        """The records of one benchmark, as dictionaries; empty on every rank but the first."""
+        rows = [documents[index] for index in indices]
+        judged = functools.partial(judge, allow_weak=self.config.allow_weak_sandbox) if benchmark.runs_code else None
+        with self.console.step(benchmark.name):
+            found = simple_evaluate(
+                model=self.lm,
+                tasks=[benchmark.task(rows, chat=self.chat, judge=judged)],
+                task_manager=TaskManager(include_defaults=False),
+                apply_chat_template=self.chat,
+                bootstrap_iters=0,
+                log_samples=True,
+            )
+        if found is None:
+            return []
+        samples = sorted(found["samples"][benchmark.name], key=lambda entry: int(entry["doc_id"]))
+        records = []
+        for index, entry in zip(indices, samples, strict=True):
+            outcome = benchmark.outcome(entry)
+            kind = "loglikelihood" if benchmark.read is None else "generate_until"
+            seconds = sum(self.lm.seconds(kind, arguments) for arguments in entry["arguments"])
+            records.append({"index": index, "seconds": seconds, **vars(outcome)})
+        return records
+
+    def texts(self, benchmark: Benchmark, documents: list[Document], indices: list[int]) -> list[Text]:
+        """The gold answers of documents after their prompts, as the model reads them."""
+        texts = []
+        for index in indices:
+            gold = benchmark.gold(documents[index], chat=self.chat)
+            prompt = gold.prompt
+            if self.chat:
+                prompt = self.lm.apply_chat_template([{"role": "user", "content": prompt}])
+            texts.append(Text(prompt + gold.prefix, gold.answer))
+        return texts
+
+
+def _vllm(opened: OpenedModel, dtype: str) -> LM:
+    try:
+        from lm_eval.models.vllm_causallms import VLLM
+
+        return VLLM(opened.place, revision=opened.settings.revision, dtype=dtype, max_model_len=opened.positions)
+    except (ImportError, ModuleNotFoundError) as error:
+        raise SemalignError(
+            f"the backend vllm is not installed ({error}): pip install 'semalign-harness[vllm]', or set "
+            "backend=transformers"
+        ) from error
+
+
+def _add_gold(records: Sequence[dict[str, Any]], texts: Sequence[Text], lm: JournaledLM) -> None:
+    requests = [
+        Instance(request_type="loglikelihood", doc={}, arguments=tuple(text), idx=0, metadata=("gold", place, 1))
+        for place, text in enumerate(texts)
+    ]
+    for record, text, (score, _) in zip(records, texts, lm.loglikelihood(requests), strict=True):
+        record |= {"gold_bits": -score * BITS, "gold_bytes": len(text.answer.encode())}
+
+
+def _agreements(
+    config: EvaluationConfig,
+    source: OpenedModel,
+    opened: OpenedModel,
+    shared: SharedVocabulary,
+    texts: Sequence[Text],
+    runner: _Runner,
+    source_sha256: str,
+) -> list[Agreement]:
+    @functools.cache
+    def views() -> tuple[DecoderView, DecoderView, SharedVocabulary]:
+        with runner.console.step("load the source and the model"):
+            models = [load_model(each, device=runner.device).model for each in (source, opened)]
+        return DecoderView(models[0]), DecoderView(models[1]), shared
+
+    journal = Journal(runner.journals / f"agreement-{_short(source_sha256)}.jsonl")
+    return agreements(
+        views, opened.tokenizer, texts, journal, batch_size=runner.batch_size, progress=runner.console.counter
+    )
+
+
+def _summary(
+    benchmark: Benchmark, items: list[ItemRecord], documents: list[Document], indices: list[int], *, chat: bool
+) -> BenchmarkResult:
+    rows = json.dumps([documents[index] for index in indices], sort_keys=True)
+
+    def weighted(pairs: list[tuple[float | None, int | None]]) -> Estimate | None:
+        """Mean over all tokens or bytes; None when it was not measured."""
+        measured = [(value, size) for value, size in pairs if value is not None and size]
+        if len(measured) < len(pairs):
+            return None
+        return mean([value for value, _ in measured], weights=[size for _, size in measured])
+
+    return BenchmarkResult(
+        protocol=benchmark.protocol(chat=chat),
+        documents=len(documents),
+        documents_sha256=hashlib.sha256(rows.encode()).hexdigest(),
+        figure=proportion([item.correct for item in items]),
+        other={name: proportion([item.other[name] for item in items]) for name in benchmark.other_metrics},
+        bits_per_byte=weighted([(_bits_per_byte(item), item.gold_bytes) for item in items]),
+        kl=weighted([(item.kl, item.tokens) for item in items]),
+        agreement=weighted([(item.agreement, item.tokens) for item in items]),
+        reasons=dict(Counter(item.reason for item in items if item.reason is not None)),
+        seconds=sum(item.seconds for item in items),
+    )
+
+
+def _bits_per_byte(item: ItemRecord) -> float | None:
+    return item.gold_bits / item.gold_bytes if item.gold_bits is not None and item.gold_bytes else None
+
+
+def _short(sha256: str) -> str:
+    return hashlib.sha256(sha256.encode()).hexdigest()[:16]
