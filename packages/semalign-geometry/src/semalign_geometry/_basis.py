@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ._artifact import ArtifactManifest
 from ._errors import SemalignError
-from ._head import Head, accumulation_dtype, final_norm, norm_gain
+from ._head import Head, accumulation_dtype, final_norm, norm_gain, to_float64
 
 CHUNK = 8192
 """Vocabulary rows in memory at a time, by default."""
@@ -49,7 +49,7 @@ class SemanticBasis:
     gain: Float[Tensor, " d"] | None
     """Gain of the final norm, for frames on the effective readout W·diag(gain)."""
     gram: Float[Tensor, "d d"]
-    """WᵀW over `ids`, float64, without the gain."""
+    """WᵀW over `ids`, float64, without the gain; where `weight` lies, or on the CPU if that has no float64."""
     manifest: BasisManifest
 
     @classmethod
@@ -110,7 +110,7 @@ class SemanticBasis:
         manifest = BasisManifest(
             width=width, entries=len(ids), rank=rank, condition=condition, products=str(products).removeprefix("torch.")
         )
-        return cls(weight, ids, None if gain is None else gain.to(torch.float64), gram_DD, manifest)
+        return cls(weight, ids, None if gain is None else to_float64(gain).to(gram_DD.device), gram_DD, manifest)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -120,8 +120,7 @@ class SemanticBasis:
     def rows(self, *, fold_gain: bool = False, chunk: int = CHUNK) -> Iterator[Float[Tensor, "w d"]]:
         """W, or W·diag(gain), over the basis' entries, chunk by chunk, in the basis' dtype."""
         gain = self._gain(fold_gain)
-        for ids in self.ids.split(chunk):
-            rows_VD = self.weight[ids.to(self.weight.device)].to(self.dtype)
+        for rows_VD in _rows(self.weight, self.ids, self.dtype, chunk):
             yield rows_VD if gain is None else rows_VD * gain.to(rows_VD)
 
     def gram_power(self, power: float, *, fold_gain: bool = False) -> Float[Tensor, "d d"]:
@@ -146,9 +145,9 @@ class SemanticBasis:
 
     def columns(self, *, fold_gain: bool = False, chunk: int = CHUNK) -> Iterator[Float[Tensor, "d w"]]:
         """Columns of the semantic basis B = W⁺, chunk by chunk over the entries."""
-        inverse_DD = self.gram_power(1.0, fold_gain=fold_gain).to(self.dtype)
+        inverse_DD = self.gram_power(1.0, fold_gain=fold_gain)
         for rows_VD in self.rows(fold_gain=fold_gain, chunk=chunk):
-            yield inverse_DD @ rows_VD.T
+            yield inverse_DD.to(rows_VD) @ rows_VD.T
 
     def _gain(self, fold_gain: bool) -> Float[Tensor, " d"] | None:
         if fold_gain and self.gain is None:
@@ -161,11 +160,16 @@ _MAX_CONDITION = 1e12
 
 
 def _gram(weight: Tensor, ids: Tensor, dtype: torch.dtype, chunk: int) -> Float[Tensor, "d d"]:
-    gram_DD = torch.zeros(weight.shape[1], weight.shape[1], dtype=torch.float64, device=weight.device)
-    for some in ids.split(chunk):
-        rows_VD = weight[some.to(weight.device)].to(dtype)
-        gram_DD += rows_VD.T @ rows_VD
+    gram_DD = to_float64(weight.new_zeros(weight.shape[1], weight.shape[1]))
+    for rows_VD in _rows(weight, ids, dtype, chunk):
+        gram_DD += to_float64(rows_VD.T @ rows_VD)
     return (gram_DD + gram_DD.T) / 2
+
+
+def _rows(weight: Tensor, ids: Tensor, dtype: torch.dtype, chunk: int) -> Iterator[Float[Tensor, "w d"]]:
+    for some in ids.split(chunk):
+        rows_VD = weight[some.to(weight.device)]
+        yield to_float64(rows_VD) if dtype == torch.float64 else rows_VD.to(dtype)
 
 
 def _condition(gram_DD: Tensor) -> float:

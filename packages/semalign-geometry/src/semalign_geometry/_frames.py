@@ -86,9 +86,9 @@ def decompose(
     vectors_ND = residual.to(dtype)
     if frame.unit:
         vectors_ND = unit_rows(vectors_ND)
-    vectors_ND = vectors_ND @ basis.gram_power(frame.analysis, fold_gain=fold_gain).to(dtype)
+    vectors_ND = vectors_ND @ basis.gram_power(frame.analysis, fold_gain=fold_gain).to(vectors_ND)
     parts = [
-        vectors_ND @ rows_VD.to(dtype).T / norms.to(dtype)
+        vectors_ND @ rows_VD.to(vectors_ND).T / norms.to(vectors_ND)
         for rows_VD, norms in scaled_rows(basis, frame, fold_gain=fold_gain)
     ]
     coefficients_NV = torch.cat(parts, dim=1)
@@ -125,21 +125,21 @@ def recompose(
     start = 0
     for rows_VD, norms in scaled_rows(basis, frame, fold_gain=fold_gain):
         part_NV = coefficients[:, start : start + len(rows_VD)].to(dtype)
-        vectors_ND += part_NV @ (rows_VD.to(dtype) / norms.to(dtype)[:, None])
+        vectors_ND += part_NV @ (rows_VD.to(part_NV) / norms.to(part_NV)[:, None])
         start += len(rows_VD)
-    return vectors_ND @ basis.gram_power(frame.synthesis, fold_gain=fold_gain).to(dtype)
+    return vectors_ND @ basis.gram_power(frame.synthesis, fold_gain=fold_gain).to(vectors_ND)
 
 
 def scaled_rows(
     basis: SemanticBasis, frame: Frame, *, fold_gain: bool, chunk: int = CHUNK
 ) -> Iterator[tuple[Float[Tensor, "w d"], Float[Tensor, " w"]]]:
     """Chunks of W with the length of each entry's column of B = W⁺ (ones for frames without unit columns)."""
-    inverse_DD = basis.gram_power(1.0, fold_gain=fold_gain).to(basis.dtype) if frame.unit else None
+    inverse_DD = basis.gram_power(1.0, fold_gain=fold_gain) if frame.unit else None
     for rows_VD in basis.rows(fold_gain=fold_gain, chunk=chunk):
         if inverse_DD is None:
             yield rows_VD, torch.ones(len(rows_VD), dtype=rows_VD.dtype, device=rows_VD.device)
         else:
-            norms = (rows_VD @ inverse_DD).norm(dim=1)
+            norms = (rows_VD @ inverse_DD.to(rows_VD)).norm(dim=1)
             yield rows_VD, torch.where(norms > 0, norms, 1.0)  # a row of zeros has no direction: its column stays zero
 
 

@@ -75,6 +75,11 @@ def accumulation_dtype(*tensors: Tensor) -> torch.dtype:
     return torch.float64 if any(tensor.dtype == torch.float64 for tensor in tensors) else torch.float32
 
 
+def to_float64(tensor: Tensor) -> Tensor:
+    """The tensor in float64: where it lies, or on the CPU if its device has no float64 (MPS)."""
+    return (tensor.cpu() if tensor.device.type == "mps" else tensor).to(torch.float64)
+
+
 def final_norm(model: nn.Module) -> nn.Module:
     """The norm between the last layer and the head of a transformers causal LM.
 

@@ -14,7 +14,7 @@ from ._artifact import ArtifactManifest, read_artifact, write_artifact
 from ._basis import CHUNK, SemanticBasis
 from ._errors import SemalignError
 from ._frames import Frame, find_frame, scaled_rows, unit_rows
-from ._head import accumulation_dtype
+from ._head import accumulation_dtype, to_float64
 
 
 class TransportManifest(ArtifactManifest):
@@ -39,7 +39,7 @@ class Transport:
     """A frame's decompose-in-the-source, recompose-in-the-target, collapsed into one (d_T, d_S) matrix."""
 
     matrix: Float[Tensor, "t s"]
-    """float32; float64 when a head is float64."""
+    """float32; float64 when a head is float64. It follows the vectors to their device when it is applied."""
     manifest: TransportManifest
 
     @classmethod
@@ -104,18 +104,19 @@ def fit_transport(
             f"the source basis has {source.manifest.entries} entries, the target basis {target.manifest.entries}: "
             "build both with entries=… of align_vocabularies"
         )
-    cross_TS = torch.zeros(
-        target.manifest.width, source.manifest.width, dtype=torch.float64, device=target.weight.device
-    )
+    cross_TS = target.gram.new_zeros(target.manifest.width, source.manifest.width)
     rows = zip(
         scaled_rows(target, frame, fold_gain=fold_gain, chunk=chunk),
         scaled_rows(source, frame, fold_gain=fold_gain, chunk=chunk),
         strict=True,
     )
-    dtype = torch.promote_types(source.dtype, target.dtype)
-    for (target_VT, target_norms), (source_VS, source_norms) in rows:
-        scales = (target_norms.to(dtype) * source_norms.to(target_norms).to(dtype))[:, None]
-        cross_TS += (target_VT.to(dtype) / scales).T @ source_VS.to(cross_TS.device, dtype)
+    wide = torch.float64 in (source.dtype, target.dtype)
+    for of_target, of_source in rows:
+        target_VT, target_norms, source_VS, source_norms = (
+            to_float64(part) if wide else part for part in (*of_target, *of_source)
+        )
+        scales = (target_norms * source_norms.to(target_norms))[:, None]
+        cross_TS += to_float64((target_VT / scales).T @ source_VS.to(target_VT))
     left_TT = target.gram_power(frame.synthesis, fold_gain=fold_gain)
     right_SS = source.gram_power(frame.analysis, fold_gain=fold_gain).to(cross_TS.device)
     manifest = TransportManifest(
