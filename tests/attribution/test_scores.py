@@ -1,7 +1,9 @@
 """Statistics over examples, and the contract of the scores."""
 
 import json
+import statistics
 from pathlib import Path
+from random import Random
 
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from semalign_attribution import Batch, DecoderView, GradientActivation, LayerScores, attribute_layers
+from semalign_attribution._scores import _spearman
 from semalign_geometry import SemalignError
 from torch import Tensor
 
@@ -99,6 +102,39 @@ def test_the_same_seed_gives_the_same_bootstrap_and_the_global_state_is_not_used
     other = scores_of(values, seed=2)
     assert other.stability != first.stability
     assert (other.mean, other.standard_error) == (first.mean, first.standard_error)
+
+
+def average_ranks(values: list[float]) -> list[float]:
+    """Places from 0 in ascending order, written out; equal values share the mean of their places."""
+    places = {value: [place for place, other in enumerate(sorted(values)) if other == value] for value in values}
+    return [sum(places[value]) / len(places[value]) for value in values]
+
+
+def rank_correlation(one: list[float], other: list[float]) -> float:
+    ranks = [average_ranks(values) for values in (one, other)]
+    if any(len(set(values)) == 1 for values in ranks):
+        return float(ranks[0] == ranks[1])
+    return statistics.correlation(*ranks)
+
+
+@given(st.integers(1, 6), st.data())
+def test_the_rank_correlation_is_that_of_average_ranks(depth: int, data: st.DataObject) -> None:
+    row = st.lists(st.integers(-2, 2).map(float), min_size=depth, max_size=depth)
+    reference, rows = data.draw(row), data.draw(st.lists(row, min_size=1, max_size=4))
+    found = _spearman(torch.tensor(rows, dtype=torch.float64), torch.tensor(reference, dtype=torch.float64))
+    assert found.tolist() == pytest.approx([rank_correlation(values, reference) for values in rows])
+
+
+@given(st.lists(st.integers(-2, 2).map(float), min_size=1, max_size=6), st.randoms())
+def test_the_rank_correlation_forgets_the_order_of_the_layers_and_is_one_for_equal_scores(
+    values: list[float], random: Random
+) -> None:
+    row = torch.tensor([values], dtype=torch.float64)
+    assert float(_spearman(row, row[0])) == pytest.approx(1)
+    other = torch.randn(1, len(values), dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    order = random.sample(range(len(values)), len(values))
+    expected = float(_spearman(other, row[0]))
+    assert float(_spearman(other[:, order], row[0, order])) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("shape", [(1, 5), (1, 3, 5)])

@@ -121,11 +121,15 @@ def attribute_layers(
 
 
 def _spearman(rows: Float[Tensor, "r n"], reference: Float[Tensor, " n"]) -> Float[Tensor, " r"]:
-    """Rank correlation of each row with the reference; 1 for a single layer."""
-    if len(reference) < 2:
-        return torch.ones(len(rows), dtype=rows.dtype)
-    ranks = rows.argsort(1).argsort(1).double()
-    ranks = ranks - ranks.mean(1, keepdim=True)
-    own = reference.argsort().argsort().double()
-    own = own - own.mean()
-    return (ranks @ own) / own.square().sum()
+    """Rank correlation of each row with the reference; 1 if neither has an order, 0 if one of them has none."""
+    ranks, own = _centred_ranks(rows), _centred_ranks(reference[None])[0]
+    ranks_vary, own_varies = ranks.any(1), own.any()
+    correlations = (ranks @ own) / torch.where(ranks_vary & own_varies, ranks.norm(dim=1) * own.norm(), 1.0)
+    return torch.where(ranks_vary | own_varies, correlations, 1.0)
+
+
+def _centred_ranks(rows: Float[Tensor, "r n"]) -> Float[Tensor, "r n"]:
+    """Places of the values of each row in its order, minus their mean; ties share the mean of their places."""
+    lower = (rows[:, None, :] < rows[:, :, None]).sum(2)
+    higher = (rows[:, None, :] > rows[:, :, None]).sum(2)
+    return (lower - higher).to(rows.dtype) / 2
