@@ -121,6 +121,15 @@ def test_half_precision_stores_are_the_rounded_float32_ones(residual: str, tmp_p
         assert torch.equal(half.collate([index]).output.hidden, full.collate([index]).output.hidden.to(torch.bfloat16))
 
 
+def test_a_float16_source_gives_the_float32_store_but_for_rounding(tmp_path: Path) -> None:
+    half = stored(tmp_path / "half", source=source_model(dtype=torch.float16), settings=EXACT)
+    full = stored(tmp_path / "full", settings=EXACT)
+    for layer in LAYERS:
+        found, exact = (store.collate([0, 3], layer=layer).reference for store in (half, full))
+        assert found is not None and exact is not None and found.dtype == torch.float32
+        torch.testing.assert_close(found, exact, rtol=0, atol=0.02 * float(exact.abs().max()))
+
+
 def test_spans_start_at_the_next_shallower_paired_layer() -> None:
     for residual, spans in SPANS.items():
         assert source_spans(pair(), residual) == list(spans.values())

@@ -66,6 +66,8 @@ class Supervision:
                 token += int(self.lengths[example])
                 position += int(self.counts[example])
                 example += 1
+        names = [key for key in self._shards[0].keys() if key.startswith("residual.")]  # noqa: SIM118 (not a mapping)
+        self._residuals = {int(name.rsplit("-", 1)[1]): name for name in names}  # by paired source layer
         with safe_open(folder / VOCABULARY, framework="pt") as file:
             vocabulary = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
         self.entries: Int[Tensor, " v"] = vocabulary["entries"]
@@ -120,7 +122,7 @@ class Supervision:
         batch = self.tokens(indices, device=device)
         reference = None
         if layer is not None:
-            key = self._residual_keys()[self.manifest.pairing.source_of(layer)]
+            key = self._residuals[self.manifest.pairing.source_of(layer)]
             reference = pad_sequence([self._slice(key, index) for index in indices], batch_first=True).to(device)
         return SupervisedBatch(batch, supervised(batch), reference, self._output(indices, device))
 
@@ -133,11 +135,6 @@ class Supervision:
         head = self.head_on(device)
         assert head is not None
         return FinalStates(joined("final"), head)
-
-    def _residual_keys(self) -> dict[int, str]:
-        """Tensor name of each paired source layer."""
-        names = [key for key in self._shards[0].keys() if key.startswith("residual.")]  # noqa: SIM118
-        return {int(name.rsplit("-", 1)[1]): name for name in names}
 
     def _all(self, key: str) -> Tensor:
         return torch.cat([shard.get_tensor(key) for shard in self._shards]).long()

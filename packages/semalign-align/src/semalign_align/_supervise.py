@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 from jaxtyping import Int
-from semalign_attribution import Batch, DecoderView, LayerPairing, Trace, supervised, undisturbed, view_of
+from semalign_attribution import Batch, DecoderView, LayerPairing, Supervised, Trace, supervised, undisturbed, view_of
 from semalign_geometry import (
     MANIFEST,
     SemalignError,
@@ -74,7 +74,7 @@ def supervise(
     head = view.head if entries is None else view.head.select(entries)
     spans = source_spans(pairing, settings.residual)
     kept = sorted({layer for span in spans for layer in (span[0] + 1, span[1])})
-    matrix = Transport(transport.matrix.to(view.device), transport.manifest)
+    matrix = Transport(transport.matrix.to(view.device, torch.float32), transport.manifest)
 
     with new_folder(Path(folder)) as temporary, undisturbed(view.model), torch.no_grad():
         shards: list[Shard] = []
@@ -98,7 +98,7 @@ def supervise(
                 continue
             positions = supervised(batch)
             trace = view.trace(batch, keep=kept)
-            part = _tokens(batch)
+            part = _tokens(batch, positions)
             mask_BN = positions.mask.to(view.device)
             for span in spans:
                 vectors_PD = matrix(_contribution(trace, span)[mask_BN])
@@ -166,12 +166,12 @@ def _contribution(trace: Trace, span: tuple[int, int]) -> Tensor:
     return trace.outputs[layer].float() - trace.inputs[below + 1].float()
 
 
-def _tokens(batch: Batch) -> dict[str, Tensor]:
+def _tokens(batch: Batch, positions: Supervised) -> dict[str, Tensor]:
     """The real tokens of a batch, end to end, with the lengths of the examples and their supervised positions."""
     real_BN = batch["attention_mask"] != 0
     return {
         "input_ids": batch["input_ids"][real_BN].to(torch.int32),
         "labels": batch["labels"][real_BN].to(torch.int32),
         "lengths": real_BN.sum(1).to(torch.int32),
-        "counts": supervised(batch).counts.to(torch.int32),
+        "counts": positions.counts.to(torch.int32),
     }
