@@ -665,6 +665,17 @@ def test_the_temperature_of_the_store_is_used(tmp_path: Path) -> None:
 # Refusals
 
 
+def test_a_float16_target_is_refused(top: Supervision) -> None:
+    message = "the target's weights are float16, .*: load it in bfloat16 or float32"
+    with pytest.raises(SemalignError, match=message):
+        FrontierTrainer(target_model(dtype=torch.float16), top)
+    mixed = target_model(dtype=torch.bfloat16)
+    view_of(mixed).layer(2).half()
+    with pytest.raises(SemalignError, match=message):
+        FrontierTrainer(mixed, top)
+    FrontierTrainer(target_model(dtype=torch.bfloat16), top)
+
+
 def test_a_target_of_another_depth_is_refused(top: Supervision) -> None:
     with pytest.raises(SemalignError, match="for a target of 4 layers, this one has 5"):
         FrontierTrainer(target_model(depth=5), top)

@@ -73,8 +73,7 @@ class TransferConfig(Contract):
     clip: float | None = Field(1.0, gt=0)
     """Norm that gradients are clipped to; None for no clipping."""
     autocast: Literal["model", "bfloat16"] = "model"
-    """Mixed precision: `model` uses bfloat16 products for half-precision models and full precision for others,
-    `bfloat16`
+    """Mixed precision: `model` uses bfloat16 products for bfloat16 models and full precision for others, `bfloat16`
     uses them for float32 models too. Trainable weights are float32 in every case."""
     seed: int = 0
     """Seed of the order of the examples."""

@@ -41,8 +41,9 @@ def frontier(
             lora_dropout=0.0,
             fan_in_fan_out=isinstance(linear[adapted[0]], Conv1D),
         )
-        with torch.random.fork_rng():
-            torch.manual_seed(seed * 100_003 + layer)
+        # Adapters are drawn on the CPU; torch.manual_seed would reset every other device as well.
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed * 100_003 + layer)
             adapter = LoraModel(module, config, "frontier")
         parameters = [parameter for name, parameter in module.named_parameters() if "lora_" in name]
     if final_norm:

@@ -48,9 +48,8 @@ class FrontierTrainer:
             callback: told of every step and stage.
 
         Raises:
-            SemalignError: the store was made for another depth, width or vocabulary, a layer does not exist, or
-            every term
-                has weight 0.
+            SemalignError: the store was made for another depth, width or vocabulary, the target is float16, a layer
+            does not exist, or every term has weight 0.
         """
         self.view = view_of(target)
         self.supervision = supervision
@@ -62,6 +61,11 @@ class FrontierTrainer:
             raise SemalignError(
                 f"the supervision is for a target of {manifest.pairing.target_depth} layers, this one has "
                 f"{self.view.depth}"
+            )
+        if any(parameter.dtype == torch.float16 for parameter in self.view.model.parameters()):
+            raise SemalignError(
+                "the target's weights are float16, whose small gradients vanish without loss scaling: "
+                "load it in bfloat16 or float32"
             )
         transported = manifest.transport.frame != "none"
         if transported and manifest.transport.target_width != self.view.width:
@@ -82,10 +86,7 @@ class FrontierTrainer:
         ]
         self._terms = [(weight, term) for weight, term in terms if weight > 0]
         self._shared_head = self.view.head.select(supervision.entries)
-        self._autocast = self.config.autocast == "bfloat16" or self.view.head.weight.dtype in (
-            torch.bfloat16,
-            torch.float16,
-        )
+        self._autocast = self.config.autocast == "bfloat16" or self.view.head.weight.dtype == torch.bfloat16
 
     @property
     def stage_steps(self) -> tuple[int, ...]:
