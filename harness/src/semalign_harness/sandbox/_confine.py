@@ -301,12 +301,11 @@ def set_limits(names: Sequence[str], *, cpu_seconds: int, memory_bytes: int) -> 
 # Landlock
 
 
-def readable_folders() -> list[str]:
-    """Folders that a Python program needs to import the standard library, with the system's shared libraries."""
+def readable_paths() -> list[str]:
+    """Folders and files to import the standard library from, with the system's shared libraries."""
     own = [path for path in sys.path if os.path.isabs(path)]
-    system = ["/lib", "/lib32", "/lib64", "/usr/lib", "/usr/lib64", "/usr/local/lib", "/usr/share/zoneinfo"]
-    linker = ["/etc/ld.so.cache", "/etc/localtime"]
-    found = [*own, os.path.join(sys.base_exec_prefix, "lib"), *system, *linker]
+    system = ["/lib", "/lib64", "/usr/lib", "/usr/lib64", "/usr/local/lib", "/usr/share/zoneinfo"]
+    found = [os.path.join(sys.base_exec_prefix, "lib"), *own, *system, "/etc/ld.so.cache", "/etc/localtime"]
     return [path for path in dict.fromkeys(map(os.path.realpath, found)) if path != "/" and os.path.exists(path)]
 
 
@@ -318,8 +317,12 @@ def landlock_version() -> int:
     return max(0, int(version))
 
 
-def landlock(version: int) -> None:
-    """Nothing writable, only `readable_folders` readable, no TCP, no signals to and no sockets of other processes.
+def landlock_ruleset(version: int, paths: Sequence[str]) -> int:
+    """Rules, as a descriptor: nothing writable, only `paths` readable, no TCP, no signals to other processes.
+
+    Args:
+        version: of `landlock_version`.
+        paths: files and folders to read.
 
     Raises:
         Refused: the kernel does not do it.
@@ -329,14 +332,22 @@ def landlock(version: int) -> None:
     rights = (ctypes.c_uint64 * 3)(files, NET_RIGHTS if version >= 4 else 0, SCOPES if version >= 6 else 0)
     size = 8 * (1 + (version >= 4) + (version >= 6))
     ruleset = _check(libc.syscall(SYS_LANDLOCK[0], rights, ctypes.c_size_t(size), 0), "Landlock")
-    for path in readable_folders():
+    for path in paths:
         descriptor = os.open(path, os.O_PATH | os.O_CLOEXEC)
-        allowed = READ_FILE | READ_DIR if os.path.isdir(path) else READ_FILE
+        allowed = READ_FILE | (READ_DIR if os.path.isdir(path) else 0)
         rule = allowed.to_bytes(8, sys.byteorder) + descriptor.to_bytes(4, sys.byteorder)
-        result = libc.syscall(SYS_LANDLOCK[1], ruleset, LANDLOCK_RULE_PATH_BENEATH, rule, 0)
-        _check(result, f"Landlock rule for {path}")
+        _check(libc.syscall(SYS_LANDLOCK[1], ruleset, LANDLOCK_RULE_PATH_BENEATH, rule, 0), f"Landlock rule for {path}")
         os.close(descriptor)
-    _check(libc.syscall(SYS_LANDLOCK[2], ruleset, 0), "Landlock")
+    return ruleset
+
+
+def landlock(ruleset: int) -> None:
+    """Put these rules in force for this process, for good.
+
+    Raises:
+        Refused: the kernel does not do it.
+    """
+    _check(_libc().syscall(SYS_LANDLOCK[2], ruleset, 0), "Landlock")
     os.close(ruleset)
 
 
@@ -401,16 +412,20 @@ DENIED = (
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 
 
-def audit(readable: Sequence[str]) -> None:
-    """Refuse Python's own ways to other processes, the network and files, also where the kernel would allow them."""
+def audit(paths: Sequence[str]) -> None:
+    """Refuse Python's own ways to other processes, the network and files, also where the kernel would allow them.
+
+    Of `paths`, installed packages stay closed: a program may look for a benchmark's answers there.
+    """
     realpath, fspath = os.path.realpath, os.fspath
-    roots = tuple(path.rstrip("/") for path in readable)
+    files, folders = frozenset(paths), tuple(path + "/" for path in paths)
 
     def hook(event: str, arguments: tuple[Any, ...]) -> None:
         if event == "open" and not isinstance(arguments[0], int):
             path = realpath(fspath(arguments[0]))
             path = path.decode(errors="replace") if isinstance(path, bytes) else path
-            if arguments[2] & WRITING or not any(path == root or path.startswith(root + "/") for root in roots):
+            known = path in files or (path.startswith(folders) and "-packages/" not in path)
+            if arguments[2] & WRITING or not known:
                 raise PermissionError(EPERM, "the sandbox does not open this file", path)
         elif event.startswith(DENIED):
             raise PermissionError(EPERM, f"the sandbox does not allow {event}")
@@ -421,16 +436,21 @@ def audit(readable: Sequence[str]) -> None:
 # All of it
 
 
-def confine(layers: dict[str, Any], *, cpu_seconds: int, memory_bytes: int) -> None:
+def confine(settings: dict[str, Any], *, ruleset: int) -> None:
     """Apply every layer to this process, for good.
+
+    Args:
+        settings: `layers` as `available` found them, `cpu_seconds`, `memory_bytes`.
+        ruleset: descriptor of `landlock_ruleset`, if the layers have Landlock.
 
     Raises:
         Refused: one of them could not be applied.
     """
-    set_limits(layers["limits"], cpu_seconds=cpu_seconds, memory_bytes=memory_bytes)
+    layers = settings["layers"]
+    set_limits(layers["limits"], cpu_seconds=settings["cpu_seconds"], memory_bytes=settings["memory_bytes"])
     drop_privileges()
     if layers["landlock"]:
-        landlock(layers["landlock"])
+        landlock(ruleset)
     if layers["seccomp"]:
         seccomp()
 
@@ -457,7 +477,7 @@ def _try_namespaces(kind: str) -> None:
 
 def _try_landlock(version: int) -> None:
     drop_privileges()
-    landlock(version)
+    landlock(landlock_ruleset(version, readable_paths()))
 
 
 def _try_seccomp() -> None:

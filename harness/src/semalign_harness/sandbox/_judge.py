@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -127,38 +128,44 @@ def judge(
             f"the sandbox is weak on this machine, it lacks {' and '.join(missing)}: run on Linux 5.13 or newer, "
             "or set allow_weak=True if you trust the code not to mean harm"
         )
-    workers = workers or _cpus()
-    run = functools.partial(_judge_one, limits=limits or Limits(), level=level)
-    executor = ThreadPoolExecutor(workers, thread_name_prefix="sandbox")
-    try:
-        return list(executor.map(run, programs))
-    finally:
-        executor.shutdown(cancel_futures=True)
-
-
-def _judge_one(program: Program, *, limits: Limits, level: Level) -> Verdict:
-    start = time.perf_counter()
-    try:
-        names, trusted = tested_names(program)
-    except SyntaxError as error:
-        return Verdict(passed=False, reason="refused", detail=_line(f"the tests do not parse: {error}"), seconds=0.0)
+    limits = limits or Limits()
+    jobs = [_job(program, limits) for program in programs]
     settings = {
         "probe": False,
         "parent": os.getpid(),
         "layers": level.model_dump(include={"namespaces", "landlock", "seccomp", "limits"}),
         **limits.model_dump(include={"wall_seconds", "cpu_seconds", "memory_bytes", "output_bytes"}),
     }
-    job = Codec().encode(
-        (program.code, program.prompt, program.tests, names, trusted, limits.reply_bytes),
-    )
-    passed, reason, detail = _spawn(settings, len(job).to_bytes(8, "big") + job, limits.wall_seconds + GRACE)
+    executor = ThreadPoolExecutor(workers or _cpus(), thread_name_prefix="sandbox")
+    try:
+        return list(executor.map(functools.partial(_run, settings), jobs))
+    finally:
+        executor.shutdown(cancel_futures=True)
+
+
+def _job(program: Program, limits: Limits) -> bytes | Verdict:
+    """What the referee reads; a verdict at once where the tests cannot run."""
+    try:
+        names, trusted = names_under_test(program)
+    except SyntaxError as error:
+        return Verdict(passed=False, reason="refused", detail=_line(f"the tests do not parse: {error}"), seconds=0.0)
+    job = (program.code, program.prompt, program.tests, names, trusted, limits.reply_bytes)
+    return Codec().encode(job)
+
+
+def _run(settings: dict[str, Any], job: bytes | Verdict) -> Verdict:
+    if isinstance(job, Verdict):
+        return job
+    start = time.perf_counter()
+    seconds = settings["wall_seconds"] + GRACE
+    passed, reason, detail = _spawn(settings, len(job).to_bytes(8, "big") + job, seconds)
     if reason == "sandbox":
-        raise SemalignError(f"the sandbox could not be set up ({detail}): nothing was run")
+        raise SemalignError(f"the sandbox could not be set up ({_line(detail)}): nothing was run")
     assert reason in get_args(Reason) and (reason == "passed") == passed, reason
     return Verdict(passed=passed, reason=reason, detail=_line(detail), seconds=time.perf_counter() - start)
 
 
-def tested_names(program: Program) -> tuple[list[str], list[str]]:
+def names_under_test(program: Program) -> tuple[list[str], list[str]]:
     """Names that the tests take from the program, and those of them that the trusted prompt gives.
 
     Decided by the tests alone: names they read and do not bind, built-in ones only if they are the entry point, or if
@@ -168,7 +175,10 @@ def tested_names(program: Program) -> tuple[list[str], list[str]]:
         SyntaxError: the tests do not parse.
     """
     read, bound, called = set(), set(), set()
-    for node in ast.walk(ast.parse(program.tests)):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of sloppy escapes in strings
+        tests, prompt = ast.parse(program.tests), ast.parse(program.prompt)
+    for node in ast.walk(tests):
         match node:
             case ast.Name(ctx=ast.Load()):
                 read.add(node.id)
@@ -187,8 +197,7 @@ def tested_names(program: Program) -> tuple[list[str], list[str]]:
     names = {name for name in read - bound if not hasattr(builtins, name)}
     names |= {program.entry_point} if program.entry_point else set()
     names = names or called - bound
-    prompt: list[ast.stmt] = ast.parse(program.prompt).body
-    defined = {node.name for node in prompt if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+    defined = {node.name for node in prompt.body if isinstance(node, ast.FunctionDef | ast.ClassDef)}
     return sorted(names), sorted((names & defined) - {program.entry_point})
 
 

@@ -16,6 +16,10 @@ else:  # typing would take a quarter of the time that a program takes
 UNREADY, GONE, BROKEN, ENDED = "sandbox", "gone", "broken", "exited"
 
 
+DETAIL = 1000
+"""Longest detail, in characters: much of it is the program's own words."""
+
+
 class Stopped(BaseException):
     """The program ended or broke the protocol: no test goes on, whatever it catches."""
 
@@ -34,6 +38,9 @@ class Remote:
         if name.startswith("__"):  # protocols of the standard library, such as those of copy and of operators
             raise AttributeError(name)
         return self._link.ask("get", self, name)
+
+    def __reduce_ex__(self, protocol: Any) -> NoReturn:
+        raise TypeError("an object of the program cannot be copied by its tests")
 
     def __setattr__(self, name: str, value: Any) -> None:
         self._link.ask("set", self, name, value)
@@ -169,7 +176,7 @@ def referee(job: int, requests: int, replies: int, verdict: int) -> NoReturn:
     passed, reason, detail = _run(link, code, prompt, tests, names, trusted)
     if link.stopped:  # also where the tests caught it
         passed, (reason, detail) = False, link.stopped
-    send(verdict, Codec().encode((passed, reason, detail)))
+    send(verdict, Codec().encode((passed, reason, detail[:DETAIL])))
     os._exit(0)
 
 

@@ -14,7 +14,8 @@ from ._confine import (
     die_with_parent,
     enter_namespaces,
     enter_pid_namespace,
-    readable_folders,
+    landlock_ruleset,
+    readable_paths,
 )
 from ._player import play
 from ._referee import GONE, UNREADY, referee
@@ -27,7 +28,7 @@ else:  # typing would take a quarter of the time that a program takes
     Any = NoReturn = object
 
 VERDICT_LIMIT = 1 << 16
-SIGXCPU = 24
+SIGXCPU, SILENT = 24, "silent"
 FIRST_FREE = 64
 """Above every descriptor that this process has open."""
 LAST_WORDS = 1.0
@@ -54,36 +55,51 @@ def main(settings: dict[str, Any]) -> None:
 
 
 def _judge(settings: dict[str, Any]) -> Report:
-    namespaces = settings["layers"]["namespaces"]
+    layers = settings["layers"]
     requests, replies, verdict, output = os.pipe(), os.pipe(), os.pipe(), os.pipe()
     nothing = os.open(os.devnull, os.O_RDWR)
-    enter_namespaces(namespaces)
+    paths = readable_paths()
+    rules = [landlock_ruleset(layers["landlock"], paths)] if layers["landlock"] else []
+    enter_namespaces(layers["namespaces"])
     os.chdir("/")
+
+    def judging() -> None:
+        try:
+            confine(settings, ruleset=6)
+        except Exception as error:
+            send(5, Codec().encode((False, UNREADY, f"{type(error).__name__}: {error}")))
+            return
+        referee(0, 3, 4, 5)
+
+    def playing() -> None:
+        confine(settings, ruleset=5)
+        audit(paths)
+        play(3, 4)
+
     # Neither process has the job in its memory when it starts: only the referee holds the pipe that it comes from.
-    judging = [0, nothing, nothing, requests[1], replies[0], verdict[1]]
-    judge = _start(settings, judging, lambda: referee(0, 3, 4, 5), hook=False)
-    enter_pid_namespace(namespaces)
-    playing = [nothing, output[1], output[1], requests[0], replies[1]]
-    player = _start(settings, playing, lambda: play(3, 4), hook=True)
-    for descriptor in (0, nothing, *requests, *replies, verdict[1], output[1]):
+    judge = _start([0, nothing, nothing, requests[1], replies[0], verdict[1], *rules], judging)
+    enter_pid_namespace(layers["namespaces"])
+    player = _start([nothing, output[1], output[1], requests[0], replies[1], *rules], playing)
+    for descriptor in (0, nothing, *requests, *replies, verdict[1], output[1], *rules):
         os.close(descriptor)
-    ended = None
+    running = {player, judge}
     try:
         report = _watch(settings, verdict[0], output[0])
-        if report[1] == GONE:
-            ended = _wait(player, LAST_WORDS)
+        suspect = {GONE: player, SILENT: judge}.get(report[1])
+        if suspect is not None:
+            ended = _wait(suspect, LAST_WORDS)
+            if ended is not None:
+                running.remove(suspect)
             report = (False, *_last_words(ended, settings, report[2]))
     finally:
-        if ended is None:
-            os.kill(player, SIGKILL)
-            os.waitpid(player, 0)
-        os.kill(judge, SIGKILL)
-        os.waitpid(judge, 0)
+        for process in running:
+            os.kill(process, SIGKILL)
+            os.waitpid(process, 0)
     return report
 
 
-def _start(settings: dict[str, Any], descriptors: list[int], work: Callable[[], NoReturn], *, hook: bool) -> int:
-    """Fork a process that has these descriptors as its 0, 1, 2, … and no others, confines itself and works."""
+def _start(descriptors: list[int], work: Callable[[], None]) -> int:
+    """Fork a process that has these descriptors as its 0, 1, 2, … and no others, and works."""
     process = os.fork()
     if process:
         return process
@@ -94,10 +110,6 @@ def _start(settings: dict[str, Any], descriptors: list[int], work: Callable[[], 
         for number in range(len(descriptors)):
             os.dup2(FIRST_FREE + number, number)
         os.closerange(len(descriptors), 1 << 16)
-        readable = readable_folders()
-        confine(settings["layers"], cpu_seconds=settings["cpu_seconds"], memory_bytes=settings["memory_bytes"])
-        if hook:
-            audit(readable)
         work()
     finally:
         os._exit(1)
@@ -113,7 +125,7 @@ def _watch(settings: dict[str, Any], verdict: int, output: int) -> Report:
         if verdict in ready:
             message = receive(verdict, VERDICT_LIMIT)
             if message is None:
-                return False, "crashed", "the tests' process ended without a verdict"
+                return False, SILENT, "the tests' process ended without a verdict"
             passed, reason, detail = Codec().decode(message)
             return passed, reason, detail
         if left <= 0:
@@ -140,11 +152,12 @@ def _wait(process: int, seconds: float) -> tuple[int, float] | None:
 
 
 def _last_words(ended: tuple[int, float] | None, settings: dict[str, Any], detail: str) -> tuple[str, str]:
+    """Reason and detail of a process that closed its pipe."""
     if ended is None:
-        return "exited", "the program closed its descriptors"
+        return "exited", f"{detail}, but goes on"
     status, seconds = ended
     if os.WIFEXITED(status):
-        return "exited", f"the program ended with status {os.WEXITSTATUS(status)} before it answered"
+        return "exited", f"{detail}, with status {os.WEXITSTATUS(status)}"
     number = os.WTERMSIG(status)
     if number == SIGXCPU or (number == SIGKILL and seconds >= settings["cpu_seconds"]):
         return "timeout", f"used {seconds:.0f} seconds of CPU time"

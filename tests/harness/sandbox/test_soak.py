@@ -1,0 +1,101 @@
+"""Nothing stays behind: no process, no file, no descriptor, no socket, however many programs ran."""
+
+import gc
+import os
+import signal
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from semalign_harness.sandbox import Limits, Program, judge, probe
+
+from .benchmarks import PROGRAMS
+from .hostile import ANSWER, TESTS
+
+ROUNDS = int(os.environ.get("SEMALIGN_SOAK", "100"))
+LIMITS = Limits(wall_seconds=20, cpu_seconds=2, memory_bytes=1 << 28)
+MIX = [
+    *PROGRAMS.values(),
+    *(
+        Program(code + ANSWER, TESTS)
+        for code in (
+            "import os\nos._exit(0)",
+            "import os\nos.closerange(0, 100)",
+            "x = bytearray(10**12)",
+            "import faulthandler\nfaulthandler._read_null()",
+            "import os\nos.fork()",
+            "while True: print('x' * 10**4)",
+            "open('/tmp/semalign-soak', 'w')",
+        )
+    ),
+]
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="counts in /proc")
+
+
+def children() -> list[str]:
+    """Descendants of this process, zombies included, and every interpreter of the sandbox."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                stat = (entry / "stat").read_text()
+                command = (entry / "cmdline").read_bytes()
+            except OSError:
+                continue
+            parent = stat.rpartition(")")[2].split()[1]
+            if (
+                parent == str(os.getpid())
+                or b"sandbox/_child.py" in command
+                and str(os.getpid()).encode().hex().encode() in command
+            ):
+                found.append(stat)
+    return found
+
+
+def traces() -> dict[str, object]:
+    gc.collect()
+    sockets = [line for line in Path("/proc/self/net/unix").read_text().splitlines() if "semalign" in line]
+    return {
+        "children": children(),
+        "descriptors": sorted(os.listdir("/proc/self/fd")),
+        "threads": threading.active_count(),
+        "temporary files": sorted(name for name in os.listdir(tempfile.gettempdir()) if "semalign" in name),
+        "shared memory": sorted(os.listdir("/dev/shm")),
+        "sockets": sockets,
+        "mounts": Path("/proc/self/mounts").read_text(),
+    }
+
+
+@pytest.mark.skipif(not probe().strong, reason="needs Landlock and seccomp")
+def test_many_programs_leave_nothing_behind() -> None:
+    judge(MIX[:2], limits=LIMITS)
+    before = traces()
+    programs = [MIX[index % len(MIX)] for index in range(ROUNDS)]
+    verdicts = judge(programs, limits=LIMITS, workers=2)
+    assert sum(v.passed for v in verdicts) == sum(index % len(MIX) < len(PROGRAMS) for index in range(ROUNDS))
+    assert traces() == before
+
+
+def test_an_interrupted_run_leaves_nothing_behind() -> None:
+    judge(MIX[:2], limits=LIMITS, allow_weak=True)
+    before = traces()
+    slow = Program("import time\ntime.sleep(0.5)" + ANSWER, TESTS)
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    old = signal.signal(signal.SIGALRM, interrupt)
+    signal.setitimer(signal.ITIMER_REAL, 0.4)
+    start = time.monotonic()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            judge([slow] * 200, limits=LIMITS, workers=2, allow_weak=True)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, old)
+    assert time.monotonic() - start < 30  # 200 of them take 50 seconds
+    assert traces() == before
