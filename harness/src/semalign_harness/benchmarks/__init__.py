@@ -11,8 +11,6 @@ from ._benchmark import sample as sample
 from ._gsm8k import GSM8K
 from ._humaneval import HUMANEVAL
 from ._judge import Judge as Judge
-from ._judge import Program as Program
-from ._judge import Verdict as Verdict
 from ._mbpp import MBPP
 from ._mmlu import MMLU
 
@@ -27,8 +25,6 @@ __all__ = [
     "Gold",
     "Judge",
     "Outcome",
-    "Program",
-    "Verdict",
     "find_benchmark",
     "sample",
 ]

@@ -208,6 +208,7 @@ class Benchmark:
             raise SemalignError(f"{self.name} runs the programs that a model writes: pass a judge that isolates them")
         form = self.forms[chat]
         rows = list(documents)
+        template = _JINJA.from_string(form.prompt)
         read = self.read
 
         # Closures, not methods: lm-eval copies a task's configuration deeply, and functions stay what they are.
@@ -218,7 +219,7 @@ class Benchmark:
             "task": self.name,
             "custom_dataset": custom_dataset,
             "test_split": "test",
-            "doc_to_text": form.prompt,
+            "doc_to_text": lambda document: template.render(document),  # lm-eval would compile it for each document
             "gen_prefix": form.prefix or None,
             "num_fewshot": 0,
             "metric_list": [

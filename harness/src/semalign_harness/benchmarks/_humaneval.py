@@ -4,8 +4,9 @@ from typing import Annotated
 
 from pydantic import Field
 
+from ..sandbox import Program
 from ._benchmark import SPECIAL_STOPS, Benchmark, Document, Form, Reading, Row
-from ._judge import Judge, Program, judged
+from ._judge import Judge, judged
 from .extract import program
 
 PLAIN = "{{ prompt }}"
@@ -45,8 +46,9 @@ def _read(documents: list[Document], responses: list[str], judge: Judge | None) 
     programs = [
         Program(
             code=program(response, prompt=document["prompt"], entry_point=document["entry_point"]),
-            tests=document["test"],
+            tests=f"{document['test']}\ncheck({document['entry_point']})\n",
             entry_point=document["entry_point"],
+            prompt=document["prompt"],
         )
         for document, response in zip(documents, responses, strict=True)
     ]

@@ -1,41 +1,9 @@
 """What a benchmark needs of whatever runs programs."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
-
-@dataclass(frozen=True)
-class Program:
-    """A program and its tests."""
-
-    code: str
-    """What the model wrote, as a whole program."""
-    tests: str
-    """Source that fails when the program is wrong."""
-    entry_point: str | None
-    """Name of the function that the tests take as an argument; None when they call it by name."""
-
-
-class Verdict(Protocol):
-    """What came of running a program against its tests."""
-
-    @property
-    def passed(self) -> bool:
-        """Whether every test passed."""
-
-    @property
-    def reason(self) -> str:
-        """Why, in one word."""
-
-    @property
-    def detail(self) -> str:
-        """Why, in a sentence."""
-
-    @property
-    def seconds(self) -> float:
-        """Wall time."""
-
+from ..sandbox import Program, Verdict
 
 Judge = Callable[[list[Program]], list[Verdict]]
 """Runs programs and gives one verdict for each, in their order."""

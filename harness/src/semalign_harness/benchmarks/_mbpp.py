@@ -4,8 +4,9 @@ from typing import Annotated
 
 from pydantic import Field
 
+from ..sandbox import Program
 from ._benchmark import SPECIAL_STOPS, Benchmark, Document, Form, Reading, Row
-from ._judge import Judge, Program, judged
+from ._judge import Judge, judged
 from .extract import program
 
 PLAIN = (
@@ -49,7 +50,6 @@ def _read(documents: list[Document], responses: list[str], judge: Judge | None) 
         Program(
             code=program(response),
             tests="\n".join([document["test_setup_code"], *document["test_list"]]),
-            entry_point=None,
         )
         for document, response in zip(documents, responses, strict=True)
     ]

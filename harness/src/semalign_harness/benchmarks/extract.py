@@ -58,9 +58,9 @@ def final_number(text: str) -> Fraction | None:
     for match in _HASHES.finditer(text):
         found += _at(match.start(), _hashes(match[1]))
     for match in _IS.finditer(text):
-        found += _at(match.start(), _conclusion(_SENTENCE.split(_line(text, match.end())), first=True))
+        found += _at(match.end(), _conclusion(_SENTENCE.split(_line(text, match.end())), first=True))
     for match in _COLON.finditer(text):
-        found += _at(match.start(), _conclusion(reversed(_SENTENCE.split(_line(text, match.end()))), first=False))
+        found += _at(match.end(), _conclusion(reversed(_SENTENCE.split(_line(text, match.end()))), first=False))
     if found:
         return max(found, key=lambda pair: pair[0])[1]
     sentences = [sentence for line in text.split("\n") for sentence in _SENTENCE.split(line)]
