@@ -126,7 +126,9 @@ HOSTILE: dict[str, Hostile] = {
     "secret through a line cache": attack(
         "import linecache\nassert linecache.getlines('@SECRET@')", detail="Assertion"
     ),
-    "list the home": attack("import os\nassert os.listdir(os.path.dirname('@SECRET@'))"),
+    "list the home": attack(
+        "import os\nassert os.listdir(os.path.dirname('@SECRET@'))", detail="PermissionError|FileNotFoundError"
+    ),
     "installed packages": attack(
         "import os, sys\nfolder = next(p for p in sys.path if os.path.isdir(p + '/encodings'))\n"
         "path = folder + '/site-packages/README.txt'\nopen(path).read()"

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -194,6 +195,33 @@ def test_an_interpreter_that_does_not_start_is_named(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(sys, "executable", "/bin/false")
     with pytest.raises(SemalignError, match="/bin/false gave no report"):
         judge([PROGRAMS["list"]], allow_weak=True)
+
+
+@pytest.fixture
+def fresh_probe() -> Iterator[None]:
+    probe.cache_clear()
+    yield
+    probe.cache_clear()
+
+
+def test_a_bubblewrap_that_does_not_work_is_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fresh_probe: None
+) -> None:
+    fake = tmp_path / "bwrap"
+    fake.write_text("#!/bin/sh\nexit 1\n")
+    fake.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert probe().namespaces != "bubblewrap"
+    assert judged(PROGRAMS["list"])[0].passed
+
+
+@pytest.mark.skipif(probe().namespaces != "bubblewrap", reason="needs bubblewrap")
+def test_bubblewrap_hides_all_files_but_pythons() -> None:
+    code = "import os\ndef f(path): return os.path.exists(path)"
+    checks = [f"assert not f({path!r})" for path in ("/etc/passwd", "/proc/1", "/tmp", __file__)]
+    library = str(Path(os.__file__).parent)
+    checks += [f"assert f({library!r})", f"assert not f({library + '/site-packages/pip'!r})"]
+    assert judged(Program(code, "\n".join(checks)))[0].passed
 
 
 def test_a_hanging_supervisor_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,9 +4,11 @@ import ast
 import builtins
 import functools
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import sysconfig
 import time
 import warnings
 from collections.abc import Iterable
@@ -20,8 +22,11 @@ from semalign_geometry import Contract, SemalignError, Settings
 from ._values import Codec
 
 Reason = Literal["passed", "failed", "timeout", "memory", "output", "exited", "crashed", "broken", "refused"]
-Namespaces = Literal["user", "root", "none"]
+Namespaces = Literal["bubblewrap", "user", "root", "none"]
 
+FOLDER = Path(__file__).resolve().parent
+INSIDE = Path("/sandbox")
+"""Where this folder lies inside bubblewrap."""
 GRACE = 5.0
 """Seconds beyond the wall time before a supervisor that does not report is killed."""
 REPORT_LIMIT = 1 << 20
@@ -80,8 +85,8 @@ class Level(Contract):
     """The layers around a program on this machine."""
 
     namespaces: Namespaces
-    """No network, no other process in sight, all mounts read-only: through a `user` namespace, with the caller's own
-    privileges (`root`), or not (`none`)."""
+    """No network, no other process in sight, all mounts read-only: through `bubblewrap`, which also hides all files but
+    Python's, through a `user` namespace, with the caller's own privileges (`root`), or not (`none`)."""
     landlock: int
     """Version of the kernel's Landlock (nothing writable, standard library readable, no TCP from 4, no signals to other
     processes from 6); 0 without."""
@@ -100,7 +105,14 @@ def probe() -> Level:
     Raises:
         SemalignError: a bare interpreter does not start.
     """
-    found = _spawn({"probe": True}, b"", 60.0)
+    found = _spawn([], {"probe": True}, b"", 60.0)
+    if wrapper := _bubblewrap():
+        try:
+            inside = _spawn(wrapper, {"probe": True}, b"", 60.0)
+        except SemalignError:  # installed, and not allowed to work here
+            inside = {}
+        if all(inside.get(layer) == found[layer] for layer in ("landlock", "seccomp", "limits")):
+            found["namespaces"] = "bubblewrap"
     return Level(**found, strong=found["landlock"] > 0 and found["seccomp"])
 
 
@@ -130,15 +142,17 @@ def judge(
         )
     limits = limits or Limits()
     jobs = [_job(program, limits) for program in programs]
+    layers = level.model_dump(include={"namespaces", "landlock", "seccomp", "limits"})
+    wrapper = _bubblewrap() if level.namespaces == "bubblewrap" else []
     settings = {
         "probe": False,
-        "parent": os.getpid(),
-        "layers": level.model_dump(include={"namespaces", "landlock", "seccomp", "limits"}),
+        "parent": None if wrapper else os.getpid(),
+        "layers": {**layers, "namespaces": "none"} if wrapper else layers,
         **limits.model_dump(include={"wall_seconds", "cpu_seconds", "memory_bytes", "output_bytes"}),
     }
     executor = ThreadPoolExecutor(workers or _cpus(), thread_name_prefix="sandbox")
     try:
-        return list(executor.map(functools.partial(_run, settings), jobs))
+        return list(executor.map(functools.partial(_run, wrapper, settings), jobs))
     finally:
         executor.shutdown(cancel_futures=True)
 
@@ -153,12 +167,12 @@ def _job(program: Program, limits: Limits) -> bytes | Verdict:
     return Codec().encode(job)
 
 
-def _run(settings: dict[str, Any], job: bytes | Verdict) -> Verdict:
+def _run(wrapper: list[str], settings: dict[str, Any], job: bytes | Verdict) -> Verdict:
     if isinstance(job, Verdict):
         return job
     start = time.perf_counter()
     seconds = settings["wall_seconds"] + GRACE
-    passed, reason, detail = _spawn(settings, len(job).to_bytes(8, "big") + job, seconds)
+    passed, reason, detail = _spawn(wrapper, settings, len(job).to_bytes(8, "big") + job, seconds)
     if reason == "sandbox":
         raise SemalignError(f"the sandbox could not be set up ({_line(detail)}): nothing was run")
     assert reason in get_args(Reason) and (reason == "passed") == passed, reason
@@ -201,10 +215,28 @@ def names_under_test(program: Program) -> tuple[list[str], list[str]]:
     return sorted(names), sorted((names & defined) - {program.entry_point})
 
 
-def _spawn(settings: dict[str, Any], job: bytes, seconds: float) -> Any:
+def _bubblewrap() -> list[str]:
+    """The command that starts a program where nothing but Python is to see; empty without bubblewrap."""
+    program = shutil.which("bwrap") if sys.platform == "linux" else None
+    if program is None:
+        return []
+    base, library = os.path.realpath(sys.executable), sysconfig.get_path("stdlib")
+    shown = [base, library, sysconfig.get_path("platstdlib"), os.path.join(sys.base_exec_prefix, "lib")]
+    shown += ["/lib", "/lib64", "/usr/lib", "/usr/lib64", "/usr/local/lib", "/usr/share/zoneinfo", "/etc/ld.so.cache"]
+    command = [program, "--unshare-all", "--die-with-parent", "--dev", "/dev", "--chdir", "/"]
+    for path in sorted({path for path in shown if os.path.exists(path)}, key=len):
+        command += ["--ro-bind", path, path]
+    for packages in ("site-packages", "dist-packages"):
+        if os.path.isdir(os.path.join(library, packages)):
+            command += ["--tmpfs", os.path.join(library, packages)]
+    return [*command, "--ro-bind", str(FOLDER), str(INSIDE), "--remount-ro", "/", "--"]
+
+
+def _spawn(wrapper: list[str], settings: dict[str, Any], job: bytes, seconds: float) -> Any:
     """Start a bare interpreter in a session of its own, and return what it reports."""
-    child = Path(__file__).with_name("_child.py")
-    command = [sys.executable, "-P", "-s", "-S", "-X", "utf8", str(child), Codec().encode(settings).hex()]
+    python, folder = (os.path.realpath(sys.executable), INSIDE) if wrapper else (sys.executable, FOLDER)
+    command = [*wrapper, python, "-P", "-s", "-S", "-X", "utf8", str(folder / "_child.py")]
+    command.append(Codec().encode(settings).hex())
     process = subprocess.Popen(
         command,
         stdin=subprocess.PIPE,

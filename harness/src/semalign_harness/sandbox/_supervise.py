@@ -45,7 +45,7 @@ def main(settings: dict[str, Any]) -> None:
         send(1, codec.encode(available()))
         return
     die_with_parent()
-    if os.getppid() != settings["parent"]:
+    if settings["parent"] not in (None, os.getppid()):
         return
     try:
         report = _judge(settings)
