@@ -11,9 +11,8 @@ from ._judge import Judge
 from .extract import final_number, flexible_text, number_text, strict_number
 
 PLAIN = "Q: {{ question }}\nA: Let's think step by step."
-CHAT = (
-    '{{ question }}\n\nReason step by step. End with a line that says "The answer is" and the number, without a unit.'
-)
+# Asked to "end with" the phrase, small models give the phrase alone: the order of the two must be told.
+CHAT = "Question: {{ question }}\n\nFirst reason step by step. Then, on the last line, write: The answer is <number>."
 EXTRACTION = (
     'The number of the last of these markers: \\boxed{…}, #### …, "the answer is …", "Answer: …"; without a marker, '
     "that of the last sentence with a number. Within a sentence, what follows the last equals sign, then bold numbers, "
