@@ -108,11 +108,10 @@ def _compare_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _presets(options: argparse.Namespace) -> int:
+    from .estimate import presets_table
     from .experiment import load_experiment, preset_names
 
-    for name in preset_names():
-        experiment = load_experiment(name)
-        print(f"{name:20} {experiment.source.path} → {experiment.target.path}")
+    print(presets_table(load_experiment(name) for name in preset_names()))
     return 0
 
 
@@ -124,14 +123,18 @@ def _run(options: argparse.Namespace) -> int:
     experiment = load_experiment(options.experiment, configs=options.config, overrides=options.overrides)
     folder = options.out or _free_folder(Path("runs"), experiment.name)
     if options.dry_run:
-        print(yaml.safe_dump(experiment.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
+        from .estimate import describe
+
         data, train = experiment.data, experiment.train
         amount = f"{train.passes:g} passes in all" if train.steps is None else f"steps {train.steps}"
         stages = "each layer" if train.layers is None else f"layers {list(train.layers)}"
-        print(
+        plan = (
             f"plan: attribute on {data.attribution_rows} rows, supervise {data.train_rows} rows, "
             f"one stage for {stages} ({amount}), measure on {data.held_out_rows} rows, into {folder}"
         )
+        lines = [plan, *describe(experiment)]  # an input that cannot be used is an error before anything is printed
+        print(yaml.safe_dump(experiment.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
+        print("\n".join(f"# {line}" for line in lines))  # comments: what is printed is an experiment's file
         return 0
 
     from .console import Console

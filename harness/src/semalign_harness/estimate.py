@@ -1,0 +1,377 @@
+"""What a run needs of memory, disk and downloads, told before anything is fetched.
+
+The shape of a model comes from a local folder's config.json or from the catalogue of published facts; its weights are
+never read. Every figure is a bound or says what it leaves out.
+"""
+
+import functools
+import importlib.resources
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from semalign_align import TopK
+from semalign_attribution import DecoderView
+from semalign_geometry import Contract, SemalignError, Settings
+from semalign_train import FullLayer
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
+from transformers.pytorch_utils import Conv1D
+
+from .experiment import Experiment, ModelConfig
+
+UNKNOWN = "unknown: not in the catalogue"
+GPUS = (8, 12, 16, 24, 40, 48, 80, 141)
+"""Memory of accelerators, in units of 10⁹ bytes."""
+CPU_BYTES = 2 * 10**9
+"""What a run may need and still be a matter for any CPU."""
+USABLE = 0.9
+"""Share of an accelerator's memory that an estimate may fill: kernels and the allocator take the rest."""
+TOKEN_BYTES = 8
+"""A token's id and label in a supervision store."""
+WIDTHS, INTERMEDIATES = 20, 3
+"""Values that autograd keeps of each token in each layer, in widths (of the stream, or of all heads where more) and
+intermediate sizes: no more than these, measured with frozen weights on Llama, Qwen 2 and 3, GPT-NeoX and Gemma 3."""
+
+
+class ModelShape(Settings):
+    """The numbers of a model that memory and disk depend on."""
+
+    parameters: int
+    """Numbers in the checkpoint, a tied matrix once."""
+    layers: int
+    """L."""
+    width: int
+    """d, of the residual stream."""
+    heads_width: int
+    """Width of all attention heads together."""
+    intermediate: int
+    """Width inside the feed-forward part."""
+    vocabulary: int
+    """Rows of the head."""
+    tied: bool
+    """Whether head and embeddings are one matrix."""
+    positions: int | None
+    """Longest input in tokens; None when the architecture sets no limit."""
+    dtype: str
+    """dtype of the checkpoint."""
+    layer_parameters: int
+    """Numbers in the largest layer."""
+    linear_features: dict[str, int]
+    """Input and output features together of the linear modules of the largest layer, by their name."""
+
+
+class CatalogueEntry(Settings):
+    """Published facts of a model."""
+
+    architecture: dict[str, Any]
+    """Keys of its config.json that set its shape."""
+    licence: str
+    """Licence of its weights."""
+    gated: bool = False
+    """Whether the hub asks to accept the licence first."""
+
+
+class ModelNeeds(Settings):
+    """One model of an experiment whose shape is known."""
+
+    shape: ModelShape
+    """Its shape."""
+    dtype: str
+    """dtype of its weights in memory."""
+    weight_bytes: int
+    """Its weights in memory."""
+    download_bytes: int
+    """Its weights as they come from the hub; 0 for what is local or generated."""
+    licence: str | None
+    """Licence of its weights; None when it is unknown."""
+    gated: bool
+    """Whether the hub asks to accept the licence first."""
+
+    @property
+    def head_bytes(self) -> int:
+        """Its head in memory."""
+        return self.shape.vocabulary * self.shape.width * _bytes(self.dtype)
+
+
+class Totals(Settings):
+    """What a run needs, in bytes."""
+
+    source_phase: int
+    """Memory while the source is attributed: weights, activations of one batch of the longest rows, the target's head
+    (the whole target with the similarity scorer)."""
+    training_state: int
+    """Weights, moments and gradients of the largest frontier layer, in float32."""
+    target_phase: int
+    """Memory while the target trains (weights, training state, activations of one micro-batch of the longest rows, the
+    source's head), or while it is compared with its saved copy, whichever is more."""
+    memory: int
+    """The larger of both phases; the source is gone when training starts."""
+    supervision: int
+    """At most, on disk: every token of rows of the greatest length supervised, every target layer with a source layer
+    of its own."""
+    scratch: int
+    """At most, on disk until the run ends: held-out supervision and the replayed inputs of the frontier layer."""
+    saved: int
+    """The trained target, on disk."""
+    download: int
+    """Both models from the hub; data sets are not counted."""
+
+
+class Needs(Contract):
+    """What an experiment needs, as far as it can be told offline."""
+
+    source: ModelNeeds | None
+    """The larger model; None when its shape is unknown."""
+    target: ModelNeeds | None
+    """The smaller model; None when its shape is unknown."""
+    totals: Totals | None
+    """What a run needs; None when a shape is unknown."""
+
+
+@functools.cache
+def catalogue() -> dict[str, CatalogueEntry]:
+    """The catalogue that comes with the harness, by hub id."""
+    text = (importlib.resources.files("semalign_harness") / "catalogue.yaml").read_text("utf-8")
+    return {path: CatalogueEntry.parse(entry, origin=path) for path, entry in yaml.safe_load(text).items()}
+
+
+def find_shape(model: ModelConfig) -> ModelShape | None:
+    """The shape of a model, without its weights; None when it is neither a local folder nor in the catalogue.
+
+    Raises:
+        SemalignError: the folder holds no configuration of a decoder-only language model.
+    """
+    path = Path(model.path).expanduser()
+    if not path.is_dir():
+        return _catalogued(model.path)
+    try:
+        return shape_of(AutoConfig.from_pretrained(path))
+    except SemalignError:
+        raise
+    except Exception as error:  # loaders have no common base class of errors
+        reason = " ".join(str(error).split())[:200]
+        raise SemalignError(f"the configuration of {model.path!r} cannot be read: {reason}") from error
+
+
+@functools.cache
+def _catalogued(path: str) -> ModelShape | None:
+    entry = catalogue().get(path)
+    return None if entry is None else shape_of(AutoConfig.for_model(**entry.architecture))
+
+
+def shape_of(config: PreTrainedConfig) -> ModelShape:
+    """The shape of the model that a configuration describes, built without memory for its weights."""
+    text = config.get_text_config(decoder=True)
+    with torch.device("meta"):
+        view = DecoderView(AutoModelForCausalLM.from_config(text))
+    largest = max(view.layers, key=_size)
+    features: dict[str, int] = {}
+    for name, module in largest.named_modules():
+        if isinstance(module, (nn.Linear, Conv1D)):
+            short = name.rsplit(".", 1)[-1]
+            features[short] = features.get(short, 0) + sum(module.weight.shape)
+    dtype = text.dtype or torch.float32
+    head = getattr(text, "head_dim", None) or view.width // text.num_attention_heads
+    return ModelShape(
+        parameters=_size(view.model),
+        layers=view.depth,
+        width=view.width,
+        heads_width=text.num_attention_heads * head,
+        intermediate=getattr(text, "intermediate_size", None) or 4 * view.width,
+        vocabulary=len(view.head.weight),
+        tied=view.model.get_input_embeddings().weight is view.model.get_output_embeddings().weight,
+        positions=getattr(text, "max_position_embeddings", None),
+        dtype=str(dtype).removeprefix("torch."),
+        layer_parameters=_size(largest),
+        linear_features=features,
+    )
+
+
+def estimate(experiment: Experiment) -> Needs:
+    """What an experiment needs.
+
+    Raises:
+        SemalignError: a local model cannot be read.
+    """
+    source, target = _model_needs(experiment.source), _model_needs(experiment.target)
+    totals = None if source is None or target is None else _totals(experiment, source, target)
+    return Needs(source=source, target=target, totals=totals)
+
+
+def _totals(experiment: Experiment, source: ModelNeeds, target: ModelNeeds) -> Totals:
+    data, train = experiment.data, experiment.train
+    attributed = min(experiment.batch_size, data.attribution_rows) * data.max_length
+    kept = target.weight_bytes if experiment.scorer.kind == "similarity" else target.head_bytes
+    source_phase = source.weight_bytes + kept + _activations(source, attributed)
+    trained = min(train.micro_batch_size, train.batch_size) * data.max_length
+    training_state = _training_state(experiment, target.shape)
+    training = target.weight_bytes + training_state + source.head_bytes + _activations(target, trained)
+    target_phase = max(training, 2 * target.weight_bytes + source.head_bytes)
+    return Totals(
+        source_phase=source_phase,
+        training_state=training_state,
+        target_phase=target_phase,
+        memory=max(source_phase, target_phase),
+        supervision=_supervision(experiment, source, target),
+        scratch=_scratch(experiment, source, target),
+        saved=target.weight_bytes,
+        download=source.download_bytes + target.download_bytes,
+    )
+
+
+def accelerator(memory: int) -> str:
+    """The smallest usual accelerator that a run of so many bytes fits."""
+    if memory <= CPU_BYTES:
+        return "none"
+    fitting = [size for size in GPUS if memory <= USABLE * size * 10**9]
+    return f"one of {fitting[0]} GB" if fitting else f"more than one of {GPUS[-1]} GB"
+
+
+def describe(experiment: Experiment) -> list[str]:
+    """The estimate of an experiment as lines of text."""
+    needs = estimate(experiment)
+    lines = [
+        _model_line("source", experiment.source, needs.source),
+        _model_line("target", experiment.target, needs.target),
+    ]
+    totals = needs.totals
+    if totals is None:
+        return [*lines, "memory, disk and downloads: unknown, since a model is"]
+    return [
+        *lines,
+        f"for rows of data.max_length={experiment.data.max_length} tokens, all of them supervised:",
+        f"memory: about {_gb(totals.source_phase)} with the source, {_gb(totals.target_phase)} with the target, "
+        f"{_gb(totals.training_state)} of it training state",
+        f"accelerator: {accelerator(totals.memory)}",
+        f"disk: at most {_gb(totals.supervision)} of supervision and {_gb(totals.scratch)} of scratch; "
+        f"{_gb(totals.saved)} for the trained target",
+        f"downloads: {_gb(totals.download)} of weights, besides the data set",
+    ]
+
+
+def presets_table(experiments: Iterable[Experiment]) -> str:
+    """Experiments with the sizes of their models and what they need, one a line."""
+    rows = [("preset", "source → target", "parameters", "download", "memory", "accelerator", "licence")]
+    for experiment in experiments:
+        needs = estimate(experiment)
+        models, totals = (needs.source, needs.target), needs.totals
+        names = (config.path.rsplit("/", 1)[-1] for config in (experiment.source, experiment.target))
+        licences = dict.fromkeys(UNKNOWN if model is None else _licence(model) for model in models)
+        rows.append(
+            (
+                experiment.name,
+                " → ".join(names),
+                " → ".join("?" if model is None else _count(model.shape.parameters) for model in models),
+                "?" if totals is None else _gb(totals.download),
+                "?" if totals is None else _gb(totals.memory),
+                "?" if totals is None else accelerator(totals.memory),
+                ", ".join(licences),
+            )
+        )
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
+
+
+def _model_needs(model: ModelConfig) -> ModelNeeds | None:
+    shape = find_shape(model)
+    if shape is None:
+        return None
+    entry = catalogue().get(model.path)
+    dtype = shape.dtype if model.dtype == "auto" else model.dtype
+    fetched = entry is not None and not model.path.startswith("generated:")
+    return ModelNeeds(
+        shape=shape,
+        dtype=dtype,
+        weight_bytes=shape.parameters * _bytes(dtype),
+        download_bytes=shape.parameters * _bytes(shape.dtype) if fetched else 0,
+        licence=None if entry is None else entry.licence,
+        gated=entry is not None and entry.gated,
+    )
+
+
+def _activations(model: ModelNeeds, tokens: int) -> int:
+    """What autograd keeps of all layers, attention computed without its n × n matrices; the loss not included."""
+    shape = model.shape
+    values = WIDTHS * max(shape.width, shape.heads_width) + INTERMEDIATES * shape.intermediate
+    return tokens * shape.layers * values * _bytes(model.dtype)
+
+
+def _training_state(experiment: Experiment, shape: ModelShape) -> int:
+    """Of each trained number in float32: itself, two moments, its gradient of each term, and their sum."""
+    trainable, weights = experiment.train.trainable, experiment.train.weights
+    if isinstance(trainable, FullLayer):
+        trained = shape.layer_parameters
+    else:
+        trained = trainable.rank * sum(shape.linear_features.get(name, 0) for name in trainable.modules)
+    terms = sum(weight > 0 for weight in (weights.geometry, weights.output, weights.answer))
+    return 4 * trained * (3 + terms + 1)
+
+
+def _supervision(experiment: Experiment, source: ModelNeeds, target: ModelNeeds) -> int:
+    settings = experiment.supervision
+    value_bytes = _bytes(settings.dtype)
+    token = TOKEN_BYTES + value_bytes * _stored(experiment, source, target)
+    head = 0
+    if isinstance(settings.output, TopK):
+        token += 8 * settings.output.k + 4  # ids, log-probabilities, and the tail
+    else:
+        token += value_bytes * source.shape.width
+        head = source.head_bytes
+    return experiment.data.train_rows * experiment.data.max_length * token + head
+
+
+def _scratch(experiment: Experiment, source: ModelNeeds, target: ModelNeeds) -> int:
+    """Held-out supervision in float32 with exact outputs, and the inputs of the frontier layer."""
+    data = experiment.data
+    held_out = TOKEN_BYTES + 4 * (_stored(experiment, source, target) + source.shape.width)
+    replayed = target.shape.width * _bytes(target.dtype)
+    return data.max_length * (data.held_out_rows * held_out + data.train_rows * replayed) + source.head_bytes
+
+
+def _stored(experiment: Experiment, source: ModelNeeds, target: ModelNeeds) -> int:
+    """Numbers stored for a supervised token: the contribution of every source layer that can be paired."""
+    width = (source if experiment.transport.frame == "none" else target).shape.width
+    return min(source.shape.layers, target.shape.layers) * width
+
+
+def _size(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def _bytes(dtype: str) -> int:
+    size: int = getattr(torch, dtype).itemsize
+    return size
+
+
+def _model_line(role: str, config: ModelConfig, model: ModelNeeds | None) -> str:
+    if model is None:
+        gguf = config.path.endswith(".gguf")
+        return f"{role} {config.path}: {'unknown: a .gguf file is read when it is converted' if gguf else UNKNOWN}"
+    shape = model.shape
+    positions = "" if shape.positions is None else f", at most {shape.positions} tokens"
+    return (
+        f"{role} {config.path}: {_count(shape.parameters)} parameters, {shape.layers} layers of width {shape.width}, "
+        f"{'tied' if shape.tied else 'own'} head of {shape.vocabulary} entries{positions}; "
+        f"{_gb(model.weight_bytes)} in {model.dtype}; licence {_licence(model)}"
+    )
+
+
+def _count(parameters: int) -> str:
+    for unit, name in ((10**9, "B"), (10**6, "M")):
+        if parameters >= 0.9995 * unit:
+            return f"{parameters / unit:.3g}{name}"
+    return f"{parameters / 1000:.0f}k"
+
+
+def _licence(model: ModelNeeds) -> str:
+    return "unknown" if model.licence is None else model.licence + (" (gated)" if model.gated else "")
+
+
+def _gb(count: int) -> str:
+    """Bytes in units of 10⁹, or of 10⁶ where that is too coarse."""
+    if count == 0:
+        return "none"
+    return f"{count / 1e9:.1f} GB" if count >= 10**8 else f"{count / 1e6:.1f} MB"

@@ -1,0 +1,268 @@
+"""What a run needs, told offline: shapes are the published ones, bounds hold, and what is unknown is called so."""
+
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from semalign_attribution import DecoderView
+from semalign_geometry import SemalignError
+from semalign_harness import Experiment, build_tiny_model, load_experiment, run_experiment
+from semalign_harness.cli import main
+from semalign_harness.estimate import (
+    GPUS,
+    INTERMEDIATES,
+    USABLE,
+    WIDTHS,
+    Needs,
+    Totals,
+    accelerator,
+    catalogue,
+    describe,
+    estimate,
+    find_shape,
+    shape_of,
+)
+from semalign_harness.experiment import ModelConfig, preset_names
+from semalign_harness.tiny import Role
+from semalign_train import LoraLayer
+from semalign_train._trainable import frontier
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+PUBLISHED = {
+    "meta-llama/Llama-2-13b-chat-hf": 13_015_864_320,
+    "meta-llama/Llama-2-7b-chat-hf": 6_738_415_616,
+    "codellama/CodeLlama-13b-Python-hf": 13_015_864_320,
+    "WizardLMTeam/WizardCoder-Python-13B-V1.0": 13_015_864_320 + 2 * 5120,
+    "Qwen/Qwen2.5-7B-Instruct": 7_615_616_512,
+    "Qwen/Qwen2.5-1.5B-Instruct": 1_543_714_304,
+    "Qwen/Qwen2.5-0.5B-Instruct": 494_032_768,
+    "Qwen/Qwen2.5-Coder-1.5B-Instruct": 1_543_714_304,
+    "Qwen/Qwen2.5-Coder-0.5B-Instruct": 494_032_768,
+    "Qwen/Qwen3-8B": 8_190_735_360,
+    "Qwen/Qwen3-1.7B": 1_720_574_976,
+    "Qwen/Qwen3-0.6B": 596_049_920,
+    "HuggingFaceTB/SmolLM2-1.7B-Instruct": 1_711_376_384,
+    "HuggingFaceTB/SmolLM2-360M-Instruct": 361_821_120,
+    "HuggingFaceTB/SmolLM2-135M-Instruct": 134_515_008,
+    "EleutherAI/pythia-1.4b": 1_414_647_808,
+    "EleutherAI/pythia-410m": 405_334_016,
+    "meta-llama/Llama-3.2-3B-Instruct": 3_212_749_824,
+    "meta-llama/Llama-3.2-1B-Instruct": 1_235_814_400,
+    "google/gemma-3-1b-it": 999_885_952,
+    "google/gemma-3-270m-it": 268_098_176,
+}
+"""Parameters of the checkpoints as the hub counts them, a tied head once."""
+
+PAPER = {
+    "mmlu": (1000, 5, 3e-4, 32),
+    "gsm8k": (1000, 5, 3e-4, 64),
+    "humaneval": (1000, 3, 3e-5, 48),
+    "mbpp": (300, 5, 3e-4, 128),
+}
+"""Training rows, epochs, learning rate, alignment rows (v1, experimental settings)."""
+LARGE = [name for name in preset_names() if name.startswith(("llama-2-", "codellama-", "wizardcoder-"))]
+
+
+def totals_of(experiment: Experiment) -> Totals:
+    totals = estimate(experiment).totals
+    assert totals is not None
+    return totals
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_every_preset_tells_what_it_needs(name: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    experiment = load_experiment(name)
+    needs = estimate(experiment)
+    assert needs.source is not None and needs.target is not None, "presets name models of the catalogue"
+    assert needs.source.shape.parameters > needs.target.shape.parameters
+    figures = totals_of(experiment).model_dump()
+    downloads = figures.pop("download")
+    assert all(figure > 0 for figure in figures.values()) and downloads >= 0
+    for model in (needs.source, needs.target):
+        assert model.shape.positions is None or experiment.data.max_length <= model.shape.positions
+    assert Needs.read(needs.write(tmp_path / "needs.json")) == needs
+
+    assert main(["run", name, "--dry-run"]) == 0
+    printed = capsys.readouterr()
+    assert printed.err == ""
+    file = tmp_path / "again.yaml"
+    file.write_text(printed.out, encoding="utf-8")
+    assert load_experiment(file) == experiment, "what a dry run prints is an experiment's file"
+    comments = [line for line in printed.out.splitlines() if line.startswith("# ")]
+    assert comments[0].startswith("# plan: ") and comments[1:] == [f"# {line}" for line in describe(experiment)]
+
+
+def test_presets_are_listed_with_what_they_need(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["presets"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[1:]] == preset_names()
+    row = next(line for line in lines if line.startswith("llama-2-gsm8k"))
+    for words in ("Llama-2-13b-chat-hf → Llama-2-7b-chat-hf", "13B → 6.74B", "39.5 GB", "one of 80 GB", "(gated)"):
+        assert words in row
+
+
+@pytest.mark.parametrize("name", LARGE)
+def test_presets_of_the_paper_have_its_settings(name: str) -> None:
+    experiment = load_experiment(name)
+    rows, epochs, rate, aligned = PAPER[name.rsplit("-", 1)[1]]
+    data, train = experiment.data, experiment.train
+    assert (data.train_rows, train.passes, train.learning_rate, data.attribution_rows) == (rows, epochs, rate, aligned)
+    assert train.batch_size == 64 and isinstance(train.trainable, LoraLayer) and train.trainable.rank == 16
+    assert sorted(train.trainable.modules) == ["down_proj", "o_proj", "up_proj", "v_proj"]
+    assert {experiment.source.dtype, experiment.target.dtype} == {"bfloat16"} and experiment.device == "auto"
+    assert accelerator(totals_of(experiment).memory) == "one of 80 GB"
+
+
+def test_the_catalogue_has_the_published_sizes() -> None:
+    assert {path for path in catalogue() if not path.startswith("generated:")} == set(PUBLISHED)
+    for path, parameters in PUBLISHED.items():
+        shape = find_shape(ModelConfig(path=path))
+        assert shape is not None and shape.parameters == parameters, path
+
+
+@pytest.mark.parametrize("role", ["source", "target"])
+def test_the_catalogue_has_the_generated_models(role: Role, tmp_path: Path) -> None:
+    built = find_shape(ModelConfig(path=str(build_tiny_model(role, tmp_path / role, steps=1))))
+    assert built is not None and built == find_shape(ModelConfig(path=f"generated:tiny-{role}"))
+
+
+def test_a_folder_is_read_by_its_configuration_alone(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(pair[0])
+    (tmp_path / "config.json").write_bytes((pair[0] / "config.json").read_bytes())
+    shape = find_shape(ModelConfig(path=str(tmp_path)))
+    assert shape is not None
+    assert shape.parameters == sum(parameter.numel() for parameter in model.parameters())
+    assert (shape.layers, shape.width, shape.vocabulary) == (4, 40, len(model.get_output_embeddings().weight))
+    assert shape.layer_parameters == sum(parameter.numel() for parameter in DecoderView(model).layer(1).parameters())
+    (tmp_path / "config.json").write_text("{}", encoding="utf-8")
+    with pytest.raises(SemalignError, match=r"configuration of .* cannot be read"):
+        find_shape(ModelConfig(path=str(tmp_path)))
+
+
+@pytest.mark.parametrize("path", ["nobody/no-model", "target.gguf"])
+def test_an_unknown_model_is_called_unknown(path: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", "tiny", f"target.path={path}", "--dry-run"]) == 0
+    printed = capsys.readouterr().out
+    reason = "not in the catalogue" if path == "nobody/no-model" else "a .gguf file is read when it is converted"
+    assert f"# target {path}: unknown: {reason}" in printed and "# source generated:tiny-source: 696k" in printed
+    assert yaml.safe_load(printed)["target"]["path"] == path
+    needs = estimate(load_experiment("tiny", overrides=[f"target.path={path}"]))
+    assert needs.source is not None and needs.target is None and needs.totals is None
+
+
+@pytest.mark.parametrize("more", [[], ["transport.frame=none", "supervision.output.kind=final_hidden"]])
+def test_a_run_stays_within_its_estimate(tmp_path: Path, overrides: list[str], more: list[str]) -> None:
+    experiment = load_experiment("tiny", overrides=[*overrides, "data.max_length=48", *more])
+    needs, totals = estimate(experiment), totals_of(experiment)
+    result = run_experiment(experiment, tmp_path / "run")
+    tensors = sum(file.stat().st_size for file in (tmp_path / "run" / "supervision").glob("*.safetensors"))
+    assert tensors < result.supervision_bytes and tensors <= totals.supervision
+    weights = (tmp_path / "run" / "model" / "model.safetensors").stat().st_size
+    assert weights == pytest.approx(totals.saved, rel=0.1), "the file has a header besides the weights"
+    assert needs.target is not None
+    assert {stage.trainable_parameters for stage in result.transfer.stages} == {needs.target.shape.layer_parameters}
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt_neox"])
+def test_an_adapter_has_the_estimated_size(family: str) -> None:
+    view = DecoderView(small(family, torch.float32))
+    names = ("down_proj", "q_proj") if family == "llama" else ("dense", "dense_4h_to_h")
+    features = shape_of(view.model.config).linear_features
+    with frontier(view, 1, LoraLayer(rank=3, modules=names), final_norm=False) as parameters:
+        assert sum(p.numel() for p in parameters) == 3 * sum(features[name] for name in names)
+
+
+def small(family: str, dtype: torch.dtype, *, depth: int = 2, head: int = 16) -> PreTrainedModel:
+    sizes = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": depth, "num_attention_heads": 4}
+    more = {} if family == "gpt_neox" else {"num_key_value_heads": 4, "head_dim": head}
+    config = AutoConfig.for_model(family, vocab_size=130, **sizes, **more)
+    return AutoModelForCausalLM.from_config(config).to(dtype).eval().requires_grad_(False)
+
+
+def kept_values(model: PreTrainedModel, ids: torch.Tensor) -> float:
+    """Values that autograd keeps of each token, weights aside."""
+    weights = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())}
+    kept: dict[int, torch.UntypedStorage] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage
+        return tensor
+
+    embedded = model.get_input_embeddings()(ids).detach().requires_grad_(True)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        model.get_decoder()(inputs_embeds=embedded, attention_mask=torch.ones_like(ids), use_cache=False)
+    return sum(storage.nbytes() for storage in kept.values()) / model.dtype.itemsize / ids.numel()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    ("family", "head"),
+    [
+        ("llama", 16),
+        ("qwen2", 16),
+        ("qwen3", 16),
+        ("qwen3", 32),
+        ("gpt_neox", 16),
+        ("gemma3_text", 16),
+        ("gemma3_text", 32),
+    ],
+)
+def test_activations_are_bounded(family: str, head: int, dtype: torch.dtype) -> None:
+    ids = torch.arange(128).reshape(2, 64)
+    shallow, deep = (kept_values(small(family, dtype, depth=depth, head=head), ids) for depth in (2, 4))
+    bound = WIDTHS * max(64, 4 * head) + INTERMEDIATES * 96
+    assert 0.25 * bound < (deep - shallow) / 2 <= bound
+
+
+@settings(max_examples=30)
+@given(st.integers(1, 1000), st.integers(2, 1000), st.integers(1, 16), st.integers(2, 4))
+def test_more_data_needs_more(rows: int, length: int, batch: int, times: int) -> None:
+    def needs(rows: int, length: int, batch: int) -> Totals:
+        return totals_of(
+            load_experiment(
+                "tiny",
+                overrides=[f"data.train_rows={rows}", f"data.max_length={length}", f"batch_size={batch}"],
+            )
+        )
+
+    one = needs(rows, length, batch)
+    assert needs(rows * times, length, batch).supervision == times * one.supervision
+    assert needs(rows, length * times, batch).supervision == times * one.supervision
+    assert needs(rows, length, batch * times).source_phase > one.source_phase
+    assert needs(rows, length, batch * times).target_phase == one.target_phase
+
+
+def test_settings_change_what_a_run_needs() -> None:
+    def needs(*overrides: str) -> Totals:
+        return totals_of(load_experiment("llama-2-gsm8k", overrides=overrides))
+
+    base = needs()
+    weights = 6_738_415_616 * 2
+    assert base.saved == weights and base.download == weights + 13_015_864_320 * 2
+    tokens = 1000 * 512
+    assert base.supervision == tokens * (32 * 4096 * 2 + 64 * 8 + 4 + 8)
+    adapter = 16 * (2 * (4096 + 11008) + 2 * (4096 + 4096))
+    assert base.training_state == adapter * 4 * (1 + 2 + 2 + 1), "weights, moments, gradients of two terms, their sum"
+    assert needs("target.dtype=float32").saved == 2 * weights
+    assert needs("train.trainable.kind=full", "train.trainable={kind: full}").training_state > 50 * base.training_state
+    assert needs("train.weights.geometry=0").training_state == adapter * 4 * (1 + 2 + 1 + 1)
+    assert needs("supervision.dtype=float32").supervision > 1.9 * base.supervision
+    with_target = needs("scorer.kind=similarity", "pairing.kind=similarity").source_phase
+    assert with_target == base.source_phase + weights - 32_000 * 4096 * 2
+    assert needs("train.micro_batch_size=64").memory > needs("train.micro_batch_size=8").memory > base.memory - 1
+
+
+@given(st.integers(1, 200 * 10**9))
+def test_the_smallest_fitting_accelerator_is_named(memory: int) -> None:
+    named = accelerator(memory)
+    fitting = [size for size in GPUS if memory <= USABLE * size * 1e9]
+    if named.startswith("one of "):
+        assert int(named.split()[2]) == fitting[0]
+    else:
+        assert named == ("none" if memory <= 2e9 else "more than one of 141 GB")
+        assert named == "none" or not fitting
