@@ -1,14 +1,11 @@
 """Settings and contracts: JSON and back, closed, versioned, within their ranges."""
 
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
 import semalign_align
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import ValidationError
 from semalign_align import (
     AnswerNLL,
     Cosine,
@@ -23,6 +20,8 @@ from semalign_align import (
 )
 from semalign_attribution import LayerPairing
 from semalign_geometry import Contract, SemalignError, Settings, TransportManifest
+
+from ..contracts import assert_keeps_the_laws, settings_of
 
 _number = st.integers(0, 10**9)
 _shards = st.builds(Shard, file=st.text(max_size=8), examples=_number)
@@ -64,60 +63,21 @@ GROUPS: dict[type[Settings], st.SearchStrategy[Any]] = {
     TopK: st.builds(TopK, k=st.integers(1, 10**6)),
 }
 
-each_group = pytest.mark.parametrize("group", GROUPS, ids=lambda group: group.__name__)
-
 
 def test_every_group_of_settings_is_covered() -> None:
-    exported = [value for value in vars(semalign_align).values() if isinstance(value, type)]
-    assert {value for value in exported if issubclass(value, Settings)} == set(GROUPS)
+    assert settings_of(semalign_align) == set(GROUPS)
     assert [group for group in GROUPS if issubclass(group, Contract)] == [SupervisionManifest]
 
 
-@each_group
+@pytest.mark.parametrize("group", GROUPS, ids=lambda group: group.__name__)
 @given(data=st.data())
-def test_round_trip_through_json(group: type[Settings], data: st.DataObject) -> None:
-    written = data.draw(GROUPS[group])
-    assert group.model_validate_json(written.model_dump_json()) == written
-
-
-@given(_manifests)
-def test_the_manifest_is_read_as_it_was_written(manifest: SupervisionManifest) -> None:
-    with TemporaryDirectory() as folder:
-        path = manifest.write(Path(folder) / "manifest.json")
-        assert SupervisionManifest.read(path) == manifest
-
-
-@each_group
-@given(data=st.data())
-def test_unknown_keys_are_refused(group: type[Settings], data: st.DataObject) -> None:
-    plain = data.draw(GROUPS[group]).model_dump(mode="json")
-    names = sorted(group.model_fields)
-    name = f"{data.draw(st.sampled_from(names))}x" if names else "x"
-    with pytest.raises(SemalignError, match=f"here: unknown key '{name}'"):
-        group.parse({**plain, name: 1}, origin="here")
+def test_settings_keep_the_laws(group: type[Settings], data: st.DataObject) -> None:
+    assert_keeps_the_laws(data.draw(GROUPS[group]))
 
 
 def test_unknown_keys_inside_name_their_place() -> None:
     with pytest.raises(SemalignError, match=r"unknown key 'output\.kk': did you mean 'k'"):
         SupervisionSettings.parse({"output": {"kind": "top_k", "kk": 3}})
-
-
-@given(_manifests, st.integers(1, 9))
-def test_newer_versions_are_refused(manifest: SupervisionManifest, ahead: int) -> None:
-    newer = SupervisionManifest.current_version + ahead
-    plain = manifest.model_dump(mode="json") | {"version": newer, "key of the future": 1}
-    with pytest.raises(SemalignError, match=rf"SupervisionManifest has format version {newer}, .* upgrade semalign"):
-        SupervisionManifest.parse(plain)
-
-
-@each_group
-@given(data=st.data())
-def test_settings_are_frozen_and_documented(group: type[Settings], data: st.DataObject) -> None:
-    drawn = data.draw(GROUPS[group])
-    for name, field in group.model_fields.items():
-        assert field.description, name
-        with pytest.raises(ValidationError, match="frozen"):
-            setattr(drawn, name, getattr(drawn, name))
 
 
 @pytest.mark.parametrize(

@@ -1,69 +1,28 @@
 """Contracts: JSON and back, closed, versioned, frozen."""
 
-import json
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import pytest
 import semalign_geometry
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import ValidationError
 from semalign_geometry import BasisManifest, Contract, FidelityReport, LayerFidelity, SemalignError
 
+from ..contracts import assert_keeps_the_laws, settings_of
 from .strategies import contracts
 
-each_contract = pytest.mark.parametrize("contract", contracts, ids=lambda contract: contract.__name__)
 LAYER = LayerFidelity(target_layer=1, source_layer=2, recomposition_cosine=1.0, cka_transported=0.5, cka_direct=0.6)
 REPORT = FidelityReport(frame="dual", fold_gain=False, tokens=3, layers=(LAYER,))
 
 
 def test_every_contract_is_covered() -> None:
-    exported = [value for value in vars(semalign_geometry).values() if isinstance(value, type)]
-    assert {value for value in exported if issubclass(value, Contract)} - {Contract} == set(contracts)
+    assert settings_of(semalign_geometry) == set(contracts)
 
 
-@each_contract
+@pytest.mark.parametrize("contract", contracts, ids=lambda contract: contract.__name__)
 @given(data=st.data())
-def test_round_trip_through_json(contract: type[Contract], data: st.DataObject) -> None:
-    written = data.draw(contracts[contract])
-    with TemporaryDirectory() as folder:
-        path = written.write(Path(folder) / "deeper" / "contract.json")
-        json.loads(path.read_text(encoding="utf-8"), parse_constant=pytest.fail)  # strict JSON: no bare Infinity
-        assert contract.read(path) == written
-
-
-@each_contract
-@given(data=st.data())
-def test_unknown_keys_are_refused_with_the_nearest_name(contract: type[Contract], data: st.DataObject) -> None:
-    plain = data.draw(contracts[contract]).model_dump(mode="json")
-    name = data.draw(st.sampled_from(sorted(contract.model_fields)))
-    with pytest.raises(SemalignError) as caught:
-        contract.parse({**plain, f"{name}x": 1}, origin="here")
-    assert str(caught.value) == f"here: unknown key '{name}x': did you mean '{name}'?"
-
-
-@each_contract
-@given(data=st.data(), ahead=st.integers(1, 9))
-def test_newer_versions_are_refused(contract: type[Contract], data: st.DataObject, ahead: int) -> None:
-    plain = data.draw(contracts[contract]).model_dump(mode="json")
-    newer = contract.current_version + ahead
-    with pytest.raises(SemalignError, match=rf"{contract.__name__} has format version {newer}, .* upgrade semalign"):
-        contract.parse({**plain, "version": newer, "key of the future": 1})
-
-
-@each_contract
-@given(data=st.data())
-def test_contracts_are_frozen(contract: type[Contract], data: st.DataObject) -> None:
-    drawn = data.draw(contracts[contract])
-    for name in contract.model_fields:
-        with pytest.raises(ValidationError, match="frozen"):
-            setattr(drawn, name, getattr(drawn, name))
-
-
-@each_contract
-def test_every_field_has_its_docstring(contract: type[Contract]) -> None:
-    assert all(field.description for field in contract.model_fields.values())
+def test_contracts_keep_the_laws(contract: type[Contract], data: st.DataObject) -> None:
+    assert_keeps_the_laws(data.draw(contracts[contract]))
 
 
 def test_problems_inside_of_a_contract_name_their_place() -> None:

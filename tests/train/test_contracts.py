@@ -1,14 +1,11 @@
 """Settings and contracts of training: JSON and back, closed, versioned, within their ranges."""
 
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
 import semalign_train
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import ValidationError
 from semalign_align import Cosine, Fisher, Relation
 from semalign_geometry import Contract, SemalignError, Settings
 from semalign_train import (
@@ -20,6 +17,8 @@ from semalign_train import (
     TransferConfig,
     TransferReport,
 )
+
+from ..contracts import assert_keeps_the_laws, settings_of
 
 _positive = st.floats(0, 1e6, exclude_min=True)
 _weight = st.floats(0, 1e6)
@@ -64,40 +63,16 @@ GROUPS: dict[type[Settings], st.SearchStrategy[Any]] = {
     TransferReport: _reports,
 }
 
-each_group = pytest.mark.parametrize("group", GROUPS, ids=lambda group: group.__name__)
-each_contract = pytest.mark.parametrize("contract", [TransferConfig, TransferReport])
-
 
 def test_every_group_of_settings_is_covered() -> None:
-    exported = [value for value in vars(semalign_train).values() if isinstance(value, type)]
-    assert {value for value in exported if issubclass(value, Settings)} == set(GROUPS)
+    assert settings_of(semalign_train) == set(GROUPS)
     assert [group for group in GROUPS if issubclass(group, Contract)] == [TransferConfig, TransferReport]
 
 
-@each_group
+@pytest.mark.parametrize("group", GROUPS, ids=lambda group: group.__name__)
 @given(data=st.data())
-def test_round_trip_through_json(group: type[Settings], data: st.DataObject) -> None:
-    written = data.draw(GROUPS[group])
-    assert group.model_validate_json(written.model_dump_json()) == written
-
-
-@each_contract
-@given(data=st.data())
-def test_files_are_read_as_they_were_written(contract: type[Contract], data: st.DataObject) -> None:
-    written = data.draw(GROUPS[contract])
-    with TemporaryDirectory() as folder:
-        path = written.write(Path(folder) / "contract.json")
-        assert contract.read(path) == written
-
-
-@each_group
-@given(data=st.data())
-def test_unknown_keys_are_refused_with_the_nearest_name(group: type[Settings], data: st.DataObject) -> None:
-    plain = data.draw(GROUPS[group]).model_dump(mode="json")
-    name = data.draw(st.sampled_from(sorted(group.model_fields)))
-    with pytest.raises(SemalignError) as caught:
-        group.parse({**plain, f"{name}x": 1}, origin="here")
-    assert str(caught.value) == f"here: unknown key '{name}x': did you mean '{name}'?"
+def test_settings_keep_the_laws(group: type[Settings], data: st.DataObject) -> None:
+    assert_keeps_the_laws(data.draw(GROUPS[group]))
 
 
 def test_unknown_keys_inside_name_their_place() -> None:
@@ -107,30 +82,11 @@ def test_unknown_keys_inside_name_their_place() -> None:
         TransferConfig.parse({"weights": {"answers": 1.0}})
 
 
-@each_contract
-@given(data=st.data(), ahead=st.integers(1, 9))
-def test_newer_versions_are_refused(contract: type[Contract], data: st.DataObject, ahead: int) -> None:
-    plain = data.draw(GROUPS[contract]).model_dump(mode="json")
-    newer = contract.current_version + ahead
-    with pytest.raises(SemalignError, match=rf"{contract.__name__} has format version {newer}, .* upgrade semalign"):
-        contract.parse({**plain, "version": newer, "key of the future": 1})
-
-
 def test_a_newer_configuration_inside_a_report_is_refused() -> None:
     plain = TransferReport(config=TransferConfig(), stages=(), supervised_tokens=0, seconds=0.0).model_dump(mode="json")
     plain["config"]["version"] = 7
     with pytest.raises(SemalignError, match="TransferConfig has format version 7"):
         TransferReport.parse(plain)
-
-
-@each_group
-@given(data=st.data())
-def test_settings_are_frozen_and_documented(group: type[Settings], data: st.DataObject) -> None:
-    drawn = data.draw(GROUPS[group])
-    for name, field in group.model_fields.items():
-        assert field.description, name
-        with pytest.raises(ValidationError, match="frozen"):
-            setattr(drawn, name, getattr(drawn, name))
 
 
 @pytest.mark.parametrize(
