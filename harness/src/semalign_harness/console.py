@@ -34,7 +34,8 @@ class Console:
             quiet: show nothing.
         """
         self._quiet = quiet
-        self._no_bars = quiet or not sys.stderr.isatty()
+        self._stream = sys.stderr  # also while a library's own output is turned away
+        self._no_bars = quiet or not self._stream.isatty()
         self._started = time.perf_counter()
 
     @property
@@ -45,7 +46,7 @@ class Console:
     def note(self, text: str) -> None:
         """A line."""
         if not self._quiet:
-            tqdm.write(f"[{self.seconds:7.1f} s] {text}", file=sys.stderr)
+            tqdm.write(f"[{self.seconds:7.1f} s] {text}", file=self._stream)
 
     @contextmanager
     def step(self, label: str) -> Iterator[None]:
@@ -57,21 +58,21 @@ class Console:
     def progress(self, label: str, items: Sequence[T]) -> Iterator[T]:
         """The items, with a bar."""
         with self.step(label):
-            yield from tqdm(items, desc=label, disable=self._no_bars, leave=False)
+            yield from tqdm(items, desc=label, disable=self._no_bars, leave=False, file=self._stream)
 
     @contextmanager
     def bar(self, label: str, total: int) -> Iterator[Bar]:
         """A bar that the caller advances."""
-        with self.step(label), tqdm(total=total, desc=label, disable=self._no_bars, leave=False) as bar:
+        with self.step(label), self._tqdm(label, total) as bar:
             yield Bar(bar)
 
     def ticker(self, label: str) -> Callable[[int, int], None]:
         """A bar for work that reports the steps done and all steps; it appears with the first report."""
-        bars: list[tqdm[None]] = []
+        bars: list["tqdm[None]"] = []
 
         def report(done: int, total: int) -> None:
             if not bars:
-                bars.append(tqdm[None](total=total, desc=label, disable=self._no_bars, leave=False))
+                bars.append(self._tqdm(label, total))
             bars[0].update(done - bars[0].n)
             if done == total:
                 bars[0].close()
@@ -88,3 +89,6 @@ class Console:
             tick(done, total)
 
         return report
+
+    def _tqdm(self, label: str, total: int) -> "tqdm[None]":
+        return tqdm(total=total, desc=label, disable=self._no_bars, leave=False, file=self._stream)

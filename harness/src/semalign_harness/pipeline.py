@@ -23,7 +23,6 @@ from semalign_attribution import (
 )
 from semalign_geometry import (
     Contract,
-    FidelityReport,
     PairedResiduals,
     SemalignError,
     SemanticBasis,

@@ -35,8 +35,8 @@ def agreements(
     views: Callable[[], tuple[DecoderView, DecoderView, SharedVocabulary]],
     tokenizer: PreTrainedTokenizerBase,
     texts: Sequence[Text],
-    journal: Journal,
     *,
+    journal: Journal,
     batch_size: Callable[[str, int], int],
     progress: Callable[[str, int], Callable[[int], None]],
 ) -> list[Agreement]:
@@ -63,7 +63,7 @@ def agreements(
             part, order = order[:size], order[size:]
             examples = [missing[key] for key in part]
             found = _compare(source, target, shared, examples)
-            journal.add({key: Answer(list(value), 0.0) for key, value in zip(part, found, strict=True)})
+            journal.add({key: Answer(list(value), 0.0, len(part)) for key, value in zip(part, found, strict=True)})
             report(len(part))
     answers = [journal.get(key) for key in keys]
     return [Agreement(*answer.value) for answer in answers if answer is not None]

@@ -64,6 +64,8 @@ class ItemRecord(Settings):
     """The same in a sentence."""
     seconds: float
     """Wall time of the model on this document: its share of the batches it was in."""
+    batch: int
+    """Requests that ran together with it: greedy results repeat exactly only with the same batch and dtype."""
     gold_bits: float | None = None
     """NLL of the gold answer, in bits."""
     gold_bytes: int | None = None
@@ -114,8 +116,6 @@ class EvaluationResult(Contract):
     """Whether prompts went through the chat template."""
     dtype: str
     """dtype that the model computed in."""
-    batch_size: int
-    """Documents that ran together: greedy results repeat exactly only with the same batch size and dtype."""
     sandbox: Level | None
     """What confined the programs; None when none ran."""
     packages: dict[str, str]

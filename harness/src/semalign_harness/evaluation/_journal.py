@@ -21,6 +21,8 @@ class Answer(NamedTuple):
     """Text of a generation; [log-likelihood, greedy] of a continuation."""
     seconds: float
     """Share of the wall time of its batch."""
+    batch: int
+    """Requests that ran together."""
 
 
 class Journal:
@@ -39,7 +41,7 @@ class Journal:
             whole, _, torn = (file.read_bytes() if file.exists() else b"").rpartition(b"\n")
             for line in whole.split(b"\n") if whole else []:
                 entry = json.loads(line)
-                self._answers[entry["key"]] = Answer(entry["value"], entry["seconds"])
+                self._answers[entry["key"]] = Answer(entry["value"], entry["seconds"], entry["batch"])
             if torn and file == path:
                 os.truncate(path, len(whole) + bool(whole))
 
@@ -53,10 +55,7 @@ class Journal:
     def add(self, answers: dict[str, Answer]) -> None:
         """Keep answers, on disk before this returns."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        lines = "".join(
-            json.dumps({"key": key, "value": answer.value, "seconds": answer.seconds}) + "\n"
-            for key, answer in answers.items()
-        )
+        lines = "".join(json.dumps({"key": key, **answer._asdict()}) + "\n" for key, answer in answers.items())
         with self.path.open("ab") as file:
             file.write(lines.encode())
             file.flush()
@@ -99,7 +98,6 @@ class JournaledLM(LM):  # type: ignore[misc]  # lm-eval is untyped
         self._make, self._journal, self._tokenizer = make, journal, tokenizer
         self._batch_size, self._progress = batch_size, progress
         self._model: LM | None = None
-        self.largest_batch = 0
         if eager:
             self._rank, self._world_size = self.model.rank, self.model.world_size
 
@@ -160,10 +158,10 @@ class JournaledLM(LM):  # type: ignore[misc]  # lm-eval is untyped
         """Not asked for by any benchmark here."""
         raise SemalignError("rolling log-likelihoods are not kept: no benchmark here asks for them")
 
-    def seconds(self, kind: str, arguments: Sequence[object]) -> float:
-        """Wall time that an answer took, in whichever run it was given."""
-        answer = self._journal.get(request_key(kind, *arguments))
-        return 0.0 if answer is None else answer.seconds
+    def answers(self, kind: str, requests: Sequence[Sequence[object]]) -> list[Answer]:
+        """What was kept of requests, given by their arguments."""
+        kept = [self._journal.get(request_key(kind, *arguments)) for arguments in requests]
+        return [answer for answer in kept if answer is not None]
 
     def _answered(self, kind: str, requests: list[Instance]) -> list[Answer]:
         missing = {
@@ -175,7 +173,7 @@ class JournaledLM(LM):  # type: ignore[misc]  # lm-eval is untyped
                 begun = time.perf_counter()
                 values = getattr(self.model, kind)([missing[key] for key in batch], disable_tqdm=True)
                 each = (time.perf_counter() - begun) / len(batch)
-                self._journal.add({key: Answer(value, each) for key, value in zip(batch, values, strict=True)})
+                self._journal.add({key: Answer(v, each, len(batch)) for key, v in zip(batch, values, strict=True)})
                 report(len(batch))
         found = [self._journal.get(request_key(kind, *request.args)) for request in requests]
         return [answer for answer in found if answer is not None]
@@ -187,7 +185,6 @@ class JournaledLM(LM):  # type: ignore[misc]  # lm-eval is untyped
         start = 0
         while start < len(order):
             size = self._batch_size(kind, lengths[order[start]])
-            self.largest_batch = max(self.largest_batch, size)
             stop = start + size
             while kind == "loglikelihood" and stop < len(order) and self._same_context(missing, order, stop):
                 stop += 1

@@ -1,11 +1,13 @@
 """Evaluate one model: benchmarks through lm-eval, gold answers, agreement with a source; answers kept as they come."""
 
+import contextlib
 import functools
 import hashlib
+import io
 import json
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ import psutil
 import torch
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
-from lm_eval.evaluator import simple_evaluate
+from lm_eval.evaluator import evaluate as run_tasks
 from lm_eval.tasks import TaskManager
 from semalign_attribution import DecoderView
 from semalign_geometry import SemalignError, SharedVocabulary, replace_file
@@ -78,12 +80,11 @@ def evaluate(config: EvaluationConfig, folder: Path, *, console: Console | None 
     if config.gold:
         for name, records in results.items():
             _add_gold(records, texts[name], runner.lm)
-    dtype, batch = runner.dtype, runner.lm.largest_batch
     runner.lm.release()
     if source is not None and shared is not None:
+        compare = _comparer(source, opened, shared, runner, str(source_sha256))
         for name, records in results.items():
-            found = _agreements(config, source, opened, shared, texts[name], runner, str(source_sha256))
-            for record, value in zip(records, found, strict=True):
+            for record, value in zip(records, compare(texts[name]), strict=True):
                 record |= {"kl": value.kl, "agreement": value.agreement, "tokens": value.tokens}
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -97,8 +98,7 @@ def evaluate(config: EvaluationConfig, folder: Path, *, console: Console | None 
         model_sha256=model_sha256,
         source_sha256=source_sha256,
         chat=chat,
-        dtype=dtype,
-        batch_size=batch,
+        dtype=runner.dtype,
         sandbox=level,
         packages={name: version(name) for name in PACKAGES},
         benchmarks=benchmarks,
@@ -168,11 +168,12 @@ class _Runner:
         """The records of one benchmark, as dictionaries; empty on every rank but the first."""
         rows = [documents[index] for index in indices]
         judged = functools.partial(judge, allow_weak=self.config.allow_weak_sandbox) if benchmark.runs_code else None
-        with self.console.step(benchmark.name):
-            found = simple_evaluate(
-                model=self.lm,
-                tasks=[benchmark.task(rows, chat=self.chat, judge=judged)],
-                task_manager=TaskManager(include_defaults=False),
+        task = benchmark.task(rows, chat=self.chat, judge=judged)
+        # lm-eval draws bars of its own on standard error.
+        with self.console.step(benchmark.name), contextlib.redirect_stderr(io.StringIO()):
+            found = run_tasks(
+                self.lm,
+                TaskManager(include_defaults=False).load([task]),
                 apply_chat_template=self.chat,
                 bootstrap_iters=0,
                 log_samples=True,
@@ -184,8 +185,9 @@ class _Runner:
         for index, entry in zip(indices, samples, strict=True):
             outcome = benchmark.outcome(entry)
             kind = "loglikelihood" if benchmark.read is None else "generate_until"
-            seconds = sum(self.lm.seconds(kind, arguments) for arguments in entry["arguments"])
-            records.append({"index": index, "seconds": seconds, **vars(outcome)})
+            answers = self.lm.answers(kind, entry["arguments"])
+            seconds, batch = sum(answer.seconds for answer in answers), max(answer.batch for answer in answers)
+            records.append({"index": index, "seconds": seconds, "batch": batch, **vars(outcome)})
         return records
 
     def texts(self, benchmark: Benchmark, documents: list[Document], indices: list[int]) -> list[Text]:
@@ -221,24 +223,24 @@ def _add_gold(records: Sequence[dict[str, Any]], texts: Sequence[Text], lm: Jour
         record |= {"gold_bits": -score * BITS, "gold_bytes": len(text.answer.encode())}
 
 
-def _agreements(
-    config: EvaluationConfig,
-    source: OpenedModel,
-    opened: OpenedModel,
-    shared: SharedVocabulary,
-    texts: Sequence[Text],
-    runner: _Runner,
-    source_sha256: str,
-) -> list[Agreement]:
+def _comparer(
+    source: OpenedModel, opened: OpenedModel, shared: SharedVocabulary, runner: _Runner, source_sha256: str
+) -> Callable[[Sequence[Text]], list[Agreement]]:
+    """Compares the model with its source on texts; both are loaded when the first comparison is missing."""
+
     @functools.cache
     def views() -> tuple[DecoderView, DecoderView, SharedVocabulary]:
         with runner.console.step("load the source and the model"):
             models = [load_model(each, device=runner.device).model for each in (source, opened)]
         return DecoderView(models[0]), DecoderView(models[1]), shared
 
-    journal = Journal(runner.journals / f"agreement-{_short(source_sha256)}.jsonl")
-    return agreements(
-        views, opened.tokenizer, texts, journal, batch_size=runner.batch_size, progress=runner.console.counter
+    return functools.partial(
+        agreements,
+        views,
+        opened.tokenizer,
+        journal=Journal(runner.journals / f"agreement-{_short(source_sha256)}.jsonl"),
+        batch_size=runner.batch_size,
+        progress=runner.console.counter,
     )
 
 

@@ -29,7 +29,7 @@ def evaluation_table(result: EvaluationResult) -> str:
             counts = ", ".join(f"{reason} {count}" for reason, count in sorted(found.reasons.items()))
             lines.append((f"  ({counts})", "", "", "", "", "", ""))
     prompts = "the chat template" if result.chat else "plain prompts"
-    notes = [f"zero-shot, {prompts}, {result.dtype}, at most {result.batch_size or 'none'} computed together"]
+    notes = [f"zero-shot, {prompts}, {result.dtype}"]
     if result.sandbox is not None:
         level = result.sandbox
         layers = [f"{level.namespaces} namespaces"] * (level.namespaces != "none")
