@@ -1,5 +1,7 @@
 """Artifacts and files: whole or absent, and damage is seen."""
 
+import hashlib
+import os
 import stat
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from semalign_geometry import (
     MANIFEST,
+    ArtifactManifest,
     BasisManifest,
     SemalignError,
     SemanticBasis,
@@ -20,6 +23,7 @@ from semalign_geometry import (
     read_artifact,
     read_manifest,
     replace_file,
+    save_tensors,
     sha256_of,
     write_artifact,
 )
@@ -93,6 +97,39 @@ def test_missing_parts_are_named(tmp_path: Path) -> None:
         read_manifest(tmp_path / "t", TransportManifest)
 
 
+def test_a_folder_in_the_place_of_a_file_is_no_file(tmp_path: Path) -> None:
+    Transport.identity(3).save(tmp_path / "t")
+    (tmp_path / "t" / TENSORS).unlink()
+    (tmp_path / "t" / TENSORS).mkdir()
+    with pytest.raises(SemalignError, match=f"{TENSORS} is missing"):
+        Transport.load(tmp_path / "t")
+
+
+def test_tensors_of_every_listed_file_are_read(tmp_path: Path) -> None:
+    files = [tmp_path / name for name in ("a.safetensors", "b.safetensors")]
+    for number, file in enumerate(files):
+        save_tensors(file, {file.stem: torch.full((2,), float(number))})
+    (tmp_path / "unlisted.safetensors").write_bytes(b"not read")
+    listed = ArtifactManifest(files={file.name: sha256_of(file) for file in files})
+    listed.write(tmp_path / MANIFEST)
+    read, tensors = read_artifact(tmp_path, ArtifactManifest)
+    assert read == listed
+    assert {name: tensor.tolist() for name, tensor in tensors.items()} == {"a": [0.0, 0.0], "b": [1.0, 1.0]}
+
+
+def test_tensors_that_cannot_be_written_are_an_os_error(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="x.safetensors could not be written: "):
+        save_tensors(tmp_path / "missing" / "x.safetensors", {"x": torch.zeros(1)})
+
+
+@given(st.binary(max_size=100))
+def test_hashes_are_sha256(content: bytes) -> None:
+    with TemporaryDirectory() as folder:
+        file = Path(folder) / "file"
+        file.write_bytes(content)
+        assert sha256_of(file) == sha256_of(str(file)) == hashlib.sha256(content).hexdigest()
+
+
 def test_an_artifact_of_another_kind_is_refused(tmp_path: Path) -> None:
     write_artifact(tmp_path / "basis", manifest(), {})
     with pytest.raises(SemalignError, match="manifest.json"):
@@ -131,45 +168,67 @@ def test_an_exception_in_new_folder_leaves_nothing(error: type[BaseException], e
 
 @pytest.mark.parametrize("exists", [False, True])
 def test_new_folder_appears_at_the_end_and_replaces_whole(exists: bool, tmp_path: Path) -> None:
-    path = tmp_path / "deeper" / "folder"
+    path = tmp_path / "much" / "deeper" / "folder"
     if exists:
         path.mkdir(parents=True)
         (path / "old").write_text("old")
     with new_folder(path) as temporary:
+        assert temporary.parent == path.parent, "a rename to another file system is a copy"
         (temporary / "new").write_text("new")
-    assert contents(tmp_path) == {"deeper/folder/new": b"new"}
+    assert contents(tmp_path) == {"much/deeper/folder/new": b"new"}
     assert [entry.name for entry in path.parent.iterdir()] == ["folder"]
 
 
-def failing(*_: object) -> None:
-    raise OSError("no space")
-
-
+@pytest.mark.parametrize("error", [OSError, KeyboardInterrupt])
 @pytest.mark.parametrize("step", ["os.fsync", "os.replace"])
 @pytest.mark.parametrize("exists", [False, True])
 def test_a_failing_replace_file_keeps_the_old_one(
-    step: str, exists: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    step: str, error: type[BaseException], exists: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    def failing(*_: object) -> None:
+        raise error("no space")
+
     path = tmp_path / "file"
     if exists:
         path.write_text("old")
     monkeypatch.setattr(step, failing)
-    with pytest.raises(OSError, match="no space"):
+    with pytest.raises(error, match="no space"):
         replace_file(path, "new")
     assert contents(tmp_path) == ({"file": b"old"} if exists else {})
+
+
+def test_a_file_is_whole_on_the_disk_before_it_gets_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, steps = tmp_path / "file", list[str]()
+    sync, replace = os.fsync, os.replace
+
+    def seen_sync(descriptor: int) -> None:
+        assert os.fstat(descriptor).st_size == len("content")
+        steps.append("sync")
+        sync(descriptor)
+
+    def seen_replace(temporary: str, final: Path) -> None:
+        assert Path(temporary).parent == final.parent, "a rename to another file system is a copy"
+        steps.append("replace")
+        replace(temporary, final)
+
+    monkeypatch.setattr(os, "fsync", seen_sync)
+    monkeypatch.setattr(os, "replace", seen_replace)
+    replace_file(path, "content")
+    assert steps == ["sync", "replace"]
 
 
 @given(st.text())
 def test_replace_file_writes_utf8(text: str) -> None:
     with TemporaryDirectory() as folder:
-        path = Path(folder) / "deeper" / "file"
+        path = Path(folder) / "much" / "deeper" / "file"
         for content in ("before", text):
             assert replace_file(path, content) == path
         assert path.read_bytes().decode() == text
         assert [entry.name for entry in path.parent.iterdir()] == ["file"]
 
 
-def test_files_and_folders_get_ordinary_permissions(tmp_path: Path) -> None:
+@pytest.mark.parametrize("mask", [0o002, 0o022, 0o077])
+def test_files_and_folders_get_ordinary_permissions(mask: int, tmp_path: Path) -> None:
     def folder(path: Path) -> None:
         with new_folder(path):
             pass
@@ -178,8 +237,13 @@ def test_files_and_folders_get_ordinary_permissions(tmp_path: Path) -> None:
         (lambda path: replace_file(path, ""), Path.touch),
         (folder, Path.mkdir),
     ]
-    for number, (mine, plain) in enumerate(makers):
-        mine(tmp_path / f"mine{number}")
-        plain(tmp_path / f"plain{number}")
+    before = os.umask(mask)
+    try:
+        for number, (mine, plain) in enumerate(makers):
+            mine(tmp_path / f"mine{number}")
+            plain(tmp_path / f"plain{number}")
+    finally:
+        assert os.umask(before) == mask, "the mask is left as it was"
+    for number in range(len(makers)):
         modes = [stat.S_IMODE((tmp_path / f"{name}{number}").stat().st_mode) for name in ("mine", "plain")]
         assert modes[0] == modes[1]

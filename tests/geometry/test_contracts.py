@@ -1,12 +1,15 @@
 """Contracts: JSON and back, closed, versioned, frozen."""
 
+import json
 from pathlib import Path
+from typing import Annotated, ClassVar, Literal
 
 import pytest
 import semalign_geometry
 from hypothesis import given
 from hypothesis import strategies as st
-from semalign_geometry import BasisManifest, Contract, FidelityReport, LayerFidelity, SemalignError
+from pydantic import Field, field_validator, model_validator
+from semalign_geometry import BasisManifest, Contract, FidelityReport, LayerFidelity, SemalignError, Settings
 
 from ..contracts import assert_keeps_the_laws, settings_of
 from .strategies import contracts
@@ -64,3 +67,98 @@ def test_files_that_are_no_contract_are_refused(content: bytes | None, problem: 
     with pytest.raises(SemalignError, match=problem) as caught:
         FidelityReport.read(path)
     assert str(path) in str(caught.value)
+
+
+def test_a_folder_is_no_contract(tmp_path: Path) -> None:
+    with pytest.raises(SemalignError, match="cannot be read as JSON"):
+        FidelityReport.read(tmp_path)
+
+
+def test_files_are_readable_text_that_ends_with_a_newline(tmp_path: Path) -> None:
+    text = LAYER.write(tmp_path / "layer.json").read_text(encoding="utf-8")
+    assert text == json.dumps(LAYER.model_dump(), indent=2) + "\n"
+
+
+class Third(Contract):
+    current_version: ClassVar[int] = 3
+    size: int = 1
+
+
+def test_earlier_versions_are_read_and_later_ones_refused() -> None:
+    assert [Third.parse({"version": version}).version for version in (1, 2, 3, "3")] == [1, 2, 3, 3]
+    for version in (4, "4", 12):
+        with pytest.raises(SemalignError, match=f"^input: Third has format version {version}, .* reads up to 3: "):
+            Third.parse({"version": version})
+    for version in ("x", None):
+        with pytest.raises(SemalignError, match=f"^input: 'version' is {version!r}: input should be a valid "):
+            Third.parse({"version": version})
+
+
+class Leaf(Settings):
+    kind: Literal["leaf"] = "leaf"
+    size: int = Field(1, ge=1)
+
+    @field_validator("size")
+    @classmethod
+    def _odd(cls, size: int) -> int:
+        if size % 2 == 0:
+            raise ValueError("The size must be odd")
+        return size
+
+
+class Branch(Settings):
+    kind: Literal["branch"] = "branch"
+    width: int = 1
+    size: int = 1
+
+    @model_validator(mode="after")
+    def _slim(self) -> "Branch":
+        if self.width > self.size:
+            raise ValueError("width exceeds size")
+        return self
+
+
+class Empty(Settings):
+    pass
+
+
+class Tree(Settings):
+    part: Annotated[Leaf | Branch, Field(discriminator="kind")] = Leaf()
+    either: Leaf | None = None
+    many: tuple[Leaf, ...] = ()
+    empty: Empty = Empty()
+    counts: dict[str, int] = {}
+    needed: int
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ({"needed": 1, "part": {"kind": "leaf", "siz": 1}}, "unknown key 'part.siz': did you mean 'size'?"),
+        ({"needed": 1, "part": {"kind": "leaf", "width": 1}}, "unknown key 'part.width': known keys are kind, size"),
+        ({"needed": 1, "part": {"kind": "branch", "wdth": 1}}, "unknown key 'part.wdth': did you mean 'width'?"),
+        ({"needed": 1, "either": {"siz": 1}}, "unknown key 'either.siz': did you mean 'size'?"),
+        ({"needed": 1, "many": [{}, {"siz": 1}]}, "unknown key 'many.1.siz': did you mean 'size'?"),
+        ({"needed": 1, "empty": {"a": 1}}, "unknown key 'empty.a': known keys are none"),
+        ({"needed": 1, "zzzz": 1}, "unknown key 'zzzz': known keys are counts, either, empty, many, needed, part"),
+        ({"needed": 1, "ned": 1}, "unknown key 'ned': did you mean 'needed'?"),
+        ({}, "key 'needed' is missing"),
+        ({"needed": "x", "zzzz": 1}, "'needed' is 'x': input should be a valid integer"),
+        ({"needed": 1, "many": [{}, 3]}, "'many.1' is 3: input should be"),
+        ({"needed": 1, "many": [{"size": 0}]}, "'many.0.size' is 0: input should be greater than or equal to 1"),
+        ({"needed": 1, "part": {"kind": "leaf", "size": 2}}, "'part.size' is 2: the size must be odd"),
+        ({"needed": 1, "part": {"kind": "branch", "width": 2}}, "'part': width exceeds size"),
+        ({"needed": 1, "part": {"kind": "twig"}}, "'part' is {'kind': 'twig'}: input tag 'twig' found"),
+        (3, "'the whole' is 3: input should be"),
+    ],
+)
+def test_each_problem_is_one_sentence_that_names_its_place(data: object, message: str) -> None:
+    with pytest.raises(SemalignError) as caught:
+        Tree.parse(data, origin="here")
+    assert str(caught.value).startswith(f"here: {message}")
+    assert "Value error" not in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_rule_about_several_keys_of_the_whole_names_no_key() -> None:
+    with pytest.raises(SemalignError, match="^input: width exceeds size$"):
+        Branch.parse({"width": 2})

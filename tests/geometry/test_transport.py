@@ -280,3 +280,29 @@ def test_fidelity_reports_the_cka_of_each_layer(
     (layer,) = report.layers
     assert layer.cka_direct == pytest.approx(float(linear_cka(x, r)), abs=1e-3)
     assert layer.cka_transported == pytest.approx(float(linear_cka(x.float(), transport(r.float()))), abs=1e-6)
+
+
+@pytest.mark.parametrize("frame", ["cosine", "dual"])
+def test_fidelity_is_the_mean_cosine_and_the_cka_written_out(frame: str) -> None:
+    source, target = (SemanticBasis.from_head(normal(seed, 9, width)) for seed, width in ((0, 4), (1, 3)))
+    transport, within = fit_transport(source, target, frame=frame), fit_transport(source, source, frame="cosine")
+    x, r = normal(2, 6, 3).requires_grad_(), normal(3, 6, 4).requires_grad_()
+    shallow = PairedResiduals(1, 3, x, r)
+    report = measure_fidelity([shallow, PairedResiduals(2, 4, 2 * x + 1, r)], transport=transport, within_source=within)
+    assert (report.frame, report.fold_gain, report.tokens) == (frame, False, 6)
+    with torch.no_grad():
+        recomposed = within(r)
+        cosines = [float(a @ b / (a.norm() * b.norm())) for a, b in zip(recomposed, r, strict=True)]
+        assert min(cosines) < max(cosines) < 0.999
+        for layer in report.layers:
+            assert layer.recomposition_cosine == pytest.approx(sum(cosines) / 6, abs=1e-4)
+            assert layer.cka_transported == pytest.approx(float(linear_cka(x, transport(r))), abs=1e-4)
+            assert layer.cka_direct == pytest.approx(float(linear_cka(x, r)), abs=1e-4)
+    assert report.mean_cka_transported == pytest.approx(report.layers[0].cka_transported, abs=1e-4)
+    assert abs(report.layers[0].cka_transported - report.layers[0].cka_direct) > 1e-3
+
+
+def test_a_report_without_layers_has_a_mean_of_zero() -> None:
+    identity = Transport.identity(2)
+    report = measure_fidelity([], transport=identity, within_source=identity)
+    assert (report.mean_cka_transported, report.tokens, report.layers, report.frame) == (0, 0, (), "none")

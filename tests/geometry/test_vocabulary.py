@@ -44,6 +44,13 @@ def test_sides_are_exchangeable(first: list[str], second: list[str]) -> None:
     assert (there.only_in_source, there.only_in_target) == (back.only_in_target, back.only_in_source)
 
 
+def test_ids_are_long_and_one_shared_entry_is_enough() -> None:
+    shared = align_vocabularies({"a": 4, "b": 0}, {"a": 7, "c": 1, "d": 2})
+    assert (shared.source_ids.dtype, shared.target_ids.dtype) == (torch.long, torch.long)
+    assert (shared.source_ids.tolist(), shared.target_ids.tolist(), len(shared)) == ([4], [7], 1)
+    assert (shared.only_in_source, shared.only_in_target, shared.same_ids) == (1, 2, False)
+
+
 def test_disjoint_vocabularies_are_refused() -> None:
     with pytest.raises(SemalignError, match="none of their 1 and 2 entries"):
         align_vocabularies({"a": 0}, {"b": 0, "c": 1})
