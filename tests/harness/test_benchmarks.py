@@ -78,6 +78,7 @@ ROWS: dict[str, list[dict[str, Any]]] = {
         },
     ],
 }
+ADD = ["assert add(1, 2) == 3", "assert add(0, 0) == 0"]
 NUMBERS = ["3004", "-5", "2.5"]
 WRONG = {
     "gsm8k": " She has 3 and 4, so the answer is 123456.",
@@ -272,6 +273,8 @@ def test_a_judge_gets_all_programs_at_once(name: str, chat: bool, data: Path) ->
     for program, document, reading in zip(calls[0], documents, readings, strict=True):
         assert program.code == reading["extracted"] and reading["seconds"] == 0.5
         assert program.entry_point == document.get("entry_point") and program.prompt == document.get("prompt", "")
+    tests = {"humaneval": f"{documents[0].get('test')}\ncheck(lower)\n", "mbpp": "\n".join(["", *ADD])}
+    assert calls[0][0].tests == tests[name]
 
 
 @each_benchmark

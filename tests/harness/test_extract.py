@@ -217,6 +217,10 @@ COMPLETIONS = [
     (f"```python\n{BODY}```", PROMPT + BODY),
     ("```python\nreturn x * HELP\n```", PROMPT + "    return x * HELP\n"),
     ("1. Write it:\n\n   ```python\n   def double(x):\n       return x * HELP\n   ```", HEAD + FUNCTION),
+    (
+        '```python\ndef double(x):\n    assert """a\n    \nb""" == "a\\n    \\nb"\n    return 2 * x\n```',
+        HEAD + 'def double(x):\n    assert """a\n    \nb""" == "a\\n    \\nb"\n    return 2 * x\n',
+    ),
     (f"def halve(x):\n    return x / 2\n\n{FUNCTION}", None),
     (f"```python\nimport math\n\n{FUNCTION}\nprint(double(1))\n```", None),
     (f"```python\n{PROMPT}{BODY}```", HEAD + PROMPT + BODY),

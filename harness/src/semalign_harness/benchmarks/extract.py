@@ -2,7 +2,6 @@
 
 import decimal
 import re
-import textwrap
 import warnings
 from collections.abc import Iterable
 from fractions import Fraction
@@ -37,7 +36,7 @@ _ASIDE = re.compile(r"(?<!\\)\([^()]*\)")
 _SENTENCE = re.compile(r"(?<=[.!?])\s+")
 _FLEXIBLE = re.compile(r"(-?[$0-9.,]{2,})|(-?[0-9]+)")
 
-_FENCE = re.compile(r"`{3,}([^\n`]*)\n?")
+_FENCE = re.compile(r"(?P<indent>^[ \t]+)?`{3,}(?P<info>[^\n`]*)\n?", re.MULTILINE)
 _LANGUAGE = re.compile(r"\s*\{?\.?[A-Za-z][\w+#.-]*\}?\s*")
 _CODE_LINE = re.compile(r"^(?:async def|def|class|import|from|@)\b|^@", re.MULTILINE)
 
@@ -176,16 +175,21 @@ def _answer_block(text: str, entry_point: str | None) -> str:
 
 def _blocks(text: str) -> list[str]:
     fences = list(_FENCE.finditer(text))
-    tagged = [bool(_LANGUAGE.fullmatch(fence[1])) for fence in fences]
+    tagged = [bool(_LANGUAGE.fullmatch(fence["info"])) for fence in fences]
     blocks = []
     start: int | None = None
+    indent = ""
     if fences and not tagged[0] and (len(fences) == 1 or tagged[1]):
         start = 0  # a closing fence that nothing opened
     for fence, opens in zip(fences, tagged, strict=True):
         if start is not None:
-            blocks.append(textwrap.dedent(text[start : fence.start()]))
-        start = fence.end() if opens or start is None else None
-    return blocks if start is None else [*blocks, textwrap.dedent(text[start:])]
+            blocks.append(_unindented(text[start : fence.start()], indent))
+        start, indent = (fence.end(), fence["indent"] or "") if opens or start is None else (None, "")
+    return blocks if start is None else [*blocks, _unindented(text[start:], indent)]
+
+
+def _unindented(block: str, indent: str) -> str:
+    return "\n".join(line.removeprefix(indent) for line in block.split("\n"))
 
 
 def _definition(entry_point: str | None) -> re.Pattern[str]:
