@@ -76,6 +76,9 @@ HOSTILE: dict[str, Hostile] = {
     "exec": attack("import os\nos.execv('/bin/sh', ['sh', '-c', 'touch @FOLDER@/exec'])"),
     "posix_spawn": attack("import os\nos.posix_spawn('/bin/sh', ['sh', '-c', 'touch @FOLDER@/spawn'], {})"),
     "ctypes system": attack("import ctypes\nctypes.CDLL(None).system(b'touch @FOLDER@/ctypes')"),
+    # No hook of Python sees these two: they stand for all that the kernel alone refuses.
+    "session": attack("import os\nos.setsid()"),
+    "file in memory": attack("import os\nos.memfd_create('x')"),
     # Signals
     "kill the judge": attack("import os\nos.kill(@PID@, 9)"),
     "kill the parent": attack("import os\nos.kill(os.getppid(), 9)"),
@@ -208,6 +211,8 @@ HOSTILE: dict[str, Hostile] = {
     ),
     "pass marker": Hostile("print('passed')\nimport sys\nsys.stderr.write('OK')\ndef f(x): print('passed')", "failed"),
     "only a marker": Hostile("print('passed')", "failed", "NameError"),
+    "bytes that are no text": Hostile("\0" + ANSWER, "failed"),
+    "half a character as code": Hostile("x = '\ud800'" + ANSWER, "failed", "Unicode"),
     # Faked equality
     "object equal to all": Hostile(FAKE.format(base="object", value=""), "failed", "Assertion"),
     "int equal to all": Hostile(FAKE.format(base="int", value="7"), "failed", "Assertion"),

@@ -184,6 +184,11 @@ def test_a_weak_sandbox_needs_a_word(monkeypatch: pytest.MonkeyPatch) -> None:
     assert passed.passed and refused.reason == "failed" and "PermissionError" in refused.detail
 
 
+@pytest.mark.skipif(probe().namespaces not in ("user", "root"), reason="needs namespaces of our own")
+def test_a_program_is_the_only_process_that_it_knows() -> None:
+    assert judged(Program("import os\ndef f(): return os.getpid(), os.getppid()", "assert f() == (1, 0)"))[0].passed
+
+
 def test_a_layer_that_cannot_be_applied_stops_everything(monkeypatch: pytest.MonkeyPatch) -> None:
     false = probe().model_copy(update={"limits": ["NONSENSE"], "strong": True})
     monkeypatch.setattr(_judge, "probe", lambda: false)

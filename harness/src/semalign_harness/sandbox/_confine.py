@@ -51,153 +51,33 @@ class Machine:
         self.fcntl, self.ioctl, self.prlimit, self.clone3 = fcntl, ioctl, prlimit, clone3
 
 
-X86_64 = Machine(
-    0xC000003E,
-    # fmt: off
-    (
-        0,
-        1,
-        19,
-        20,
-        17,
-        3,  # read write readv writev pread64 close
-        5,
-        262,
-        332,
-        8,
-        217,
-        257,
-        267,
-        269,
-        439,  # fstat newfstatat statx lseek getdents64 openat readlinkat faccessat*
-        32,
-        292,
-        293,
-        271,
-        270,  # dup dup3 pipe2 ppoll pselect6
-        9,
-        11,
-        10,
-        25,
-        28,
-        12,  # mmap munmap mprotect mremap madvise brk
-        202,
-        273,
-        334,
-        24,
-        204,  # futex set_robust_list rseq sched_yield sched_getaffinity
-        39,
-        186,
-        110,
-        102,
-        107,
-        104,
-        108,  # getpid gettid getppid getuid geteuid getgid getegid
-        228,
-        229,
-        230,
-        35,
-        96,
-        100,
-        98,  # clock_gettime clock_getres *nanosleep gettimeofday times getrusage
-        318,
-        63,
-        99,
-        79,  # getrandom uname sysinfo getcwd
-        13,
-        14,
-        15,
-        131,
-        60,
-        231,
-        219,  # rt_sigaction rt_sigprocmask rt_sigreturn sigaltstack exit exit_group restart
-        2,
-        4,
-        6,
-        21,
-        89,
-        7,
-        23,
-        22,
-        33,
-        201,
-        158,
-        78,
-        97,  # open stat lstat access readlink poll select pipe dup2 time
-    ),
-    # fmt: on
-    fcntl=72,
-    ioctl=16,
-    prlimit=302,
-    clone3=435,
+# fmt: off
+ALLOWED_X86_64 = (
+    0, 1, 19, 20, 17, 3,  # read write readv writev pread64 close
+    5, 262, 332, 8, 217, 257, 267, 269, 439,  # fstat newfstatat statx lseek getdents64 openat readlinkat faccessat*
+    32, 292, 293, 271, 270,  # dup dup3 pipe2 ppoll pselect6
+    9, 11, 10, 25, 28, 12,  # mmap munmap mprotect mremap madvise brk
+    202, 273, 334, 24, 204,  # futex set_robust_list rseq sched_yield sched_getaffinity
+    39, 186, 110, 102, 107, 104, 108,  # getpid gettid getppid getuid geteuid getgid getegid
+    228, 229, 230, 35, 96, 100, 98,  # clock_gettime clock_getres *nanosleep gettimeofday times getrusage
+    318, 63, 99, 79,  # getrandom uname sysinfo getcwd
+    13, 14, 15, 131, 60, 231, 219,  # rt_sigaction rt_sigprocmask rt_sigreturn sigaltstack exit exit_group restart
+    2, 4, 6, 21, 89, 7, 23, 22, 33, 201, 158, 78, 97,  # open stat lstat access readlink poll select pipe dup2 time ...
 )
-AARCH64 = Machine(
-    0xC00000B7,
-    # fmt: off
-    (
-        63,
-        64,
-        65,
-        66,
-        67,
-        57,
-        80,
-        79,
-        291,
-        62,
-        61,
-        56,
-        78,
-        48,
-        439,
-        23,
-        24,
-        59,
-        73,
-        72,
-        222,
-        215,
-        226,
-        216,
-        233,
-        214,
-        98,
-        99,
-        293,
-        124,
-        123,
-        172,
-        178,
-        173,
-        174,
-        175,
-        176,
-        177,
-        113,
-        114,
-        115,
-        101,
-        169,
-        153,
-        165,
-        278,
-        160,
-        179,
-        17,
-        134,
-        135,
-        139,
-        132,
-        93,
-        94,
-        128,
-    ),
-    # fmt: on
-    fcntl=25,
-    ioctl=29,
-    prlimit=261,
-    clone3=435,
+ALLOWED_AARCH64 = (  # the same, in the same order; the last line has no counterpart
+    63, 64, 65, 66, 67, 57,
+    80, 79, 291, 62, 61, 56, 78, 48, 439,
+    23, 24, 59, 73, 72,
+    222, 215, 226, 216, 233, 214,
+    98, 99, 293, 124, 123,
+    172, 178, 173, 174, 175, 176, 177,
+    113, 114, 115, 101, 169, 153, 165,
+    278, 160, 179, 17,
+    134, 135, 139, 132, 93, 94, 128,
 )
+# fmt: on
+X86_64 = Machine(0xC000003E, ALLOWED_X86_64, fcntl=72, ioctl=16, prlimit=302, clone3=435)
+AARCH64 = Machine(0xC00000B7, ALLOWED_AARCH64, fcntl=25, ioctl=29, prlimit=261, clone3=435)
 MACHINES = {"x86_64": X86_64, "aarch64": AARCH64}
 # Descriptor flags (no owner, no signals: F_SETOWN would let a process signal others), and what isatty asks.
 FCNTL_COMMANDS = (0, 1, 2, 3, 1030)  # F_DUPFD F_GETFD F_SETFD F_GETFL F_DUPFD_CLOEXEC
