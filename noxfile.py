@@ -99,5 +99,16 @@ def demo(session: nox.Session) -> None:
     session.run("semalign", "run", "tiny", *session.posargs)
 
 
+TASKS = ("mmlu", "gsm8k", "humaneval", "mbpp")
+
+
+@nox.session(name="eval", tags=["eval"], default=False)
+@nox.parametrize("task", TASKS, ids=TASKS)
+def evaluation(session: nox.Session, task: str) -> None:
+    """Put a model to one benchmark: `nox -s "eval(gsm8k)" -- MODEL`, `nox -t eval -- --config FILE` for all four."""
+    install(session, *with_siblings("harness"))
+    session.run("semalign", "evaluate", *session.posargs, "--tasks", task)
+
+
 if __name__ == "__main__":
     nox.main()

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from semalign_attribution import IGNORE
 from semalign_geometry import SemalignError
-from semalign_harness import arithmetic_rows, build_tokenizer, encode_rows, load_rows
+from semalign_harness import arithmetic_rows, build_tokenizer, encode_rows, load_experiment, load_rows
 from semalign_harness.data import batches, split_rows
 from semalign_harness.experiment import DataConfig, RowsConfig
 
@@ -139,3 +139,19 @@ def test_places_without_rows_are_named(tmp_path: Path) -> None:
         load_rows(RowsConfig(path=str(broken)))
     with pytest.raises(SemalignError, match="generated:arithmetic"):
         load_rows(RowsConfig(path="generated:poems"))
+
+
+def test_a_template_makes_text_of_several_fields() -> None:
+    config = load_experiment("llama-2-mmlu").data.train
+    row = {"question": " 1 + 1? ", "subject": "abstract_algebra", "choices": ["1", "2", "3", "None"], "answer": 1}
+    fields = RowsConfig(path="rows", prompt="question", completion="answer")
+    text = (
+        "The following are multiple choice questions (with answers) about abstract algebra.\n\n"
+        "1 + 1?\nA. 1\nB. 2\nC. 3\nD. None\nAnswer:"
+    )
+    (found,) = encode_rows([row], TOKENIZER, config=config)
+    (expected,) = encode_rows([{"question": text, "answer": "B"}], TOKENIZER, config=fields)
+    assert found == expected and found.answer == "B"
+    for broken in ({"question": "?"}, {**row, "answer": 7}, {**row, "choices": []}):
+        with pytest.raises(SemalignError, match=r"template .* does not fit a row of cais/mmlu, whose fields are"):
+            encode_rows([broken], TOKENIZER, config=config)

@@ -96,7 +96,7 @@ def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
     chat.add_argument("--chat", action="store_const", const=True, help="prompts through the model's chat template")
     chat.add_argument("--plain", dest="chat", action="store_const", const=False, help="prompts as they are")
     parser.add_argument("--allow-weak-sandbox", action="store_const", const=True, help="see allow_weak_sandbox")
-    _common_arguments(parser, "folder of the result (default: evaluations/NAME, numbered when taken)")
+    _common_arguments(parser, "folder of the result (default: evaluations/NAME)")
 
 
 def _compare_arguments(parser: argparse.ArgumentParser) -> None:
@@ -176,7 +176,7 @@ def _evaluate(options: argparse.Namespace) -> int:
         raise SemalignError("evaluate needs a model: a hub id, a model folder or a .gguf file")
     config = EvaluationConfig.parse(tree, origin=str(options.config[-1]) if options.config else "evaluation")
     name = "-".join(Path(config.model.path).with_suffix("").parts[-2:]).replace(":", "-").strip("/")
-    folder = options.out or _free_folder(Path("evaluations"), name)
+    folder = options.out or Path("evaluations") / name
     _hush()
     result = evaluate(config, folder, console=Console(quiet=options.quiet))
     if result is not None:

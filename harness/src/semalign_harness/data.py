@@ -9,7 +9,8 @@ from typing import Any
 
 import datasets
 import torch
-from jinja2 import TemplateError
+from jinja2 import StrictUndefined, TemplateError
+from jinja2.sandbox import ImmutableSandboxedEnvironment
 from semalign_attribution import IGNORE, Batch
 from semalign_geometry import SemalignError
 from torch.nn.utils.rnn import pad_sequence
@@ -20,6 +21,7 @@ from .tiny import arithmetic_rows
 
 Row = dict[str, Any]
 GENERATED_ROWS = 5_000
+TEMPLATES = ImmutableSandboxedEnvironment(undefined=StrictUndefined, keep_trailing_newline=True)
 
 
 @dataclass(frozen=True)
@@ -204,17 +206,30 @@ def _messages(row: Row, config: RowsConfig) -> list[dict[str, str]]:
         if len(messages) < 2 or messages[-1]["role"] != "assistant" or not messages[-1]["content"].strip():
             raise SemalignError(f"a row of {config.path} has no answer: its last message must be the assistant's")
         return messages
-    missing = [field for field in (config.prompt, config.completion) if field not in row]
+    missing = [field for field in (config.prompt, config.completion) if "{{" not in field and field not in row]
     if missing:
         raise SemalignError(
             f"a row of {config.path} has neither messages nor the field {missing[0]!r}; its fields are "
             f"{', '.join(row)}: name the right ones in data.train.prompt and data.train.completion"
         )
-    prompt, completion = ("" if row[key] is None else str(row[key]) for key in (config.prompt, config.completion))
+    prompt, completion = (_text(row, field, config) for field in (config.prompt, config.completion))
     if not prompt.strip() or not completion.strip():
         empty = config.completion if prompt.strip() else config.prompt
         raise SemalignError(f"a row of {config.path} has no answer or prompt: its field {empty!r} is empty")
     return [{"role": "user", "content": prompt}, {"role": "assistant", "content": completion}]
+
+
+def _text(row: Row, field: str, config: RowsConfig) -> str:
+    """A field of a row, or a template filled with its fields."""
+    if "{{" not in field:
+        return "" if row[field] is None else str(row[field])
+    try:
+        return TEMPLATES.from_string(field).render(row)
+    except Exception as error:  # an expression in a template can fail in any way
+        raise SemalignError(
+            f"the template {field[:60]!r} does not fit a row of {config.path}, whose fields are {', '.join(row)}: "
+            f"{error}"
+        ) from error
 
 
 def batches(examples: Sequence[Example], batch_size: int) -> list[Batch]:

@@ -46,9 +46,9 @@ class RowsConfig(Settings):
     split: str = "train"
     """Split of a hub data set, or of generated rows (`train`, `held_out`)."""
     prompt: str = "prompt"
-    """Field of the prompt, in rows without `messages`."""
+    """Field of the prompt, in rows without `messages`; or, with `{{`, a Jinja template over the fields."""
     completion: str = "completion"
-    """Field of the answer, in rows without `messages`."""
+    """Field of the answer, in rows without `messages`; or, with `{{`, a Jinja template over the fields."""
 
 
 class DataConfig(Settings):

@@ -99,6 +99,8 @@ class BenchmarkResult(Settings):
     """Top-1 agreement with the source on tokens of the gold answers."""
     reasons: dict[str, int]
     """How often programs ended in each way."""
+    truncated: int
+    """Prompts that were cut on the left because they are longer than the model reads."""
     seconds: float
     """Wall time of the model over all documents, earlier runs included."""
 

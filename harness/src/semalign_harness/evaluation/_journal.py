@@ -158,6 +158,13 @@ class JournaledLM(LM):  # type: ignore[misc]  # lm-eval is untyped
         """Not asked for by any benchmark here."""
         raise SemalignError("rolling log-likelihoods are not kept: no benchmark here asks for them")
 
+    def tokens(self, arguments: Sequence[Any]) -> int:
+        """Longest input that a request can become, in tokens."""
+        context, rest = arguments
+        if isinstance(rest, dict):
+            return len(self._tokenizer(context)["input_ids"]) + int(rest["max_gen_toks"])
+        return len(self._tokenizer(context + rest)["input_ids"])
+
     def answers(self, kind: str, requests: Sequence[Sequence[object]]) -> list[Answer]:
         """What was kept of requests, given by their arguments."""
         kept = [self._journal.get(request_key(kind, *arguments)) for arguments in requests]
@@ -180,7 +187,7 @@ class JournaledLM(LM):  # type: ignore[misc]  # lm-eval is untyped
 
     def _batches(self, kind: str, missing: dict[str, Instance]) -> Iterator[list[str]]:
         """Keys in batches of alike length, the longest first; continuations of one context stay together."""
-        lengths = {key: self._tokens(request) for key, request in missing.items()}
+        lengths = {key: self.tokens(request.args) for key, request in missing.items()}
         order = sorted(missing, key=lambda key: (-lengths[key], missing[key].args[0]))
         start = 0
         while start < len(order):
@@ -190,13 +197,6 @@ class JournaledLM(LM):  # type: ignore[misc]  # lm-eval is untyped
                 stop += 1
             yield order[start:stop]
             start = stop
-
-    def _tokens(self, request: Instance) -> int:
-        """Longest input that a request can become."""
-        context, rest = request.args
-        if isinstance(rest, dict):
-            return len(self._tokenizer(context)["input_ids"]) + int(rest["max_gen_toks"])
-        return len(self._tokenizer(context + rest)["input_ids"])
 
     @staticmethod
     def _same_context(missing: dict[str, Instance], order: list[str], stop: int) -> bool:

@@ -28,7 +28,7 @@ from ..resources import pick_device
 from ..sandbox import judge, probe
 from ..statistics import Estimate, mean, proportion
 from ._agreement import Agreement, Text, agreements
-from ._contracts import BenchmarkResult, EvaluationConfig, EvaluationResult, ItemRecord
+from ._contracts import BenchmarkResult, EvaluationConfig, EvaluationResult, ItemRecord, Name
 from ._journal import Journal, JournaledLM
 
 PACKAGES = ("semalign-harness", "lm-eval", "torch", "transformers")
@@ -42,6 +42,8 @@ BITS = 1 / float(torch.log(torch.tensor(2.0)))
 def evaluate(config: EvaluationConfig, folder: Path, *, console: Console | None = None) -> EvaluationResult | None:
     """Evaluate a model on benchmarks, into a folder with `result.json` and one `items-<benchmark>.jsonl` for each.
 
+    A folder that holds other benchmarks of the same evaluation gets these in addition.
+
     What the model answers is kept under `cache_folder()/evaluations` as it comes: the same call costs nothing a second
     time, and after an interruption it goes on where it stopped. Started by `accelerate launch`, the documents are
     shared out over the ranks.
@@ -50,7 +52,8 @@ def evaluate(config: EvaluationConfig, folder: Path, *, console: Console | None 
         The result; None on every rank but the first.
 
     Raises:
-        SemalignError: the model, the documents or the sandbox cannot be used. OSError: the disk is full.
+        SemalignError: the model, the documents or the sandbox cannot be used, or the folder holds another evaluation.
+        OSError: the disk is full.
     """
     console = console or Console(quiet=True)
     with console.step("read rows, tokenizers and configurations"):
@@ -70,6 +73,9 @@ def evaluate(config: EvaluationConfig, folder: Path, *, console: Console | None 
             "mbpp out, or set allow_weak_sandbox=true where nothing can be lost"
         )
 
+    _check_positions(config, opened, chat)
+    earlier = _earlier(folder, config, model_sha256)
+
     runner = _Runner(config, opened, chat, model_sha256, console)
     results = {
         name: runner.run(find_benchmark(name), documents, indices) for name, (documents, indices) in drawn.items()
@@ -88,13 +94,18 @@ def evaluate(config: EvaluationConfig, folder: Path, *, console: Console | None 
                 record |= {"kl": value.kl, "agreement": value.agreement, "tokens": value.tokens}
 
     folder.mkdir(parents=True, exist_ok=True)
-    benchmarks = {}
+    benchmarks: dict[Name, BenchmarkResult] = {}
     for name, records in results.items():
         items = [ItemRecord.model_validate(record) for record in records]
         replace_file(folder / f"items-{name}.jsonl", "".join(item.model_dump_json() + "\n" for item in items))
-        benchmarks[name] = _summary(find_benchmark(name), items, *drawn[name], chat=chat)
+        benchmarks[name] = _summary(
+            find_benchmark(name), items, *drawn[name], chat=chat, truncated=runner.truncated[name]
+        )
+    if earlier is not None:
+        benchmarks = {**earlier.benchmarks, **benchmarks}
+        level = level or earlier.sandbox
     result = EvaluationResult(
-        config=config,
+        config=config.model_copy(update={"tasks": tuple(benchmarks)}),
         model_sha256=model_sha256,
         source_sha256=source_sha256,
         chat=chat,
@@ -112,6 +123,33 @@ def _draw(benchmark: Benchmark, config: EvaluationConfig) -> tuple[list[Document
     return documents, sample(documents, config.limit, config.seed)
 
 
+def _earlier(folder: Path, config: EvaluationConfig, model_sha256: str) -> EvaluationResult | None:
+    """What the folder holds of the same evaluation."""
+    if not (folder / "result.json").is_file():
+        return None
+    earlier = EvaluationResult.read(folder / "result.json")
+    asked = config.model_copy(update={"tasks": earlier.config.tasks})
+    if earlier.config != asked or earlier.model_sha256 != model_sha256:
+        differing = [
+            key for key in EvaluationConfig.model_fields if getattr(earlier.config, key) != getattr(asked, key)
+        ]
+        raise SemalignError(
+            f"{folder} holds another evaluation ({', '.join(differing) or 'the model'} differs): choose another folder "
+            "with --out"
+        )
+    return earlier
+
+
+def _check_positions(config: EvaluationConfig, opened: OpenedModel, chat: bool) -> None:
+    for name in config.tasks:
+        generated = find_benchmark(name).protocol(chat=chat).max_new_tokens or 0
+        if opened.positions is not None and opened.positions <= generated:
+            raise SemalignError(
+                f"{name} generates up to {generated} tokens, {config.model.path} reads at most {opened.positions} in "
+                f"all: leave {name} out of tasks"
+            )
+
+
 class _Runner:
     """One model with its journal, put to one benchmark after another."""
 
@@ -124,6 +162,7 @@ class _Runner:
         rank, ranks = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
         folder = cache_folder() / "evaluations" / f"{_short(model_sha256)}-{self.dtype}-{config.backend}"
         self.journals = folder
+        self.truncated: Counter[str] = Counter()
         self.lm = JournaledLM(
             self._make,
             Journal(folder / f"answers-{rank}.jsonl", also=sorted(folder.glob("answers-*.jsonl"))),
@@ -188,6 +227,14 @@ class _Runner:
             answers = self.lm.answers(kind, entry["arguments"])
             seconds, batch = sum(answer.seconds for answer in answers), max(answer.batch for answer in answers)
             records.append({"index": index, "seconds": seconds, "batch": batch, **vars(outcome)})
+        if self.opened.positions is not None:
+            longest = [max(map(self.lm.tokens, entry["arguments"])) for entry in samples]
+            self.truncated[benchmark.name] = sum(tokens > self.opened.positions for tokens in longest)
+        if self.truncated[benchmark.name]:
+            self.console.note(
+                f"{self.truncated[benchmark.name]} prompts of {benchmark.name} are longer than the model reads, and "
+                "were cut on the left"
+            )
         return records
 
     def texts(self, benchmark: Benchmark, documents: list[Document], indices: list[int]) -> list[Text]:
@@ -245,7 +292,13 @@ def _comparer(
 
 
 def _summary(
-    benchmark: Benchmark, items: list[ItemRecord], documents: list[Document], indices: list[int], *, chat: bool
+    benchmark: Benchmark,
+    items: list[ItemRecord],
+    documents: list[Document],
+    indices: list[int],
+    *,
+    chat: bool,
+    truncated: int,
 ) -> BenchmarkResult:
     rows = json.dumps([documents[index] for index in indices], sort_keys=True)
 
@@ -266,6 +319,7 @@ def _summary(
         kl=weighted([(item.kl, item.tokens) for item in items]),
         agreement=weighted([(item.agreement, item.tokens) for item in items]),
         reasons=dict(Counter(item.reason for item in items if item.reason is not None)),
+        truncated=truncated,
         seconds=sum(item.seconds for item in items),
     )
 

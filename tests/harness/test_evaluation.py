@@ -1,0 +1,355 @@
+"""Evaluations: figures against plain forward passes, answers that are never computed twice or lost, comparisons."""
+
+import gzip
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+from lm_eval.api.instance import Instance
+from lm_eval.api.model import LM
+from semalign_geometry import SemalignError
+from semalign_harness.benchmarks import BENCHMARKS
+from semalign_harness.cli import main
+from semalign_harness.evaluation import (
+    EvaluationConfig,
+    EvaluationResult,
+    evaluate,
+    over_seeds,
+    pair,
+    read_evaluation,
+)
+from semalign_harness.evaluation import _run as runner
+from semalign_harness.evaluation._journal import Answer, Journal, JournaledLM, request_key
+from semalign_harness.models import load_model, open_model
+
+from tests.harness.test_benchmarks import ROWS
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("benchmarks")
+    for name, rows in ROWS.items():
+        (folder / name).mkdir()
+        with gzip.open(folder / name / "test.jsonl.gz", "wt", encoding="utf-8") as file:
+            file.write("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def models(pair: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """The pair with room for a long response."""
+    copies = []
+    for folder in pair:
+        copy = tmp_path_factory.mktemp("long") / folder.name
+        shutil.copytree(folder, copy)
+        settings = json.loads((copy / "config.json").read_text(encoding="utf-8"))
+        (copy / "config.json").write_text(json.dumps(settings | {"max_position_embeddings": 2048}), encoding="utf-8")
+        copies.append(copy)
+    return copies[0], copies[1]
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("SEMALIGN_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def config_of(model: Path, data: Path, **settings: Any) -> EvaluationConfig:
+    tree = {"model": {"path": str(model)}, "data": str(data), "device": "cpu", **settings}
+    return EvaluationConfig.parse(tree, origin="test")
+
+
+def evaluated(model: Path, data: Path, folder: Path, **settings: Any) -> EvaluationResult:
+    result = evaluate(config_of(model, data, **settings), folder)
+    assert result is not None
+    return result
+
+
+def plain_log_probs(folder: Path, prompt: str, answer: str) -> tuple[torch.Tensor, list[int]]:
+    loaded = load_model(open_model(config_of(folder, folder).model))
+    ids = [loaded.tokenizer(text, add_special_tokens=False)["input_ids"] for text in (prompt, answer)]
+    with torch.no_grad():
+        logits = loaded.model(torch.tensor([ids[0] + ids[1]])).logits[0, len(ids[0]) - 1 : -1]
+    return logits.double().log_softmax(-1), ids[1]
+
+
+def test_figures_equal_plain_forward_passes(models: tuple[Path, Path], data: Path, tmp_path: Path) -> None:
+    source, target = models
+    result = evaluated(target, data, tmp_path / "out", source={"path": str(source)}, tasks=["gsm8k", "mmlu"])
+    assert EvaluationResult.read(tmp_path / "out" / "result.json") == result
+    bits = size = kl = agreement = tokens = 0.0
+    for item in read_evaluation(tmp_path / "out").items["gsm8k"]:
+        gold = BENCHMARKS["gsm8k"].gold(ROWS["gsm8k"][item.index], chat=True)
+        ours, answer = plain_log_probs(target, item.prompt, gold.answer)
+        theirs, _ = plain_log_probs(source, item.prompt, gold.answer)
+        bits -= float(ours[range(len(answer)), answer].sum()) / torch.tensor(2.0).log().item()
+        size += len(gold.answer.encode())
+        kl += float(F.kl_div(ours[:, :299], theirs[:, :299], log_target=True, reduction="sum"))
+        agreement += float((ours.argmax(1) == theirs.argmax(1)).sum())
+        tokens += len(answer)
+    found = result.benchmarks["gsm8k"]
+    assert found.bits_per_byte is not None and found.kl is not None and found.agreement is not None
+    assert found.bits_per_byte.value == pytest.approx(bits / size, rel=1e-4)
+    assert found.kl.value == pytest.approx(kl / tokens, rel=0.05)  # the plain one counts padded rows of the heads
+    assert found.agreement.value == pytest.approx(agreement / tokens, abs=1e-6)
+    choices = {item.index: item for item in read_evaluation(tmp_path / "out").items["mmlu"]}
+    for index, row in enumerate(ROWS["mmlu"]):
+        log_probs = [float(plain_log_probs(target, choices[index].prompt, c)[0][0, i]) for c, i in letters(target)]
+        assert choices[index].correct == (log_probs.index(max(log_probs)) == row["answer"])
+        gold_nats = (choices[index].gold_bits or 0.0) * torch.tensor(2.0).log().item()
+        assert gold_nats == pytest.approx(-log_probs[row["answer"]], rel=1e-4)
+
+
+def letters(folder: Path) -> list[tuple[str, int]]:
+    tokenizer = open_model(config_of(folder, folder).model).tokenizer
+    return [(c, tokenizer(c, add_special_tokens=False)["input_ids"][0]) for c in "ABCD"]
+
+
+class Knowing(LM):
+    """Gives every reference solution, or none."""
+
+    def __init__(self, right: bool) -> None:
+        super().__init__()
+        self.right = right
+        self.asked: Counter[str] = Counter()
+        self.answers: dict[str, str] = {}
+        for name, rows in ROWS.items():
+            for row in rows:
+                gold = BENCHMARKS[name].gold(row, chat=False)
+                self.answers[gold.prompt + gold.prefix] = gold.answer
+
+    def loglikelihood(self, requests: list[Instance], **_: Any) -> list[tuple[float, bool]]:
+        self.asked.update(request.args[0] + request.args[1] for request in requests)
+        return [(-1.0 if (self.answers[r.args[0]] == r.args[1]) == self.right else -2.0, True) for r in requests]
+
+    def generate_until(self, requests: list[Instance], **_: Any) -> list[str]:
+        self.asked.update(request.args[0] for request in requests)
+        return [self.answers[request.args[0]] if self.right else "nothing" for request in requests]
+
+    def loglikelihood_rolling(self, requests: list[Instance]) -> list[float]:
+        raise AssertionError
+
+
+@pytest.mark.parametrize("right", [True, False])
+def test_a_model_that_knows_everything_scores_one(
+    right: bool, models: tuple[Path, Path], data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runner._Runner, "_make", lambda self: Knowing(right))
+    result = evaluated(models[1], data, tmp_path / "out", chat=False)
+    assert {name: found.figure.value for name, found in result.benchmarks.items()} == dict.fromkeys(ROWS, float(right))
+    assert result.sandbox is not None and result.benchmarks["mbpp"].reasons == {
+        "passed" if right else "failed": len(ROWS["mbpp"])
+    }
+
+
+def test_a_second_call_asks_the_model_nothing(
+    models: tuple[Path, Path], data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings: dict[str, Any] = {"source": {"path": str(models[0])}, "tasks": ["mmlu", "gsm8k"], "limit": 2}
+    first = evaluated(models[1], data, tmp_path / "one", **settings)
+
+    def nothing(*arguments: object, **settings: object) -> None:
+        raise AssertionError("a model was loaded")
+
+    monkeypatch.setattr(runner, "load_model", nothing)
+    assert evaluated(models[1], data, tmp_path / "two", **settings) == first
+    for name in ("mmlu", "gsm8k"):
+        one, two = ((tmp_path / folder / f"items-{name}.jsonl").read_bytes() for folder in ("one", "two"))
+        assert one == two
+    with pytest.raises(AssertionError, match="a model was loaded"):  # another model has other answers
+        evaluated(models[0], data, tmp_path / "three", tasks=["mmlu"])
+
+
+def test_a_killed_evaluation_goes_on(models: tuple[Path, Path], data: Path, tmp_path: Path, cache: Path) -> None:
+    command = [sys.executable, "-m", "semalign_harness", "evaluate", str(models[1]), "--data", str(data), "--quiet"]
+    command += ["--tasks", "gsm8k,mbpp", "--out", str(tmp_path / "out"), "batch_size=1", "gold=false", "device=cpu"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, env=environment, start_new_session=True)
+    journal = None
+    deadline = time.monotonic() + 120
+    while process.poll() is None and time.monotonic() < deadline:
+        journal = next(iter(cache.glob("evaluations/*/answers-0.jsonl")), None)
+        if journal is not None and journal.read_bytes().count(b"\n") >= 2:
+            os.killpg(process.pid, signal.SIGKILL)
+            break
+        time.sleep(0.005)
+    assert process.wait() == -signal.SIGKILL and journal is not None, "it ended before it could be killed"
+    before = journal.read_bytes().rpartition(b"\n")[0]
+    assert not (tmp_path / "out").exists()
+    subprocess.run(command, env=environment, check=True, capture_output=True)
+    lines = journal.read_bytes().splitlines()
+    assert lines[: before.count(b"\n") + 1] == before.splitlines(), "answers of the first run are kept"
+    keys = [json.loads(line)["key"] for line in lines]
+    assert len(keys) == len(set(keys)) == len(ROWS["gsm8k"]) + len(ROWS["mbpp"])
+
+
+@given(st.dictionaries(st.text(min_size=1), st.text(), min_size=1), st.data())
+def test_a_journal_cut_anywhere_loses_the_torn_line_alone(answers: dict[str, str], data: st.DataObject) -> None:
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "deep" / "answers.jsonl"
+        journal = Journal(path)
+        for key, value in answers.items():
+            journal.add({key: Answer(value, 0.5, 3)})
+        content = path.read_bytes()
+        cut = data.draw(st.integers(0, len(content)))
+        path.write_bytes(content[:cut])
+        whole = content[:cut].count(b"\n")
+        again = Journal(path)
+        assert len(again) == whole
+        again.add({"\n new": Answer([-1.5, True], 0.0, 1)})
+        kept = {key: Answer(value, 0.5, 3) for key, value in list(answers.items())[:whole]}
+        found = Journal(path)
+        assert {key: found.get(key) for key in kept} == kept and found.get("\n new") == Answer([-1.5, True], 0.0, 1)
+
+
+@given(st.lists(st.text(min_size=1, max_size=8), min_size=1, max_size=12), st.integers(1, 5))
+def test_every_request_is_asked_once_and_answered_in_order(texts: list[str], size: int) -> None:
+    import tempfile
+
+    class Echo(Knowing):
+        def generate_until(self, requests: list[Instance], **_: Any) -> list[str]:
+            assert len(requests) <= size
+            self.asked.update(request.args[0] for request in requests)
+            return [request.args[0][::-1] for request in requests]
+
+    def tokenizer(text: str) -> dict[str, list[str]]:
+        return {"input_ids": list(text)}
+
+    with tempfile.TemporaryDirectory() as folder:
+        inner = Echo(True)
+        lm = JournaledLM(
+            lambda: inner,
+            Journal(Path(folder) / "answers.jsonl"),
+            tokenizer,  # type: ignore[arg-type]
+            batch_size=lambda kind, tokens: size,
+            progress=lambda label, total: lambda more: None,
+        )
+        requests = [Instance("generate_until", {}, (text, {"max_gen_toks": 4}), 0) for text in texts]
+        for _ in range(2):
+            assert lm.generate_until(requests) == [text[::-1] for text in texts]
+        assert inner.asked == Counter(set(texts))
+
+
+def test_keys_tell_requests_apart() -> None:
+    kinds = [("a", "b"), ("ab", ""), ("a", {"until": ["b"]}), ("a", {"until": []})]
+    assert len({request_key(kind, *each) for kind in ("loglikelihood", "generate_until") for each in kinds}) == 8
+
+
+@given(st.sampled_from(["loglikelihood", "generate_until"]), st.integers(1, 4096), st.integers(1, 4096))
+def test_longer_documents_run_in_smaller_batches(kind: str, first: int, second: int) -> None:
+    found = object.__new__(runner._Runner)
+    found.device = torch.device("cpu")
+    found.config = EvaluationConfig.parse({"model": {"path": "x"}}, origin="test")
+    shape = {"num_hidden_layers": 4, "num_attention_heads": 4, "hidden_size": 64, "vocab_size": 50_000}
+    found.opened = type("Opened", (), {"config": type("Shape", (), shape)})  # type: ignore[assignment]
+    short, long = sorted((first, second))
+    smaller, larger = found.batch_size(kind, long), found.batch_size(kind, short)
+    assert 1 <= smaller and (smaller <= larger or larger == runner.LARGEST_BATCH)
+    assert smaller & (smaller - 1) == 0
+
+
+def test_comparisons_need_the_same_questions(models: tuple[Path, Path], data: Path, tmp_path: Path) -> None:
+    kept = {"tasks": ["mmlu"], "limit": 2}
+    evaluated(models[0], data, tmp_path / "source", **kept)
+    evaluated(models[1], data, tmp_path / "before", **kept)
+    evaluated(models[1], data, tmp_path / "other", tasks=["mmlu"], limit=2, seed=1)
+    evaluated(models[1], data, tmp_path / "plain", chat=False, **kept)
+    evaluated(models[1], data, tmp_path / "gsm8k", tasks=["gsm8k"], limit=2)
+    source, before, other, plain, gsm8k = map(
+        read_evaluation, (tmp_path / name for name in ("source", "before", "other", "plain", "gsm8k"))
+    )
+    (same,) = pair(before, before, source=source)
+    assert same.correct.p_value == 1 and same.correct.difference.value == 0
+    assert same.bits_per_byte is not None and same.bits_per_byte.difference.value == 0
+    assert same.gap_bits is not None and same.gap_bits.value == 0
+    (whole,) = pair(before, source, source=source)
+    assert whole.gap_bits is not None and whole.gap_bits.value == pytest.approx(1)
+    assert over_seeds([before, before, before])["mmlu", "accuracy"].spread == 0
+    for wrong, sentence in ((other, "different documents"), (plain, "put differently"), (gsm8k, "in common")):
+        with pytest.raises(SemalignError, match=sentence):
+            pair(before, wrong)
+        with pytest.raises(SemalignError, match=sentence):
+            over_seeds([before, wrong])
+
+
+def test_the_command_prints_tables(
+    models: tuple[Path, Path], data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, more in (("one", ["--limit", "2"]), ("two", ["limit=2"])):
+        arguments = ["evaluate", str(models[1]), "--data", str(data), "--tasks", "mmlu", "--out", str(tmp_path / name)]
+        assert main([*arguments, *more]) == 0
+    assert "mmlu accuracy" in capsys.readouterr().out
+    assert main(["compare-evaluations", str(tmp_path / "one"), str(tmp_path / "two")]) == 0
+    assert "second − first" in capsys.readouterr().out
+    assert main(["compare-evaluations", *[str(tmp_path / name) for name in ("one", "two", "one")]]) == 0
+    assert "spread" in capsys.readouterr().out
+
+
+def test_a_folder_takes_further_benchmarks_of_the_same_evaluation(
+    models: tuple[Path, Path], data: Path, tmp_path: Path
+) -> None:
+    evaluated(models[1], data, tmp_path / "out", tasks=["mmlu"])
+    both = evaluated(models[1], data, tmp_path / "out", tasks=["gsm8k"])
+    assert set(both.benchmarks) == {"mmlu", "gsm8k"} == set(both.config.tasks)
+    assert set(read_evaluation(tmp_path / "out").items) == {"mmlu", "gsm8k"}
+    before = {file.name: file.read_bytes() for file in (tmp_path / "out").iterdir()}
+    for model, settings, word in ((models[1], {"limit": 1}, "limit"), (models[0], {}, "model")):
+        with pytest.raises(SemalignError, match=f"another evaluation .*{word}"):
+            evaluate(config_of(model, data, tasks=["mmlu"], **settings), tmp_path / "out")
+    assert {file.name: file.read_bytes() for file in (tmp_path / "out").iterdir()} == before
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    assert main(list(arguments)) == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("semalign: ")]
+    assert len(lines) == 1
+    return lines[0]
+
+
+def test_what_cannot_be_evaluated_is_one_sentence(
+    models: tuple[Path, Path],
+    pair: tuple[Path, Path],
+    data: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    start = ["evaluate", str(models[1]), "--data", str(data)]
+    assert "needs a model" in refused(capsys, "evaluate")
+    assert "humaneval" in refused(capsys, *start, "--tasks", "humanevil")
+    assert "did you mean 'limit'" in refused(capsys, *start, "limits=3")
+    assert "does not exist" in refused(capsys, "evaluate", str(models[1]), "--data", str(tmp_path / "none"))
+    assert "does not exist" in refused(capsys, "evaluate", str(tmp_path / "none"), "--data", str(data))
+    assert "reads at most 128" in refused(capsys, "evaluate", str(pair[1]), "--data", str(data), "--tasks", "gsm8k")
+    assert "vllm" in refused(capsys, *start, "backend=vllm", "--tasks", "mmlu")
+    bare = tmp_path / "bare"
+    shutil.copytree(models[1], bare)
+    (bare / "chat_template.jinja").unlink()
+    assert "no chat template" in refused(capsys, "evaluate", str(bare), "--data", str(data), "--chat")
+    assert "result.json" in refused(capsys, "compare-evaluations", str(tmp_path), str(tmp_path))
+    assert not (tmp_path / "evaluations").exists()
+
+
+def test_a_weak_sandbox_is_refused(
+    models: tuple[Path, Path], data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weak = runner.probe().model_copy(update={"strong": False})
+    monkeypatch.setattr(runner, "probe", lambda: weak)
+    with pytest.raises(SemalignError, match="allow_weak_sandbox"):
+        evaluate(config_of(models[1], data, tasks=["mbpp"]), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
