@@ -47,7 +47,7 @@ def test_mean_and_standard_error(seed: int, count: int, depth: int) -> None:
     scores = scores_of(values)
     array = values.numpy()
     np.testing.assert_allclose(scores.mean, array.mean(0), rtol=1e-12, atol=1e-12)
-    np.testing.assert_allclose(scores.standard_error, array.std(0, ddof=1) / np.sqrt(count), rtol=1e-10)
+    np.testing.assert_allclose(scores.standard_error, array.std(0, ddof=1) / np.sqrt(count), rtol=1e-10, atol=1e-14)
     assert (scores.examples, scores.depth, scores.scorer) == (count, depth, "given")
     assert scores.similarity is None
 

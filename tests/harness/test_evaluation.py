@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
 from semalign_geometry import SemalignError
+from semalign_harness import build_tokenizer
 from semalign_harness.benchmarks import BENCHMARKS
 from semalign_harness.cli import main
 from semalign_harness.evaluation import (
@@ -35,6 +36,8 @@ from semalign_harness.evaluation._journal import Answer, Journal, JournaledLM, r
 from semalign_harness.models import load_model, open_model
 
 from tests.harness.test_benchmarks import ROWS
+
+TOKENIZER = build_tokenizer()
 
 
 @pytest.fixture(scope="module")
@@ -226,15 +229,12 @@ def test_every_request_is_asked_once_and_answered_in_order(texts: list[str], siz
             self.asked.update(request.args[0] for request in requests)
             return [request.args[0][::-1] for request in requests]
 
-    def tokenizer(text: str) -> dict[str, list[str]]:
-        return {"input_ids": list(text)}
-
     with tempfile.TemporaryDirectory() as folder:
         inner = Echo(True)
         lm = JournaledLM(
             lambda: inner,
             Journal(Path(folder) / "answers.jsonl"),
-            tokenizer,  # type: ignore[arg-type]
+            TOKENIZER,
             batch_size=lambda kind, tokens: size,
             progress=lambda label, total: lambda more: None,
         )
@@ -266,7 +266,7 @@ def test_comparisons_need_the_same_questions(models: tuple[Path, Path], data: Pa
     kept = {"tasks": ["mmlu"], "limit": 2}
     evaluated(models[0], data, tmp_path / "source", **kept)
     evaluated(models[1], data, tmp_path / "before", **kept)
-    evaluated(models[1], data, tmp_path / "other", tasks=["mmlu"], limit=2, seed=1)
+    evaluated(models[1], data, tmp_path / "other", tasks=["mmlu"], limit=1)
     evaluated(models[1], data, tmp_path / "plain", chat=False, **kept)
     evaluated(models[1], data, tmp_path / "gsm8k", tasks=["gsm8k"], limit=2)
     source, before, other, plain, gsm8k = map(
