@@ -91,4 +91,5 @@ class Console:
         return report
 
     def _tqdm(self, label: str, total: int) -> "tqdm[None]":
-        return tqdm(total=total, desc=label, disable=self._no_bars, leave=False, file=self._stream)
+        bar: tqdm[None] = tqdm(total=total, desc=label, disable=self._no_bars, leave=False, file=self._stream)
+        return bar
