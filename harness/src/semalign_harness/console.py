@@ -4,7 +4,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 from tqdm import tqdm
 
@@ -14,7 +14,7 @@ T = TypeVar("T")
 class Bar:
     """A progress bar whose postfix tells where it is."""
 
-    def __init__(self, bar: "tqdm[T]") -> None:
+    def __init__(self, bar: "tqdm[NoReturn]") -> None:
         """Wrap a tqdm bar."""
         self._bar = bar
 
@@ -68,7 +68,7 @@ class Console:
 
     def ticker(self, label: str) -> Callable[[int, int], None]:
         """A bar for work that reports the steps done and all steps; it appears with the first report."""
-        bars: list["tqdm[None]"] = []
+        bars: list[tqdm[NoReturn]] = []
 
         def report(done: int, total: int) -> None:
             if not bars:
@@ -90,6 +90,5 @@ class Console:
 
         return report
 
-    def _tqdm(self, label: str, total: int) -> "tqdm[None]":
-        bar: tqdm[None] = tqdm(total=total, desc=label, disable=self._no_bars, leave=False, file=self._stream)
-        return bar
+    def _tqdm(self, label: str, total: int) -> "tqdm[NoReturn]":
+        return tqdm(total=total, desc=label, disable=self._no_bars, leave=False, file=self._stream)
