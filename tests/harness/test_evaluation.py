@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from accelerate import PartialState
 from hypothesis import given
 from hypothesis import strategies as st
 from lm_eval.api.instance import Instance
@@ -198,6 +199,23 @@ def test_a_killed_evaluation_goes_on(models: tuple[Path, Path], data: Path, tmp_
     assert len(keys) == len(set(keys)) == len(ROWS["gsm8k"]) + len(ROWS["mbpp"])
 
 
+def test_two_ranks_give_what_one_process_gives(models: tuple[Path, Path], data: Path, tmp_path: Path) -> None:
+    evaluated(models[1], data, tmp_path / "one", tasks=["mmlu", "gsm8k"], batch_size=1)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = [*launch, "-m", "semalign_harness", "evaluate", str(models[1]), "--data", str(data), "batch_size=1"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "SEMALIGN_CACHE": str(tmp_path / "ranks")}
+    more = ["--tasks", "mmlu,gsm8k", "device=cpu", "--out", str(tmp_path / "two")]
+    subprocess.run([*command, *more], env=environment, check=True, capture_output=True)
+    assert len(list((tmp_path / "ranks").glob("evaluations/*/answers-*.jsonl"))) == 2
+    one, two = (read_evaluation(tmp_path / name).items for name in ("one", "two"))
+    for name in one:
+        for mine, other in zip(one[name], two[name], strict=True):
+            assert mine.model_copy(update={"seconds": 0, "gold_bits": 0}) == other.model_copy(
+                update={"seconds": 0, "gold_bits": 0}
+            )
+            assert mine.gold_bits == pytest.approx(other.gold_bits, rel=1e-5)
+
+
 @given(st.dictionaries(st.text(min_size=1), st.text(), min_size=1), st.data())
 def test_a_journal_cut_anywhere_loses_the_torn_line_alone(answers: dict[str, str], data: st.DataObject) -> None:
     import tempfile
@@ -237,6 +255,7 @@ def test_every_request_is_asked_once_and_answered_in_order(texts: list[str], siz
             TOKENIZER,
             batch_size=lambda kind, tokens: size,
             progress=lambda label, total: lambda more: None,
+            state=PartialState(cpu=True),
         )
         requests = [Instance("generate_until", {}, (text, {"max_gen_toks": 4}), 0) for text in texts]
         for _ in range(2):

@@ -8,9 +8,13 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
+from accelerate import PartialState
+from accelerate.utils import gather
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
 from semalign_geometry import SemalignError
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 
@@ -28,22 +32,25 @@ class Answer(NamedTuple):
 class Journal:
     """A file of one JSON line for each answer, appended whole; a line that was cut off while it was written is void."""
 
-    def __init__(self, path: Path, *, also: Sequence[Path] = ()) -> None:
+    def __init__(self, path: Path) -> None:
         """Read what earlier runs left.
 
         Args:
             path: the file; its folder is made when the first answer is written.
-            also: files of other ranks, which are only read.
         """
         self.path = path
         self._answers: dict[str, Answer] = {}
-        for file in sorted({path, *also}):
-            whole, _, torn = (file.read_bytes() if file.exists() else b"").rpartition(b"\n")
-            for line in whole.split(b"\n") if whole else []:
-                entry = json.loads(line)
-                self._answers[entry["key"]] = Answer(entry["value"], entry["seconds"], entry["batch"])
-            if torn and file == path:
-                os.truncate(path, len(whole) + bool(whole))
+        torn = self.read(path)
+        if torn:
+            os.truncate(path, path.stat().st_size - torn)
+
+    def read(self, file: Path) -> int:
+        """Take in the answers of a file, such as another rank's; returns the size of a torn last line, in bytes."""
+        whole, _, torn = (file.read_bytes() if file.exists() else b"").rpartition(b"\n")
+        for line in whole.split(b"\n") if whole else []:
+            entry = json.loads(line)
+            self._answers[entry["key"]] = Answer(entry["value"], entry["seconds"], entry["batch"])
+        return len(torn)
 
     def __len__(self) -> int:
         return len(self._answers)
@@ -82,7 +89,7 @@ class JournaledLM(LM):  # type: ignore[misc]  # lm-eval is untyped
         *,
         batch_size: Callable[[str, int], int],
         progress: Callable[[str, int], Callable[[int], None]],
-        eager: bool = False,
+        state: PartialState,
     ) -> None:
         """Wrap a model.
 
@@ -92,14 +99,13 @@ class JournaledLM(LM):  # type: ignore[misc]  # lm-eval is untyped
             tokenizer: its tokenizer, for chat templates and lengths.
             batch_size: requests that run together, by their kind and the tokens of the longest one.
             progress: given a label and the number of missing answers, returns what is told of those that came.
-            eager: make the model at once; ranks of a data-parallel run are known only then.
+            state: the processes that share out the documents.
         """
         super().__init__()
         self._make, self._journal, self._tokenizer = make, journal, tokenizer
         self._batch_size, self._progress = batch_size, progress
         self._model: LM | None = None
-        if eager:
-            self._rank, self._world_size = self.model.rank, self.model.world_size
+        self._state = state
 
     @property
     def model(self) -> LM:
@@ -132,18 +138,37 @@ class JournaledLM(LM):  # type: ignore[misc]  # lm-eval is untyped
             )
         )
 
-    def all_gather(self, tensor: Any) -> Any:
-        """Of the ranks of a data-parallel run."""
-        return self.model.all_gather(tensor) if self._world_size > 1 else tensor
+    @property
+    def device(self) -> torch.device:
+        """Where ranks exchange what they hold."""
+        return torch.device(self._state.device)
 
-    def gather_object(self, obj: Any, dst: int = 0) -> Any:
-        """Of the ranks of a data-parallel run."""
-        return self.model.gather_object(obj, dst) if self._world_size > 1 else [obj]
+    @property
+    def rank(self) -> int:
+        """Number of this process, from 0."""
+        return int(self._state.process_index)
+
+    @property
+    def world_size(self) -> int:
+        """Processes that share out the documents."""
+        return int(self._state.num_processes)
+
+    def all_gather(self, tensor: Tensor) -> Tensor:
+        """A tensor of every rank, end to end."""
+        gathered: Tensor = gather(tensor)
+        return gathered
+
+    def gather_object(self, obj: Any, dst: int = 0) -> list[Any] | None:
+        """An object of every rank, on one of them."""
+        if self.world_size == 1:
+            return [obj]
+        gathered = [None] * self.world_size if self.rank == dst else None
+        torch.distributed.gather_object(obj, gathered, dst)
+        return gathered
 
     def barrier(self) -> None:
-        """Of the ranks of a data-parallel run."""
-        if self._world_size > 1:
-            self.model.barrier()
+        """Wait for every rank."""
+        self._state.wait_for_everyone()
 
     def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
         """Log-likelihoods of continuations, nats, and whether each is the greedy one."""

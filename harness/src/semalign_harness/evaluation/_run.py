@@ -5,7 +5,6 @@ import functools
 import hashlib
 import io
 import json
-import os
 from collections import Counter
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
@@ -14,6 +13,7 @@ from typing import Any
 
 import psutil
 import torch
+from accelerate import PartialState
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
 from lm_eval.evaluator import evaluate as run_tasks
@@ -159,31 +159,42 @@ class _Runner:
         self.config, self.opened, self.chat, self.console = config, opened, chat, console
         self.device = pick_device(config.device)
         self.dtype = str(opened.dtype(self.device)).removeprefix("torch.")
-        rank, ranks = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+        self.state = PartialState(cpu=self.device.type == "cpu")
+        if self.state.num_processes > 1:
+            self.device = torch.device(self.state.device)
         folder = cache_folder() / "evaluations" / f"{_short(model_sha256)}-{self.dtype}-{config.backend}"
         self.journals = folder
         self.truncated: Counter[str] = Counter()
+        self.journal = Journal(folder / f"answers-{self.state.process_index}.jsonl")
+        self._read_other_ranks()
         self.lm = JournaledLM(
             self._make,
-            Journal(folder / f"answers-{rank}.jsonl", also=sorted(folder.glob("answers-*.jsonl"))),
+            self.journal,
             opened.tokenizer,
             batch_size=self.batch_size,
             progress=console.counter,
-            eager=ranks > 1,
+            state=self.state,
         )
 
+    def _read_other_ranks(self) -> None:
+        for file in sorted(self.journals.glob("answers-*.jsonl")):
+            if file != self.journal.path:
+                self.journal.read(file)
+
     def _make(self) -> LM:
-        settings, positions = self.opened.settings, self.opened.positions
         with self.console.step("load the model"):
             if self.config.backend == "vllm":
                 return _vllm(self.opened, self.dtype)
             from lm_eval.models.huggingface import HFLM
 
-            common: dict[str, Any] = {"batch_size": LARGEST_BATCH, "max_length": positions, "backend": "causal"}
-            if int(os.environ.get("WORLD_SIZE", 1)) > 1:  # lm-eval shares documents out only if it loads the model
-                return HFLM(self.opened.place, revision=settings.revision or "main", dtype=self.dtype, **common)
             loaded = load_model(self.opened, device=self.device)
-            return HFLM(loaded.model, tokenizer=loaded.tokenizer, **common)
+            return HFLM(
+                loaded.model,
+                tokenizer=loaded.tokenizer,
+                backend="causal",
+                batch_size=LARGEST_BATCH,
+                max_length=self.opened.positions,
+            )
 
     def batch_size(self, kind: str, tokens: int) -> int:
         """Documents of some length that run together: as asked for, or what half of the free memory holds."""
@@ -217,8 +228,10 @@ class _Runner:
                 bootstrap_iters=0,
                 log_samples=True,
             )
+        self.state.wait_for_everyone()
         if found is None:
             return []
+        self._read_other_ranks()
         samples = sorted(found["samples"][benchmark.name], key=lambda entry: int(entry["doc_id"]))
         records = []
         for index, entry in zip(indices, samples, strict=True):
