@@ -15,7 +15,6 @@ IMPORT_NAMES = {"pyyaml": "yaml"}
 
 # Declared without an import, and why.
 NOT_IMPORTED = {
-    ("semalign-harness", "accelerate"): "transformers needs it to load a GGUF file",
     ("semalign-harness", "gguf"): "transformers needs it to load a GGUF file",
     ("semalign-harness", "vllm"): "lm-eval needs it for its backend of that name",
 }
