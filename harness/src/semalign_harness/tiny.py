@@ -27,6 +27,8 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from .muon import Muon
+
 Role = Literal["source", "target"]
 Split = Literal["train", "held_out"]
 _Record = dict[str, str | int]
@@ -96,7 +98,7 @@ _MATRIX_WEIGHT_DECAY = 0.01
 _BETAS = (0.9, 0.98)
 _GRADIENT_NORM = 1.0
 _RECORD = "tiny.json"
-_RECIPE_VERSION = 1
+_RECIPE_VERSION = 2
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -215,7 +217,7 @@ def build_tiny_model(
         SemalignError: If `role` is unknown, `steps` is below 1, or `folder` holds something else.
 
     Source:
-        ours; Muon after Jordan et al. (2024), https://kellerjordan.github.io/posts/muon.
+        ours.
     """
     if role not in _RECIPES:
         raise SemalignError(f"role is {role!r}; expected 'source' or 'target'")
@@ -370,7 +372,7 @@ def _train(
     matrices = [weight for weight in model.model.layers.parameters() if weight.ndim == 2]
     chosen = set(map(id, matrices))
     others = [weight for weight in model.parameters() if id(weight) not in chosen]
-    muon = torch.optim.Muon(matrices, weight_decay=_MATRIX_WEIGHT_DECAY)
+    muon = Muon(matrices, weight_decay=_MATRIX_WEIGHT_DECAY)
     adamw = torch.optim.AdamW(others, betas=_BETAS, weight_decay=0.0)
     model.train()
     for done, (ids_BL, labels_BL) in enumerate(batches, start=1):
