@@ -1,5 +1,6 @@
 """Muon in float32, for the generated models: torch's own multiplies in bfloat16, which some processors emulate."""
 
+import math
 from collections import defaultdict
 from collections.abc import Iterable
 
@@ -39,7 +40,7 @@ class Muon(torch.optim.Optimizer):
                 updates = orthogonalised(torch.stack([self._update(matrix) for matrix in matrices]))
                 for matrix, update in zip(matrices, updates, strict=True):
                     matrix.mul_(1 - group["lr"] * group["weight_decay"])
-                    matrix.sub_(group["lr"] * max(1.0, rows / columns) ** 0.5 * update)
+                    matrix.sub_(group["lr"] * math.sqrt(max(1.0, rows / columns)) * update)
 
     def _update(self, matrix: nn.Parameter) -> Tensor:
         assert matrix.grad is not None
@@ -56,7 +57,7 @@ def orthogonalised(matrices: Float[Tensor, "b n m"]) -> Float[Tensor, "b n m"]:
     if matrices.shape[1] > matrices.shape[2]:
         return orthogonalised(matrices.mT).mT
     a, b, c = COEFFICIENTS
-    x = matrices / torch.linalg.matrix_norm(matrices, keepdim=True).clamp_min(1e-7)
+    x: Tensor = matrices / torch.linalg.matrix_norm(matrices, keepdim=True).clamp_min(1e-7)
     for _ in range(ITERATIONS):
         gram = x @ x.mT
         x = a * x + (b * gram + c * gram @ gram) @ x
