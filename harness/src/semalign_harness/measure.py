@@ -4,13 +4,12 @@ import re
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Int
 from semalign_align import FinalStates, Supervision
 from semalign_attribution import DecoderView, undisturbed
 from semalign_geometry import Contract, SemalignError, answer_nll, output_divergence
-from torch import Tensor
 
 from .data import Example
+from .generation import end_ids, generate
 from .models import LoadedModel
 
 TOKENS_AT_ONCE = 256
@@ -68,25 +67,15 @@ def measure(view: DecoderView, held_out: Supervision, *, batch_size: int) -> Mea
 @torch.no_grad()
 def answer_accuracy(loaded: LoadedModel, examples: Sequence[Example], *, max_new_tokens: int, batch_size: int) -> float:
     """Share of greedily generated answers whose last number is the last number of the reference answer."""
-    tokenizer, model = loaded.tokenizer, loaded.model
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    ends = end_ids(loaded.model, loaded.tokenizer)
     correct = 0
     order = sorted(examples, key=lambda example: len(example.prompt_ids))
-    with undisturbed(model):
+    with undisturbed(loaded.model):
         for start in range(0, len(order), batch_size):
             part = order[start : start + batch_size]
-            ids, mask = _left_padded([example.prompt_ids for example in part], pad)
-            output = model.generate(  # type: ignore[operator]  # transformers types it as a tensor
-                input_ids=ids.to(model.device),
-                attention_mask=mask.to(model.device),
-                do_sample=False,
-                max_new_tokens=max_new_tokens,
-                pad_token_id=pad,
-                num_beams=1,
-                repetition_penalty=1.0,
-                no_repeat_ngram_size=0,
-            )
-            texts = tokenizer.batch_decode(output[:, ids.shape[1] :], skip_special_tokens=True)
+            prompts = [example.prompt_ids for example in part]
+            output = generate(loaded.model, prompts, max_new_tokens=max_new_tokens, ends=ends)
+            texts = loaded.tokenizer.batch_decode(output, skip_special_tokens=True)
             correct += sum(_same_number(text, example.answer) for text, example in zip(texts, part, strict=True))
     return correct / len(order)
 
@@ -105,10 +94,3 @@ def last_number(text: str) -> float | None:
 def _same_number(generated: str, reference: str) -> bool:
     number = last_number(generated)
     return number is not None and number == last_number(reference)
-
-
-def _left_padded(rows: Sequence[Sequence[int]], pad: int) -> tuple[Int[Tensor, "b n"], Int[Tensor, "b n"]]:
-    width = max(len(row) for row in rows)
-    ids = torch.tensor([[pad] * (width - len(row)) + list(row) for row in rows])
-    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
-    return ids, mask

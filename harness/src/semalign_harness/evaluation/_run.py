@@ -32,7 +32,7 @@ from ._contracts import BenchmarkResult, EvaluationConfig, EvaluationResult, Ite
 from ._journal import Journal, JournaledLM
 
 PACKAGES = ("semalign-harness", "lm-eval", "torch", "transformers")
-LARGEST_BATCH = 32
+LARGEST_BATCH = 128
 MEMORY_SHARE = 0.5
 """Of the free memory, what a batch may take."""
 BITS = 1 / float(torch.log(torch.tensor(2.0)))
@@ -185,10 +185,10 @@ class _Runner:
         with self.console.step("load the model"):
             if self.config.backend == "vllm":
                 return _vllm(self.opened, self.dtype)
-            from lm_eval.models.huggingface import HFLM
+            from ._greedy import GreedyLM
 
             loaded = load_model(self.opened, device=self.device)
-            return HFLM(
+            return GreedyLM(
                 loaded.model,
                 tokenizer=loaded.tokenizer,
                 backend="causal",
