@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from semalign_attribution import IGNORE
 from semalign_geometry import SemalignError
 from semalign_harness import arithmetic_rows, build_tokenizer, encode_rows, load_experiment, load_rows
-from semalign_harness.data import batches, split_rows
+from semalign_harness.data import batches, read_rows, split_rows
 from semalign_harness.experiment import DataConfig, RowsConfig
 
 TOKENIZER = build_tokenizer()
@@ -63,19 +63,20 @@ def test_batches_supervise_answers_and_pad_on_the_right() -> None:
 @given(st.integers(0, 10), st.integers(1, 10), st.integers(1, 10))
 def test_splits_share_no_prompt(rows_file: Path, seed: int, train: int, held_out: int) -> None:
     config = DataConfig(train=RowsConfig(path=str(rows_file)), train_rows=train, held_out_rows=held_out, seed=seed)
-    split = split_rows(config, TOKENIZER)
+    split = split_rows(config, read_rows(config), TOKENIZER)
     assert (len(split.train), len(split.held_out)) == (train, held_out)
     assert not {e.prompt_ids for e in split.train} & {e.prompt_ids for e in split.held_out}
-    assert split_rows(config, TOKENIZER) == split
+    assert split_rows(config, read_rows(config), TOKENIZER) == split
 
 
 def test_repeated_prompts_are_used_once(tmp_path: Path) -> None:
     rows = arithmetic_rows(4, seed=5, split="train")
     config = DataConfig(train=write(tmp_path / "rows.jsonl", rows * 3), train_rows=2, held_out_rows=2)
-    split = split_rows(config, TOKENIZER)
+    split = split_rows(config, read_rows(config), TOKENIZER)
     assert len({e.prompt_ids for e in (*split.train, *split.held_out)}) == 4
+    more = config.model_copy(update={"held_out_rows": 3, "train_rows": 3})
     with pytest.raises(SemalignError, match="gives 1 held_out rows of the 3"):
-        split_rows(config.model_copy(update={"held_out_rows": 3, "train_rows": 3}), TOKENIZER)
+        split_rows(more, read_rows(config), TOKENIZER)
 
 
 def test_compressed_files_and_unicode_line_separators(tmp_path: Path) -> None:
@@ -93,10 +94,10 @@ def test_too_long_rows_are_counted_and_all_too_long_refused(tmp_path: Path) -> N
     config = DataConfig(
         train=write(tmp_path / "rows.jsonl", rows), train_rows=5, held_out_rows=5, max_length=lengths[20]
     )
-    split = split_rows(config, TOKENIZER)
+    split = split_rows(config, read_rows(config), TOKENIZER)
     assert all(len(example) <= lengths[20] for example in (*split.train, *split.held_out))
     with pytest.raises(SemalignError, match="longer than data.max_length=3"):
-        split_rows(config.model_copy(update={"max_length": 3}), TOKENIZER)
+        split_rows(config.model_copy(update={"max_length": 3}), read_rows(config), TOKENIZER)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from semalign_geometry import SemalignError
 from semalign_harness import build_tokenizer, load_model
 from semalign_harness.experiment import ModelConfig
 from semalign_harness.models import check_tokenizers, open_model
+from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForCausalLM
 
 
@@ -62,6 +64,14 @@ def test_tokenizers_must_agree(pair: tuple[Path, Path], tmp_path: Path) -> None:
     source, target = (open_model(ModelConfig(path=str(folder))) for folder in pair)
     shared = check_tokenizers(source, target, ["How many apples now ?"])
     assert len(shared) == len(build_tokenizer()) and shared.same_ids
+
+    # A tokenizer that begins every text with a special token splits texts no differently.
+    begins = replace(target, tokenizer=build_tokenizer())
+    begins.tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<bos> $A", special_tokens=[("<bos>", begins.tokenizer.convert_tokens_to_ids("<bos>"))]
+    )
+    assert begins.tokenizer("apples")["input_ids"] != target.tokenizer("apples")["input_ids"]
+    check_tokenizers(source, begins, ["How many apples now ?"])
 
     other = tmp_path / "other"
     shutil.copytree(pair[1], other)

@@ -94,7 +94,9 @@ def refused(tmp_path: Path, overrides: list[str], capsys: pytest.CaptureFixture[
 def test_bad_rows_are_one_sentence(tmp_path: Path, overrides: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "rows.jsonl"
     data = f"data.train.path={file}"
-    assert "does not exist" in refused(tmp_path, overrides, capsys, data)
+    # Rows are read first: nobody waits for a model to be fetched or converted to hear of a wrong path.
+    assert "rows.jsonl does not exist" in refused(tmp_path, overrides, capsys, data, f"source.path={tmp_path}/none")
+    assert "is a folder" in refused(tmp_path, overrides, capsys, f"data.train.path={tmp_path}")
     file.write_text("", encoding="utf-8")
     assert "holds no rows" in refused(tmp_path, overrides, capsys, data)
     file.write_text('{"prompt": "a", "completion": ""}\n' * 60, encoding="utf-8")

@@ -8,8 +8,16 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import transformers
 import yaml
 from semalign_geometry import SemalignError
+
+from .console import Console
+from .estimate import describe, presets_table
+from .experiment import load_experiment, preset_names
+from .pipeline import run_experiment
+from .settings import merged, parse_overrides, read_tree
+from .table import result_table
 
 COMMANDS = {
     "run": "transfer from a source into a target, and measure what arrived",
@@ -108,23 +116,16 @@ def _compare_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _presets(options: argparse.Namespace) -> int:
-    from .estimate import presets_table
-    from .experiment import load_experiment, preset_names
-
     print(presets_table(load_experiment(name) for name in preset_names()))
     return 0
 
 
 def _run(options: argparse.Namespace) -> int:
-    from .experiment import load_experiment, preset_names
-
     if options.experiment is None:
         raise SemalignError(f"run needs an experiment: a preset ({', '.join(preset_names())}) or a YAML file")
     experiment = load_experiment(options.experiment, configs=options.config, overrides=options.overrides)
     folder = options.out or _free_folder(Path("runs"), experiment.name)
     if options.dry_run:
-        from .estimate import describe
-
         data, train = experiment.data, experiment.train
         amount = f"{train.passes:g} passes in all" if train.steps is None else f"steps {train.steps}"
         stages = "each layer" if train.layers is None else f"layers {list(train.layers)}"
@@ -137,10 +138,6 @@ def _run(options: argparse.Namespace) -> int:
         print("\n".join(f"# {line}" for line in lines))  # comments: what is printed is an experiment's file
         return 0
 
-    from .console import Console
-    from .pipeline import run_experiment
-    from .table import result_table
-
     _hush()
     result = run_experiment(experiment, folder, console=Console(quiet=options.quiet))
     print(result_table(result))
@@ -149,9 +146,7 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _evaluate(options: argparse.Namespace) -> int:
-    from .console import Console
     from .evaluation import EvaluationConfig, evaluate, evaluation_table
-    from .settings import merged, parse_overrides, read_tree
 
     overrides = list(options.overrides)
     if options.model is not None and "=" in options.model and not Path(options.model).exists():
@@ -200,8 +195,6 @@ def _compare(options: argparse.Namespace) -> int:
 
 def _hush() -> None:
     """Libraries keep to themselves what the console shows better."""
-    import transformers
-
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     for chatty in ("datasets", "huggingface_hub", "lm_eval", "lm-eval"):
@@ -219,7 +212,10 @@ def _free_folder(parent: Path, name: str) -> Path:
 
 def _disk_message(error: OSError) -> str:
     if error.errno == errno.ENOSPC or os.strerror(errno.ENOSPC) in str(error):
-        return f"the disk is full ({error}): free some space, or choose another place with --out"
+        return (
+            f"the disk is full ({error}): free some space, or choose another place with --out, and for the cache of "
+            "models with the environment variable SEMALIGN_CACHE"
+        )
     return str(error)
 
 

@@ -50,13 +50,17 @@ class Split:
     """Tokens of the longest row that was seen."""
 
 
-def split_rows(config: DataConfig, tokenizer: PreTrainedTokenizerBase) -> Split:
-    """Draw the train and held-out rows of an experiment and encode them.
+def read_rows(config: DataConfig) -> tuple[list[Row], ...]:
+    """The rows to draw from: those for training, and those held out where the experiment names others."""
+    return tuple(load_rows(origin) for origin in (config.train, config.held_out) if origin is not None)
+
+
+def split_rows(config: DataConfig, pools: Sequence[list[Row]], tokenizer: PreTrainedTokenizerBase) -> Split:
+    """Draw the train and held-out rows of an experiment from what `read_rows` gave, and encode them.
 
     Raises:
         SemalignError: too few rows, none short enough, or rows without a prompt or an answer.
     """
-    pools = [load_rows(config.train)] + ([load_rows(config.held_out)] if config.held_out else [])
     generator = torch.Generator().manual_seed(config.seed)
     seen: set[tuple[int, ...]] = set()
     dropped = longest = 0
@@ -120,7 +124,8 @@ def load_rows(config: RowsConfig) -> list[Row]:
 
 def _read_jsonl(path: Path) -> Iterator[Row]:
     if not path.is_file():
-        raise SemalignError(f"{path} does not exist: give a .jsonl or .jsonl.gz file, or the id of a hub data set")
+        found = "is a folder" if path.is_dir() else "does not exist"
+        raise SemalignError(f"{path} {found}: give a .jsonl or .jsonl.gz file, or the id of a hub data set")
     opener = gzip.open if path.suffix == ".gz" else open
     try:
         # newline="\n": Unicode line separators inside a row are not ends of lines.

@@ -11,7 +11,6 @@ from typing import Any
 
 import platformdirs
 import torch
-from safetensors import SafetensorError
 from semalign_attribution import DecoderView
 from semalign_geometry import SemalignError, SharedVocabulary, align_vocabularies, new_folder, sha256_of
 from tokenizers.normalizers import NFC
@@ -28,6 +27,7 @@ from transformers import (
 
 from .experiment import ModelConfig
 from .resources import bfloat16_is_fast
+from .saving import save_model
 from .tiny import Role, build_tiny_model, tiny_folder_name
 
 GENERATED: dict[str, Role] = {"generated:tiny-source": "source", "generated:tiny-target": "target"}
@@ -161,7 +161,8 @@ def check_tokenizers(source: OpenedModel, target: OpenedModel, texts: list[str])
             f"{target_vocabulary[token]} of the target; {remedy}"
         )
     for text in texts:
-        if source.tokenizer(text)["input_ids"] != target.tokenizer(text)["input_ids"]:
+        ours, theirs = (each.tokenizer(text, add_special_tokens=False)["input_ids"] for each in (source, target))
+        if ours != theirs:
             raise SemalignError(f"the tokenizers split {text[:60]!r} differently; {remedy}")
     kept = shared.source_ids < min(source.config.vocab_size, target.config.vocab_size)
     return SharedVocabulary(
@@ -248,17 +249,8 @@ def _converted(path: Path) -> Path:
         model.generation_config.eos_token_id = tokenizer.convert_tokens_to_ids(["<|im_end|>", "<|endoftext|>"])
     model.config._name_or_path = path.stem
     with new_folder(folder) as temporary:
-        save_model(model, temporary)
-        tokenizer.save_pretrained(temporary)
+        save_model(model, tokenizer, temporary)
     return folder
-
-
-def save_model(model: PreTrainedModel, folder: Path) -> None:
-    """Save a model as safetensors; a full disk is the OSError that it is."""
-    try:
-        model.save_pretrained(folder)
-    except SafetensorError as error:
-        raise OSError(f"{folder} could not be written: {error}") from error
 
 
 def _tie_like_upstream(model: PreTrainedModel) -> None:

@@ -38,11 +38,12 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from .console import Console
-from .data import Example, Split, batches, split_rows
+from .data import Example, Split, batches, read_rows, split_rows
 from .experiment import Experiment
 from .measure import Measurement, answer_accuracy, measure
-from .models import LoadedModel, OpenedModel, check_tokenizers, load_model, open_model, save_model
+from .models import LoadedModel, OpenedModel, check_tokenizers, load_model, open_model
 from .resources import peak_memory, pick_device
+from .saving import save_model
 
 PACKAGES = ("semalign-harness", "torch", "transformers", "peft", "datasets", "safetensors", "pydantic")
 
@@ -107,9 +108,10 @@ def run_experiment(experiment: Experiment, folder: Path, *, console: Console | N
         raise SemalignError(f"{folder} is not empty: choose another folder with --out")
 
     with console.step("read rows, tokenizers and configurations"):
+        pools = read_rows(experiment.data)
         opened_target = open_model(experiment.target, progress=console.ticker("pre-train the target"))
         opened_source = open_model(experiment.source, progress=console.ticker("pre-train the source"))
-        split = split_rows(experiment.data, opened_target.tokenizer)
+        split = split_rows(experiment.data, pools, opened_target.tokenizer)
         texts = [str(opened_target.tokenizer.decode(list(e.prompt_ids + e.answer_ids))) for e in split.train[:8]]
         shared = check_tokenizers(opened_source, opened_target, texts)
         _check_rows(split, shared, experiment, opened_source, opened_target)
@@ -164,8 +166,7 @@ def save_and_reload(trained: LoadedModel, folder: Path) -> LoadedModel:
     """
     ids = torch.arange(min(32, len(trained.tokenizer)), device=trained.model.device)[None]
     with new_folder(folder) as temporary:
-        save_model(trained.model, temporary)
-        trained.tokenizer.save_pretrained(temporary)
+        save_model(trained.model, trained.tokenizer, temporary)
         reloaded = AutoModelForCausalLM.from_pretrained(temporary, dtype=trained.model.dtype).eval()
         reloaded.to(trained.model.device)
         with torch.no_grad(), undisturbed(trained.model):

@@ -28,6 +28,7 @@ from torch.nn.functional import cross_entropy
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from .muon import Muon
+from .saving import save_model
 
 Role = Literal["source", "target"]
 Split = Literal["train", "held_out"]
@@ -235,8 +236,7 @@ def build_tiny_model(
     _train(model, _batches(rows, tokenizer), total=total, progress=progress)
 
     with new_folder(folder) as filled:
-        model.save_pretrained(filled)
-        tokenizer.save_pretrained(filled)
+        save_model(model, tokenizer, filled)
         (filled / _RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     return folder
 
