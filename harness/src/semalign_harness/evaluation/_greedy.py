@@ -20,9 +20,10 @@ class GreedyLM(HFLM):  # type: ignore[misc]  # lm-eval is untyped
         *,
         attention_mask: Int[Tensor, "b n"],
         do_sample: bool = False,
+        temperature: float = 0.0,
     ) -> Int[Tensor, "b m"]:
         """Left-padded prompts with what the model adds to them, padded on the right."""
-        assert not do_sample, "no benchmark here samples"
+        assert not do_sample and not temperature, "no benchmark here samples"
 
         def stopped(row: list[int]) -> bool:
             text = self.tok_decode(row)
