@@ -10,6 +10,7 @@ from semalign_align import Cosine, Fisher, Relation
 from semalign_geometry import Contract, SemalignError, Settings
 from semalign_train import (
     FullLayer,
+    Guards,
     LoraLayer,
     LossWeights,
     StageRecord,
@@ -27,6 +28,9 @@ _terms = st.dictionaries(st.sampled_from(["relation", "output", "answer"]), st.f
 _loras = st.builds(LoraLayer, rank=_count, alpha=_count, modules=st.lists(st.text(max_size=5), max_size=3).map(tuple))
 _weights = st.builds(LossWeights, geometry=_weight, output=_weight, answer=_weight)
 _relations = st.builds(Relation, scope=st.sampled_from(["sequence", "batch"]), unit_tokens=st.booleans())
+_guards = st.builds(
+    Guards, max_skipped=_count, rollback=st.none() | _weight, drowned=st.floats(1, 1e9, exclude_min=True)
+)
 _configs = st.builds(
     TransferConfig,
     objective=st.one_of(_relations, st.just(Cosine()), st.just(Fisher())),
@@ -45,7 +49,9 @@ _configs = st.builds(
     schedule=st.sampled_from(["linear", "cosine", "constant"]),
     clip=st.none() | _positive,
     autocast=st.sampled_from(["model", "bfloat16"]),
+    guards=_guards,
     seed=st.integers(0, 2**31),
+    checkpoint_steps=st.none() | _count,
 )
 _steps = st.builds(
     StepRecord, losses=_terms, gradient_norms=_terms, gradient_norm=_weight, learning_rate=_weight, seconds=_weight,
@@ -55,6 +61,7 @@ _stages = st.builds(StageRecord, first_losses=_terms, last_losses=_terms, second
 _reports = st.builds(TransferReport, config=_configs, stages=st.lists(_stages, max_size=3).map(tuple), seconds=_weight)
 GROUPS: dict[type[Settings], st.SearchStrategy[Any]] = {
     FullLayer: st.just(FullLayer()),
+    Guards: _guards,
     LoraLayer: _loras,
     LossWeights: _weights,
     StageRecord: _stages,
@@ -104,12 +111,14 @@ def test_a_newer_configuration_inside_a_report_is_refused() -> None:
         ("schedule", "step"),
         ("clip", 0),
         ("autocast", "float16"),
+        ("checkpoint_steps", 0),
+        ("guards", {"max_skipped": -1}),
         ("objective", {"kind": "mse"}),
         ("trainable", {"kind": "bias"}),
     ],
 )
 def test_values_out_of_range_are_named(key: str, value: Any) -> None:
-    with pytest.raises(SemalignError, match=f"'{key}' is "):
+    with pytest.raises(SemalignError, match=f"'{key}[a-z_.]*' is "):
         TransferConfig.parse({key: value})
 
 

@@ -2,6 +2,7 @@
 
 from ._prefix import PrefixCache as PrefixCache
 from ._settings import FullLayer as FullLayer
+from ._settings import Guards as Guards
 from ._settings import LoraLayer as LoraLayer
 from ._settings import LossWeights as LossWeights
 from ._settings import StageRecord as StageRecord
@@ -10,12 +11,15 @@ from ._settings import TransferConfig as TransferConfig
 from ._settings import TransferReport as TransferReport
 from ._trainable import frontier as frontier
 from ._trainer import Callback as Callback
+from ._trainer import DivergedError as DivergedError
 from ._trainer import FrontierTrainer as FrontierTrainer
 
 __all__ = [
     "Callback",
+    "DivergedError",
     "FrontierTrainer",
     "FullLayer",
+    "Guards",
     "LoraLayer",
     "LossWeights",
     "PrefixCache",

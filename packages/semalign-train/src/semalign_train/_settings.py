@@ -38,6 +38,18 @@ class LossWeights(Settings):
     """w_ce, of the answer NLL."""
 
 
+class Guards(Settings):
+    """What training watches for."""
+
+    max_skipped: int = Field(3, ge=0)
+    """Steps of a stage that may be skipped because the gradient is not finite; one more, or a stage that ends on such
+    a step, stops the training."""
+    rollback: float | None = Field(None, ge=0)
+    """A stage whose loss on held-out rows rises by more than this share is undone; None measures nothing."""
+    drowned: float = Field(100.0, gt=1)
+    """A warning is logged when the mean gradient norms of two terms in a stage differ by more than this factor."""
+
+
 class TransferConfig(Contract):
     """Settings of frontier training."""
 
@@ -75,8 +87,13 @@ class TransferConfig(Contract):
     autocast: Literal["model", "bfloat16"] = "model"
     """Mixed precision: `model` uses bfloat16 products for bfloat16 models and full precision for others, `bfloat16`
     uses them for float32 models too. Trainable weights are float32 in every case."""
+    guards: Guards = Guards()
+    """What training watches for."""
     seed: int = 0
     """Seed of the order of the examples."""
+    checkpoint_steps: PositiveInt | None = None
+    """Steps between two saved states within a stage, where checkpoints are kept; None saves after each stage only.
+    The result does not depend on it."""
 
     def stages(self, depth: int) -> tuple[int, ...]:
         """The layers that get a stage in a target of some depth, shallow to deep.
@@ -112,6 +129,8 @@ class StepRecord(Settings):
     """Norm of each term's weighted gradient."""
     gradient_norm: float
     """Norm of the whole gradient before clipping."""
+    skipped: bool = False
+    """Whether the gradient was not finite, and the weights were left as they were."""
     learning_rate: float
     """Learning rate of this step."""
     supervised_tokens: int
@@ -122,6 +141,8 @@ class StepRecord(Settings):
     """Wall time of the step."""
     tokens_per_second: float
     """`tokens` / `seconds`."""
+    examples: tuple[int, ...] = ()
+    """Examples of the store in the optimisation batch, counted from 0."""
 
 
 class StageRecord(Settings):
@@ -139,6 +160,12 @@ class StageRecord(Settings):
     """Terms at the first step, before any update."""
     last_losses: dict[str, float]
     """Terms at the last step."""
+    skipped: int = 0
+    """Steps whose gradient was not finite."""
+    held_out: tuple[float, float] | None = None
+    """Weighted loss on held-out rows before and after the stage; None when it was not measured."""
+    rolled_back: bool = False
+    """Whether the stage was undone because the held-out loss rose."""
     supervised_tokens: int
     """Supervised tokens seen, repeats included."""
     seconds: float

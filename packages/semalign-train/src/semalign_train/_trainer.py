@@ -1,5 +1,6 @@
 """Shallow-to-deep frontier training: in stage k only layer k trains."""
 
+import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -12,12 +13,34 @@ from semalign_geometry import SemalignError
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from ._checkpoint import Checkpoints, State, fingerprint, load_optimiser_tensors, optimiser_tensors
 from ._prefix import PrefixCache
 from ._settings import StageRecord, StepRecord, TransferConfig, TransferReport
 from ._trainable import frontier
 
+LOGGER = logging.getLogger(__name__)
+
 Callback = Callable[[StepRecord | StageRecord], None]
 """Told of every step and every stage."""
+
+
+class DivergedError(SemalignError):
+    """Too many gradients were not finite."""
+
+    def __init__(self, record: StepRecord, skipped: int) -> None:
+        """Name the last step.
+
+        Args:
+            record: the step.
+            skipped: steps of its stage whose gradient was not finite, this one included.
+        """
+        times = "" if skipped == 1 else f" for the {skipped}. time in this stage"
+        super().__init__(
+            f"layer {record.layer}, step {record.step}: the gradient is not finite{times} (losses {record.losses}); "
+            "lower train.learning_rate"
+        )
+        self.record = record
+        """The step, with the examples of its batch."""
 
 
 class FrontierTrainer:
@@ -35,6 +58,8 @@ class FrontierTrainer:
         *,
         objective: Objective | None = None,
         scratch: Path | None = None,
+        held_out: Supervision | None = None,
+        checkpoints: Path | None = None,
         callback: Callback | None = None,
     ) -> None:
         """Check that target, store and settings fit together; nothing is computed yet.
@@ -45,11 +70,14 @@ class FrontierTrainer:
             config: settings.
             objective: an own layer objective instead of `config.objective`.
             scratch: an existing folder for the memory-mapped prefix inputs; None keeps them in memory.
-            callback: told of every step and stage.
+            held_out: rows that `config.guards.rollback` measures, supervised with the same pairing.
+            checkpoints: a folder for finished stages and states within a stage; an interrupted training that is
+                repeated with the same folder, target, store and settings goes on from there, to the same weights.
+            callback: told of every step and stage that this process runs.
 
         Raises:
             SemalignError: the store was made for another depth, width or vocabulary, the target is float16, a layer
-            does not exist, or every term has weight 0.
+            does not exist, every term has weight 0, or `checkpoints` holds those of another training.
         """
         self.view = view_of(target)
         self.supervision = supervision
@@ -86,6 +114,10 @@ class FrontierTrainer:
         ]
         self._terms = [(weight, term) for weight, term in terms if weight > 0]
         self._shared_head = self.view.head.select(supervision.entries)
+        self._held_out = held_out
+        if self.config.guards.rollback is not None and held_out is None:
+            raise SemalignError("train.guards.rollback needs held-out rows: give held_out, or set it to null")
+        self._checkpoints = None if checkpoints is None else Checkpoints(checkpoints, self._fingerprint())
         self._autocast = self.config.autocast == "bfloat16" or self.view.head.weight.dtype == torch.bfloat16
 
     @property
@@ -101,9 +133,9 @@ class FrontierTrainer:
         """Run every stage, shallow to deep; the target is changed in place.
 
         Raises:
-            SemalignError: a loss is not finite.
+            DivergedError: more gradients were not finite than `config.guards` allows.
+            SemalignError: the weights are not finite after a stage, or a checkpoint is damaged.
         """
-        started = time.perf_counter()
         stages = []
         with undisturbed(self.view.model):
             prefix = PrefixCache(
@@ -111,77 +143,183 @@ class FrontierTrainer:
             )
             batches = self._batches()
             for layer, steps in zip(self.layers, self.stage_steps, strict=True):
-                stages.append(self._stage(layer, steps, prefix, batches))
-                self.callback(stages[-1])
+                prefix.advance(layer - 1)  # layer by layer when resumed, too: to the same bits
+                stages.append(self._resumed(layer, steps, batches) or self._stage(layer, steps, prefix, batches))
         return TransferReport(
             config=self.config,
             stages=tuple(stages),
             supervised_tokens=sum(stage.supervised_tokens for stage in stages),
-            seconds=time.perf_counter() - started,
+            seconds=sum(stage.seconds for stage in stages),
+        )
+
+    def _resumed(self, layer: int, steps: int, batches: Iterator[list[int]]) -> StageRecord | None:
+        """The record of a stage that was finished before, its weights loaded; None when it must be run."""
+        finished = None if self._checkpoints is None else self._checkpoints.stage(layer)
+        if finished is None:
+            return None
+        record, tensors = finished
+        state = self._stage_tensors(layer)
+        for name, value in tensors.items():
+            state[name].copy_(value)
+        for _ in range(steps):
+            next(batches)
+        return record
+
+    def _stage_tensors(self, layer: int) -> dict[str, Tensor]:
+        """The weights that the stage of a layer may change."""
+        tensors = {f"layer.{name}": value.detach() for name, value in self.view.layer(layer).named_parameters()}
+        if self._trains_norm(layer):
+            tensors |= {f"norm.{name}": value.detach() for name, value in self.view.final_norm.named_parameters()}
+        return tensors
+
+    def _fingerprint(self) -> str:
+        """Hash of all that decides the trained weights."""
+        config = self.config.model_copy(update={"checkpoint_steps": None})
+        terms = [f"{weight} {type(term).__qualname__} {term.name}" for weight, term in self._terms]
+        target = dict(self.view.model.named_parameters())
+        return fingerprint(
+            config.model_dump_json(), self.supervision.manifest.model_dump_json(), *terms, tensors=target
         )
 
     def _stage(self, layer: int, steps: int, prefix: PrefixCache, batches: Iterator[list[int]]) -> StageRecord:
         started = time.perf_counter()
-        prefix.advance(layer - 1)
-        last = layer == self.view.depth
         config = self.config
-        records: list[StepRecord] = []
+        before = self._held_out_loss(layer)
+        kept = {name: value.clone() for name, value in self._stage_tensors(layer).items()} if before is not None else {}
         with frontier(
-            self.view, layer, config.trainable, final_norm=config.train_final_norm and last, seed=config.seed
+            self.view, layer, config.trainable, final_norm=self._trains_norm(layer), seed=config.seed
         ) as parameters:
             optimiser = torch.optim.AdamW(
                 parameters, lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay
             )
-            for number in range(1, steps + 1):
-                begun = time.perf_counter()
-                indices = next(batches)
-                losses, norms = self._gradients(layer, indices, prefix, parameters)
-                limit = float("inf") if config.clip is None else config.clip
-                norm = float(nn.utils.clip_grad_norm_(parameters, limit))
-                if not math.isfinite(norm):
-                    raise SemalignError(
-                        f"layer {layer}, step {number}: the gradient is not finite (losses {losses}); "
-                        "lower train.learning_rate"
-                    )
-                rate = config.learning_rate * rate_factor(number, steps, config)
-                for group in optimiser.param_groups:
-                    group["lr"] = rate
-                optimiser.step()
-                optimiser.zero_grad()
-                seconds = time.perf_counter() - begun
-                tokens = int(self.supervision.lengths[indices].sum())
-                records.append(
-                    StepRecord(
-                        layer=layer,
-                        step=number,
-                        steps=steps,
-                        losses=losses,
-                        gradient_norms=norms,
-                        gradient_norm=norm,
-                        learning_rate=rate,
-                        supervised_tokens=int(self.supervision.counts[indices].sum()),
-                        tokens=tokens,
-                        seconds=seconds,
-                        tokens_per_second=tokens / seconds,
-                    )
-                )
+            records = self._restored(layer, parameters, optimiser)
+            earlier = sum(record.seconds for record in records)
+            for _ in records:
+                next(batches)
+            for number in range(len(records) + 1, steps + 1):
+                records.append(self._step(layer, number, steps, next(batches), prefix, parameters, optimiser))
                 self.callback(records[-1])
+                self._check_skipped(records)
+                due = config.checkpoint_steps is not None and number % config.checkpoint_steps == 0
+                if self._checkpoints is not None and due and number < steps:
+                    self._checkpoints.save_state(State(tuple(records), optimiser_tensors(parameters, optimiser)))
             if not all(bool(torch.isfinite(parameter).all()) for parameter in parameters):
                 raise SemalignError(
                     f"layer {layer}, step {steps}: the weights are not finite after the last step; lower "
                     "train.learning_rate"
                 )
             trained = sum(parameter.numel() for parameter in parameters)
-        return StageRecord(
+        self._warn_of_drowning(layer, records)
+        after = self._held_out_loss(layer)
+        held_out = None if before is None or after is None else (before, after)
+        worse = held_out is not None and not held_out[1] <= held_out[0] * (1 + (config.guards.rollback or 0))
+        if worse:
+            for name, value in self._stage_tensors(layer).items():
+                value.copy_(kept[name])
+        record = StageRecord(
             layer=layer,
             source_layer=self.supervision.manifest.pairing.source_of(layer),
             steps=steps,
             trainable_parameters=trained,
             first_losses=records[0].losses,
             last_losses=records[-1].losses,
+            skipped=sum(record.skipped for record in records),
+            held_out=held_out,
+            rolled_back=worse,
             supervised_tokens=sum(record.supervised_tokens for record in records),
-            seconds=time.perf_counter() - started,
+            seconds=earlier + time.perf_counter() - started,
         )
+        if self._checkpoints is not None:
+            self._checkpoints.save_stage(record, self._stage_tensors(layer))
+        self.callback(record)
+        return record
+
+    def _step(
+        self,
+        layer: int,
+        number: int,
+        steps: int,
+        indices: list[int],
+        prefix: PrefixCache,
+        parameters: list[nn.Parameter],
+        optimiser: torch.optim.Optimizer,
+    ) -> StepRecord:
+        begun = time.perf_counter()
+        losses, norms = self._gradients(layer, indices, prefix, parameters)
+        limit = float("inf") if self.config.clip is None else self.config.clip
+        norm = float(nn.utils.clip_grad_norm_(parameters, limit))
+        rate = self.config.learning_rate * rate_factor(number, steps, self.config)
+        for group in optimiser.param_groups:
+            group["lr"] = rate
+        if math.isfinite(norm):
+            optimiser.step()
+        optimiser.zero_grad()
+        seconds = time.perf_counter() - begun
+        tokens = int(self.supervision.lengths[indices].sum())
+        return StepRecord(
+            layer=layer,
+            step=number,
+            steps=steps,
+            losses=losses,
+            gradient_norms=norms,
+            gradient_norm=norm,
+            skipped=not math.isfinite(norm),
+            learning_rate=rate,
+            supervised_tokens=int(self.supervision.counts[indices].sum()),
+            tokens=tokens,
+            seconds=seconds,
+            tokens_per_second=tokens / seconds,
+            examples=tuple(indices),
+        )
+
+    def _restored(
+        self, layer: int, parameters: list[nn.Parameter], optimiser: torch.optim.Optimizer
+    ) -> list[StepRecord]:
+        """The steps of a stage that an interrupted training did, with their weights and moments loaded."""
+        state = None if self._checkpoints is None else self._checkpoints.state(layer)
+        if state is None:
+            return []
+        load_optimiser_tensors(state.tensors, parameters, optimiser)
+        return list(state.records)
+
+    def _check_skipped(self, records: list[StepRecord]) -> None:
+        last, skipped = records[-1], sum(record.skipped for record in records)
+        if skipped > self.config.guards.max_skipped or (last.skipped and last.step == last.steps):
+            raise DivergedError(last, skipped)
+
+    def _warn_of_drowning(self, layer: int, records: list[StepRecord]) -> None:
+        finite = [record.gradient_norms for record in records if not record.skipped]
+        names = {name for norms in finite for name in norms}
+        means = {name: sum(norms.get(name, 0.0) for norms in finite) / len(finite) for name in sorted(names)}
+        if len(means) < 2:
+            return
+        strong, weak = max(means, key=means.__getitem__), min(means, key=means.__getitem__)
+        if means[strong] > self.config.guards.drowned * means[weak]:
+            LOGGER.warning(
+                "layer %d: the gradient of %s is %.3g times that of %s, which has no say: change train.weights",
+                layer,
+                strong,
+                means[strong] / means[weak] if means[weak] else math.inf,
+                weak,
+            )
+
+    @torch.no_grad()
+    def _held_out_loss(self, layer: int) -> float | None:
+        """Weighted mean of the terms over the held-out rows; None when nothing is guarded."""
+        store = self._held_out
+        if store is None or self.config.guards.rollback is None:
+            return None
+        sums = {term.name: 0.0 for _, term in self._terms}
+        for start in range(0, len(store), self.config.micro_batch_size):
+            indices = list(range(start, min(start + self.config.micro_batch_size, len(store))))
+            step = self._forward(layer, indices, store, hidden=None, start=1)
+            for _, term in self._terms:
+                sums[term.name] += float(term.total(step))
+        units = {term.name: max(1, term.count(store.counts)) for _, term in self._terms}
+        return sum(weight * sums[term.name] / units[term.name] for weight, term in self._terms)
+
+    def _trains_norm(self, layer: int) -> bool:
+        return self.config.train_final_norm and layer == self.view.depth
 
     def _batches(self) -> Iterator[list[int]]:
         """Examples of each optimiser step, pass after pass in random order; stages go on where the one before
@@ -205,7 +343,8 @@ class FrontierTrainer:
         losses = {term.name: 0.0 for _, term in active}
         gradients: dict[str, list[Tensor]] = {}
         for micro in self._micro_batches(indices):
-            step = self._forward(layer, micro, prefix)
+            with torch.enable_grad():
+                step = self._forward(layer, micro, self.supervision, hidden=prefix.inputs(micro), start=layer)
             for place, (weight, term) in enumerate(active):
                 mean = term.total(step) / units[term.name]
                 losses[term.name] += float(mean.detach())
@@ -227,18 +366,16 @@ class FrontierTrainer:
         size = self.config.micro_batch_size
         return [order[start : start + size] for start in range(0, len(order), size)]
 
-    def _forward(self, layer: int, indices: list[int], prefix: PrefixCache) -> Step:
-        """Run layer k on its cached inputs, and what lies above it only if a term needs the output."""
+    def _forward(
+        self, layer: int, indices: list[int], store: Supervision, *, hidden: Tensor | None, start: int
+    ) -> Step:
+        """Run layers `start` (on `hidden`, where given) to k, and what lies above only if a term needs the output."""
         view = self.view
-        data = self.supervision.collate(indices, layer=layer, device=view.device)
+        data = store.collate(indices, layer=layer, device=view.device)
         needs_output = any(term.needs_output for _, term in self._terms)
-        with torch.enable_grad(), torch.autocast(view.device.type, torch.bfloat16, enabled=self._autocast):
+        with torch.autocast(view.device.type, torch.bfloat16, enabled=self._autocast):
             trace = view.trace(
-                data.batch,
-                start=layer,
-                hidden=prefix.inputs(indices),
-                keep=[layer],
-                stop=None if needs_output else layer,
+                data.batch, start=start, hidden=hidden, keep=[layer], stop=None if needs_output else layer
             )
         counts = data.positions.counts
         mask_BM = position_mask(counts)
@@ -255,7 +392,7 @@ class FrontierTrainer:
             output=data.output,
             head=view.head,
             shared_head=self._shared_head,
-            temperature=self.supervision.manifest.settings.temperature,
+            temperature=store.manifest.settings.temperature,
         )
 
 

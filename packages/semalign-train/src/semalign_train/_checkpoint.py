@@ -1,0 +1,151 @@
+"""Training that can be killed at any moment and goes on: finished stages, and the state within the present one."""
+
+import hashlib
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from semalign_geometry import ArtifactManifest, SemalignError, read_artifact, write_artifact
+from torch import Tensor
+
+from ._settings import StageRecord, StepRecord
+
+KEPT_STATES = 2
+"""States within a stage that are kept: should the newest be damaged, training goes on from the one before."""
+
+
+class StageManifest(ArtifactManifest):
+    """A finished stage; the tensors are the weights that it left behind."""
+
+    training: str
+    """What tells this training from any other."""
+    record: StageRecord
+    """What the stage reported."""
+
+
+class StateManifest(ArtifactManifest):
+    """The state within a stage after a step; the tensors are the trainable parameters and the optimiser's moments."""
+
+    training: str
+    """What tells this training from any other."""
+    records: tuple[StepRecord, ...]
+    """The steps of the stage so far."""
+
+
+@dataclass(frozen=True, eq=False)
+class State:
+    """A stage in the middle."""
+
+    records: tuple[StepRecord, ...]
+    """The steps so far."""
+    tensors: dict[str, Tensor]
+    """Trainable parameters and the optimiser's moments."""
+
+
+class Checkpoints:
+    """A folder with one subfolder for each finished stage and each kept state, whole or absent."""
+
+    def __init__(self, folder: Path, training: str) -> None:
+        """Use a folder, made when it does not exist.
+
+        Args:
+            folder: where the checkpoints are kept, and those of an interrupted training are found.
+            training: hash of all that decides the result of the training.
+
+        Raises:
+            SemalignError: the folder holds the checkpoints of another training.
+        """
+        self.folder, self._training = folder, training
+        folder.mkdir(parents=True, exist_ok=True)
+        for place in folder.iterdir():
+            if place.name.startswith("."):
+                shutil.rmtree(place)  # what was being written when the training was killed
+        for place in sorted(folder.glob("stage-*")):
+            if StageManifest.read(place / "manifest.json").training != training:
+                raise SemalignError(f"{folder} holds the checkpoints of another training: choose another folder")
+
+    def stage(self, layer: int) -> tuple[StageRecord, dict[str, Tensor]] | None:
+        """A finished stage and the weights it left; None when the layer has not been trained to the end.
+
+        Raises:
+            SemalignError: its files are damaged.
+        """
+        folder = self._stage_folder(layer)
+        if not folder.exists():
+            return None
+        manifest, tensors = read_artifact(folder, StageManifest)
+        return manifest.record, tensors
+
+    def save_stage(self, record: StageRecord, tensors: dict[str, Tensor]) -> None:
+        """Keep a finished stage; the states within it go."""
+        write_artifact(self._stage_folder(record.layer), StageManifest(training=self._training, record=record), tensors)
+        self._drop_states(keep=0)
+
+    def state(self, layer: int) -> State | None:
+        """The newest undamaged state within the stage of a layer; None when there is none."""
+        for folder in reversed(self._states()):
+            try:
+                manifest, tensors = read_artifact(folder, StateManifest)
+            except SemalignError:
+                continue  # damaged: the one before it will do
+            if manifest.training == self._training and manifest.records[-1].layer == layer:
+                return State(manifest.records, tensors)
+        return None
+
+    def save_state(self, state: State) -> None:
+        """Keep the state after a step."""
+        last = state.records[-1]
+        write_artifact(
+            self.folder / f"state-{last.layer:03}-{last.step:06}",
+            StateManifest(training=self._training, records=state.records),
+            state.tensors,
+        )
+        self._drop_states(keep=KEPT_STATES)
+
+    def _stage_folder(self, layer: int) -> Path:
+        return self.folder / f"stage-{layer:03}"
+
+    def _states(self) -> list[Path]:
+        return sorted(self.folder.glob("state-*"))
+
+    def _drop_states(self, *, keep: int) -> None:
+        states = self._states()
+        for folder in states[: len(states) - keep]:
+            gone = folder.with_name(f".{folder.name}")
+            folder.rename(gone)  # at once: half of a state is no state
+            shutil.rmtree(gone)
+
+
+def optimiser_tensors(parameters: list[torch.nn.Parameter], optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Parameters and the optimiser's state of each, by their place in the list."""
+    tensors = {}
+    for place, parameter in enumerate(parameters):
+        tensors[f"parameter.{place}"] = parameter.detach()
+        tensors |= {f"{name}.{place}": value for name, value in optimiser.state[parameter].items()}
+    return tensors
+
+
+@torch.no_grad()
+def load_optimiser_tensors(
+    tensors: dict[str, Tensor], parameters: list[torch.nn.Parameter], optimiser: torch.optim.Optimizer
+) -> None:
+    """Undo `optimiser_tensors`."""
+    for name, value in tensors.items():
+        kind, _, place = name.rpartition(".")
+        parameter = parameters[int(place)]
+        if kind == "parameter":
+            parameter.copy_(value)
+        else:
+            # AdamW keeps its step count on the CPU wherever the parameter lives.
+            optimiser.state[parameter][kind] = value if kind == "step" else value.to(parameter.device)
+
+
+def fingerprint(*parts: str, tensors: Mapping[str, Tensor]) -> str:
+    """sha256 of texts and tensors."""
+    digest = hashlib.sha256("\n".join(parts).encode())
+    for name, value in tensors.items():
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+    return digest.hexdigest()

@@ -1,0 +1,155 @@
+"""An interrupted training goes on to the weights of an undisturbed one."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from semalign_align import Relation, Supervision
+from semalign_geometry import SemalignError
+from semalign_train import FrontierTrainer, FullLayer, LoraLayer, StageRecord, StepRecord, TransferConfig
+
+from ..align.chain import TARGET_DEPTH, target_model
+
+STEPS = 4
+EVENTS = TARGET_DEPTH * (STEPS + 1)
+
+
+class Killed(BaseException):
+    """Stands for the end of the process."""
+
+
+def config(**more: Any) -> TransferConfig:
+    settings = {"steps": STEPS, "batch_size": 4, "micro_batch_size": 3, "learning_rate": 3e-3, "checkpoint_steps": 1}
+    return TransferConfig(**(settings | more))
+
+
+def train(
+    store: Supervision,
+    folder: Path | None,
+    *,
+    kill_at: int | None = None,
+    dtype: torch.dtype = torch.float32,
+    **more: Any,
+) -> Any:
+    """A target trained to the end, or to the given event; None when it was killed."""
+    events = 0
+
+    def callback(record: StepRecord | StageRecord) -> None:
+        nonlocal events
+        events += 1
+        if events == kill_at:
+            raise Killed
+
+    target = target_model(dtype=dtype)
+    trainer = FrontierTrainer(target, store, config(**more), checkpoints=folder, callback=callback)
+    try:
+        report = trainer.fit()
+    except Killed:
+        return None
+    return target, report
+
+
+def same_weights(one: torch.nn.Module, other: torch.nn.Module) -> bool:
+    pairs = zip(one.state_dict().values(), other.state_dict().values(), strict=True)
+    return all(torch.equal(a, b) for a, b in pairs)
+
+
+def comparable(report: Any) -> Any:
+    """The stages of a report, without their times."""
+    return [stage.model_copy(update={"seconds": 0}) for stage in report.stages]
+
+
+@pytest.mark.parametrize("trainable", [FullLayer(), LoraLayer(rank=2)], ids=["full", "lora"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+@settings(max_examples=5)
+@given(kills=st.lists(st.integers(1, EVENTS), min_size=1, max_size=3), every=st.sampled_from([None, 1, 2, 3]))
+def test_killed_and_resumed_ends_at_the_same_bits(
+    trainable: Any, dtype: torch.dtype, top: Supervision, tmp_path_factory: Any, kills: list[int], every: int | None
+) -> None:
+    more = {
+        "trainable": trainable,
+        "train_final_norm": True,
+        "autocast": "bfloat16" if dtype != torch.float32 else "model",
+    }
+    whole, report = train(top, None, **more)
+    folder = tmp_path_factory.mktemp("killed")
+    for kill_at in kills:
+        if train(top, folder, kill_at=kill_at, checkpoint_steps=every, **more) is not None:
+            break
+    resumed, again = train(top, folder, checkpoint_steps=every, **more)
+    assert same_weights(whole, resumed)
+    assert comparable(again) == comparable(report)
+
+
+def test_a_finished_training_is_not_repeated(top: Supervision, tmp_path: Path) -> None:
+    whole, report = train(top, tmp_path)
+    again = train(top, tmp_path, kill_at=1)  # the first event would be fatal
+    assert again is not None and same_weights(whole, again[0]) and again[1] == report
+    assert sorted(place.name for place in tmp_path.iterdir()) == [
+        f"stage-{layer:03}" for layer in range(1, TARGET_DEPTH + 1)
+    ]
+
+
+def test_the_last_two_states_are_kept(top: Supervision, tmp_path: Path) -> None:
+    assert train(top, tmp_path, kill_at=STEPS + 1 + STEPS) is None  # the last step of the second stage
+    assert sorted(place.name for place in tmp_path.iterdir()) == ["stage-001", "state-002-000002", "state-002-000003"]
+
+
+@pytest.mark.parametrize("damage", ["cut", "bit", "missing", "manifest"])
+def test_a_damaged_state_is_passed_over(damage: str, top: Supervision, tmp_path: Path) -> None:
+    whole, _ = train(top, None)
+    assert train(top, tmp_path, kill_at=STEPS) is None
+    newest = max(tmp_path.glob("state-*"))
+    tensors = newest / "tensors.safetensors"
+    content = bytearray(tensors.read_bytes())
+    if damage == "cut":
+        tensors.write_bytes(content[:-10])
+    elif damage == "bit":
+        content[-3] ^= 4
+        tensors.write_bytes(content)
+    elif damage == "missing":
+        tensors.unlink()
+    else:
+        (newest / "manifest.json").write_text("{", encoding="utf-8")
+    assert same_weights(whole, train(top, tmp_path)[0])
+
+
+def test_a_damaged_stage_is_named(top: Supervision, tmp_path: Path) -> None:
+    train(top, tmp_path)
+    (tmp_path / "stage-002" / "tensors.safetensors").unlink()
+    with pytest.raises(SemalignError, match=r"stage-002.* is missing"):
+        train(top, tmp_path)
+
+
+def test_half_written_folders_are_cleared_away(top: Supervision, tmp_path: Path) -> None:
+    half = tmp_path / ".stage-001.abcd"
+    half.mkdir()
+    (half / "tensors.safetensors").write_bytes(b"half")
+    train(top, tmp_path)
+    assert not half.exists()
+
+
+@pytest.mark.parametrize("change", [{"learning_rate": 1e-3}, {"seed": 1}, {"objective": Relation(unit_tokens=True)}])
+def test_another_training_is_refused(change: dict[str, Any], top: Supervision, tmp_path: Path) -> None:
+    train(top, tmp_path)
+    with pytest.raises(SemalignError, match="another training"):
+        train(top, tmp_path, **change)
+
+
+def test_another_target_is_refused(top: Supervision, tmp_path: Path) -> None:
+    train(top, tmp_path)
+    target = target_model()
+    with torch.no_grad():
+        next(target.parameters()).view(-1)[0] += 1
+    with pytest.raises(SemalignError, match="another training"):
+        FrontierTrainer(target, top, config(), checkpoints=tmp_path)
+
+
+def test_manifests_are_readable(top: Supervision, tmp_path: Path) -> None:
+    train(top, tmp_path)
+    manifest = json.loads((tmp_path / "stage-002" / "manifest.json").read_text(encoding="utf-8"))
+    assert manifest["record"]["layer"] == 2 and manifest["record"]["steps"] == STEPS
