@@ -16,6 +16,7 @@ from .console import Console
 from .estimate import describe, presets_table
 from .experiment import load_experiment, preset_names
 from .pipeline import run_experiment
+from .run_folder import pick_folder
 from .settings import merged, parse_overrides, read_tree
 from .table import result_table
 
@@ -59,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         return _fail(_disk_message(error))
     except KeyboardInterrupt:
-        print("semalign: interrupted", file=sys.stderr)
+        print("semalign: interrupted; the same command goes on from here", file=sys.stderr)
         return 130
 
 
@@ -78,7 +79,10 @@ def _top_parser() -> argparse.ArgumentParser:
 def _run_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("experiment", nargs="?", help="name of a preset, or path of a YAML file")
     parser.add_argument("overrides", nargs="*", metavar="key.key=value", help="settings that override the experiment's")
-    _common_arguments(parser, "run folder (default: runs/NAME, numbered when taken)")
+    _common_arguments(
+        parser,
+        "run folder, where an interrupted run goes on (default: runs/NAME, numbered when taken)",
+    )
     parser.add_argument(
         "--dry-run", action="store_true", help="print the resolved experiment and the plan, run nothing"
     )
@@ -124,7 +128,7 @@ def _run(options: argparse.Namespace) -> int:
     if options.experiment is None:
         raise SemalignError(f"run needs an experiment: a preset ({', '.join(preset_names())}) or a YAML file")
     experiment = load_experiment(options.experiment, configs=options.config, overrides=options.overrides)
-    folder = options.out or _free_folder(Path("runs"), experiment.name)
+    folder = options.out or pick_folder(Path("runs"), experiment)
     if options.dry_run:
         data, train = experiment.data, experiment.train
         amount = f"{train.passes:g} passes in all" if train.steps is None else f"steps {train.steps}"
@@ -199,15 +203,6 @@ def _hush() -> None:
     transformers.logging.disable_progress_bar()
     for chatty in ("datasets", "huggingface_hub", "lm_eval", "lm-eval"):
         logging.getLogger(chatty).setLevel(logging.ERROR)
-
-
-def _free_folder(parent: Path, name: str) -> Path:
-    """`parent/name`, or the first of `parent/name-2`, `parent/name-3`, … that does not exist."""
-    folder, number = parent / name, 1
-    while folder.exists():
-        number += 1
-        folder = parent / f"{name}-{number}"
-    return folder
 
 
 def _disk_message(error: OSError) -> str:

@@ -18,6 +18,10 @@ class Bar:
         """Wrap a tqdm bar."""
         self._bar = bar
 
+    def skip(self, steps: int) -> None:
+        """Steps that were done before."""
+        self._bar.update(steps)
+
     def advance(self, postfix: str) -> None:
         """One step further."""
         self._bar.set_postfix_str(postfix, refresh=False)

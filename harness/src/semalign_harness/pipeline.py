@@ -1,12 +1,15 @@
 """One experiment from models and rows to a run folder: attribute, pair, transport, supervise, train, measure, save."""
 
+import contextlib
+import json
 import platform
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import TextIO
 
 import torch
 from semalign_align import FinalHidden, Supervision, SupervisionSettings, supervise
@@ -31,9 +34,10 @@ from semalign_geometry import (
     fit_transport,
     measure_fidelity,
     new_folder,
+    replace_file,
     sha256_of,
 )
-from semalign_train import FrontierTrainer, StageRecord, StepRecord, TransferReport
+from semalign_train import DivergedError, FrontierTrainer, StageRecord, StepRecord, TransferReport
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
@@ -41,10 +45,12 @@ from .console import Console
 from .data import Example, Split, batches, read_rows, split_rows
 from .experiment import Experiment
 from .measure import Measurement, answer_accuracy, measure
-from .models import LoadedModel, OpenedModel, check_tokenizers, load_model, open_model
+from .models import LoadedModel, OpenedModel, check_tokenizers, identity, load_model, open_model
 from .resources import peak_memory, pick_device
+from .run_folder import EXPERIMENT, METRICS, RESULT, claimed, cut_metrics
 from .saving import save_model
 
+SOURCE, BEFORE = "source.json", "before.json"
 PACKAGES = ("semalign-harness", "torch", "transformers", "peft", "datasets", "safetensors", "pydantic")
 
 
@@ -63,6 +69,8 @@ class Environment(Contract):
     """CPU threads that torch used."""
     data_sha256: dict[str, str]
     """Hash of each local data file, by the path that the experiment names."""
+    models: dict[str, str]
+    """Hash of each model's files, or its commit on the hub, by the path that the experiment names."""
 
 
 class RunResult(Contract):
@@ -83,78 +91,73 @@ class RunResult(Contract):
     train_rows: int
     """Rows that were trained on."""
     seconds: float
-    """Wall time of the whole run, the building or conversion of models included."""
+    """Wall time of the process that finished the run, the building or conversion of models included."""
     peak_bytes: int
     """Peak memory of the process; on a CUDA device, that device's peak."""
 
 
 def run_experiment(experiment: Experiment, folder: Path, *, console: Console | None = None) -> RunResult:
-    """Run an experiment into a new folder.
+    """Run an experiment into a folder, or go on with an interrupted run of it there.
 
-    Inputs are checked before the folder is made; each file in it is whole or absent.
+    Inputs are checked before anything is written; each file in the folder is whole or absent. A run that is killed at
+    any moment and repeated ends, on a CPU, with the weights of an undisturbed one. A finished run is not repeated.
 
     Args:
         experiment: what to run.
-        folder: the run folder; must not hold anything yet.
+        folder: the run folder: new, empty, or of this experiment.
         console: where progress is shown; None shows nothing.
 
     Raises:
-        SemalignError: the input cannot be used, or the saved target does not compute what the trained one did.
+        SemalignError: the input cannot be used, the folder holds something else, training diverged, or the saved target
+            does not compute what the trained one did.
         OSError: the disk is full or not writable.
     """
     console = console or Console(quiet=True)
     device = pick_device(experiment.device)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise SemalignError(f"{folder} is not empty: choose another folder with --out")
-
-    with console.step("read rows, tokenizers and configurations"):
-        pools = read_rows(experiment.data)
-        opened_target = open_model(experiment.target, progress=console.ticker("pre-train the target"))
-        opened_source = open_model(experiment.source, progress=console.ticker("pre-train the source"))
-        split = split_rows(experiment.data, pools, opened_target.tokenizer)
-        texts = [str(opened_target.tokenizer.decode(list(e.prompt_ids + e.answer_ids))) for e in split.train[:8]]
-        shared = check_tokenizers(opened_source, opened_target, texts)
-        _check_rows(split, shared, experiment, opened_source, opened_target)
-        experiment.train.stages(opened_target.config.num_hidden_layers)
-    _note_rows(console, split, experiment)
-
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        experiment.write(folder / "experiment.json")
-        _environment(experiment, device).write(folder / "environment.json")
-        scratch = Path(tempfile.mkdtemp(dir=folder, prefix=".scratch-"))
-        geometry, scorer = _read_target(experiment, console, opened_target, device, split, shared)
-        stores = _run_source(
-            experiment, folder, scratch, console, opened_source, device, split, shared, geometry, scorer
-        )
-        del geometry, scorer
-        target = _load(console, "target", opened_target, device)
-        FrontierTrainer(target.model, stores.train, experiment.train)  # a target that does not fit fails here
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
-    try:
-        before = _measured(experiment, console, "target before", target, stores.held_out, split)
-        transfer = _train(experiment, folder, console, target, stores.train, scratch)
+    with claimed(folder, experiment) as resumed:
+        if (folder / RESULT).is_file():
+            console.note(f"the run in {folder} is finished already")
+            _tidy(folder)
+            return RunResult.read(folder / RESULT)
+        if resumed:
+            console.note(f"going on with the interrupted run in {folder}")
+        try:
+            inputs = _read_inputs(experiment, console)
+            _note_rows(console, inputs.split, experiment)
+            _keep_record(experiment, inputs, folder, device, resumed=resumed)
+            stores = _stores(experiment, folder, console, inputs, device)
+            target = _load(console, "target", inputs.target, device)
+            # A target that does not fit fails here.
+            FrontierTrainer(target.model, stores.train, experiment.train, held_out=stores.held_out)
+        except Exception:
+            if not resumed:
+                shutil.rmtree(folder, ignore_errors=True)
+            raise
+        before = _before(experiment, folder, console, target, stores.held_out, inputs.split)
+        transfer = _train(experiment, folder, console, target, stores)
         with console.step("save the target, reload it, compare logits"):
             reloaded = save_and_reload(target, folder / "model")
-        after = _measured(experiment, console, "target after", reloaded, stores.held_out, split)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-
-    result = RunResult(
-        name=experiment.name,
-        source=stores.source,
-        before=before,
-        after=after,
-        transfer=transfer,
-        supervision_bytes=sum(file.stat().st_size for file in (folder / "supervision").iterdir()),
-        train_rows=len(split.train),
-        seconds=console.seconds,
-        peak_bytes=peak_memory(device),
-    )
-    result.write(folder / "result.json")
+        after = _measured(experiment, console, "target after", reloaded, stores.held_out, inputs.split)
+        result = RunResult(
+            name=experiment.name,
+            source=stores.source,
+            before=before,
+            after=after,
+            transfer=transfer,
+            supervision_bytes=sum(file.stat().st_size for file in (folder / "supervision").iterdir()),
+            train_rows=len(inputs.split.train),
+            seconds=console.seconds,
+            peak_bytes=peak_memory(device),
+        )
+        result.write(folder / RESULT)
+        _tidy(folder)
     return result
+
+
+def _tidy(folder: Path) -> None:
+    """Drop what only an unfinished run needs."""
+    for name in ("checkpoints", "held_out"):
+        shutil.rmtree(folder / name, ignore_errors=True)
 
 
 def save_and_reload(trained: LoadedModel, folder: Path) -> LoadedModel:
@@ -177,6 +180,29 @@ def save_and_reload(trained: LoadedModel, folder: Path) -> LoadedModel:
                 f"{float(difference):.3g}): its architecture does not survive save_pretrained, nothing was kept"
             )
     return LoadedModel(reloaded, trained.tokenizer, str(folder))
+
+
+@dataclass(frozen=True, eq=False)
+class Inputs:
+    """What an experiment names, read and checked; no weights yet."""
+
+    source: OpenedModel
+    target: OpenedModel
+    split: Split
+    shared: SharedVocabulary
+
+
+def _read_inputs(experiment: Experiment, console: Console) -> Inputs:
+    with console.step("read rows, tokenizers and configurations"):
+        pools = read_rows(experiment.data)
+        target = open_model(experiment.target, progress=console.ticker("pre-train the target"))
+        source = open_model(experiment.source, progress=console.ticker("pre-train the source"))
+        split = split_rows(experiment.data, pools, target.tokenizer)
+        texts = [str(target.tokenizer.decode(list(e.prompt_ids + e.answer_ids))) for e in split.train[:8]]
+        shared = check_tokenizers(source, target, texts)
+        _check_rows(split, shared, experiment, source, target)
+        experiment.train.stages(target.config.num_hidden_layers)
+    return Inputs(source, target, split, shared)
 
 
 def _check_rows(
@@ -220,16 +246,27 @@ def _note_rows(console: Console, split: Split, experiment: Experiment) -> None:
         console.note(f"{split.too_long} rows longer than data.max_length={experiment.data.max_length} were left out")
 
 
-def _environment(experiment: Experiment, device: torch.device) -> Environment:
+def _keep_record(experiment: Experiment, inputs: Inputs, folder: Path, device: torch.device, *, resumed: bool) -> None:
+    """Write what the run depends on, or check that it has not changed since the run began."""
     places = [experiment.data.train.path] + ([experiment.data.held_out.path] if experiment.data.held_out else [])
-    return Environment(
+    environment = Environment(
         packages={name: version(name) for name in PACKAGES},
         python=platform.python_version(),
         platform=platform.platform(),
         device=str(device),
         threads=torch.get_num_threads(),
         data_sha256={place: sha256_of(place) for place in places if Path(place).is_file()},
+        models={opened.settings.path: identity(opened) for opened in (inputs.source, inputs.target)},
     )
+    if not resumed:
+        environment.write(folder / "environment.json")
+        experiment.write(folder / EXPERIMENT)  # last: a folder that holds it can be resumed
+        return
+    began = Environment.read(folder / "environment.json")
+    now, then = (each.data_sha256 | each.models for each in (environment, began))
+    changed = [place for place in now if now[place] != then.get(place)]
+    if changed:
+        raise SemalignError(f"{changed[0]} has changed since the run in {folder} began: choose another folder")
 
 
 @dataclass(frozen=True, eq=False)
@@ -264,21 +301,45 @@ def _attribution_rows(experiment: Experiment, split: Split) -> list[Batch]:
     return batches(split.train[: experiment.data.attribution_rows], 1)
 
 
+def _stores(
+    experiment: Experiment, folder: Path, console: Console, inputs: Inputs, device: torch.device
+) -> SourceStores:
+    """What the source leaves behind: of an earlier process where it is whole, else made now."""
+    if (folder / SOURCE).is_file():
+        try:
+            with console.step("check the supervision"):
+                return SourceStores(
+                    Supervision.open(folder / "supervision"),
+                    Supervision.open(folder / "held_out"),
+                    Measurement.read(folder / SOURCE),
+                )
+        except SemalignError as error:
+            console.note(f"{error}: made again")
+    geometry, scorer = _read_target(experiment, console, inputs, device)
+    return _run_source(experiment, folder, console, inputs, device, geometry, scorer)
+
+
+def _before(
+    experiment: Experiment, folder: Path, console: Console, target: LoadedModel, held_out: Supervision, split: Split
+) -> Measurement:
+    """The target's figures before the transfer, measured once."""
+    if (folder / BEFORE).is_file():
+        return Measurement.read(folder / BEFORE)
+    before = _measured(experiment, console, "target before", target, held_out, split)
+    before.write(folder / BEFORE)
+    return before
+
+
 def _read_target(
-    experiment: Experiment,
-    console: Console,
-    opened: OpenedModel,
-    device: torch.device,
-    split: Split,
-    shared: SharedVocabulary,
+    experiment: Experiment, console: Console, inputs: Inputs, device: torch.device
 ) -> tuple[TargetGeometry, Scorer]:
-    target = _load(console, "target", opened, device)
+    target = _load(console, "target", inputs.target, device)
     view = DecoderView(target.model)
     with console.step("read the target's geometry"):
         basis = None
         if experiment.transport.frame != "none":
-            basis = SemanticBasis.from_model(target.model, entries=shared.target_ids)
-        rows = _attribution_rows(experiment, split)
+            basis = SemanticBasis.from_model(target.model, entries=inputs.shared.target_ids)
+        rows = _attribution_rows(experiment, inputs.split)
         geometry = TargetGeometry(view.depth, basis, _residuals(view, rows, range(1, view.depth + 1)))
     scorer: Scorer = Similarity(target.model) if experiment.scorer.kind == "similarity" else experiment.scorer
     return geometry, scorer
@@ -287,17 +348,15 @@ def _read_target(
 def _run_source(
     experiment: Experiment,
     folder: Path,
-    scratch: Path,
     console: Console,
-    opened: OpenedModel,
+    inputs: Inputs,
     device: torch.device,
-    split: Split,
-    shared: SharedVocabulary,
     geometry: TargetGeometry,
     scorer: Scorer,
 ) -> SourceStores:
     """Everything that needs the source, which is gone from memory afterwards."""
-    source = _load(console, "source", opened, device)
+    source = _load(console, "source", inputs.source, device)
+    split, shared = inputs.split, inputs.shared
     pairing, transport = _plan(experiment, folder, console, source, split, shared, geometry, scorer)
 
     def store(place: Path, label: str, rows: Sequence[Example], settings: SupervisionSettings) -> Supervision:
@@ -308,8 +367,10 @@ def _run_source(
 
     exact = experiment.supervision.model_copy(update={"output": FinalHidden(), "dtype": "float32"})
     train = store(folder / "supervision", "training", split.train, experiment.supervision)
-    held_out = store(scratch / "held_out", "held-out", split.held_out, exact)
-    return SourceStores(train, held_out, _measured(experiment, console, "source", source, held_out, split))
+    held_out = store(folder / "held_out", "held-out", split.held_out, exact)
+    measured = _measured(experiment, console, "source", source, held_out, split)
+    measured.write(folder / SOURCE)  # last: with it, the source is not needed again
+    return SourceStores(train, held_out, measured)
 
 
 def _plan(
@@ -378,25 +439,54 @@ def _measured(
 
 
 def _train(
-    experiment: Experiment,
-    folder: Path,
-    console: Console,
-    target: LoadedModel,
-    store: Supervision,
-    scratch: Path,
+    experiment: Experiment, folder: Path, console: Console, target: LoadedModel, stores: SourceStores
 ) -> TransferReport:
-    with (folder / "metrics.jsonl").open("w", encoding="utf-8") as metrics:
-        trainer = FrontierTrainer(target.model, store, experiment.train, scratch=scratch)
-        with console.bar("train", sum(trainer.stage_steps)) as bar:
+    with contextlib.ExitStack() as stack:
+        trainer = FrontierTrainer(
+            target.model,
+            stores.train,
+            experiment.train,
+            scratch=Path(stack.enter_context(tempfile.TemporaryDirectory(dir=folder, prefix=".scratch-"))),
+            held_out=stores.held_out,
+            checkpoints=folder / "checkpoints",
+        )
+        bar = stack.enter_context(console.bar("train", sum(trainer.stage_steps)))
+        metrics: TextIO | None = None
 
-            def record(entry: StepRecord | StageRecord) -> None:
-                if isinstance(entry, StepRecord):
-                    metrics.write(entry.model_dump_json() + "\n")
-                    metrics.flush()
-                    losses = ", ".join(f"{name} {value:.3f}" for name, value in entry.losses.items())
-                    bar.advance(f"layer {entry.layer}: {losses}")
+        def record(entry: StepRecord | StageRecord) -> None:
+            nonlocal metrics
+            if isinstance(entry, StageRecord):
+                for fact in _incidents(entry):
+                    console.note(f"layer {entry.layer}: {fact}")
+                return
+            if metrics is None:
+                bar.skip(cut_metrics(folder, entry))
+                metrics = stack.enter_context((folder / METRICS).open("a", encoding="utf-8"))
+            metrics.write(entry.model_dump_json() + "\n")
+            metrics.flush()
+            losses = ", ".join(f"{name} {value:.3f}" for name, value in entry.losses.items())
+            bar.advance(f"layer {entry.layer}: {losses}")
 
-            trainer.callback = record
+        trainer.callback = record
+        try:
             report = trainer.fit()
+        except DivergedError as error:
+            place = _keep_batch(folder, error, target, stores.train)
+            raise SemalignError(f"{error}; the batch is in {place}") from error
     report.write(folder / "transfer.json")
     return report
+
+
+def _incidents(stage: StageRecord) -> Iterator[str]:
+    if stage.skipped:
+        yield f"{stage.skipped} of {stage.steps} steps skipped, their gradients were not finite"
+    if stage.rolled_back and stage.held_out:
+        yield f"undone, the held-out loss rose from {stage.held_out[0]:.4g} to {stage.held_out[1]:.4g}"
+
+
+def _keep_batch(folder: Path, error: DivergedError, target: LoadedModel, store: Supervision) -> Path:
+    """Write the step at which training diverged and the rows of its batch, to look at."""
+    rows = {index: store.tokens([index])["input_ids"][0].tolist() for index in error.record.examples}
+    batch = [{"example": i, "text": target.tokenizer.decode(ids), "input_ids": ids} for i, ids in rows.items()]
+    found = {"step": error.record.model_dump(mode="json"), "batch": batch}
+    return replace_file(folder / "diverged.json", json.dumps(found, indent=2, ensure_ascii=False))

@@ -1,0 +1,109 @@
+"""The run folder: whose it is, what an interrupted run left in it, and one process at a time."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+from semalign_geometry import SemalignError, replace_file
+from semalign_train import StepRecord
+
+from .experiment import Experiment
+
+EXPERIMENT, RESULT, METRICS = "experiment.json", "result.json", "metrics.jsonl"
+_LOCK = ".lock"
+
+
+def pick_folder(parent: Path, experiment: Experiment) -> Path:
+    """`parent/NAME`, or the first of `parent/NAME-2`, … that is free or holds an interrupted run of the experiment."""
+    folder, number = parent / experiment.name, 1
+    while folder.exists() and not _is_interrupted(folder, experiment):
+        number += 1
+        folder = parent / f"{experiment.name}-{number}"
+    return folder
+
+
+@contextmanager
+def claimed(folder: Path, experiment: Experiment) -> Iterator[bool]:
+    """The folder for this process alone; gives whether it holds a run of the experiment.
+
+    Raises:
+        SemalignError: the folder holds something else, or another process runs in it.
+    """
+    _check(folder, experiment)
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / _LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise SemalignError(f"another process runs in {folder}: wait for it, or choose another folder") from None
+    try:
+        resumed = (folder / EXPERIMENT).is_file()
+        for place in folder.iterdir():
+            if place.name.startswith(".") and place.name != _LOCK:  # what was being written when the run was killed
+                shutil.rmtree(place) if place.is_dir() else place.unlink()
+        yield resumed
+    finally:
+        (folder / _LOCK).unlink(missing_ok=True)
+        lock.release()
+        if folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
+
+
+def cut_metrics(folder: Path, before: StepRecord) -> int:
+    """Cut the metrics back to the steps before a given one, which a resumed stage runs again; returns how many stay."""
+    file = folder / METRICS
+    kept = []
+    for line in file.read_text(encoding="utf-8").splitlines() if file.is_file() else []:
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError:
+            break  # cut off while it was written
+        if (record["layer"], record["step"]) >= (before.layer, before.step):
+            break
+        kept.append(line + "\n")
+    replace_file(file, "".join(kept))
+    return len(kept)
+
+
+def _is_interrupted(folder: Path, experiment: Experiment) -> bool:
+    if not (folder / EXPERIMENT).is_file() or (folder / RESULT).is_file():
+        return False
+    try:
+        with FileLock(folder / _LOCK).acquire(timeout=0):
+            return Experiment.read(folder / EXPERIMENT) == experiment
+    except (Timeout, SemalignError, OSError):
+        return False
+
+
+def _check(folder: Path, experiment: Experiment) -> None:
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        raise SemalignError(f"{folder} is a file: choose another folder with --out")
+    if (folder / EXPERIMENT).is_file():
+        changes = differences(Experiment.read(folder / EXPERIMENT), experiment)
+        if changes:
+            raise SemalignError(
+                f"{folder} holds another experiment ({'; '.join(changes[:5])}): choose another folder with --out"
+            )
+    elif any(place.name != _LOCK for place in folder.iterdir()):
+        raise SemalignError(f"{folder} is not empty: choose another folder with --out")
+
+
+def differences(there: Experiment, here: Experiment) -> list[str]:
+    """What differs between two experiments, setting by setting."""
+    ours, theirs = (dict(_leaves(each.model_dump(mode="json"))) for each in (here, there))
+    keys = [key for key in {**theirs, **ours} if ours.get(key) != theirs.get(key)]
+    return [f"{key} is {theirs.get(key)} there, {ours.get(key)} here" for key in keys]
+
+
+def _leaves(tree: Any, place: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(tree, dict) and tree:
+        for key, value in tree.items():
+            yield from _leaves(value, f"{place}.{key}" if place else key)
+    else:
+        yield place, tree

@@ -1,0 +1,235 @@
+"""A run that is killed and repeated goes on, to the same weights; a folder has one experiment and one process."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from filelock import FileLock
+from semalign_harness import Experiment, pipeline
+from semalign_harness.cli import main
+from semalign_harness.experiment import load_experiment
+from semalign_harness.run_folder import claimed, cut_metrics, differences, pick_folder
+from semalign_train import FrontierTrainer, StepRecord
+
+KILLS = int(os.environ.get("SEMALIGN_KILLS", "3"))
+"""Kills of the test that kills; each costs some seconds."""
+
+
+@pytest.fixture
+def longer(overrides: list[str]) -> list[str]:
+    """A run with enough steps to be killed in the middle."""
+    return [*overrides, "train.steps=12", "train.checkpoint_steps=2", "train.trainable.kind=full"]
+
+
+def run(folder: Path, settings: list[str], *more: str) -> int:
+    return main(["run", "tiny", *settings, *more, "--out", str(folder)])
+
+
+def weights(folder: Path) -> bytes:
+    return (folder / "model" / "model.safetensors").read_bytes()
+
+
+def interrupt(monkeypatch: pytest.MonkeyPatch, at: Any, folder: Path, settings: list[str]) -> None:
+    """A run that ends when the training has come to a step, or when a function of the pipeline is called."""
+    with monkeypatch.context() as patch:
+        if isinstance(at, str):
+
+            def stop(*arguments: object, **more: object) -> None:
+                raise KeyboardInterrupt
+
+            patch.setattr(pipeline, at, stop)
+        else:
+            step = FrontierTrainer._step
+
+            def stopping(self: FrontierTrainer, layer: int, number: int, *arguments: Any) -> StepRecord:
+                if (layer, number) == at:
+                    raise KeyboardInterrupt
+                return step(self, layer, number, *arguments)
+
+            patch.setattr(FrontierTrainer, "_step", stopping)
+        assert run(folder, settings) == 130
+
+
+def test_killed_at_any_moment_and_repeated(tmp_path: Path, longer: list[str]) -> None:
+    assert run(tmp_path / "whole", longer, "--quiet") == 0
+    command = [sys.executable, "-m", "semalign_harness.cli", "run", "tiny", *longer, "--out", str(tmp_path / "killed")]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    generator = random.Random(7)
+    started = time.monotonic()
+    subprocess.run(
+        [*command[:-1], str(tmp_path / "timed"), "--quiet"], env=environment, check=True, capture_output=True
+    )
+    whole = time.monotonic() - started
+    for _ in range(KILLS):
+        process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        time.sleep(generator.uniform(0.3, 1.0) * whole)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert run(tmp_path / "killed", longer, "--quiet") == 0
+    assert weights(tmp_path / "killed") == weights(tmp_path / "whole") == weights(tmp_path / "timed")
+    names = [sorted(p.name for p in (tmp_path / name).iterdir()) for name in ("killed", "whole")]
+    assert names[0] == names[1], "nothing is left over"
+
+
+@pytest.mark.parametrize("at", [(1, 1), (2, 6), (3, 12), "_run_source", "_train", "save_and_reload"])
+def test_an_interrupted_run_goes_on(
+    at: Any, tmp_path: Path, longer: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run(tmp_path / "whole", longer, "--quiet") == 0
+    folder = tmp_path / "run"
+    interrupt(monkeypatch, at, folder, longer)
+    assert "the same command goes on" in capsys.readouterr().err
+    assert not (folder / "result.json").exists()
+    steps_run = []
+    step = FrontierTrainer._step
+
+    def counting(self: FrontierTrainer, layer: int, number: int, *arguments: Any) -> StepRecord:
+        steps_run.append((layer, number))
+        return step(self, layer, number, *arguments)
+
+    monkeypatch.setattr(FrontierTrainer, "_step", counting)
+    if at not in ("_run_source",):
+        monkeypatch.setattr(pipeline, "_run_source", None)  # the source is not needed again
+    assert run(folder, longer) == 0
+    assert "going on with the interrupted run" in capsys.readouterr().err
+    assert weights(folder) == weights(tmp_path / "whole")
+    if isinstance(at, tuple):
+        layer, number = at
+        assert steps_run[0] == (layer, number - (number - 1) % 2), "it goes on from the last state that was kept"
+    read = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [(r["layer"], r["step"]) for r in read] == [(layer, n) for layer in (1, 2, 3) for n in range(1, 13)]
+
+
+def test_a_finished_run_is_shown_not_repeated(
+    tmp_path: Path, overrides: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run(tmp_path / "run", overrides) == 0
+    first = capsys.readouterr().out
+    monkeypatch.setattr(pipeline, "open_model", None)  # nothing is opened
+    assert run(tmp_path / "run", overrides) == 0
+    assert capsys.readouterr().out == first
+
+
+def test_another_experiment_is_refused_with_the_difference(
+    tmp_path: Path, overrides: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(tmp_path / "run", overrides, "--quiet") == 0
+    before = {path: path.stat().st_mtime_ns for path in sorted((tmp_path / "run").rglob("*"))}
+    assert run(tmp_path / "run", overrides, "train.learning_rate=0.5", "train.seed=3") == 2
+    message = capsys.readouterr().err
+    assert "train.learning_rate is" in message and "there, 0.5 here; train.seed is 0 there, 3 here" in message
+    assert {path: path.stat().st_mtime_ns for path in sorted((tmp_path / "run").rglob("*"))} == before
+
+
+def test_changed_rows_are_refused(
+    tmp_path: Path,
+    longer: list[str],
+    rows_file: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    mine = tmp_path / "mine.jsonl"
+    mine.write_bytes(rows_file.read_bytes())
+    settings = [*longer, f"data.train.path={mine}"]
+    interrupt(monkeypatch, (1, 3), tmp_path / "run", settings)
+    mine.write_bytes(rows_file.read_bytes() + b"\n")
+    assert run(tmp_path / "run", settings) == 2
+    assert "mine.jsonl has changed since the run" in capsys.readouterr().err
+    mine.write_bytes(rows_file.read_bytes())
+    assert run(tmp_path / "run", settings, "--quiet") == 0
+
+
+@pytest.mark.parametrize("damage", ["cut", "bit", "shard", "manifest"])
+@pytest.mark.parametrize("store", ["supervision", "held_out"])
+def test_damaged_supervision_is_made_again(
+    store: str,
+    damage: str,
+    tmp_path: Path,
+    longer: list[str],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    folder = tmp_path / "run"
+    interrupt(monkeypatch, (2, 5), folder, longer)
+    shard = folder / store / "shard-00000.safetensors"
+    content = bytearray(shard.read_bytes())
+    content[-5] ^= 1
+    if damage == "cut":
+        shard.write_bytes(content[:-100])
+    elif damage == "bit":
+        shard.write_bytes(content)
+    else:
+        (shard if damage == "shard" else folder / store / "manifest.json").unlink()
+    assert run(folder, longer) == 0
+    assert "made again" in capsys.readouterr().err
+    assert run(tmp_path / "whole", longer, "--quiet") == 0
+    assert weights(folder) == weights(tmp_path / "whole")
+
+
+def test_one_process_at_a_time(tmp_path: Path, overrides: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    experiment = load_experiment("tiny", overrides=overrides)
+    with claimed(tmp_path / "run", experiment):
+        assert run(tmp_path / "run", overrides) == 2
+        assert "another process runs in" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists(), "an empty folder does not stay"
+
+
+def test_an_interrupted_run_is_found_by_its_experiment(tmp_path: Path, overrides: list[str]) -> None:
+    experiment = load_experiment("tiny", overrides=overrides)
+    other = load_experiment("tiny", overrides=[*overrides, "train.seed=5"])
+    assert pick_folder(tmp_path, experiment).name == "tiny"
+    experiment.write(tmp_path / "tiny" / "experiment.json")
+    assert pick_folder(tmp_path, experiment).name == "tiny"
+    assert pick_folder(tmp_path, other).name == "tiny-2"
+    with FileLock(tmp_path / "tiny" / ".lock"):
+        assert pick_folder(tmp_path, experiment).name == "tiny-2", "a running one is left alone"
+    (tmp_path / "tiny" / "result.json").write_text("{}", encoding="utf-8")
+    assert pick_folder(tmp_path, experiment).name == "tiny-2"
+    (tmp_path / "tiny" / "result.json").unlink()
+    (tmp_path / "tiny" / "experiment.json").write_text("{", encoding="utf-8")
+    assert pick_folder(tmp_path, experiment).name == "tiny-2"
+
+
+def test_differences_name_each_setting(overrides: list[str]) -> None:
+    one = load_experiment("tiny", overrides=overrides)
+    other = load_experiment("tiny", overrides=[*overrides, "train.trainable.kind=lora", "data.seed=9"])
+    found = "; ".join(differences(one, other))
+    assert "data.seed is 0 there, 9 here" in found and "train.trainable.rank is None there, 16 here" in found
+    assert differences(one, Experiment.parse(one.model_dump(mode="json"))) == []
+
+
+def test_metrics_are_cut_before_a_step(tmp_path: Path) -> None:
+    steps = [(1, 1), (1, 2), (2, 1), (2, 2)]
+    lines = [json.dumps({"layer": layer, "step": step}) for layer, step in steps]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(lines) + '\n{"lay', encoding="utf-8")
+    values = {name: 1 for name in ("steps", "gradient_norm", "learning_rate", "supervised_tokens", "tokens")}
+    at = StepRecord(layer=2, step=2, losses={}, gradient_norms={}, seconds=1, tokens_per_second=1, **values)
+    assert cut_metrics(tmp_path, at) == 3
+    assert (tmp_path / "metrics.jsonl").read_text(encoding="utf-8").splitlines() == lines[:3]
+
+
+def test_training_that_diverges_leaves_its_batch(
+    tmp_path: Path, longer: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(tmp_path / "run", longer, "train.learning_rate=1e30", "train.warmup=0") == 2
+    message = capsys.readouterr().err
+    assert "the gradient is not finite" in message and "diverged.json" in message
+    found = json.loads((tmp_path / "run" / "diverged.json").read_text(encoding="utf-8"))
+    assert found["step"]["skipped"] and len(found["batch"]) == 8
+    assert all(row["text"] and row["input_ids"] for row in found["batch"])
+
+
+def test_a_stage_that_is_undone_is_reported(
+    tmp_path: Path, longer: list[str], pair: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    itself = [f"source.path={pair[1]}", "pairing.kind=uniform"]  # no step can improve on the source
+    settings = [*longer, *itself, "train.guards.rollback=0", "train.learning_rate=0.1"]
+    assert run(tmp_path / "run", settings) == 0
+    assert "undone, the held-out loss rose from" in capsys.readouterr().err
