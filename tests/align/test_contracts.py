@@ -30,7 +30,7 @@ _settings = st.builds(
     residual=st.sampled_from(["layer", "span"]),
     output=st.one_of(st.just(FinalHidden()), st.builds(TopK, k=st.integers(1, 10**6))),
     temperature=st.floats(0, 100, exclude_min=True),
-    dtype=st.sampled_from(["bfloat16", "float32"]),
+    dtype=st.sampled_from(["bfloat16", "float32", "int8"]),
     shard_bytes=st.integers(1, 2**40),
 )
 _pairings = st.lists(st.integers(1, 9), min_size=1, max_size=9).map(
@@ -45,6 +45,7 @@ _manifests = st.builds(
     examples=_number,
     tokens=_number,
     supervised_tokens=_number,
+    residual_error=st.floats(0, 1),
     entries=_number,
     head_scale=st.floats(0.01, 100),
     head_softcap=st.none() | st.floats(0.1, 100),

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 from semalign_attribution import LayerPairing
-from semalign_geometry import ArtifactManifest, Settings, TransportManifest
+from semalign_geometry import ArtifactManifest, Contract, Settings, TransportManifest
 
 
 class TopK(Settings):
@@ -33,9 +33,9 @@ class SupervisionSettings(Settings):
     """How the source's output distribution is kept."""
     temperature: float = Field(1.0, gt=0)
     """Divides the logits of both models in the output objective."""
-    dtype: Literal["bfloat16", "float32"] = "bfloat16"
-    """dtype of stored vectors."""
-    shard_bytes: int = Field(256 * 2**20, ge=1)
+    dtype: Literal["bfloat16", "float32", "int8"] = "bfloat16"
+    """dtype of stored residuals; `int8` has a float32 scale for each token, and final hidden states in bfloat16."""
+    shard_bytes: int = Field(64 * 2**20, ge=1)
     """A shard is closed when it has grown past this size."""
 
 
@@ -46,6 +46,25 @@ class Shard(Settings):
     """Name inside the folder."""
     examples: int
     """Examples in this shard."""
+
+
+class Progress(Contract):
+    """How far a store has come that an interrupted call left."""
+
+    key: str
+    """What tells this supervision from any other."""
+    shards: tuple[Shard, ...] = ()
+    """The whole shards."""
+    files: dict[str, str] = {}
+    """sha256 (hex) of each."""
+    batches: int = 0
+    """Batches that are in them."""
+    tokens: int = 0
+    """All tokens of those."""
+    supervised_tokens: int = 0
+    """Their tokens with supervision."""
+    squares: tuple[float, float] = (0.0, 0.0)
+    """‖stored − computed‖² and ‖computed‖² of the residuals."""
 
 
 class SupervisionManifest(ArtifactManifest):
@@ -63,6 +82,8 @@ class SupervisionManifest(ArtifactManifest):
     """All their tokens, prompts included."""
     supervised_tokens: int
     """Tokens with supervision."""
+    residual_error: float
+    """‖stored − computed‖ / ‖computed‖ over all residuals: what rounding to `settings.dtype` cost."""
     entries: int
     """Shared vocabulary entries that the output distribution is over."""
     head_scale: float

@@ -13,6 +13,7 @@ from semalign_geometry import Head, SemalignError, TopEntries, read_manifest
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from ._residuals import SCALE, restored_residual
 from ._settings import SupervisionManifest, TopK
 
 VOCABULARY = "vocabulary.safetensors"
@@ -66,7 +67,7 @@ class Supervision:
                 token += int(self.lengths[example])
                 position += int(self.counts[example])
                 example += 1
-        names = [key for key in self._shards[0].keys() if key.startswith("residual.")]  # noqa: SIM118 (not a mapping)
+        names = [key for key in self._shards[0].keys() if key.startswith("residual.") and not key.endswith(SCALE)]  # noqa: SIM118 (not a mapping)
         self._residuals = {int(name.rsplit("-", 1)[1]): name for name in names}  # by paired source layer
         with safe_open(folder / VOCABULARY, framework="pt") as file:
             vocabulary = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
@@ -123,7 +124,12 @@ class Supervision:
         reference = None
         if layer is not None:
             key = self._residuals[self.manifest.pairing.source_of(layer)]
-            reference = pad_sequence([self._slice(key, index) for index in indices], batch_first=True).to(device)
+            suffixes = ("", SCALE) if self.manifest.settings.dtype == "int8" else ("",)
+            vectors = [
+                restored_residual({suffix: self._slice(key + suffix, index) for suffix in suffixes})
+                for index in indices
+            ]
+            reference = pad_sequence(vectors, batch_first=True).to(device)
         return SupervisedBatch(batch, supervised(batch), reference, self._output(indices, device))
 
     def _output(self, indices: Sequence[int], device: torch.device) -> OutputTarget:

@@ -3,7 +3,11 @@
 Shape suffixes: B sequences, N tokens, P supervised positions of all sequences, D width.
 """
 
-from collections.abc import Iterable
+import hashlib
+import itertools
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -11,6 +15,7 @@ from jaxtyping import Int
 from semalign_attribution import Batch, DecoderView, LayerPairing, Supervised, Trace, supervised, undisturbed, view_of
 from semalign_geometry import (
     MANIFEST,
+    Head,
     SemalignError,
     Transport,
     new_folder,
@@ -21,10 +26,13 @@ from semalign_geometry import (
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ._settings import Shard, SupervisionManifest, SupervisionSettings, TopK
+from ._residuals import restored_residual, stored_residual
+from ._settings import Progress, Shard, SupervisionManifest, SupervisionSettings, TopK
 from ._store import VOCABULARY, Supervision, residual_key
 
-_DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+PARTIAL = ".partial"
+"""Ends the name of the folder in which a store grows that can be resumed."""
+PROGRESS = "progress.json"
 
 
 def supervise(
@@ -36,6 +44,7 @@ def supervise(
     *,
     settings: SupervisionSettings | None = None,
     entries: Int[Tensor, " v"] | None = None,
+    resume_key: str | None = None,
 ) -> Supervision:
     """Write, for each supervised token, y_k = M r of every paired source layer, and the source's output distribution.
 
@@ -50,6 +59,8 @@ def supervise(
         folder: where the store goes; replaced if it exists.
         settings: what is kept, and how.
         entries: vocabulary ids that both models share with equal ids; None for the source's whole head.
+        resume_key: what tells the source and the batches from any other, such as a hash of both. With it, an
+            interrupted call that is repeated goes on after its last whole shard, in a folder beside `folder`.
 
     Returns:
         The store, opened.
@@ -76,76 +87,82 @@ def supervise(
     kept = sorted({layer for span in spans for layer in (span[0] + 1, span[1])})
     matrix = Transport(transport.matrix.to(view.device, torch.float32), transport.manifest)
 
-    with new_folder(Path(folder)) as temporary, undisturbed(view.model), torch.no_grad():
-        shards: list[Shard] = []
-        files: dict[str, str] = {}
+    with _workplace(Path(folder), resume_key, pairing, settings, matrix, entries) as (temporary, progress):
+        skipped = progress.batches
         pending: list[dict[str, Tensor]] = []
-        tokens = supervised_tokens = 0
-
-        def write(name: str, tensors: dict[str, Tensor]) -> None:
-            save_tensors(temporary / name, tensors)
-            files[name] = sha256_of(temporary / name)
+        errors = torch.tensor(progress.squares, dtype=torch.float64)  # ‖stored − computed‖², ‖computed‖²
+        counts = torch.tensor((progress.batches, progress.tokens, progress.supervised_tokens))
 
         def close_shard() -> None:
-            name = f"shard-{len(shards):05}.safetensors"
+            nonlocal progress
+            name = f"shard-{len(progress.shards):05}.safetensors"
             tensors = {key: torch.cat([part[key] for part in pending]) for key in pending[0]}
-            write(name, tensors)
-            shards.append(Shard(file=name, examples=len(tensors["lengths"])))
+            save_tensors(temporary / name, tensors)
+            batches, tokens, supervised_tokens = counts.tolist()
+            progress = Progress(
+                key=progress.key,
+                shards=(*progress.shards, Shard(file=name, examples=len(tensors["lengths"]))),
+                files={**progress.files, name: sha256_of(temporary / name)},
+                batches=batches,
+                tokens=tokens,
+                supervised_tokens=supervised_tokens,
+                squares=tuple(errors.tolist()),
+            )
+            if resume_key is not None:
+                progress.write(temporary / PROGRESS)
             pending.clear()
 
-        for batch in batches:
-            if not len(next(iter(batch.values()), ())):
-                continue
-            positions = supervised(batch)
-            trace = view.trace(batch, keep=kept)
-            part = _tokens(batch, positions)
-            mask_BN = positions.mask.to(view.device)
-            for span in spans:
-                vectors_PD = matrix(_contribution(trace, span)[mask_BN])
-                part[residual_key(span)] = vectors_PD.to(_DTYPES[settings.dtype])
-            assert trace.final is not None
-            final_PD = trace.final[mask_BN]
-            if isinstance(settings.output, TopK):
-                top = top_entries(final_PD, head, settings.output.k, temperature=settings.temperature)
-                part |= {
-                    "top_ids": top.ids.to(torch.int32),
-                    "top_log_probs": top.log_probs.float(),
-                    "tail": top.tail.float(),
-                }
-            else:
-                part["final"] = final_PD.to(_DTYPES[settings.dtype])
-            broken = [key for key, value in part.items() if key != "tail" and not torch.isfinite(value).all()]
-            if broken:
-                raise SemalignError(
-                    f"the source computed {broken[0]} values that are not finite: check its weights and dtype"
-                )
-            pending.append({key: value.cpu() for key, value in part.items()})
-            tokens += len(part["input_ids"])
-            supervised_tokens += len(positions.labels)
-            if sum(value.nbytes for held in pending for value in held.values()) >= settings.shard_bytes:
+        with undisturbed(view.model), torch.no_grad():
+            for batch in itertools.islice(batches, skipped, None):
+                counts[0] += 1
+                if not len(next(iter(batch.values()), ())):
+                    continue
+                positions = supervised(batch)
+                trace = view.trace(batch, keep=kept)
+                part = _tokens(batch, positions)
+                mask_BN = positions.mask.to(view.device)
+                for span in spans:
+                    vectors_PD = matrix(_contribution(trace, span)[mask_BN])
+                    rounded = stored_residual(vectors_PD, settings.dtype)
+                    key = residual_key(span)
+                    part |= {key + suffix: value for suffix, value in rounded.items()}
+                    loss_PD = restored_residual(rounded) - vectors_PD
+                    errors += torch.stack([loss_PD.square().sum(), vectors_PD.square().sum()]).double().cpu()
+                assert trace.final is not None
+                part |= _output(trace.final[mask_BN], head, settings)
+                broken = [key for key, value in part.items() if key != "tail" and not torch.isfinite(value).all()]
+                if broken:
+                    raise SemalignError(
+                        f"the source computed {broken[0]} values that are not finite: check its weights and dtype"
+                    )
+                pending.append({key: value.cpu() for key, value in part.items()})
+                counts += torch.tensor((0, len(part["input_ids"]), len(positions.labels)))
+                if sum(value.nbytes for held in pending for value in held.values()) >= settings.shard_bytes:
+                    close_shard()
+            if pending:
                 close_shard()
-        if pending:
-            close_shard()
-        if not shards:
+        if not progress.shards:
             raise SemalignError("there are no examples to supervise: the batches are empty")
         vocabulary = {"entries": torch.arange(len(head.weight)) if entries is None else entries.cpu()}
         if not isinstance(settings.output, TopK):
             vocabulary["head_weight"] = head.weight.cpu()
             if head.bias is not None:
                 vocabulary["head_bias"] = head.bias.cpu()
-        write(VOCABULARY, vocabulary)
+        save_tensors(temporary / VOCABULARY, vocabulary)
+        lost, whole = progress.squares
         manifest = SupervisionManifest(
-            files=files,
+            files={**progress.files, VOCABULARY: sha256_of(temporary / VOCABULARY)},
             settings=settings,
             pairing=pairing,
             transport=transport.manifest,
-            examples=sum(shard.examples for shard in shards),
-            tokens=tokens,
-            supervised_tokens=supervised_tokens,
+            examples=sum(shard.examples for shard in progress.shards),
+            tokens=progress.tokens,
+            supervised_tokens=progress.supervised_tokens,
+            residual_error=(lost / whole) ** 0.5 if whole else 0.0,
             entries=len(head.weight),
             head_scale=head.scale,
             head_softcap=head.softcap,
-            shards=tuple(shards),
+            shards=progress.shards,
         )
         manifest.write(temporary / MANIFEST)
     return Supervision.open(folder)
@@ -159,6 +176,62 @@ def source_spans(pairing: LayerPairing, residual: str) -> list[tuple[int, int]]:
     paired = sorted(set(pairing.source_layers))
     below = [layer - 1 for layer in paired] if residual == "layer" else [0, *paired[:-1]]
     return list(zip(below, paired, strict=True))
+
+
+@contextmanager
+def _workplace(
+    folder: Path,
+    resume_key: str | None,
+    pairing: LayerPairing,
+    settings: SupervisionSettings,
+    transport: Transport,
+    entries: Tensor | None,
+) -> Iterator[tuple[Path, Progress]]:
+    """Where the store grows until it gets its name, and how far it has come."""
+    if resume_key is None:
+        with new_folder(folder) as temporary:
+            yield temporary, Progress(key="")
+        return
+    digest = hashlib.sha256("\n".join([resume_key, pairing.model_dump_json(), settings.model_dump_json()]).encode())
+    for tensor in (transport.matrix, entries):
+        if tensor is not None:
+            digest.update(tensor.cpu().contiguous().view(torch.uint8).numpy().data)
+    key = digest.hexdigest()
+    partial = folder.with_name(folder.name + PARTIAL)
+    progress = _progress(partial, key)
+    if progress is None:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        progress = Progress(key=key)
+    yield partial, progress
+    if folder.exists():
+        shutil.rmtree(folder)
+    partial.rename(folder)
+    (folder / PROGRESS).unlink()
+
+
+def _progress(partial: Path, key: str) -> Progress | None:
+    """What an interrupted call left; None when there is nothing of this supervision, or it is damaged."""
+    try:
+        progress = Progress.read(partial / PROGRESS)
+    except SemalignError:
+        return None
+    whole = all(
+        (partial / name).is_file() and sha256_of(partial / name) == sha256 for name, sha256 in progress.files.items()
+    )
+    return progress if whole and progress.key == key else None
+
+
+def _output(final_PD: Tensor, head: Head, settings: SupervisionSettings) -> dict[str, Tensor]:
+    """The source's output distribution at the supervised positions, as it is stored."""
+    if isinstance(settings.output, TopK):
+        top = top_entries(final_PD, head, settings.output.k, temperature=settings.temperature)
+        return {
+            "top_ids": top.ids.to(torch.int32),
+            "top_log_probs": top.log_probs.float(),
+            "tail": top.tail.float(),
+        }
+    return {"final": final_PD.to(torch.float32 if settings.dtype == "float32" else torch.bfloat16)}
 
 
 def _contribution(trace: Trace, span: tuple[int, int]) -> Tensor:
