@@ -18,6 +18,11 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
+@pytest.fixture(autouse=True)
+def _empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SEMALIGN_CACHE", str(tmp_path / "cache"))
+
+
 def save_pair(folder: Path) -> tuple[Path, Path]:
     tokenizer = build_tokenizer()
     for name, depth, width in (("source", 4, 40), ("target", 3, 24)):

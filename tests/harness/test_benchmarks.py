@@ -140,8 +140,9 @@ class Oracle(LM):
         return texts
 
     def apply_chat_template(self, messages: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        assert add_generation_prompt
-        return wrapped(messages[0]["content"]) if len(messages) == 1 else "a prompt that nobody asked for"
+        roles = [message["role"] for message in messages]
+        assert roles == (["user"] if add_generation_prompt else ["user", "assistant"])
+        return wrapped(messages[0]["content"]) + "".join(message["content"] for message in messages[1:])
 
     @property
     def tokenizer_name(self) -> str:
@@ -164,7 +165,8 @@ def evaluated(
         benchmark = BENCHMARKS[name]
         for document in docs:
             gold = benchmark.gold(document, chat=chat)
-            answers[wrapped(gold.prompt) if chat else gold.prompt] = answer(name, document, gold)
+            prompt = wrapped(gold.prompt) if chat else gold.prompt
+            answers[prompt + gold.prefix] = answer(name, document, gold)
         tasks.append(benchmark.task(docs, chat=chat, judge=run_samples if benchmark.runs_code else None))
     found = simple_evaluate(
         Oracle(answers),
@@ -205,7 +207,7 @@ def test_reference_solutions_score_one_and_wrong_ones_zero(
         for entry, document in zip(samples, documents[name], strict=True):
             outcome = benchmark.outcome(entry)
             gold = benchmark.gold(document, chat=chat)
-            assert outcome.prompt == (wrapped(gold.prompt) if chat else gold.prompt)
+            assert outcome.prompt == (wrapped(gold.prompt) if chat else gold.prompt) + gold.prefix
             assert outcome.correct is bool(score)
             assert outcome.other == dict.fromkeys(benchmark.other_metrics, bool(score))
             assert outcome.extracted is not None

@@ -24,6 +24,7 @@ from semalign_harness.estimate import (
     shape_of,
 )
 from semalign_harness.experiment import ModelConfig, preset_names
+from semalign_harness.phase_cache import SourcePhase
 from semalign_harness.tiny import Role
 from semalign_train import LoraLayer
 from semalign_train._trainable import frontier
@@ -156,8 +157,10 @@ def test_a_run_stays_within_its_estimate(tmp_path: Path, overrides: list[str], m
     experiment = load_experiment("tiny", overrides=[*overrides, "data.max_length=48", *more])
     needs, totals = estimate(experiment), totals_of(experiment)
     result = run_experiment(experiment, tmp_path / "run")
-    tensors = sum(file.stat().st_size for file in (tmp_path / "run" / "supervision").glob("*.safetensors"))
+    place = Path(SourcePhase.read(tmp_path / "run" / "supervision.json").folder)
+    tensors = sum(file.stat().st_size for file in place.glob("supervision/*.safetensors"))
     assert tensors < result.supervision_bytes and tensors <= totals.supervision
+    assert sum(file.stat().st_size for file in place.glob("held_out/*.safetensors")) <= totals.held_out
     weights = (tmp_path / "run" / "model" / "model.safetensors").stat().st_size
     assert weights == pytest.approx(totals.saved, rel=0.1), "the file has a header besides the weights"
     assert needs.target is not None
@@ -229,8 +232,12 @@ def test_more_data_needs_more(rows: int, length: int, batch: int, times: int) ->
         )
 
     one = needs(rows, length, batch)
-    assert needs(rows * times, length, batch).supervision == times * one.supervision
-    assert needs(rows, length * times, batch).supervision == times * one.supervision
+    source = estimate(load_experiment("tiny")).source
+    assert source is not None
+    entries = 8 * source.shape.vocabulary  # the ids of the shared entries, once
+    assert needs(rows * times, length, batch).supervision - entries == times * (one.supervision - entries)
+    longer = needs(rows, length * times, batch).supervision
+    assert longer - entries - 8 * rows == times * (one.supervision - entries - 8 * rows)
     assert needs(rows, length, batch * times).source_phase > one.source_phase
     assert needs(rows, length, batch * times).target_phase == one.target_phase
 
@@ -243,7 +250,11 @@ def test_settings_change_what_a_run_needs() -> None:
     weights = 6_738_415_616 * 2
     assert base.saved == weights and base.download == weights + 13_015_864_320 * 2
     tokens = 1000 * 512
-    assert base.supervision == tokens * (32 * 4096 * 2 + 64 * 8 + 4 + 8)
+    assert base.supervision == tokens * (32 * 4096 * 2 + 64 * 8 + 4 + 8) + 1000 * 8 + 32_000 * 8
+    assert needs("supervision.dtype=int8").supervision == base.supervision - tokens * 32 * (4096 - 4)
+    assert base.scratch == (tokens * 4096 + 32 * 202_383_360) * 2
+    states = needs("train.checkpoint_steps=5").scratch - base.scratch
+    assert states == 3 * 3 * 4 * 16 * (2 * (4096 + 11008) + 2 * (4096 + 4096)), "the last two and the one being written"
     adapter = 16 * (2 * (4096 + 11008) + 2 * (4096 + 4096))
     assert base.training_state == adapter * 4 * (1 + 2 + 2 + 1), "weights, moments, gradients of two terms, their sum"
     assert needs("target.dtype=float32").saved == 2 * weights

@@ -12,9 +12,10 @@ from typing import Any
 
 import pytest
 from filelock import FileLock
-from semalign_harness import Experiment, pipeline
+from semalign_harness import Experiment, pipeline, source_phase
 from semalign_harness.cli import main
 from semalign_harness.experiment import load_experiment
+from semalign_harness.phase_cache import SourcePhase
 from semalign_harness.run_folder import claimed, cut_metrics, differences, pick_folder
 from semalign_train import FrontierTrainer, StepRecord
 
@@ -60,7 +61,7 @@ def interrupt(monkeypatch: pytest.MonkeyPatch, at: Any, folder: Path, settings: 
 def test_killed_at_any_moment_and_repeated(tmp_path: Path, longer: list[str]) -> None:
     assert run(tmp_path / "whole", longer, "--quiet") == 0
     command = [sys.executable, "-m", "semalign_harness.cli", "run", "tiny", *longer, "--out", str(tmp_path / "killed")]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "SEMALIGN_CACHE": str(tmp_path / "cache")}
     generator = random.Random(7)
     started = time.monotonic()
     subprocess.run(
@@ -72,17 +73,19 @@ def test_killed_at_any_moment_and_repeated(tmp_path: Path, longer: list[str]) ->
         time.sleep(generator.uniform(0.3, 1.0) * whole)
         process.send_signal(signal.SIGKILL)
         process.wait()
-    assert run(tmp_path / "killed", longer, "--quiet") == 0
+    subprocess.run([*command, "--quiet"], env=environment, check=True, capture_output=True)
     assert weights(tmp_path / "killed") == weights(tmp_path / "whole") == weights(tmp_path / "timed")
     names = [sorted(p.name for p in (tmp_path / name).iterdir()) for name in ("killed", "whole")]
     assert names[0] == names[1], "nothing is left over"
 
 
-@pytest.mark.parametrize("at", [(1, 1), (2, 6), (3, 12), "_run_source", "_train", "save_and_reload"])
+@pytest.mark.parametrize("at", [(1, 1), (2, 6), (3, 12), "source_stores", "_train", "save_and_reload"])
 def test_an_interrupted_run_goes_on(
     at: Any, tmp_path: Path, longer: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert run(tmp_path / "whole", longer, "--quiet") == 0
+    with monkeypatch.context() as patch:
+        patch.setenv("SEMALIGN_CACHE", str(tmp_path / "another"))
+        assert run(tmp_path / "whole", longer, "--quiet") == 0
     folder = tmp_path / "run"
     interrupt(monkeypatch, at, folder, longer)
     assert "the same command goes on" in capsys.readouterr().err
@@ -95,8 +98,8 @@ def test_an_interrupted_run_goes_on(
         return step(self, layer, number, *arguments)
 
     monkeypatch.setattr(FrontierTrainer, "_step", counting)
-    if at not in ("_run_source",):
-        monkeypatch.setattr(pipeline, "_run_source", None)  # the source is not needed again
+    if at != "source_stores":
+        monkeypatch.setattr(source_phase, "_make", None)  # the source is not needed again
     assert run(folder, longer) == 0
     assert "going on with the interrupted run" in capsys.readouterr().err
     assert weights(folder) == weights(tmp_path / "whole")
@@ -112,7 +115,7 @@ def test_a_finished_run_is_shown_not_repeated(
 ) -> None:
     assert run(tmp_path / "run", overrides) == 0
     first = capsys.readouterr().out
-    monkeypatch.setattr(pipeline, "open_model", None)  # nothing is opened
+    monkeypatch.setattr(pipeline, "read_inputs", None)  # nothing is opened
     assert run(tmp_path / "run", overrides) == 0
     assert capsys.readouterr().out == first
 
@@ -158,7 +161,8 @@ def test_damaged_supervision_is_made_again(
 ) -> None:
     folder = tmp_path / "run"
     interrupt(monkeypatch, (2, 5), folder, longer)
-    shard = folder / store / "shard-00000.safetensors"
+    place = Path(SourcePhase.read(folder / "supervision.json").folder)
+    shard = place / store / "shard-00000.safetensors"
     content = bytearray(shard.read_bytes())
     content[-5] ^= 1
     if damage == "cut":
@@ -166,7 +170,7 @@ def test_damaged_supervision_is_made_again(
     elif damage == "bit":
         shard.write_bytes(content)
     else:
-        (shard if damage == "shard" else folder / store / "manifest.json").unlink()
+        (shard if damage == "shard" else place / store / "manifest.json").unlink()
     assert run(folder, longer) == 0
     assert "made again" in capsys.readouterr().err
     assert run(tmp_path / "whole", longer, "--quiet") == 0

@@ -13,6 +13,7 @@ from semalign_geometry import FidelityReport, SemalignError
 from semalign_harness import Experiment, RunResult, load_model, pipeline
 from semalign_harness.cli import main
 from semalign_harness.experiment import ModelConfig
+from semalign_harness.phase_cache import SourcePhase
 from semalign_harness.pipeline import save_and_reload
 from semalign_train import StepRecord, TransferReport
 from transformers import AutoModelForCausalLM
@@ -38,7 +39,8 @@ def test_a_run_fills_its_folder(tmp_path: Path, overrides: list[str], capsys: py
         (RunResult, "result.json"),
     ):
         contract.read(folder / name)
-    assert len(Supervision.open(folder / "supervision")) == 16
+    phase = SourcePhase.read(folder / "supervision.json")
+    assert len(Supervision.open(Path(phase.folder) / "supervision")) == phase.train_rows == 16
     steps = [StepRecord.model_validate_json(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [(step.layer, step.step) for step in steps] == [(layer, step) for layer in (1, 2, 3) for step in (1, 2)]
     assert {"relation", "output"} == set(steps[0].losses) == set(steps[0].gradient_norms)
@@ -49,8 +51,11 @@ def test_a_run_fills_its_folder(tmp_path: Path, overrides: list[str], capsys: py
     assert not [path for path in folder.iterdir() if path.name.startswith(".")], "scratch files are gone"
 
 
-def test_the_same_experiment_gives_the_same_target(tmp_path: Path, overrides: list[str]) -> None:
+def test_the_same_experiment_gives_the_same_target(
+    tmp_path: Path, overrides: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name in ("one", "two"):
+        monkeypatch.setenv("SEMALIGN_CACHE", str(tmp_path / "cache" / name))  # nothing is shared
         assert main(["run", "tiny", *overrides, "--quiet", "--out", str(tmp_path / name)]) == 0
     one, two = ((tmp_path / name / "model" / "model.safetensors").read_bytes() for name in ("one", "two"))
     assert one == two

@@ -15,14 +15,16 @@ from semalign_geometry import SemalignError
 from .console import Console
 from .estimate import describe, presets_table
 from .experiment import load_experiment, preset_names
+from .phase_cache import entries, prune
 from .pipeline import run_experiment
 from .run_folder import pick_folder
 from .settings import merged, parse_overrides, read_tree
-from .table import result_table
+from .table import entries_table, result_table
 
 COMMANDS = {
     "run": "transfer from a source into a target, and measure what arrived",
     "presets": "list the experiments that come along",
+    "store": "list or delete the supervision that is kept for further runs",
     "evaluate": "put a model to MMLU, GSM8K, HumanEval and MBPP",
     "compare-evaluations": "the second of two evaluations against the first, item by item; or several over their seeds",
 }
@@ -33,6 +35,8 @@ examples:
   semalign run qwen2.5-coder --dry-run
   semalign run qwen2.5-coder source.path=source.gguf target.path=target.gguf data.train.path=train.jsonl.gz
   semalign run my-experiment.yaml --config my-machine.yaml
+  semalign store list
+  semalign store prune --unused-for 14
   semalign evaluate runs/tiny/model --tasks gsm8k --limit 100
   semalign evaluate target.gguf --source source.gguf --data benchmarks --limit 200 --out evaluations/before
   semalign compare-evaluations evaluations/before evaluations/after --source evaluations/source
@@ -47,6 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add_arguments, run = {
         "run": (_run_arguments, _run),
         "presets": (lambda parser: None, _presets),
+        "store": (_store_arguments, _store),
         "evaluate": (_evaluate_arguments, _evaluate),
         "compare-evaluations": (_compare_arguments, _compare),
     }[command]
@@ -117,6 +122,23 @@ def _compare_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("more", type=Path, nargs="*", help="further ones: all of them are then taken as training seeds")
     parser.add_argument("--source", type=Path, metavar="DIR", help="evaluation of the source, for the gap recovered")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the bootstrap (default: 0)")
+
+
+def _store_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("action", choices=("list", "prune"), help="show what is kept, or delete what is not used")
+    parser.add_argument(
+        "--unused-for", type=float, default=30.0, metavar="DAYS", help="what prune deletes (default: 30; 0 for all)"
+    )
+
+
+def _store(options: argparse.Namespace) -> int:
+    if options.action == "list":
+        found = entries()
+        print(entries_table(found) if found else "no supervision is kept")
+        return 0
+    gone = prune(unused_days=options.unused_for)
+    print(f"deleted {len(gone)} of {len(gone) + len(entries())}, {sum(entry.size for entry in gone) / 1e6:.1f} MB")
+    return 0
 
 
 def _presets(options: argparse.Namespace) -> int:

@@ -12,10 +12,10 @@ from typing import Any
 
 import torch
 import yaml
-from semalign_align import TopK
+from semalign_align import FinalHidden, SupervisionSettings, store_bytes
 from semalign_attribution import DecoderView
 from semalign_geometry import Contract, SemalignError, Settings
-from semalign_train import FullLayer
+from semalign_train import KEPT_STATES, FullLayer
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 from transformers.pytorch_utils import Conv1D
@@ -29,8 +29,6 @@ CPU_BYTES = 2 * 10**9
 """What a run may need and still be a matter for any CPU."""
 USABLE = 0.9
 """Share of an accelerator's memory that an estimate may fill: kernels and the allocator take the rest."""
-TOKEN_BYTES = 8
-"""A token's id and label in a supervision store."""
 WIDTHS, INTERMEDIATES = 20, 3
 """Values that autograd keeps of each token in each layer, in widths (of the stream, or of all heads where more) and
 intermediate sizes: no more than these, measured with frozen weights on Llama, Qwen 2 and 3, GPT-NeoX and Gemma 3."""
@@ -110,10 +108,12 @@ class Totals(Settings):
     memory: int
     """The larger of both phases; the source is gone when training starts."""
     supervision: int
-    """At most, on disk: every token of rows of the greatest length supervised, every target layer with a source layer
-    of its own."""
+    """At most, on disk, of the training rows: every token of rows of the greatest length supervised, every target layer
+    with a source layer of its own."""
+    held_out: int
+    """At most, on disk, the same of the held-out rows, in float32 and with exact outputs."""
     scratch: int
-    """At most, on disk until the run ends: held-out supervision and the replayed inputs of the frontier layer."""
+    """At most, on disk until the run ends: the replayed inputs of the frontier layer, and the checkpoints."""
     saved: int
     """The trained target, on disk."""
     download: int
@@ -216,7 +216,8 @@ def _totals(experiment: Experiment, source: ModelNeeds, target: ModelNeeds) -> T
         target_phase=target_phase,
         memory=max(source_phase, target_phase),
         supervision=_supervision(experiment, source, target),
-        scratch=_scratch(experiment, source, target),
+        held_out=_held_out(experiment, source, target),
+        scratch=_scratch(experiment, target),
         saved=target.weight_bytes,
         download=source.download_bytes + target.download_bytes,
     )
@@ -246,8 +247,8 @@ def describe(experiment: Experiment) -> list[str]:
         f"memory: about {_gb(totals.source_phase)} with the source, {_gb(totals.target_phase)} with the target, "
         f"{_gb(totals.training_state)} of it training state",
         f"accelerator: {accelerator(totals.memory)}",
-        f"disk: at most {_gb(totals.supervision)} of supervision and {_gb(totals.scratch)} of scratch; "
-        f"{_gb(totals.saved)} for the trained target",
+        f"disk: at most {_gb(totals.supervision + totals.held_out)} of supervision, {_gb(totals.scratch)} until the "
+        f"run ends, and {_gb(totals.saved)} for the trained target",
         f"downloads: {_gb(totals.download)} of weights, besides the data set",
     ]
 
@@ -301,40 +302,54 @@ def _activations(model: ModelNeeds, tokens: int) -> int:
 
 def _training_state(experiment: Experiment, shape: ModelShape) -> int:
     """Of each trained number in float32: itself, two moments, its gradient of each term, and their sum."""
-    trainable, weights = experiment.train.trainable, experiment.train.weights
-    if isinstance(trainable, FullLayer):
-        trained = shape.layer_parameters
-    else:
-        trained = trainable.rank * sum(shape.linear_features.get(name, 0) for name in trainable.modules)
+    weights = experiment.train.weights
     terms = sum(weight > 0 for weight in (weights.geometry, weights.output, weights.answer))
-    return 4 * trained * (3 + terms + 1)
+    return 4 * _trained(experiment, shape) * (3 + terms + 1)
+
+
+def _trained(experiment: Experiment, shape: ModelShape) -> int:
+    """Numbers that train in the largest stage."""
+    trainable = experiment.train.trainable
+    if isinstance(trainable, FullLayer):
+        return shape.layer_parameters
+    return trainable.rank * sum(shape.linear_features.get(name, 0) for name in trainable.modules)
 
 
 def _supervision(experiment: Experiment, source: ModelNeeds, target: ModelNeeds) -> int:
-    settings = experiment.supervision
-    value_bytes = _bytes(settings.dtype)
-    token = TOKEN_BYTES + value_bytes * _stored(experiment, source, target)
-    head = 0
-    if isinstance(settings.output, TopK):
-        token += 8 * settings.output.k + 4  # ids, log-probabilities, and the tail
-    else:
-        token += value_bytes * source.shape.width
-        head = source.head_bytes
-    return experiment.data.train_rows * experiment.data.max_length * token + head
-
-
-def _scratch(experiment: Experiment, source: ModelNeeds, target: ModelNeeds) -> int:
-    """Held-out supervision in float32 with exact outputs, and the inputs of the frontier layer."""
     data = experiment.data
-    held_out = TOKEN_BYTES + 4 * (_stored(experiment, source, target) + source.shape.width)
-    replayed = target.shape.width * _bytes(target.dtype)
-    return data.max_length * (data.held_out_rows * held_out + data.train_rows * replayed) + source.head_bytes
+    return _store(experiment.supervision, data.train_rows, experiment, source, target)
 
 
-def _stored(experiment: Experiment, source: ModelNeeds, target: ModelNeeds) -> int:
-    """Numbers stored for a supervised token: the contribution of every source layer that can be paired."""
-    width = (source if experiment.transport.frame == "none" else target).shape.width
-    return min(source.shape.layers, target.shape.layers) * width
+def _held_out(experiment: Experiment, source: ModelNeeds, target: ModelNeeds) -> int:
+    exact = experiment.supervision.model_copy(update={"output": FinalHidden(), "dtype": "float32"})
+    return _store(exact, experiment.data.held_out_rows, experiment, source, target)
+
+
+def _scratch(experiment: Experiment, target: ModelNeeds) -> int:
+    """The inputs of the frontier layer, the weights of every stage, and one state more than are kept."""
+    data, shape = experiment.data, target.shape
+    replayed = data.max_length * data.train_rows * shape.width
+    stages = shape.layers * shape.layer_parameters
+    states = 0 if experiment.train.checkpoint_steps is None else 3 * _trained(experiment, shape) * (KEPT_STATES + 1)
+    return (replayed + stages) * _bytes(target.dtype) + 4 * states
+
+
+def _store(
+    settings: SupervisionSettings, rows: int, experiment: Experiment, source: ModelNeeds, target: ModelNeeds
+) -> int:
+    """Rows of the greatest length, all supervised, every source layer paired that can be."""
+    tokens = rows * experiment.data.max_length
+    return store_bytes(
+        settings,
+        examples=rows,
+        tokens=tokens,
+        supervised_tokens=tokens,
+        layers=min(source.shape.layers, target.shape.layers),
+        width=(source if experiment.transport.frame == "none" else target).shape.width,
+        source_width=source.shape.width,
+        head_bytes=source.head_bytes,
+        entries=source.shape.vocabulary,
+    )
 
 
 def _size(module: nn.Module) -> int:

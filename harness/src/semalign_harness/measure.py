@@ -8,7 +8,9 @@ from semalign_align import FinalStates, Supervision
 from semalign_attribution import DecoderView, undisturbed
 from semalign_geometry import Contract, SemalignError, answer_nll, output_divergence
 
-from .data import Example
+from .console import Console
+from .data import Example, Split
+from .experiment import Experiment
 from .generation import end_ids, generate
 from .models import LoadedModel
 
@@ -78,6 +80,21 @@ def answer_accuracy(loaded: LoadedModel, examples: Sequence[Example], *, max_new
             texts = loaded.tokenizer.batch_decode(output, skip_special_tokens=True)
             correct += sum(_same_number(text, example.answer) for text, example in zip(texts, part, strict=True))
     return correct / len(order)
+
+
+def measured(
+    experiment: Experiment, console: Console, label: str, loaded: LoadedModel, held_out: Supervision, split: Split
+) -> Measurement:
+    """The figures of one model that an experiment asks for."""
+    with console.step(f"measure {label}"):
+        found = measure(DecoderView(loaded.model), held_out, batch_size=experiment.batch_size)
+        wanted = split.held_out[: experiment.measure.answer_rows]
+        if not wanted:
+            return found
+        accuracy = answer_accuracy(
+            loaded, wanted, max_new_tokens=experiment.measure.max_new_tokens, batch_size=4 * experiment.batch_size
+        )
+        return found.model_copy(update={"accuracy": accuracy, "answer_rows": len(wanted)})
 
 
 def gap_recovered(source: float, before: float, after: float) -> float | None:

@@ -1,8 +1,10 @@
-"""The result of a run as a table in plain text."""
+"""Results as tables in plain text."""
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from .measure import Measurement, gap_recovered
+from .phase_cache import Entry
 from .pipeline import RunResult
 
 COLUMNS = ("", "source", "target before", "target after", "gap recovered")
@@ -29,6 +31,25 @@ def result_table(result: RunResult) -> str:
         f"peak memory {result.peak_bytes / 2**30:.2f} GiB, supervision {result.supervision_bytes / 2**20:.0f} MiB"
     )
     return f"{text}\nmeasured on {measured}\n{cost}"
+
+
+def entries_table(found: Sequence[Entry]) -> str:
+    """Places of the cache, one a line."""
+    rows = [("key", "source → target", "rows", "tokens", "size", "last used")]
+    for entry in found:
+        phase = entry.phase
+        names = "unfinished" if phase is None else f"{Path(phase.source).name} → {Path(phase.target).name}"
+        rows.append(
+            (
+                entry.folder.name,
+                names,
+                "" if phase is None else str(phase.train_rows),
+                "" if phase is None else str(phase.supervised_tokens),
+                f"{entry.size / 1e6:.1f} MB",
+                f"{entry.unused_days:.1f} days ago",
+            )
+        )
+    return aligned(rows)
 
 
 def aligned(lines: Sequence[tuple[str, ...]]) -> str:

@@ -229,7 +229,7 @@ class Benchmark:
             "metadata": {"version": self.version},
         }
         if read is None:
-            return common | _choice_task(chat)
+            return common | _choice_task()
 
         def extract(responses: list[list[str]], docs: list[Document]) -> list[Reading]:
             return read(docs, [response[0] for response in responses], judge)
@@ -315,7 +315,7 @@ def sample(documents: Sequence[Document], limit: int | None, seed: int) -> list[
     return sorted(sorted(range(len(documents)), key=keys.__getitem__)[:limit])
 
 
-def _choice_task(chat: bool) -> dict[str, Any]:
+def _choice_task() -> dict[str, Any]:
     def process_results(document: Document, results: list[tuple[float, bool]]) -> dict[str, bool]:
         return {"correct": _likeliest([score for score, _ in results]) == document["answer"]}
 
@@ -323,7 +323,7 @@ def _choice_task(chat: bool) -> dict[str, Any]:
         "output_type": "multiple_choice",
         "doc_to_choice": list(CHOICES),
         "doc_to_target": "answer",
-        "target_delimiter": "" if chat else " ",
+        "target_delimiter": " ",
         "filter_list": [{"name": FILTER, "filter": [{"function": "take_first"}]}],
         "process_results": process_results,
     }

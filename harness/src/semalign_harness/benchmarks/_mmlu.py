@@ -11,9 +11,12 @@ PROMPT = (
     "{{ question | trim }}\n"
     "A. {{ choices[0] }}\nB. {{ choices[1] }}\nC. {{ choices[2] }}\nD. {{ choices[3] }}\nAnswer:"
 )
+PREFIX = "The answer is:"
+"""Begins the assistant's turn: without it a chat model begins a sentence, and what it gives to a bare letter says
+little about the choice."""
 EXTRACTION = (
-    "The letter among A, B, C and D whose log-likelihood after the prompt is highest ({}); the first of equal ones. "
-    "Nothing is generated."
+    "The letter among A, B, C and D, with a space before it, whose log-likelihood after {} is highest; the first of "
+    "equal ones. Nothing is generated."
 )
 
 
@@ -31,18 +34,18 @@ class MmluRow(Row):
 
 
 def _answer(document: Document, chat: bool) -> str:
-    return ("" if chat else " ") + CHOICES[document["answer"]]
+    return " " + CHOICES[document["answer"]]
 
 
 MMLU = Benchmark(
     name="mmlu",
     metric="accuracy",
-    version=1,
+    version=2,
     hub=("cais/mmlu", "all"),
     row=MmluRow,
     forms={
-        False: Form(prompt=PROMPT, extraction=EXTRACTION.format("with a space before it")),
-        True: Form(prompt=PROMPT, extraction=EXTRACTION.format("as the beginning of the assistant's turn")),
+        False: Form(prompt=PROMPT, extraction=EXTRACTION.format("the prompt")),
+        True: Form(prompt=PROMPT, extraction=EXTRACTION.format("the beginning of the assistant's turn"), prefix=PREFIX),
     },
     answer=_answer,
     read=None,

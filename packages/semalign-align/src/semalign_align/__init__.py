@@ -12,6 +12,7 @@ from ._settings import Shard as Shard
 from ._settings import SupervisionManifest as SupervisionManifest
 from ._settings import SupervisionSettings as SupervisionSettings
 from ._settings import TopK as TopK
+from ._size import store_bytes as store_bytes
 from ._store import FinalStates as FinalStates
 from ._store import OutputTarget as OutputTarget
 from ._store import SupervisedBatch as SupervisedBatch
@@ -39,5 +40,6 @@ __all__ = [
     "TopK",
     "position_mask",
     "source_spans",
+    "store_bytes",
     "supervise",
 ]

@@ -1,5 +1,6 @@
 """Frontier training: the target learns shallow to deep, one layer at a time, on stored supervision."""
 
+from ._checkpoint import KEPT_STATES as KEPT_STATES
 from ._prefix import PrefixCache as PrefixCache
 from ._settings import FullLayer as FullLayer
 from ._settings import Guards as Guards
@@ -15,6 +16,7 @@ from ._trainer import DivergedError as DivergedError
 from ._trainer import FrontierTrainer as FrontierTrainer
 
 __all__ = [
+    "KEPT_STATES",
     "Callback",
     "DivergedError",
     "FrontierTrainer",

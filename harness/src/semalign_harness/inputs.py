@@ -1,0 +1,93 @@
+"""What an experiment names, read and checked before any weights are."""
+
+from dataclasses import dataclass
+
+import torch
+from semalign_geometry import SemalignError, SharedVocabulary
+
+from .console import Console
+from .data import Split, read_rows, split_rows
+from .experiment import Experiment
+from .models import LoadedModel, OpenedModel, check_tokenizers, identity, load_model, open_model
+
+
+@dataclass(frozen=True, eq=False)
+class Inputs:
+    """What an experiment names, read and checked; no weights yet."""
+
+    source: OpenedModel
+    target: OpenedModel
+    split: Split
+    shared: SharedVocabulary
+    source_id: str
+    """What tells the source from any other model."""
+    target_id: str
+    """What tells the target from any other model."""
+
+
+def read_inputs(experiment: Experiment, console: Console) -> Inputs:
+    """Read and check the rows, the tokenizers and the configurations of both models; note what was read.
+
+    Raises:
+        SemalignError: they cannot be used, or do not fit together.
+    """
+    with console.step("read rows, tokenizers and configurations"):
+        pools = read_rows(experiment.data)
+        target = open_model(experiment.target, progress=console.ticker("pre-train the target"))
+        source = open_model(experiment.source, progress=console.ticker("pre-train the source"))
+        split = split_rows(experiment.data, pools, target.tokenizer)
+        texts = [str(target.tokenizer.decode(list(e.prompt_ids + e.answer_ids))) for e in split.train[:8]]
+        shared = check_tokenizers(source, target, texts)
+        _check_rows(split, shared, experiment, source, target)
+        experiment.train.stages(target.config.num_hidden_layers)
+    _note_rows(console, split, experiment)
+    return Inputs(source, target, split, shared, identity(source), identity(target))
+
+
+def load(console: Console, label: str, opened: OpenedModel, device: torch.device) -> LoadedModel:
+    """Load a model's weights, and note how it computes."""
+    with console.step(f"load the {label}"):
+        loaded = load_model(opened, device=device)
+    console.note(f"the {label} computes in {str(loaded.model.dtype).removeprefix('torch.')} on {device}")
+    return loaded
+
+
+def _check_rows(
+    split: Split, shared: SharedVocabulary, experiment: Experiment, source: OpenedModel, target: OpenedModel
+) -> None:
+    known = set(shared.target_ids.tolist())
+    rows = (*split.train, *split.held_out)
+    for example in rows:
+        unknown = set(example.prompt_ids + example.answer_ids) - known
+        if unknown:
+            raise SemalignError(
+                f"the rows use token id {min(unknown)}, which only the target knows: choose models that share a "
+                "tokenizer"
+            )
+    longest = max(len(example) for example in rows)
+    generated = split.held_out[: experiment.measure.answer_rows]
+    with_answer = max((len(e.prompt_ids) + experiment.measure.max_new_tokens for e in generated), default=0)
+    for opened in (source, target):
+        limit = opened.positions
+        if limit is not None and longest > limit:
+            raise SemalignError(
+                f"a row has {longest} tokens, {opened.settings.path} reads at most {limit}: set "
+                f"data.max_length={limit}, which leaves longer rows out"
+            )
+        if limit is not None and with_answer > limit:
+            raise SemalignError(
+                f"a prompt with measure.max_new_tokens={experiment.measure.max_new_tokens} may reach {with_answer} "
+                f"tokens, {opened.settings.path} reads at most {limit}: lower measure.max_new_tokens"
+            )
+
+
+def _note_rows(console: Console, split: Split, experiment: Experiment) -> None:
+    tokens = sum(len(example) for example in split.train)
+    answers = sum(len(example.answer_ids) for example in split.train)
+    console.note(
+        f"{len(split.train)} training rows ({tokens} tokens, {answers} supervised), {len(split.held_out)} "
+        "held-out rows; "
+        f"the longest has {split.longest} tokens"
+    )
+    if split.too_long:
+        console.note(f"{split.too_long} rows longer than data.max_length={experiment.data.max_length} were left out")

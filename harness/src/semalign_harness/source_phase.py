@@ -1,0 +1,243 @@
+"""The source's part of a run: attribute, pair, fit the transport, supervise; made once for all runs that ask for it."""
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from semalign_align import FinalHidden, Supervision, SupervisionSettings, source_spans, store_bytes, supervise
+from semalign_attribution import (
+    Batch,
+    DecoderView,
+    LayerPairing,
+    Scorer,
+    Similarity,
+    attribute_layers,
+    pair_layers,
+    supervised,
+    undisturbed,
+)
+from semalign_geometry import (
+    PairedResiduals,
+    SemalignError,
+    SemanticBasis,
+    Transport,
+    fit_transport,
+    measure_fidelity,
+    replace_file,
+)
+from torch import Tensor
+
+from .console import Console
+from .data import Example, Split, batches
+from .experiment import Experiment
+from .inputs import Inputs, load
+from .measure import measured
+from .models import LoadedModel
+from .phase_cache import PHASE, SourcePhase, phase_folder, phase_key, touch
+
+RECORDS = ("attribution.json", "pairing.json", "fidelity.json")
+"""Small results of the phase, which a run folder keeps a copy of."""
+
+
+@dataclass(frozen=True, eq=False)
+class TargetGeometry:
+    """What the source's phase must know of the target, whose weights are gone by then."""
+
+    depth: int
+    basis: SemanticBasis | None
+    """None when nothing is transported."""
+    residuals: dict[int, Tensor]
+    """Contributions of each layer at the supervised positions of the attribution rows."""
+
+
+@dataclass(frozen=True, eq=False)
+class SourceStores:
+    """What the source leaves behind."""
+
+    phase: SourcePhase
+    train: Supervision
+    held_out: Supervision
+
+
+def source_stores(
+    experiment: Experiment, folder: Path, console: Console, inputs: Inputs, device: torch.device
+) -> SourceStores:
+    """What the source leaves behind: from the cache where it is whole, else made now; the run folder gets the records.
+
+    Raises:
+        SemalignError: the input cannot be used, or the disk is too small for it. OSError: the disk is full.
+    """
+    key = phase_key(experiment, inputs, device)
+    with phase_folder(key, console) as place:
+        stores = _cached(place, console)
+        if stores is None:
+            try:
+                stores = _make(experiment, place, key, console, inputs, device)
+            except SemalignError:
+                shutil.rmtree(place, ignore_errors=True)
+                raise
+        touch(place)
+    for name in RECORDS:
+        replace_file(folder / name, (place / name).read_text(encoding="utf-8"))
+    stores.phase.write(folder / "supervision.json")
+    return stores
+
+
+def _cached(place: Path, console: Console) -> SourceStores | None:
+    if not (place / PHASE).is_file():
+        return None
+    try:
+        with console.step(f"check the supervision kept in {place}"):
+            phase = SourcePhase.read(place / PHASE)
+            return SourceStores(phase, Supervision.open(place / "supervision"), Supervision.open(place / "held_out"))
+    except SemalignError as error:
+        console.note(f"{error}: made again")
+        shutil.rmtree(place)
+        return None
+
+
+def _make(
+    experiment: Experiment, place: Path, key: str, console: Console, inputs: Inputs, device: torch.device
+) -> SourceStores:
+    geometry, scorer = _read_target(experiment, console, inputs, device)
+    place.mkdir(parents=True, exist_ok=True)
+    source = load(console, "source", inputs.source, device)
+    pairing, transport = _plan(experiment, place, console, source, inputs, geometry, scorer)
+    exact = experiment.supervision.model_copy(update={"output": FinalHidden(), "dtype": "float32"})
+    wanted = {
+        "supervision": (inputs.split.train, experiment.supervision),
+        "held_out": (inputs.split.held_out, exact),
+    }
+    needed = sum(_bytes(rows, settings, source, inputs, pairing, transport) for rows, settings in wanted.values())
+    free = shutil.disk_usage(place).free
+    console.note(f"supervision takes {needed / 1e6:.1f} MB on disk, {free / 1e9:.1f} GB are free")
+    if needed > free:
+        raise SemalignError(
+            f"supervision takes {needed / 1e9:.2f} GB, {place} has {free / 1e9:.2f} GB free: set SEMALIGN_CACHE to "
+            "another disk, delete old supervision with `semalign store prune`, or set supervision.dtype=int8 or a "
+            "smaller supervision.output.k"
+        )
+
+    def store(name: str) -> Supervision:
+        rows, settings = wanted[name]
+        progress = console.progress(f"supervise {len(rows)} rows", batches(rows, experiment.batch_size))
+        return supervise(
+            source.model,
+            progress,
+            pairing,
+            transport,
+            place / name,
+            settings=settings,
+            entries=inputs.shared.source_ids,
+            resume_key=key,
+        )
+
+    train, held_out = store("supervision"), store("held_out")
+    phase = SourcePhase(
+        key=key,
+        folder=str(place),
+        source=experiment.source.path,
+        target=experiment.target.path,
+        train_rows=len(train),
+        held_out_rows=len(held_out),
+        supervised_tokens=train.manifest.supervised_tokens,
+        residual_error=train.manifest.residual_error,
+        measurement=measured(experiment, console, "source", source, held_out, inputs.split),
+    )
+    phase.write(place / PHASE)  # last: with it, the source is not needed again
+    return SourceStores(phase, train, held_out)
+
+
+def _bytes(
+    rows: Sequence[Example],
+    settings: SupervisionSettings,
+    source: LoadedModel,
+    inputs: Inputs,
+    pairing: LayerPairing,
+    transport: Transport,
+) -> int:
+    head = DecoderView(source.model).head.weight
+    entries = len(inputs.shared.source_ids)
+    return store_bytes(
+        settings,
+        examples=len(rows),
+        tokens=sum(len(row) for row in rows),
+        supervised_tokens=sum(len(row.answer_ids) for row in rows),
+        layers=len(source_spans(pairing, settings.residual)),
+        width=len(transport.matrix),
+        source_width=head.shape[1],
+        head_bytes=entries * head.shape[1] * head.element_size(),
+        entries=entries,
+    )
+
+
+def _attribution_rows(experiment: Experiment, split: Split) -> list[Batch]:
+    """One row at a time: the backward pass keeps every layer's activations."""
+    return batches(split.train[: experiment.data.attribution_rows], 1)
+
+
+def _read_target(
+    experiment: Experiment, console: Console, inputs: Inputs, device: torch.device
+) -> tuple[TargetGeometry, Scorer]:
+    target = load(console, "target", inputs.target, device)
+    view = DecoderView(target.model)
+    with console.step("read the target's geometry"):
+        basis = None
+        if experiment.transport.frame != "none":
+            basis = SemanticBasis.from_model(target.model, entries=inputs.shared.target_ids)
+        rows = _attribution_rows(experiment, inputs.split)
+        geometry = TargetGeometry(view.depth, basis, _residuals(view, rows, range(1, view.depth + 1)))
+    scorer: Scorer = Similarity(target.model) if experiment.scorer.kind == "similarity" else experiment.scorer
+    return geometry, scorer
+
+
+def _plan(
+    experiment: Experiment,
+    folder: Path,
+    console: Console,
+    source: LoadedModel,
+    inputs: Inputs,
+    geometry: TargetGeometry,
+    scorer: Scorer,
+) -> tuple[LayerPairing, Transport]:
+    """Attribute, pair, fit the transport, and report its fidelity; the results are files of the folder."""
+    view = DecoderView(source.model)
+    rows = _attribution_rows(experiment, inputs.split)
+    scores = attribute_layers(view, console.progress("attribute source layers", rows), scorer=scorer)
+    scores.write(folder / "attribution.json")
+    pairing = pair_layers(scores, geometry.depth, policy=experiment.pairing)
+    pairing.write(folder / "pairing.json")
+    console.note("pairing (source layer of each target layer): " + " ".join(map(str, pairing.source_layers)))
+
+    frame, fold_gain = experiment.transport.frame, experiment.transport.fold_gain
+    with console.step(f"fit the transport ({frame})"):
+        if geometry.basis is None:
+            transport = within_source = Transport.identity(view.width)
+        else:
+            basis = SemanticBasis.from_model(source.model, entries=inputs.shared.source_ids)
+            transport = fit_transport(basis, geometry.basis, frame=frame, fold_gain=fold_gain)
+            within_source = fit_transport(basis, basis, frame=frame, fold_gain=fold_gain)
+        of_source = _residuals(view, rows, sorted(set(pairing.source_layers)))
+        pairs = (
+            PairedResiduals(layer, source_layer, geometry.residuals[layer], of_source[source_layer])
+            for layer, source_layer in enumerate(pairing.source_layers, 1)
+        )
+        fidelity = measure_fidelity(pairs, transport=transport, within_source=within_source)
+    fidelity.write(folder / "fidelity.json")
+    console.note(f"mean CKA of paired contributions after transport: {fidelity.mean_cka_transported:.3f}")
+    return pairing, transport
+
+
+@torch.no_grad()
+def _residuals(view: DecoderView, rows: Sequence[Batch], layers: Sequence[int]) -> dict[int, Tensor]:
+    """Contributions of layers at the supervised positions of all rows."""
+    parts: dict[int, list[Tensor]] = {layer: [] for layer in layers}
+    with undisturbed(view.model):
+        for batch in rows:
+            mask = supervised(batch).mask.to(view.device)
+            trace = view.trace(batch, keep=layers)
+            for layer in layers:
+                parts[layer].append(trace.residual(layer)[mask])
+    return {layer: torch.cat(held) for layer, held in parts.items()}
