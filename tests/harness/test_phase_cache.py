@@ -88,7 +88,7 @@ def test_prune_deletes_what_is_not_used(
     assert run(tmp_path / "again", overrides, "data.seed=1", "--quiet") == 0
     (used,) = entries()
     with FileLock(used.folder.with_name(f".{used.folder.name}.lock")):
-        assert prune(unused_days=0) == [], "a process is at it"
+        assert prune(unused_days=0.0) == [], "a process is at it"
     assert main(["store", "prune", "--unused-for", "0"]) == 0
     capsys.readouterr()
     assert main(["store", "list"]) == 0
