@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -138,9 +139,14 @@ class Knowing(LM):
         self.asked.update(request.args[0] + request.args[1] for request in requests)
         return [(-1.0 if (self.answers[r.args[0]] == r.args[1]) == self.right else -2.0, True) for r in requests]
 
-    def generate_until(self, requests: list[Instance], **_: Any) -> list[str]:
+    def generate_until(
+        self, requests: list[Instance], *, ended: Callable[[int, str], None] = lambda place, text: None, **_: Any
+    ) -> list[str]:
         self.asked.update(request.args[0] for request in requests)
-        return [self.answers[request.args[0]] if self.right else "nothing" for request in requests]
+        texts = [self.answers[request.args[0]] if self.right else "nothing" for request in requests]
+        for place, text in enumerate(texts):
+            ended(place, text)
+        return texts
 
     def loglikelihood_rolling(self, requests: list[Instance]) -> list[float]:
         raise AssertionError
@@ -178,7 +184,7 @@ def test_a_second_call_asks_the_model_nothing(
 
 def test_a_killed_evaluation_goes_on(models: tuple[Path, Path], data: Path, tmp_path: Path, cache: Path) -> None:
     command = [sys.executable, "-m", "semalign_harness", "evaluate", str(models[1]), "--data", str(data), "--quiet"]
-    command += ["--tasks", "gsm8k,mbpp", "--out", str(tmp_path / "out"), "batch_size=1", "gold=false", "device=cpu"]
+    command += ["--tasks", "gsm8k,mbpp", "--out", str(tmp_path / "out"), "gold=false", "device=cpu"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(command, env=environment, start_new_session=True)
     journal = None

@@ -28,7 +28,11 @@ def alone(name: str, prompt: Sequence[int], ends: frozenset[int], most: int) -> 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 @given(prompts=PROMPTS, ends=st.frozensets(st.integers(0, VOCABULARY - 1), max_size=40))
 def test_rows_are_what_each_prompt_gets_alone(name: str, prompts: list[list[int]], ends: frozenset[int]) -> None:
-    found = generate(MODELS[name], prompts, max_new_tokens=12, ends=ends)
+    told: dict[int, list[int]] = {}
+    found = generate(
+        MODELS[name], prompts, max_new_tokens=12, ends=ends, ended=lambda place, row: told.update({place: list(row)})
+    )
+    assert found == [told[place] for place in range(len(prompts))]
     assert found == [alone(name, prompt, ends, 12) for prompt in prompts]
 
 

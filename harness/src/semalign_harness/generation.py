@@ -20,6 +20,7 @@ def generate(
     max_new_tokens: int,
     ends: frozenset[int],
     stopped: Callable[[list[int]], bool] = lambda row: False,
+    ended: Callable[[int, list[int]], None] = lambda place, row: None,
 ) -> list[list[int]]:
     """The likeliest token after each prompt, again and again.
 
@@ -32,6 +33,7 @@ def generate(
         max_new_tokens: most tokens of a row.
         ends: token ids that end a row; see `end_ids`.
         stopped: whether the tokens of a row so far end it; asked every `CHECKED_EVERY` tokens.
+        ended: told of each prompt's place and its new tokens when its row leaves the batch.
 
     Returns:
         The new tokens of each prompt, the ending one included.
@@ -55,11 +57,12 @@ def generate(
         for row, token in zip(rows, chosen_B.tolist(), strict=True):
             found[row].append(token)
         looked = step % CHECKED_EVERY == 0
-        going = [
-            place
-            for place, row in enumerate(rows)
-            if found[row][-1] not in ends and not (looked and stopped(found[row]))
-        ]
+        going = []
+        for place, row in enumerate(rows):
+            if step == max_new_tokens or found[row][-1] in ends or (looked and stopped(found[row])):
+                ended(row, found[row])
+            else:
+                going.append(place)
         if not going:
             break
         ids_BN, positions_BN = chosen_B[:, None], positions_BN[:, -1:] + 1

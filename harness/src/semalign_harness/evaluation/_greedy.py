@@ -1,41 +1,58 @@
 """lm-eval's transformers model, generating with `semalign_harness.generation`."""
 
-import torch
-from jaxtyping import Int
+from collections.abc import Callable
+
+from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
-from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
+from lm_eval.models.utils import handle_stop_sequences, postprocess_generated_text
+from semalign_geometry import SemalignError
 
 from ..generation import end_ids, generate
 
 
 class GreedyLM(HFLM):  # type: ignore[misc]  # lm-eval is untyped
-    """Generates greedily in batches that shrink."""
+    """Generates greedily, one batch at a time, and tells each text when it ends."""
 
-    def _model_generate(
+    def generate_until(
         self,
-        context: Int[Tensor, "b n"],
-        max_length: int,
-        stop: list[str],
+        requests: list[Instance],
+        disable_tqdm: bool = False,
         *,
-        attention_mask: Int[Tensor, "b n"],
-        do_sample: bool = False,
-        temperature: float = 0.0,
-    ) -> Int[Tensor, "b m"]:
-        """Left-padded prompts with what the model adds to them, padded on the right."""
-        assert not do_sample and not temperature, "no benchmark here samples"
+        ended: Callable[[int, str], None] = lambda place, text: None,
+    ) -> list[str]:
+        """Texts up to their stop rules.
+
+        Args:
+            requests: of one task; they run together.
+            disable_tqdm: no bar is drawn either way.
+            ended: told of each request's place and its text as soon as it is complete.
+
+        Raises:
+            SemalignError: the requests ask for sampling, or for different settings.
+        """
+        settings = requests[0].args[1]
+        if any(request.args[1] != settings for request in requests):
+            raise SemalignError("requests that generate together must share their settings")
+        if settings.get("do_sample") or settings.get("temperature"):
+            raise SemalignError(f"only greedy generation is supported, not {settings}")
+        rules = handle_stop_sequences(
+            list(settings["until"]), eos=self.tok_decode(self.eot_token_id, skip_special_tokens=False)
+        )
+        longest = int(settings["max_gen_toks"])
+
+        def text_of(row: list[int]) -> str:
+            return str(postprocess_generated_text(self.tok_decode(row), rules, None))
 
         def stopped(row: list[int]) -> bool:
             text = self.tok_decode(row)
-            return any(rule in text for rule in stop)
+            return any(rule in text for rule in rules)
 
-        prompts = [ids[mask.bool()].tolist() for ids, mask in zip(context, attention_mask, strict=True)]
         rows = generate(
             self.model,
-            prompts,
-            max_new_tokens=max_length - context.shape[1],
+            [self.tok_encode(request.args[0], left_truncate_len=self.max_length - longest) for request in requests],
+            max_new_tokens=longest,
             ends=end_ids(self.model, self.tokenizer),
             stopped=stopped,
+            ended=lambda place, row: ended(place, text_of(row)),
         )
-        added = pad_sequence([torch.tensor(row) for row in rows], True, self.tokenizer.pad_token_id)
-        return torch.cat([context, added.to(context.device)], dim=1)
+        return [text_of(row) for row in rows]

@@ -24,7 +24,7 @@ class Answer(NamedTuple):
     value: Any
     """Text of a generation; [log-likelihood, greedy] of a continuation."""
     seconds: float
-    """Share of the wall time of its batch."""
+    """Wall time since the answer before it, of a batch that answers as it goes; else its share of its batch's."""
     batch: int
     """Requests that ran together."""
 
@@ -90,6 +90,7 @@ class JournaledLM(LM):  # type: ignore[misc]  # lm-eval is untyped
         batch_size: Callable[[str, int], int],
         progress: Callable[[str, int], Callable[[int], None]],
         state: PartialState,
+        answers_as_it_goes: bool = False,
     ) -> None:
         """Wrap a model.
 
@@ -100,12 +101,14 @@ class JournaledLM(LM):  # type: ignore[misc]  # lm-eval is untyped
             batch_size: requests that run together, by their kind and the tokens of the longest one.
             progress: given a label and the number of missing answers, returns what is told of those that came.
             state: the processes that share out the documents.
+            answers_as_it_goes: whether the model tells each generated text as soon as it ends, as `GreedyLM` does.
         """
         super().__init__()
         self._make, self._journal, self._tokenizer = make, journal, tokenizer
         self._batch_size, self._progress = batch_size, progress
         self._model: LM | None = None
         self._state = state
+        self._answers_as_it_goes = answers_as_it_goes
 
     @property
     def model(self) -> LM:
@@ -202,6 +205,9 @@ class JournaledLM(LM):  # type: ignore[misc]  # lm-eval is untyped
         if missing:
             report = self._progress(kind.replace("_until", ""), len(missing))
             for batch in self._batches(kind, missing):
+                if kind == "generate_until" and self._answers_as_it_goes:
+                    self._generate(batch, [missing[key] for key in batch], report)
+                    continue
                 begun = time.perf_counter()
                 values = getattr(self.model, kind)([missing[key] for key in batch], disable_tqdm=True)
                 each = (time.perf_counter() - begun) / len(batch)
@@ -209,6 +215,18 @@ class JournaledLM(LM):  # type: ignore[misc]  # lm-eval is untyped
                 report(len(batch))
         found = [self._journal.get(request_key(kind, *request.args)) for request in requests]
         return [answer for answer in found if answer is not None]
+
+    def _generate(self, batch: list[str], requests: list[Instance], report: Callable[[int], None]) -> None:
+        model, before = self.model, time.perf_counter()
+
+        def ended(place: int, text: str) -> None:
+            nonlocal before
+            now = time.perf_counter()
+            self._journal.add({batch[place]: Answer(text, now - before, len(batch))})
+            before = now
+            report(1)
+
+        model.generate_until(requests, disable_tqdm=True, ended=ended)
 
     def _batches(self, kind: str, missing: dict[str, Instance]) -> Iterator[list[str]]:
         """Keys in batches of alike length, the longest first; continuations of one context stay together."""

@@ -174,6 +174,7 @@ class _Runner:
             batch_size=self.batch_size,
             progress=console.counter,
             state=self.state,
+            answers_as_it_goes=config.backend == "transformers",
         )
 
     def _read_other_ranks(self) -> None:
