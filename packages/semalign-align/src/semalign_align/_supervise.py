@@ -127,7 +127,7 @@ def supervise(
                     key = residual_key(span)
                     part |= {key + suffix: value for suffix, value in rounded.items()}
                     loss_PD = restored_residual(rounded) - vectors_PD
-                    errors += torch.stack([loss_PD.square().sum(), vectors_PD.square().sum()]).double().cpu()
+                    errors += torch.stack([loss_PD.square().sum(), vectors_PD.square().sum()]).cpu().double()
                 assert trace.final is not None
                 part |= _output(trace.final[mask_BN], head, settings)
                 broken = [key for key, value in part.items() if key != "tail" and not torch.isfinite(value).all()]
