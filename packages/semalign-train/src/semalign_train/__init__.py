@@ -16,12 +16,12 @@ from ._trainer import DivergedError as DivergedError
 from ._trainer import FrontierTrainer as FrontierTrainer
 
 __all__ = [
-    "KEPT_STATES",
     "Callback",
     "DivergedError",
     "FrontierTrainer",
     "FullLayer",
     "Guards",
+    "KEPT_STATES",
     "LoraLayer",
     "LossWeights",
     "PrefixCache",
