@@ -39,6 +39,7 @@ _pairings = st.lists(st.integers(1, 9), min_size=1, max_size=9).map(
 _manifests = st.builds(
     SupervisionManifest,
     files=st.dictionaries(st.text(max_size=8), st.text("0123456789abcdef", min_size=64, max_size=64), max_size=3),
+    key=st.text(max_size=8),
     settings=_settings,
     pairing=_pairings,
     transport=st.builds(TransportManifest),

@@ -41,7 +41,7 @@ def call(folder: Path, *, kill_at: int | None = None, key: str | None = "key", *
 
 def content(store: Supervision | None) -> dict[str, str]:
     assert store is not None
-    return {file.name: sha256_of(file) for file in sorted(store.folder.iterdir())}
+    return {file.name: sha256_of(file) for file in sorted(store.folder.iterdir()) if file.name != "manifest.json"}
 
 
 @pytest.mark.parametrize("wanted", [TOP, EXACT], ids=["top_k", "final_hidden"])
@@ -54,7 +54,10 @@ def test_killed_and_repeated_gives_the_same_files(
     whole = call(folder / "whole", key=None, settings=wanted, shard_bytes=size)
     for kill_at in kills:
         assert call(folder / "store", kill_at=kill_at, settings=wanted, shard_bytes=size) is None
-    assert content(call(folder / "store", settings=wanted, shard_bytes=size)) == content(whole)
+    found = call(folder / "store", settings=wanted, shard_bytes=size)
+    assert found is not None and whole is not None
+    assert found.manifest.model_copy(update={"key": ""}) == whole.manifest
+    assert content(found) == content(whole)
     assert sorted(place.name for place in folder.iterdir()) == ["store", "whole"]
 
 
@@ -72,6 +75,22 @@ def runs_after(folder: Path, **more: Any) -> int:
 def test_whole_shards_are_not_computed_again(tmp_path: Path) -> None:
     assert call(tmp_path / "store", kill_at=5) is None
     assert runs_after(tmp_path / "store") == len(BATCHES) - 5
+
+
+def test_a_finished_store_is_not_computed_again(tmp_path: Path) -> None:
+    assert call(tmp_path / "store") is not None
+    assert runs_after(tmp_path / "store") == 0
+    assert runs_after(tmp_path / "store", key="other") == len(BATCHES)
+    shard = tmp_path / "store" / "shard-00001.safetensors"
+    shard.write_bytes(shard.read_bytes()[:-1])
+    assert runs_after(tmp_path / "store", key="other") == len(BATCHES)
+
+
+def test_half_written_files_do_not_stay(tmp_path: Path) -> None:
+    assert call(tmp_path / "store", kill_at=5) is None
+    (tmp_path / "store.partial" / ".progress.json.abcd").write_text("{", encoding="utf-8")
+    store = call(tmp_path / "store")
+    assert store is not None and not [file for file in store.folder.iterdir() if file.name.startswith(".")]
 
 
 @pytest.mark.parametrize("change", ["key", "settings", "shard", "progress"])

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 from semalign_align import supervise
-from semalign_harness import load_experiment, source_phase
+from semalign_harness import load_experiment, pipeline, source_phase
 from semalign_harness.cli import main
 from semalign_harness.console import Console
 from semalign_harness.inputs import read_inputs
-from semalign_harness.phase_cache import SourcePhase, entries, phase_key, prune
+from semalign_harness.phase_cache import SourcePhase, entries, in_use, phase_folder, phase_key, prune
 from semalign_harness.resources import pick_device
 
 
@@ -32,7 +32,7 @@ def test_training_settings_share_the_supervision(
     monkeypatch.setattr(source_phase, "_make", None)  # the source does not run again
     more = ["train.learning_rate=0.01", "train.steps=1", "name=other", "train.objective.kind=cosine"]
     assert run(tmp_path / "two", overrides, *more) == 0
-    for name in (*source_phase.RECORDS, "supervision.json"):
+    for name in source_phase.RECORDS:
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
     assert len(entries()) == 1
     capsys.readouterr()
@@ -93,6 +93,61 @@ def test_prune_deletes_what_is_not_used(
     capsys.readouterr()
     assert main(["store", "list"]) == 0
     assert "no supervision is kept" in capsys.readouterr().out
+
+
+def test_what_a_run_uses_is_not_pruned(tmp_path: Path, overrides: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    pruned: list[int] = []
+
+    def prune_meanwhile(*arguments: object, **more: object) -> object:
+        pruned.append(len(prune(unused_days=0.0)))
+        return train(*arguments, **more)  # type: ignore[arg-type]
+
+    train = pipeline._train
+    monkeypatch.setattr(pipeline, "_train", prune_meanwhile)
+    assert run(tmp_path / "run", overrides, "--quiet") == 0
+    assert pruned == [0] and len(entries()) == 1
+    assert len(prune(unused_days=0.0)) == 1
+
+
+def test_a_full_cache_may_be_read_only(tmp_path: Path, overrides: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    assert run(tmp_path / "one", overrides, "--quiet") == 0
+
+    def refuse(*arguments: object, **more: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("semalign_harness.phase_cache.FileLock.acquire", refuse)
+    with pytest.raises(PermissionError), phase_folder("0" * 64, Console(quiet=True)):
+        pass
+    with phase_folder(SourcePhase.read(tmp_path / "one" / "supervision.json").key, Console(quiet=True)) as place:
+        assert (place / "phase.json").is_file()
+        with in_use(place):
+            pass
+
+
+def test_a_moved_cache_is_named_where_it_is(
+    tmp_path: Path, overrides: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run(tmp_path / "one", overrides, "--quiet") == 0
+    (tmp_path / "cache").rename(tmp_path / "moved")
+    monkeypatch.setenv("SEMALIGN_CACHE", str(tmp_path / "moved"))
+    monkeypatch.setattr(source_phase, "_make", None)
+    assert run(tmp_path / "two", overrides, "--quiet", "name=two") == 0
+    assert Path(SourcePhase.read(tmp_path / "two" / "supervision.json").folder).parent.parent == tmp_path / "moved"
+
+
+def test_what_was_made_counts_as_room(tmp_path: Path, overrides: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = [*overrides, "batch_size=1", "supervision.shard_bytes=1"]
+    with monkeypatch.context() as patch:
+        patch.setattr(source_phase, "measured", interrupted)
+        assert run(tmp_path / "run", settings) == 130
+    with monkeypatch.context() as patch:
+        usage = shutil.disk_usage(tmp_path)._replace(free=30_000)  # less than the whole takes
+        patch.setattr(source_phase.shutil, "disk_usage", lambda place: usage)
+        assert run(tmp_path / "run", settings, "--quiet") == 0
+
+
+def interrupted(*arguments: object, **more: object) -> None:
+    raise KeyboardInterrupt
 
 
 def test_a_disk_that_is_too_small_is_refused_before_the_source_runs(

@@ -1,8 +1,10 @@
 """A run that is killed and repeated goes on, to the same weights; a folder has one experiment and one process."""
 
+import contextlib
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from filelock import FileLock
 from semalign_harness import Experiment, pipeline, source_phase
 from semalign_harness.cli import main
@@ -59,24 +62,33 @@ def interrupt(monkeypatch: pytest.MonkeyPatch, at: Any, folder: Path, settings: 
 
 
 def test_killed_at_any_moment_and_repeated(tmp_path: Path, longer: list[str]) -> None:
-    assert run(tmp_path / "whole", longer, "--quiet") == 0
-    command = [sys.executable, "-m", "semalign_harness.cli", "run", "tiny", *longer, "--out", str(tmp_path / "killed")]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "SEMALIGN_CACHE": str(tmp_path / "cache")}
-    generator = random.Random(7)
+    found: list[list[list[str]]] = []
+    command = [sys.executable, "-m", "semalign_harness.cli", "run", "tiny", *longer, "--out"]
+
+    def environment(name: str) -> dict[str, str]:
+        return {**os.environ, "OMP_NUM_THREADS": "1", "SEMALIGN_CACHE": str(tmp_path / "caches" / name)}
+
     started = time.monotonic()
-    subprocess.run(
-        [*command[:-1], str(tmp_path / "timed"), "--quiet"], env=environment, check=True, capture_output=True
-    )
-    whole = time.monotonic() - started
+    subprocess.run([*command, str(tmp_path / "whole")], env=environment("whole"), check=True, capture_output=True)
+    duration = time.monotonic() - started
+    generator = random.Random(7)
+    hits = 0
     for _ in range(KILLS):
-        process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        time.sleep(generator.uniform(0.3, 1.0) * whole)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-    subprocess.run([*command, "--quiet"], env=environment, check=True, capture_output=True)
-    assert weights(tmp_path / "killed") == weights(tmp_path / "whole") == weights(tmp_path / "timed")
-    names = [sorted(p.name for p in (tmp_path / name).iterdir()) for name in ("killed", "whole")]
-    assert names[0] == names[1], "nothing is left over"
+        killed = [*command, str(tmp_path / "killed")]
+        process = subprocess.Popen(
+            killed, env=environment("killed"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(generator.uniform(0.5, 1.0) * duration)
+        process.kill()
+        hits += process.wait() == -signal.SIGKILL
+    assert hits, "no run was killed"
+    subprocess.run([*command, str(tmp_path / "killed")], env=environment("killed"), check=True, capture_output=True)
+    assert weights(tmp_path / "killed") == weights(tmp_path / "whole")
+    for place in ("killed", "caches/killed/supervision"), ("whole", "caches/whole/supervision"):
+        names = [sorted(str(p.relative_to(tmp_path / name)) for p in (tmp_path / name).rglob("*")) for name in place]
+        found.append([[name for name in each if "/users" not in name] for each in names])
+    assert found[0] == found[1], "nothing is left over"
 
 
 @pytest.mark.parametrize("at", [(1, 1), (2, 6), (3, 12), "source_stores", "_train", "save_and_reload"])
@@ -142,9 +154,9 @@ def test_changed_rows_are_refused(
     mine.write_bytes(rows_file.read_bytes())
     settings = [*longer, f"data.train.path={mine}"]
     interrupt(monkeypatch, (1, 3), tmp_path / "run", settings)
-    mine.write_bytes(rows_file.read_bytes() + b"\n")
+    mine.write_bytes(b"".join(reversed(rows_file.read_bytes().splitlines(keepends=True))))
     assert run(tmp_path / "run", settings) == 2
-    assert "mine.jsonl has changed since the run" in capsys.readouterr().err
+    assert "data_sha256" in (message := capsys.readouterr().err) and "changed since the run" in message
     mine.write_bytes(rows_file.read_bytes())
     assert run(tmp_path / "run", settings, "--quiet") == 0
 
@@ -175,6 +187,58 @@ def test_damaged_supervision_is_made_again(
     assert "made again" in capsys.readouterr().err
     assert run(tmp_path / "whole", longer, "--quiet") == 0
     assert weights(folder) == weights(tmp_path / "whole")
+
+
+@pytest.mark.parametrize(
+    "at", ["environment.json", "experiment.json", "supervision.json", "before.json", "result.json"]
+)
+@pytest.mark.parametrize("half_written", [False, True])
+def test_killed_while_a_file_is_written(
+    at: str, half_written: bool, tmp_path: Path, longer: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after kill -9: no cleaning up runs."""
+    folder, longer = tmp_path / "run", [*longer, "name=run"]
+
+    def replace(source: str, goal: Path) -> None:
+        if Path(goal).name == at:
+            if half_written:
+                shutil.copy(source, folder / f".{at}.abcdef")
+            raise KeyboardInterrupt
+        rename(source, goal)
+
+    rename = os.replace
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", replace)
+        assert run(folder, longer) == 130
+    assert pick_folder(tmp_path, load_experiment("tiny", overrides=longer)).name == "run"
+    assert run(folder, longer, "--quiet") == 0
+    assert (folder / "result.json").is_file() and not list(folder.glob(".*"))
+
+
+def test_what_others_keep_in_the_folder_stays(
+    tmp_path: Path, longer: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "run"
+    interrupt(monkeypatch, (1, 3), folder, longer)
+    (folder / ".git").mkdir()
+    assert run(folder, longer, "--quiet") == 0
+    assert (folder / ".git").is_dir()
+
+
+def test_how_often_states_are_kept_may_change(
+    tmp_path: Path, longer: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    interrupt(monkeypatch, (2, 6), tmp_path / "run", longer)
+    assert run(tmp_path / "run", longer, "train.checkpoint_steps=5", "--quiet") == 0
+
+
+def test_other_threads_are_refused(
+    tmp_path: Path, longer: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    interrupt(monkeypatch, (2, 6), tmp_path / "run", longer)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    assert run(tmp_path / "run", longer) == 2
+    assert "threads changed since the run" in capsys.readouterr().err
 
 
 def test_one_process_at_a_time(tmp_path: Path, overrides: list[str], capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,7 +2,10 @@
 
 import errno
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -74,6 +77,23 @@ def test_the_same_experiment_gives_the_same_target(
 )
 def test_every_choice_runs(more: list[str], tmp_path: Path, overrides: list[str]) -> None:
     assert run(tmp_path, [*overrides, "measure.answer_rows=0", *more], "--quiet") == 0
+
+
+def test_models_of_the_hub_are_known_by_their_commit(
+    tmp_path: Path, overrides: list[str], pair: tuple[Path, Path]
+) -> None:
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    for name, folder in zip(("source", "target"), pair, strict=True):
+        kept = tmp_path / "hub" / f"models--someone--{name}"
+        shutil.copytree(folder, kept / "snapshots" / commit)
+        (kept / "refs").mkdir()
+        (kept / "refs" / "main").write_text(commit, encoding="utf-8")
+    settings = [*overrides, "source.path=someone/source", "target.path=someone/target"]
+    command = [sys.executable, "-m", "semalign_harness", "run", "tiny", *settings, "--out", str(tmp_path / "run")]
+    environment = {**os.environ, "HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    subprocess.run(command, env=environment, check=True, capture_output=True)
+    found = json.loads((tmp_path / "run" / "environment.json").read_text(encoding="utf-8"))
+    assert found["models"] == [f"hub:someone/{name}@{commit}" for name in ("source", "target")]
 
 
 def test_a_deeper_target_shares_source_layers(tmp_path: Path, overrides: list[str], pair: tuple[Path, Path]) -> None:

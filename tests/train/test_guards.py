@@ -11,7 +11,7 @@ from semalign_geometry import SemalignError
 from semalign_train import DivergedError, FrontierTrainer, Guards, LossWeights, StageRecord, StepRecord, TransferConfig
 from torch import Tensor
 
-from ..align.chain import EXACT, make_store, pair, target_model
+from ..align.chain import EXACT, make_store, pair, source_model, target_model
 
 
 class Faulty(Relation):
@@ -111,6 +111,12 @@ def test_a_margin_tolerates_a_small_rise(own: Supervision) -> None:
 def test_the_rollback_needs_held_out_rows(top: Supervision) -> None:
     with pytest.raises(SemalignError, match=r"train\.guards\.rollback needs held-out rows"):
         FrontierTrainer(target_model(), top, config(guards=Guards(rollback=0.1)))
+
+
+def test_held_out_rows_are_supervised_alike(top: Supervision, tmp_path: Path) -> None:
+    other = make_store(source_model(), target_model(), tmp_path / "other", settings=EXACT, pairing=pair((1, 2, 3, 6)))
+    with pytest.raises(SemalignError, match="supervise both alike"):
+        FrontierTrainer(target_model(), top, config(guards=Guards(rollback=0.1)), held_out=other)
 
 
 def test_a_term_without_a_say_is_named(top: Supervision, caplog: pytest.LogCaptureFixture) -> None:

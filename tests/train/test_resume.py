@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from semalign_align import Relation, Supervision
 from semalign_geometry import SemalignError
-from semalign_train import FrontierTrainer, FullLayer, LoraLayer, StageRecord, StepRecord, TransferConfig
+from semalign_train import FrontierTrainer, FullLayer, Guards, LoraLayer, StageRecord, StepRecord, TransferConfig
 
 from ..align.chain import TARGET_DEPTH, target_model
 
@@ -118,11 +118,22 @@ def test_a_damaged_state_is_passed_over(damage: str, top: Supervision, tmp_path:
     assert same_weights(whole, train(top, tmp_path)[0])
 
 
-def test_a_damaged_stage_is_named(top: Supervision, tmp_path: Path) -> None:
+@pytest.mark.parametrize("layer", [1, 2, TARGET_DEPTH])
+def test_a_damaged_stage_is_trained_again(
+    layer: int, top: Supervision, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    whole, _ = train(top, tmp_path)
+    (tmp_path / f"stage-{layer:03}" / "tensors.safetensors").write_bytes(b"damaged")
+    assert same_weights(whole, train(top, tmp_path)[0])
+    assert "is damaged" in caplog.text and "trained again" in caplog.text
+
+
+def test_what_others_keep_in_the_folder_stays(top: Supervision, tmp_path: Path) -> None:
+    (tmp_path / ".git").mkdir()
+    (tmp_path / ".git" / "config").write_text("precious", encoding="utf-8")
+    (tmp_path / ".DS_Store").write_text("mine", encoding="utf-8")
     train(top, tmp_path)
-    (tmp_path / "stage-002" / "tensors.safetensors").unlink()
-    with pytest.raises(SemalignError, match=r"stage-002.* is missing"):
-        train(top, tmp_path)
+    assert (tmp_path / ".git" / "config").exists() and (tmp_path / ".DS_Store").exists()
 
 
 def test_half_written_folders_are_cleared_away(top: Supervision, tmp_path: Path) -> None:
@@ -146,7 +157,32 @@ def test_another_target_is_refused(top: Supervision, tmp_path: Path) -> None:
     with torch.no_grad():
         next(target.parameters()).view(-1)[0] += 1
     with pytest.raises(SemalignError, match="another training"):
-        FrontierTrainer(target, top, config(), checkpoints=tmp_path)
+        FrontierTrainer(target, top, config(), checkpoints=tmp_path).fit()
+
+
+def test_a_target_that_was_changed_meanwhile_is_refused(top: Supervision, tmp_path: Path) -> None:
+    trainer = FrontierTrainer(target_model(), top, config(), checkpoints=tmp_path)
+    trainer.fit()
+    with pytest.raises(SemalignError, match="another training"):
+        trainer.fit()
+
+
+def test_settings_of_an_own_objective_count(top: Supervision, tmp_path: Path) -> None:
+    FrontierTrainer(target_model(), top, config(), objective=Relation(), checkpoints=tmp_path).fit()
+    other = FrontierTrainer(target_model(), top, config(), objective=Relation(unit_tokens=True), checkpoints=tmp_path)
+    with pytest.raises(SemalignError, match="another training"):
+        other.fit()
+
+
+def test_states_of_another_training_are_refused(top: Supervision, tmp_path: Path) -> None:
+    assert train(top, tmp_path, kill_at=STEPS) is None  # no stage is finished, two states are kept
+    with pytest.raises(SemalignError, match="another training"):
+        train(top, tmp_path, learning_rate=1e-4)
+
+
+def test_what_only_warns_does_not_count(top: Supervision, tmp_path: Path) -> None:
+    train(top, tmp_path)
+    assert train(top, tmp_path, kill_at=1, guards=Guards(drowned=7.0), checkpoint_steps=3) is not None
 
 
 def test_manifests_are_readable(top: Supervision, tmp_path: Path) -> None:

@@ -65,7 +65,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         return _fail(_disk_message(error))
     except KeyboardInterrupt:
-        print("semalign: interrupted; the same command goes on from here", file=sys.stderr)
+        goes_on = "; the same command goes on from here" if command in ("run", "evaluate") else ""
+        print(f"semalign: interrupted{goes_on}", file=sys.stderr)
         return 130
 
 
@@ -126,17 +127,17 @@ def _compare_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _store_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("action", choices=("list", "prune"), help="show what is kept, or delete what is not used")
-    parser.add_argument(
-        "--unused-for", type=float, default=30.0, metavar="DAYS", help="what prune deletes (default: 30; 0 for all)"
-    )
+    parser.add_argument("--unused-for", type=float, metavar="DAYS", help="what prune deletes (default: 30; 0 for all)")
 
 
 def _store(options: argparse.Namespace) -> int:
     if options.action == "list":
+        if options.unused_for is not None:
+            raise SemalignError("--unused-for says what prune deletes: list shows all")
         found = entries()
         print(entries_table(found) if found else "no supervision is kept")
         return 0
-    gone = prune(unused_days=options.unused_for)
+    gone = prune(unused_days=30.0 if options.unused_for is None else options.unused_for)
     print(f"deleted {len(gone)} of {len(gone) + len(entries())}, {sum(entry.size for entry in gone) / 1e6:.1f} MB")
     return 0
 

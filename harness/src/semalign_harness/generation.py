@@ -8,6 +8,8 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
+GENERATION = 2
+"""Raised when the same prompt may get another text: answers that were kept are then asked for again."""
 CHECKED_EVERY = 8
 """Steps between two looks at the text of a row, which a stop rule may have ended."""
 
@@ -24,8 +26,9 @@ def generate(
 ) -> list[list[int]]:
     """The likeliest token after each prompt, again and again.
 
-    Law: a row is what the model gives to its prompt alone, whatever else is in the batch. Settings of sampling or
-    penalties that come with a checkpoint play no part.
+    Law: a row is what the model gives to its prompt alone, whatever else is in the batch, up to rounding: where two
+    tokens are equally likely within it, another batch may choose the other. Settings of sampling or penalties that come
+    with a checkpoint play no part.
 
     Args:
         model: in evaluation mode.

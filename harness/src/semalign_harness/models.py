@@ -24,6 +24,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils.hub import cached_file, extract_commit_hash
 
 from .experiment import ModelConfig
 from .resources import bfloat16_is_fast
@@ -41,6 +42,8 @@ class OpenedModel:
     """What was asked for."""
     place: str
     """Hub id or folder that transformers loads it from."""
+    commit: str | None
+    """Commit of a hub model, which every file is read at; None for a local one."""
     config: PreTrainedConfig
     """Its architecture, the text part of a model that reads images too."""
     tokenizer: PreTrainedTokenizerBase
@@ -91,23 +94,30 @@ def open_model(settings: ModelConfig, *, progress: Callable[[int, int], None] | 
         SemalignError: nothing is found there, or it is no decoder-only causal language model.
     """
     place = _resolve(settings, progress)
+    commit = None
     with _named(settings, place):
-        config = AutoConfig.from_pretrained(place, revision=settings.revision)
+        if not Path(place).is_dir():
+            file = cached_file(place, "config.json", revision=settings.revision)
+            commit = extract_commit_hash(str(file), None)
+            if commit is None:
+                raise SemalignError(f"the hub does not tell which commit of {settings.path} it gave")
+        config = AutoConfig.from_pretrained(place, revision=commit)
         kinds = config.architectures or []
         if kinds and not any(
             kind.endswith(("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")) for kind in kinds
         ):
             raise SemalignError(f"{settings.path} is a {kinds[0]}, expected a decoder-only causal language model")
-        tokenizer = AutoTokenizer.from_pretrained(place, revision=settings.revision)
-    return OpenedModel(settings, place, config.get_text_config(decoder=True), tokenizer)
+        tokenizer = AutoTokenizer.from_pretrained(place, revision=commit)
+    return OpenedModel(settings, place, commit, config.get_text_config(decoder=True), tokenizer)
 
 
 def identity(opened: OpenedModel) -> str:
     """What tells one model from any other: the hash of its files, or the commit of a hub model."""
     folder = Path(opened.place)
-    if not folder.is_dir():
-        return f"hub:{opened.place}@{opened.config._commit_hash}"
-    files = [file for file in sorted(folder.iterdir()) if file.suffix in (".safetensors", ".bin", ".json", ".jinja")]
+    if opened.commit is not None:
+        return f"hub:{opened.place}@{opened.commit}"
+    kinds = (".safetensors", ".bin", ".json", ".jinja", ".model", ".txt")
+    files = [file for file in sorted(folder.iterdir()) if file.suffix in kinds]
     lines = "".join(f"{file.name} {sha256_of(file)}\n" for file in files)
     return hashlib.sha256(lines.encode()).hexdigest()
 
@@ -123,7 +133,7 @@ def load_model(source: OpenedModel | ModelConfig, *, device: torch.device | str 
     with _named(settings, opened.place):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             opened.place,
-            revision=settings.revision,
+            revision=opened.commit,
             dtype=opened.dtype(torch.device(device)),
             output_loading_info=True,
         )

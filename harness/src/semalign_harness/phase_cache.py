@@ -1,13 +1,16 @@
 """What sources left behind, kept in the cache folder for every experiment that asks for the same."""
 
+import contextlib
 import hashlib
 import json
 import os
 import shutil
 import time
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 
 import torch
@@ -21,8 +24,11 @@ from .measure import Measurement
 from .models import cache_folder
 
 PHASE = "phase.json"
+PACKAGES = ("torch", "transformers", "semalign-geometry", "semalign-attribution", "semalign-align", "semalign-harness")
+"""Their versions belong to a key."""
+_USERS = "users"
 _FORMAT = 1
-"""Raised when the same settings give other content."""
+"""Raised when the same settings give other content within one version of the packages."""
 
 
 class SourcePhase(Contract):
@@ -58,7 +64,7 @@ class Entry:
     size: int
     """Bytes on disk."""
     unused_days: float
-    """Days since it was last used."""
+    """Days since a run last took it up."""
 
 
 def phase_key(experiment: Experiment, inputs: Inputs, device: torch.device) -> str:
@@ -75,30 +81,52 @@ def phase_key(experiment: Experiment, inputs: Inputs, device: torch.device) -> s
         "models": [inputs.source_id, inputs.target_id],
         "dtypes": [str(opened.dtype(device)) for opened in (inputs.source, inputs.target)],
         "device": device.type,
+        "threads": torch.get_num_threads() if device.type == "cpu" else None,
+        "packages": {name: version(name) for name in PACKAGES},
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
 @contextmanager
 def phase_folder(key: str, console: Console) -> Iterator[Path]:
-    """The place of a key in the cache, for this process alone; waits for another one that is filling it."""
-    parent = _cache()
-    parent.mkdir(parents=True, exist_ok=True)
-    lock = _lock(parent / key[:16])
+    """The place of a key in the cache, for this process alone; waits for another one that is filling it.
+
+    A finished place that cannot be written to, such as a colleague's, is given without a lock.
+    """
+    place = _cache() / key[:16]
+    lock = _lock(place)
     try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        console.note("waiting for another process that makes the same supervision")
-        lock.acquire()
+        place.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            console.note("waiting for another process that makes the same supervision")
+            lock.acquire()
+    except OSError:
+        if not (place / PHASE).is_file():
+            raise
     try:
-        yield parent / key[:16]
+        yield place
     finally:
         lock.release()
 
 
-def touch(folder: Path) -> None:
-    """Note that a place of the cache was used."""
-    os.utime(folder)
+@contextmanager
+def in_use(place: Path) -> Iterator[None]:
+    """Keeps `prune` away from a place of the cache, and notes that it was used."""
+    try:
+        (place / _USERS).mkdir(exist_ok=True)
+        user = FileLock(place / _USERS / f"{uuid.uuid4().hex}.lock")
+        user.acquire(timeout=0)
+        os.utime(place)
+    except OSError:  # not ours to write to, and so not to prune
+        yield
+        return
+    try:
+        yield
+    finally:
+        Path(user.lock_file).unlink(missing_ok=True)
+        user.release()
 
 
 def entries() -> list[Entry]:
@@ -111,8 +139,7 @@ def entries() -> list[Entry]:
             phase = SourcePhase.read(folder / PHASE)
         except SemalignError:
             phase = None
-        size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-        found.append(Entry(folder, phase, size, (time.time() - folder.stat().st_mtime) / 86_400))
+        found.append(Entry(folder, phase, bytes_in(folder), _unused_days(folder)))
     return sorted(found, key=lambda entry: -entry.unused_days)
 
 
@@ -124,11 +151,36 @@ def prune(*, unused_days: float) -> list[Entry]:
             continue
         try:
             with _lock(entry.folder).acquire(timeout=0):
+                if _unused_days(entry.folder) < unused_days or _has_users(entry.folder):
+                    continue
                 shutil.rmtree(entry.folder)
-        except Timeout:
+        except (Timeout, FileNotFoundError):  # a process is filling it, or has deleted it
             continue
         gone.append(entry)
     return gone
+
+
+def bytes_in(folder: Path) -> int:
+    """Size of the files in a folder; one that goes meanwhile does not count."""
+    size = 0
+    for file in folder.rglob("*"):
+        with contextlib.suppress(FileNotFoundError):
+            size += file.stat().st_size if file.is_file() else 0
+    return size
+
+
+def _unused_days(folder: Path) -> float:
+    return (time.time() - folder.stat().st_mtime) / 86_400
+
+
+def _has_users(folder: Path) -> bool:
+    for file in (folder / _USERS).glob("*.lock"):
+        try:
+            with FileLock(file).acquire(timeout=0):
+                pass
+        except Timeout:
+            return True
+    return False
 
 
 def _cache() -> Path:

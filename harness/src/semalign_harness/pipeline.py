@@ -1,6 +1,7 @@
 """One experiment from models and rows to a run folder: attribute, pair, transport, supervise, train, measure, save."""
 
 import contextlib
+import dataclasses
 import json
 import platform
 import shutil
@@ -31,13 +32,23 @@ from .experiment import Experiment
 from .inputs import Inputs, load, read_inputs
 from .measure import Measurement, measured
 from .models import LoadedModel
+from .phase_cache import bytes_in, phase_key
 from .resources import peak_memory, pick_device
-from .run_folder import EXPERIMENT, METRICS, RESULT, claimed, cut_metrics
+from .run_folder import ENVIRONMENT, EXPERIMENT, METRICS, RESULT, claimed, cut_metrics
 from .saving import save_model
 from .source_phase import SourceStores, source_stores
 
 BEFORE = "before.json"
-PACKAGES = ("semalign-harness", "torch", "transformers", "peft", "datasets", "safetensors", "pydantic")
+PACKAGES = (
+    "semalign-harness",
+    "semalign-train",
+    "torch",
+    "transformers",
+    "peft",
+    "datasets",
+    "safetensors",
+    "pydantic",
+)
 
 
 class Environment(Contract):
@@ -51,12 +62,16 @@ class Environment(Contract):
     """Operating system and processor."""
     device: str
     """Device of the models."""
+    dtypes: list[str]
+    """What the source and the target compute in."""
     threads: int
     """CPU threads that torch used."""
     data_sha256: dict[str, str]
     """Hash of each local data file, by the path that the experiment names."""
-    models: dict[str, str]
-    """Hash of each model's files, or its commit on the hub, by the path that the experiment names."""
+    models: list[str]
+    """Of the source and the target: hash of the files, or the commit on the hub."""
+    supervision_key: str
+    """Hash of all that decides what the source leaves behind."""
 
 
 class RunResult(Contract):
@@ -100,7 +115,7 @@ def run_experiment(experiment: Experiment, folder: Path, *, console: Console | N
     """
     console = console or Console(quiet=True)
     device = pick_device(experiment.device)
-    with claimed(folder, experiment) as resumed:
+    with claimed(folder, experiment) as resumed, contextlib.ExitStack() as stack:
         if (folder / RESULT).is_file():
             console.note(f"the run in {folder} is finished already")
             _tidy(folder)
@@ -109,8 +124,18 @@ def run_experiment(experiment: Experiment, folder: Path, *, console: Console | N
             console.note(f"going on with the interrupted run in {folder}")
         try:
             inputs = read_inputs(experiment, console)
-            _keep_record(experiment, inputs, folder, device, resumed=resumed)
-            stores = source_stores(experiment, folder, console, inputs, device)
+            if resumed:
+                inputs = _as_begun(inputs, folder, device)
+            environment = _environment(experiment, inputs, device)
+            if resumed:
+                _check_unchanged(environment, folder, console)
+            else:
+                environment.write(folder / ENVIRONMENT)
+                experiment.write(folder / EXPERIMENT)  # last: a folder that holds it can be resumed
+            stores = stack.enter_context(
+                source_stores(experiment, folder, console, inputs, device, environment.supervision_key)
+            )
+            supervision_bytes = bytes_in(stores.train.folder)
             target = load(console, "target", inputs.target, device)
             # A target that does not fit fails here.
             FrontierTrainer(target.model, stores.train, experiment.train, held_out=stores.held_out)
@@ -129,7 +154,7 @@ def run_experiment(experiment: Experiment, folder: Path, *, console: Console | N
             before=before,
             after=after,
             transfer=transfer,
-            supervision_bytes=sum(file.stat().st_size for file in stores.train.folder.iterdir()),
+            supervision_bytes=supervision_bytes,
             train_rows=len(inputs.split.train),
             seconds=console.seconds,
             peak_bytes=peak_memory(device),
@@ -166,27 +191,50 @@ def save_and_reload(trained: LoadedModel, folder: Path) -> LoadedModel:
     return LoadedModel(reloaded, trained.tokenizer, str(folder))
 
 
-def _keep_record(experiment: Experiment, inputs: Inputs, folder: Path, device: torch.device, *, resumed: bool) -> None:
-    """Write what the run depends on, or check that it has not changed since the run began."""
-    places = [experiment.data.train.path] + ([experiment.data.held_out.path] if experiment.data.held_out else [])
-    environment = Environment(
+def _environment(experiment: Experiment, inputs: Inputs, device: torch.device) -> Environment:
+    rows = [experiment.data.train, experiment.data.held_out]
+    places = [str(Path(row.path).expanduser()) for row in rows if row is not None]
+    return Environment(
         packages={name: version(name) for name in PACKAGES},
         python=platform.python_version(),
         platform=platform.platform(),
         device=str(device),
+        dtypes=[str(each.dtype(device)).removeprefix("torch.") for each in (inputs.source, inputs.target)],
         threads=torch.get_num_threads(),
         data_sha256={place: sha256_of(place) for place in places if Path(place).is_file()},
-        models={experiment.source.path: inputs.source_id, experiment.target.path: inputs.target_id},
+        models=[inputs.source_id, inputs.target_id],
+        supervision_key=phase_key(experiment, inputs, device),
     )
-    if not resumed:
-        environment.write(folder / "environment.json")
-        experiment.write(folder / EXPERIMENT)  # last: a folder that holds it can be resumed
-        return
-    began = Environment.read(folder / "environment.json")
-    now, then = (each.data_sha256 | each.models for each in (environment, began))
-    changed = [place for place in now if now[place] != then.get(place)]
-    if changed:
-        raise SemalignError(f"{changed[0]} has changed since the run in {folder} began: choose another folder")
+
+
+def _as_begun(inputs: Inputs, folder: Path, device: torch.device) -> Inputs:
+    """The inputs with the dtypes of the run's beginning: what `auto` finds depends on how busy a processor is."""
+    began = Environment.read(folder / ENVIRONMENT)
+    if began.device != str(device):
+        return inputs
+    source, target = (
+        dataclasses.replace(opened, settings=opened.settings.model_copy(update={"dtype": dtype}))
+        for opened, dtype in zip((inputs.source, inputs.target), began.dtypes, strict=True)
+    )
+    return dataclasses.replace(inputs, source=source, target=target)
+
+
+def _check_unchanged(now: Environment, folder: Path, console: Console) -> None:
+    """Refuse to go on with a run that would get other supervision; say what else may change the last bits.
+
+    Raises:
+        SemalignError: the rows, the models, the device, the dtypes or the packages have changed.
+    """
+    began = Environment.read(folder / ENVIRONMENT)
+    fields = [name for name in Environment.model_fields if getattr(now, name) != getattr(began, name)]
+    if now.supervision_key != began.supervision_key:
+        changed = [name for name in fields if name != "supervision_key"]
+        raise SemalignError(
+            f"{', '.join(changed) or 'the rows'} changed since the run in {folder} began (see its {ENVIRONMENT}): "
+            "restore it, or choose another folder with --out"
+        )
+    if fields:
+        console.note(f"{', '.join(fields)} changed since the run began: the last bits of the weights may differ")
 
 
 def _before(

@@ -1,6 +1,7 @@
 """The run folder: whose it is, what an interrupted run left in it, and one process at a time."""
 
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,7 +15,10 @@ from semalign_train import StepRecord
 from .experiment import Experiment
 
 EXPERIMENT, RESULT, METRICS = "experiment.json", "result.json", "metrics.jsonl"
+ENVIRONMENT = "environment.json"
 _LOCK = ".lock"
+_BEING_WRITTEN = re.compile(r"\.(?:scratch-|model\.|\w+\.jsonl?\.)")
+"""Names of what a killed run was writing."""
 
 
 def pick_folder(parent: Path, experiment: Experiment) -> Path:
@@ -43,11 +47,13 @@ def claimed(folder: Path, experiment: Experiment) -> Iterator[bool]:
     try:
         resumed = (folder / EXPERIMENT).is_file()
         for place in folder.iterdir():
-            if place.name.startswith(".") and place.name != _LOCK:  # what was being written when the run was killed
+            if _BEING_WRITTEN.match(place.name):
                 shutil.rmtree(place) if place.is_dir() else place.unlink()
         yield resumed
     finally:
-        (folder / _LOCK).unlink(missing_ok=True)
+        # An unfinished run keeps its lock file: without it, two processes could hold two locks of one name.
+        if folder.is_dir() and ((folder / RESULT).is_file() or _is_unbegun(folder)):
+            (folder / _LOCK).unlink(missing_ok=True)
         lock.release()
         if folder.is_dir() and not any(folder.iterdir()):
             folder.rmdir()
@@ -70,13 +76,21 @@ def cut_metrics(folder: Path, before: StepRecord) -> int:
 
 
 def _is_interrupted(folder: Path, experiment: Experiment) -> bool:
-    if not (folder / EXPERIMENT).is_file() or (folder / RESULT).is_file():
+    if not folder.is_dir() or (folder / RESULT).is_file():
         return False
     try:
+        begun = (folder / EXPERIMENT).is_file()
+        if begun and _decisive(Experiment.read(folder / EXPERIMENT)) != _decisive(experiment):
+            return False
         with FileLock(folder / _LOCK).acquire(timeout=0):
-            return Experiment.read(folder / EXPERIMENT) == experiment
+            return begun or _is_unbegun(folder)
     except (Timeout, SemalignError, OSError):
         return False
+
+
+def _decisive(experiment: Experiment) -> Experiment:
+    """An experiment without the settings that its result does not depend on."""
+    return experiment.model_copy(update={"train": experiment.train.model_copy(update={"checkpoint_steps": None})})
 
 
 def _check(folder: Path, experiment: Experiment) -> None:
@@ -85,13 +99,19 @@ def _check(folder: Path, experiment: Experiment) -> None:
     if not folder.is_dir():
         raise SemalignError(f"{folder} is a file: choose another folder with --out")
     if (folder / EXPERIMENT).is_file():
-        changes = differences(Experiment.read(folder / EXPERIMENT), experiment)
+        changes = differences(_decisive(Experiment.read(folder / EXPERIMENT)), _decisive(experiment))
         if changes:
             raise SemalignError(
                 f"{folder} holds another experiment ({'; '.join(changes[:5])}): choose another folder with --out"
             )
-    elif any(place.name != _LOCK for place in folder.iterdir()):
+    elif not _is_unbegun(folder):
         raise SemalignError(f"{folder} is not empty: choose another folder with --out")
+
+
+def _is_unbegun(folder: Path) -> bool:
+    """Whether a folder is empty, or holds only what a run leaves that was killed while it read its inputs."""
+    names = [place.name for place in folder.iterdir()]
+    return all(name in (_LOCK, ENVIRONMENT) or _BEING_WRITTEN.match(name) for name in names)
 
 
 def differences(there: Experiment, here: Experiment) -> list[str]:

@@ -1,7 +1,8 @@
 """The source's part of a run: attribute, pair, fit the transport, supervise; made once for all runs that ask for it."""
 
+import contextlib
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,7 +36,7 @@ from .experiment import Experiment
 from .inputs import Inputs, load
 from .measure import measured
 from .models import LoadedModel
-from .phase_cache import PHASE, SourcePhase, phase_folder, phase_key, touch
+from .phase_cache import PHASE, SourcePhase, bytes_in, in_use, phase_folder
 
 RECORDS = ("attribution.json", "pairing.json", "fidelity.json")
 """Small results of the phase, which a run folder keeps a copy of."""
@@ -61,40 +62,45 @@ class SourceStores:
     held_out: Supervision
 
 
+@contextlib.contextmanager
 def source_stores(
-    experiment: Experiment, folder: Path, console: Console, inputs: Inputs, device: torch.device
-) -> SourceStores:
-    """What the source leaves behind: from the cache where it is whole, else made now; the run folder gets the records.
+    experiment: Experiment, folder: Path, console: Console, inputs: Inputs, device: torch.device, key: str
+) -> Iterator[SourceStores]:
+    """What the source leaves behind, from the cache where it is whole, else made now; the run folder gets the records.
+
+    Meanwhile `prune` leaves it alone.
 
     Raises:
         SemalignError: the input cannot be used, or the disk is too small for it. OSError: the disk is full.
     """
-    key = phase_key(experiment, inputs, device)
-    with phase_folder(key, console) as place:
-        stores = _cached(place, console)
-        if stores is None:
-            try:
-                stores = _make(experiment, place, key, console, inputs, device)
-            except SemalignError:
-                shutil.rmtree(place, ignore_errors=True)
-                raise
-        touch(place)
-    for name in RECORDS:
-        replace_file(folder / name, (place / name).read_text(encoding="utf-8"))
-    stores.phase.write(folder / "supervision.json")
-    return stores
+    with contextlib.ExitStack() as stack:
+        with phase_folder(key, console) as place:
+            stores = _cached(place, console)
+            if stores is None:
+                is_new = not place.exists()
+                try:
+                    stores = _make(experiment, place, key, console, inputs, device)
+                except SemalignError:
+                    if is_new:
+                        shutil.rmtree(place, ignore_errors=True)
+                    raise
+            stack.enter_context(in_use(place))
+            for name in RECORDS:
+                replace_file(folder / name, (place / name).read_text(encoding="utf-8"))
+            stores.phase.model_copy(update={"folder": str(place)}).write(folder / "supervision.json")
+        yield stores
 
 
 def _cached(place: Path, console: Console) -> SourceStores | None:
     if not (place / PHASE).is_file():
         return None
+    phase = SourcePhase.read(place / PHASE)
     try:
         with console.step(f"check the supervision kept in {place}"):
-            phase = SourcePhase.read(place / PHASE)
             return SourceStores(phase, Supervision.open(place / "supervision"), Supervision.open(place / "held_out"))
     except SemalignError as error:
         console.note(f"{error}: made again")
-        shutil.rmtree(place)
+        (place / PHASE).unlink()
         return None
 
 
@@ -111,7 +117,7 @@ def _make(
         "held_out": (inputs.split.held_out, exact),
     }
     needed = sum(_bytes(rows, settings, source, inputs, pairing, transport) for rows, settings in wanted.values())
-    free = shutil.disk_usage(place).free
+    free = shutil.disk_usage(place).free + bytes_in(place)  # what an interrupted call left is part of it
     console.note(f"supervision takes {needed / 1e6:.1f} MB on disk, {free / 1e9:.1f} GB are free")
     if needed > free:
         raise SemalignError(

@@ -25,9 +25,11 @@ def result_table(result: RunResult) -> str:
         measured += f", {result.after.answer_rows} generated answers"
     transfer = result.transfer
     steps = sum(stage.steps for stage in transfer.stages)
+    # A resumed run has trained for longer than its last process took.
+    of_all = f" of {result.seconds:.0f} s" if transfer.seconds <= result.seconds else " over all interruptions"
     cost = (
         f"{result.train_rows} training rows, {len(transfer.stages)} stages, {steps} steps, "
-        f"training {transfer.seconds:.0f} s of {result.seconds:.0f} s, "
+        f"training {transfer.seconds:.0f} s{of_all}, "
         f"peak memory {result.peak_bytes / 2**30:.2f} GiB, supervision {result.supervision_bytes / 2**20:.0f} MiB"
     )
     return f"{text}\nmeasured on {measured}\n{cost}"

@@ -23,6 +23,7 @@ from semalign_geometry import SemalignError, SharedVocabulary, replace_file
 
 from ..benchmarks import Benchmark, Document, find_benchmark, sample
 from ..console import Console
+from ..generation import GENERATION
 from ..models import OpenedModel, cache_folder, check_tokenizers, identity, load_model, open_model
 from ..resources import pick_device
 from ..sandbox import judge, probe
@@ -162,7 +163,7 @@ class _Runner:
         self.state = PartialState(cpu=self.device.type == "cpu")
         if self.state.num_processes > 1:
             self.device = torch.device(self.state.device)
-        folder = cache_folder() / "evaluations" / f"{_short(model_sha256)}-{self.dtype}-{config.backend}"
+        folder = cache_folder() / "evaluations" / f"{_short(model_sha256)}-{self.dtype}-{config.backend}-{GENERATION}"
         self.journals = folder
         self.truncated: Counter[str] = Counter()
         self.journal = Journal(folder / f"answers-{self.state.process_index}.jsonl")
@@ -267,7 +268,7 @@ def _vllm(opened: OpenedModel, dtype: str) -> LM:
     try:
         from lm_eval.models.vllm_causallms import VLLM
 
-        return VLLM(opened.place, revision=opened.settings.revision, dtype=dtype, max_model_len=opened.positions)
+        return VLLM(opened.place, revision=opened.commit, dtype=dtype, max_model_len=opened.positions)
     except (ImportError, ModuleNotFoundError) as error:
         raise SemalignError(
             f"the backend vllm is not installed ({error}): pip install 'semalign-harness[vllm]', or set "

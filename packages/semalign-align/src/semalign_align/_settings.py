@@ -70,6 +70,8 @@ class Progress(Contract):
 class SupervisionManifest(ArtifactManifest):
     """What a supervision store holds."""
 
+    key: str = ""
+    """What tells this supervision from any other, where `resume_key` was given."""
     settings: SupervisionSettings
     """How it was made."""
     pairing: LayerPairing

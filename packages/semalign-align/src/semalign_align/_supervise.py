@@ -60,7 +60,8 @@ def supervise(
         settings: what is kept, and how.
         entries: vocabulary ids that both models share with equal ids; None for the source's whole head.
         resume_key: what tells the source and the batches from any other, such as a hash of both. With it, an
-            interrupted call that is repeated goes on after its last whole shard, in a folder beside `folder`.
+            interrupted call that is repeated goes on after its last whole shard, in a folder beside `folder`, and a
+            finished one returns the store that is there.
 
     Returns:
         The store, opened.
@@ -87,7 +88,12 @@ def supervise(
     kept = sorted({layer for span in spans for layer in (span[0] + 1, span[1])})
     matrix = Transport(transport.matrix.to(view.device, torch.float32), transport.manifest)
 
-    with _workplace(Path(folder), resume_key, pairing, settings, matrix, entries) as (temporary, progress):
+    key = "" if resume_key is None else _key(resume_key, pairing, settings, matrix, entries)
+    finished = _finished(Path(folder), key) if key else None
+    if finished is not None:
+        return finished
+
+    with _workplace(Path(folder), key) as (temporary, progress):
         skipped = progress.batches
         pending: list[dict[str, Tensor]] = []
         errors = torch.tensor(progress.squares, dtype=torch.float64)  # ‖stored − computed‖², ‖computed‖²
@@ -96,11 +102,11 @@ def supervise(
         def close_shard() -> None:
             nonlocal progress
             name = f"shard-{len(progress.shards):05}.safetensors"
-            tensors = {key: torch.cat([part[key] for part in pending]) for key in pending[0]}
+            tensors = {each: torch.cat([part[each] for part in pending]) for each in pending[0]}
             save_tensors(temporary / name, tensors)
             batches, tokens, supervised_tokens = counts.tolist()
             progress = Progress(
-                key=progress.key,
+                key=key,
                 shards=(*progress.shards, Shard(file=name, examples=len(tensors["lengths"]))),
                 files={**progress.files, name: sha256_of(temporary / name)},
                 batches=batches,
@@ -108,7 +114,7 @@ def supervise(
                 supervised_tokens=supervised_tokens,
                 squares=tuple(errors.tolist()),
             )
-            if resume_key is not None:
+            if key:
                 progress.write(temporary / PROGRESS)
             pending.clear()
 
@@ -124,18 +130,17 @@ def supervise(
                 for span in spans:
                     vectors_PD = matrix(_contribution(trace, span)[mask_BN])
                     rounded = stored_residual(vectors_PD, settings.dtype)
-                    key = residual_key(span)
-                    part |= {key + suffix: value for suffix, value in rounded.items()}
+                    part |= {residual_key(span) + suffix: value for suffix, value in rounded.items()}
                     loss_PD = restored_residual(rounded) - vectors_PD
                     errors += torch.stack([loss_PD.square().sum(), vectors_PD.square().sum()]).cpu().double()
                 assert trace.final is not None
                 part |= _output(trace.final[mask_BN], head, settings)
-                broken = [key for key, value in part.items() if key != "tail" and not torch.isfinite(value).all()]
+                broken = [name for name, value in part.items() if name != "tail" and not torch.isfinite(value).all()]
                 if broken:
                     raise SemalignError(
                         f"the source computed {broken[0]} values that are not finite: check its weights and dtype"
                     )
-                pending.append({key: value.cpu() for key, value in part.items()})
+                pending.append({name: value.cpu() for name, value in part.items()})
                 counts += torch.tensor((0, len(part["input_ids"]), len(positions.labels)))
                 if sum(value.nbytes for held in pending for value in held.values()) >= settings.shard_bytes:
                     close_shard()
@@ -152,6 +157,7 @@ def supervise(
         lost, whole = progress.squares
         manifest = SupervisionManifest(
             files={**progress.files, VOCABULARY: sha256_of(temporary / VOCABULARY)},
+            key=key,
             settings=settings,
             pairing=pairing,
             transport=transport.manifest,
@@ -178,25 +184,33 @@ def source_spans(pairing: LayerPairing, residual: str) -> list[tuple[int, int]]:
     return list(zip(below, paired, strict=True))
 
 
-@contextmanager
-def _workplace(
-    folder: Path,
-    resume_key: str | None,
-    pairing: LayerPairing,
-    settings: SupervisionSettings,
-    transport: Transport,
-    entries: Tensor | None,
-) -> Iterator[tuple[Path, Progress]]:
-    """Where the store grows until it gets its name, and how far it has come."""
-    if resume_key is None:
-        with new_folder(folder) as temporary:
-            yield temporary, Progress(key="")
-        return
+def _key(
+    resume_key: str, pairing: LayerPairing, settings: SupervisionSettings, transport: Transport, entries: Tensor | None
+) -> str:
+    """What tells a supervision from any other."""
     digest = hashlib.sha256("\n".join([resume_key, pairing.model_dump_json(), settings.model_dump_json()]).encode())
     for tensor in (transport.matrix, entries):
         if tensor is not None:
             digest.update(tensor.cpu().contiguous().view(torch.uint8).numpy().data)
-    key = digest.hexdigest()
+    return digest.hexdigest()
+
+
+def _finished(folder: Path, key: str) -> Supervision | None:
+    """The store of an earlier call for the same; None when there is none, or it is damaged."""
+    try:
+        store = Supervision.open(folder)
+    except SemalignError:
+        return None
+    return store if store.manifest.key == key else None
+
+
+@contextmanager
+def _workplace(folder: Path, key: str) -> Iterator[tuple[Path, Progress]]:
+    """Where the store grows until it gets its name, and how far it has come."""
+    if not key:
+        with new_folder(folder) as temporary:
+            yield temporary, Progress(key="")
+        return
     partial = folder.with_name(folder.name + PARTIAL)
     progress = _progress(partial, key)
     if progress is None:
@@ -207,7 +221,8 @@ def _workplace(
     if folder.exists():
         shutil.rmtree(folder)
     partial.rename(folder)
-    (folder / PROGRESS).unlink()
+    for file in (folder / PROGRESS, *folder.glob(".*")):  # a hidden one was being written when a call was killed
+        file.unlink()
 
 
 def _progress(partial: Path, key: str) -> Progress | None:

@@ -1,16 +1,19 @@
 """Training that can be killed at any moment and goes on: finished stages, and the state within the present one."""
 
 import hashlib
+import logging
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from semalign_geometry import ArtifactManifest, SemalignError, read_artifact, write_artifact
+from semalign_geometry import ArtifactManifest, SemalignError, read_artifact, read_manifest, write_artifact
 from torch import Tensor
 
 from ._settings import StageRecord, StepRecord
+
+LOGGER = logging.getLogger(__name__)
 
 KEPT_STATES = 2
 """States within a stage that are kept: should the newest be damaged, training goes on from the one before."""
@@ -48,7 +51,7 @@ class Checkpoints:
     """A folder with one subfolder for each finished stage and each kept state, whole or absent."""
 
     def __init__(self, folder: Path, training: str) -> None:
-        """Use a folder, made when it does not exist.
+        """Use a folder, made when it does not exist; what is damaged in it is dropped with a warning.
 
         Args:
             folder: where the checkpoints are kept, and those of an interrupted training are found.
@@ -59,19 +62,26 @@ class Checkpoints:
         """
         self.folder, self._training = folder, training
         folder.mkdir(parents=True, exist_ok=True)
-        for place in folder.iterdir():
-            if place.name.startswith("."):
+        for name in (".stage-*", ".state-*"):
+            for place in folder.glob(name):
                 shutil.rmtree(place)  # what was being written when the training was killed
-        for place in sorted(folder.glob("stage-*")):
-            if StageManifest.read(place / "manifest.json").training != training:
-                raise SemalignError(f"{folder} holds the checkpoints of another training: choose another folder")
+        kinds: tuple[tuple[str, type[StageManifest] | type[StateManifest]], ...] = (
+            ("stage-*", StageManifest),
+            ("state-*", StateManifest),
+        )
+        for name, kind in kinds:
+            for place in sorted(folder.glob(name)):
+                try:
+                    found = read_manifest(place, kind)
+                except SemalignError as error:
+                    LOGGER.warning("%s; that part is trained again", error)
+                    shutil.rmtree(place)
+                    continue
+                if found.training != training:
+                    raise SemalignError(f"{folder} holds the checkpoints of another training: choose another folder")
 
     def stage(self, layer: int) -> tuple[StageRecord, dict[str, Tensor]] | None:
-        """A finished stage and the weights it left; None when the layer has not been trained to the end.
-
-        Raises:
-            SemalignError: its files are damaged.
-        """
+        """A finished stage and the weights it left; None when the layer has not been trained to the end."""
         folder = self._stage_folder(layer)
         if not folder.exists():
             return None
@@ -84,13 +94,10 @@ class Checkpoints:
         self._drop_states(keep=0)
 
     def state(self, layer: int) -> State | None:
-        """The newest undamaged state within the stage of a layer; None when there is none."""
+        """The newest state within the stage of a layer; None when there is none."""
         for folder in reversed(self._states()):
-            try:
-                manifest, tensors = read_artifact(folder, StateManifest)
-            except SemalignError:
-                continue  # damaged: the one before it will do
-            if manifest.training == self._training and manifest.records[-1].layer == layer:
+            manifest, tensors = read_artifact(folder, StateManifest)
+            if manifest.records[-1].layer == layer:
                 return State(manifest.records, tensors)
         return None
 

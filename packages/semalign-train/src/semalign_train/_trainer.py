@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
+from pydantic import BaseModel
 from semalign_align import AnswerNLL, Objective, OutputKL, Step, Supervision, position_mask
 from semalign_attribution import DecoderView, undisturbed, view_of
 from semalign_geometry import SemalignError
@@ -77,7 +78,7 @@ class FrontierTrainer:
 
         Raises:
             SemalignError: the store was made for another depth, width or vocabulary, the target is float16, a layer
-            does not exist, every term has weight 0, or `checkpoints` holds those of another training.
+            does not exist, every term has weight 0, or `held_out` was supervised in another way.
         """
         self.view = view_of(target)
         self.supervision = supervision
@@ -117,7 +118,19 @@ class FrontierTrainer:
         self._held_out = held_out
         if self.config.guards.rollback is not None and held_out is None:
             raise SemalignError("train.guards.rollback needs held-out rows: give held_out, or set it to null")
-        self._checkpoints = None if checkpoints is None else Checkpoints(checkpoints, self._fingerprint())
+        if held_out is not None:
+            mine, theirs = supervision.manifest, held_out.manifest
+            if (
+                (mine.pairing, mine.transport) != (theirs.pairing, theirs.transport)
+                or mine.settings.temperature != theirs.settings.temperature
+                or not torch.equal(supervision.entries, held_out.entries)
+            ):
+                raise SemalignError(
+                    "the held-out rows are supervised with another pairing, transport, temperature or vocabulary than "
+                    "the training rows: supervise both alike"
+                )
+        self._checkpoint_folder = checkpoints
+        self._checkpoints: Checkpoints | None = None  # made by `fit`, for the target as it is then
         self._autocast = self.config.autocast == "bfloat16" or self.view.head.weight.dtype == torch.bfloat16
 
     @property
@@ -134,8 +147,10 @@ class FrontierTrainer:
 
         Raises:
             DivergedError: more gradients were not finite than `config.guards` allows.
-            SemalignError: the weights are not finite after a stage, or a checkpoint is damaged.
+            SemalignError: the weights are not finite after a stage, or the checkpoints are those of another training.
         """
+        if self._checkpoint_folder is not None:
+            self._checkpoints = Checkpoints(self._checkpoint_folder, self._fingerprint())
         stages = []
         with undisturbed(self.view.model):
             prefix = PrefixCache(
@@ -174,11 +189,20 @@ class FrontierTrainer:
 
     def _fingerprint(self) -> str:
         """Hash of all that decides the trained weights."""
-        config = self.config.model_copy(update={"checkpoint_steps": None})
-        terms = [f"{weight} {type(term).__qualname__} {term.name}" for weight, term in self._terms]
-        target = dict(self.view.model.named_parameters())
+        watching = self.config.guards.model_copy(update={"drowned": 2.0})  # only warns
+        config = self.config.model_copy(update={"checkpoint_steps": None, "guards": watching})
+        terms = [
+            f"{weight} {type(term).__qualname__} {term.model_dump_json() if isinstance(term, BaseModel) else term.name}"
+            for weight, term in self._terms
+        ]
+        guarded = self._held_out if config.guards.rollback is not None else None
+        stores = [store for store in (self.supervision, guarded) if store is not None]
         return fingerprint(
-            config.model_dump_json(), self.supervision.manifest.model_dump_json(), *terms, tensors=target
+            config.model_dump_json(),
+            *(store.manifest.model_dump_json() for store in stores),
+            *terms,
+            self.view.model.config.to_json_string(),
+            tensors=dict(self.view.model.named_parameters()),
         )
 
     def _stage(self, layer: int, steps: int, prefix: PrefixCache, batches: Iterator[list[int]]) -> StageRecord:
