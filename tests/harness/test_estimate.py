@@ -265,6 +265,10 @@ def test_settings_change_what_a_run_needs() -> None:
     assert with_target == base.source_phase + weights - 32_000 * 4096 * 2
     reloaded = needs("train.micro_batch_size=1", "data.max_length=2").target_phase
     assert reloaded == 2 * weights + 32_000 * 5120 * 2, "the saved copy stands beside the trained target and the head"
+    assert (
+        needs("train.recompute_suffix=true", "train.micro_batch_size=64").memory
+        < needs("train.micro_batch_size=64").memory
+    )
     assert needs("train.micro_batch_size=64").memory > needs("train.micro_batch_size=8").memory > base.memory - 1
 
 

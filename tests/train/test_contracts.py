@@ -48,6 +48,7 @@ _configs = st.builds(
     warmup=st.floats(0, 1),
     schedule=st.sampled_from(["linear", "cosine", "constant"]),
     clip=st.none() | _positive,
+    recompute_suffix=st.booleans(),
     autocast=st.sampled_from(["model", "bfloat16"]),
     guards=_guards,
     seed=st.integers(0, 2**31),

@@ -337,6 +337,32 @@ def test_micro_batches_make_no_difference(exact: Supervision, unsplit: Unsplit, 
         assert float((value - unsplit.after[name]).norm()) <= 0.02 * moved, name
 
 
+@each_trainable
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+def test_recomputing_the_suffix_trains_the_same_weights(dtype: torch.dtype, trainable: Any, top: Supervision) -> None:
+    kept, recomputed = target_model(dtype=dtype), target_model(dtype=dtype)
+    fit(kept, top, quick(trainable=trainable))
+    fit(recomputed, top, quick(trainable=trainable, recompute_suffix=True))
+    assert changed(weights(kept), weights(recomputed)) == set()
+
+
+def test_recomputing_the_suffix_keeps_less_for_the_backward_run(top: Supervision) -> None:
+    def kept_bytes(**more: Any) -> int:
+        kept: dict[int, int] = {}
+
+        def pack(tensor: Tensor) -> Tensor:
+            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        target = target_model(depth=4)
+        parameters = {parameter.untyped_storage().data_ptr() for parameter in target.parameters()}
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            fit(target, top, quick(steps=1, layers=(1,), **more))
+        return sum(size for place, size in kept.items() if place not in parameters)
+
+    assert kept_bytes(recompute_suffix=True) < 0.7 * kept_bytes()
+
+
 @pytest.mark.parametrize("where", ["memory", "file"])
 def test_replay_in_a_scratch_folder_trains_the_same_weights(where: str, tmp_path: Path, top: Supervision) -> None:
     plain, other = target_model(), target_model()

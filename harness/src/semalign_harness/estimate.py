@@ -15,7 +15,7 @@ import yaml
 from semalign_align import FinalHidden, SupervisionSettings, store_bytes
 from semalign_attribution import DecoderView
 from semalign_geometry import Contract, SemalignError, Settings
-from semalign_train import KEPT_STATES, FullLayer
+from semalign_train import KEPT_STATES, FullLayer, TransferConfig
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 from transformers.pytorch_utils import Conv1D
@@ -208,7 +208,7 @@ def _totals(experiment: Experiment, source: ModelNeeds, target: ModelNeeds) -> T
     source_phase = source.weight_bytes + kept + _activations(source, attributed)
     trained = min(train.micro_batch_size, train.batch_size) * data.max_length
     training_state = _training_state(experiment, target.shape)
-    training = target.weight_bytes + training_state + source.head_bytes + _activations(target, trained)
+    training = target.weight_bytes + training_state + source.head_bytes + _training_activations(target, trained, train)
     target_phase = max(training, 2 * target.weight_bytes + source.head_bytes)
     return Totals(
         source_phase=source_phase,
@@ -298,6 +298,14 @@ def _activations(model: ModelNeeds, tokens: int) -> int:
     shape = model.shape
     values = WIDTHS * max(shape.width, shape.heads_width) + INTERMEDIATES * shape.intermediate
     return tokens * shape.layers * values * _bytes(model.dtype)
+
+
+def _training_activations(model: ModelNeeds, tokens: int, train: TransferConfig) -> int:
+    """In the stage of layer 1; recomputed layers keep their inputs, and two layers are whole at a time."""
+    if not train.recompute_suffix:
+        return _activations(model, tokens)
+    inputs = tokens * model.shape.layers * model.shape.width * _bytes(model.dtype)
+    return inputs + 2 * _activations(model, tokens) // model.shape.layers
 
 
 def _training_state(experiment: Experiment, shape: ModelShape) -> int:

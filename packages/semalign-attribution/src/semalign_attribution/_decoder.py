@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float
 from semalign_geometry import Head, SemalignError, accumulation_dtype, final_norm
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from ._batch import Batch
@@ -85,6 +86,7 @@ class DecoderView:
         start: int = 1,
         hidden: Float[Tensor, "b n d"] | None = None,
         stop: int | None = None,
+        recompute_from: int | None = None,
         input_gradient: bool = False,
     ) -> Trace:
         """Run the model's own forward, or a part of it, and keep the streams around some layers.
@@ -95,6 +97,8 @@ class DecoderView:
             start: first layer that runs; the layers before it hand on `hidden`. depth + 1 runs the final norm alone.
             hidden: h_{start−1}, the replayed input of layer `start`; needed exactly when start > 1.
             stop: last layer that runs; nothing after it is computed, and `final` is None.
+            recompute_from: first layer whose inner activations are dropped, and computed again in the backward run:
+                less memory for more time, the same gradients. None keeps all.
             input_gradient: make the input of layer 1 require a gradient, so that a graph exists under frozen weights.
 
         Raises:
@@ -112,6 +116,8 @@ class DecoderView:
                     stack.enter_context(_handing_on(layer, hidden))
             if input_gradient:
                 stack.enter_context(_input_hook(self.layer(1), lambda x: x.detach().requires_grad_(True)))
+            for layer in [] if recompute_from is None else self.layers[recompute_from - 1 :]:
+                stack.enter_context(_recomputed(layer))
             for number in keep:
                 stack.enter_context(_input_hook(self.layer(number), _keeper(trace.inputs, number)))
                 stack.enter_context(_output_hook(self.layer(number), _keeper(trace.outputs, number)))
@@ -207,9 +213,26 @@ def _keeper(store: dict[int, Tensor], number: int) -> Callable[[Tensor], None]:
 def _handing_on(layer: nn.Module, hidden: Tensor) -> Iterator[None]:
     """The layer returns `hidden`, whatever it is given; its attributes and place in the model stay."""
 
-    def forward(*args: Any, **kwargs: Any) -> Tensor:
-        return hidden
+    with _instead(layer, lambda *args, **kwargs: hidden):
+        yield
 
+
+@contextmanager
+def _recomputed(layer: nn.Module) -> Iterator[None]:
+    """The layer keeps nothing but its input for the backward run."""
+    own = layer.forward
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        # Frozen, in evaluation mode: nothing is drawn at random that would have to be drawn again.
+        return checkpoint(own, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
+
+    with _instead(layer, forward):
+        yield
+
+
+@contextmanager
+def _instead(layer: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+    """The layer computes another function; its attributes, hooks and place in the model stay."""
     own = layer.__dict__.get("forward")
     layer.forward = forward
     try:

@@ -84,6 +84,9 @@ class TransferConfig(Contract):
     """What the learning rate does after the warm-up: fall to 0 linearly or along a cosine, or stay."""
     clip: float | None = Field(1.0, gt=0)
     """Norm that gradients are clipped to; None for no clipping."""
+    recompute_suffix: bool = False
+    """Whether the frozen layers above the frontier keep only their inputs and are run again in the backward run: less
+    memory for a third more time, the same gradients."""
     autocast: Literal["model", "bfloat16"] = "model"
     """Mixed precision: `model` uses bfloat16 products for bfloat16 models and full precision for others, `bfloat16`
     uses them for float32 models too. Trainable weights are float32 in every case."""

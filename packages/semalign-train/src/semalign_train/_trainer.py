@@ -399,7 +399,12 @@ class FrontierTrainer:
         needs_output = any(term.needs_output for _, term in self._terms)
         with torch.autocast(view.device.type, torch.bfloat16, enabled=self._autocast):
             trace = view.trace(
-                data.batch, start=start, hidden=hidden, keep=[layer], stop=None if needs_output else layer
+                data.batch,
+                start=start,
+                hidden=hidden,
+                keep=[layer],
+                stop=None if needs_output else layer,
+                recompute_from=layer + 1 if self.config.recompute_suffix and torch.is_grad_enabled() else None,
             )
         counts = data.positions.counts
         mask_BM = position_mask(counts)
