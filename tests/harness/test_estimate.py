@@ -252,6 +252,8 @@ def test_settings_change_what_a_run_needs() -> None:
     tokens = 1000 * 512
     assert base.supervision == tokens * (32 * 4096 * 2 + 64 * 8 + 4 + 8) + 1000 * 8 + 32_000 * 8
     assert needs("supervision.dtype=int8").supervision == base.supervision - tokens * 32 * (4096 - 4)
+    untransported = needs("transport.frame=none").supervision
+    assert untransported == base.supervision + tokens * 32 * (5120 - 4096) * 2, "at the source's width"
     assert base.scratch == (tokens * 4096 + 32 * 202_383_360) * 2
     states = needs("train.checkpoint_steps=5").scratch - base.scratch
     assert states == 3 * 3 * 4 * 16 * (2 * (4096 + 11008) + 2 * (4096 + 4096)), "the last two and the one being written"

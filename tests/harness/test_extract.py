@@ -3,6 +3,7 @@
 import ast
 import math
 from fractions import Fraction
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -288,3 +289,12 @@ def compiles(source: str) -> bool:
     except SyntaxError:
         return False
     return True
+
+
+def test_prose_before_a_function_without_a_fence_is_left_out() -> None:
+    text = "Here it is:\n\nimport math\n\ndef root(x):\n    return math.sqrt(x)"
+    found = program(text, prompt='from typing import Any\n\ndef root(x: Any):\n    """Root."""\n', entry_point="root")
+    assert found.startswith("from typing import Any\n") and "Here it is" not in found
+    space: dict[str, Any] = {}
+    exec(compile(found, "golden.py", "exec"), space)  # our own sample, not a model's
+    assert space["root"](9) == 3
