@@ -357,3 +357,10 @@ def test_intervals_of_the_bootstrap_cover(monkeypatch: pytest.MonkeyPatch) -> No
     assert 0.93 <= coverage(differences, 1) <= 0.97
     assert 0.93 <= coverage(shares, 0.6) <= 0.97
     assert 0.03 <= significant / repeats <= 0.07, "equal models differ significantly in about one case of twenty"
+
+
+@pytest.mark.parametrize("items", [5, 50, 500])
+def test_resampling_never_proves_a_difference(items: int) -> None:
+    """No resample crossed zero is not the same as none can: p stays above 0."""
+    found = compare_values([1.0 + 0.01 * i for i in range(items)], [0.0] * items, seed=0)
+    assert 0 < found.p_value < 0.05
