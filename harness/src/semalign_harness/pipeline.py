@@ -13,16 +13,8 @@ from typing import TextIO
 
 import torch
 from semalign_align import Supervision
-from semalign_attribution import (
-    undisturbed,
-)
-from semalign_geometry import (
-    Contract,
-    SemalignError,
-    new_folder,
-    replace_file,
-    sha256_of,
-)
+from semalign_attribution import undisturbed
+from semalign_geometry import Contract, SemalignError, new_folder, replace_file, sha256_of
 from semalign_train import DivergedError, FrontierTrainer, StageRecord, StepRecord, TransferReport
 from transformers import AutoModelForCausalLM
 
@@ -67,7 +59,7 @@ class Environment(Contract):
     threads: int
     """CPU threads that torch used."""
     data_sha256: dict[str, str]
-    """Hash of each local data file, by the path that the experiment names."""
+    """Hash of each local data file, by its path."""
     models: list[str]
     """Of the source and the target: hash of the files, or the commit on the hub."""
     supervision_key: str

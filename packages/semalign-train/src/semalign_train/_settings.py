@@ -86,7 +86,7 @@ class TransferConfig(Contract):
     """Norm that gradients are clipped to; None for no clipping."""
     recompute_suffix: bool = False
     """Whether the frozen layers above the frontier keep only their inputs and are run again in the backward run: less
-    memory for a third more time, the same gradients."""
+    memory for more time, the same gradients."""
     autocast: Literal["model", "bfloat16"] = "model"
     """Mixed precision: `model` uses bfloat16 products for bfloat16 models and full precision for others, `bfloat16`
     uses them for float32 models too. Trainable weights are float32 in every case."""
