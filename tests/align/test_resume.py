@@ -81,14 +81,14 @@ def test_a_finished_store_is_not_computed_again(tmp_path: Path) -> None:
     assert call(tmp_path / "store") is not None
     assert runs_after(tmp_path / "store") == 0
     assert runs_after(tmp_path / "store", key="other") == len(BATCHES)
-    shard = tmp_path / "store" / "shard-00001.safetensors"
+    shard = tmp_path / "store" / "shard-000-00001.safetensors"
     shard.write_bytes(shard.read_bytes()[:-1])
     assert runs_after(tmp_path / "store", key="other") == len(BATCHES)
 
 
 def test_half_written_files_do_not_stay(tmp_path: Path) -> None:
     assert call(tmp_path / "store", kill_at=5) is None
-    (tmp_path / "store.partial" / ".progress.json.abcd").write_text("{", encoding="utf-8")
+    (tmp_path / "store.partial" / ".progress-000.json.abcd").write_text("{", encoding="utf-8")
     store = call(tmp_path / "store")
     assert store is not None and not [file for file in store.folder.iterdir() if file.name.startswith(".")]
 
@@ -103,10 +103,10 @@ def test_what_does_not_fit_is_made_anew(change: str, tmp_path: Path) -> None:
     elif change == "settings":
         more["settings"] = TOP.model_copy(update={"temperature": 2.0})
     elif change == "shard":
-        file = partial / "shard-00003.safetensors"
+        file = partial / "shard-000-00003.safetensors"
         file.write_bytes(file.read_bytes()[:-1])
     else:
-        (partial / "progress.json").write_text("{", encoding="utf-8")
+        (partial / "progress-000.json").write_text("{", encoding="utf-8")
     assert runs_after(tmp_path / "store", **more) == len(BATCHES)
 
 

@@ -365,7 +365,9 @@ def damage(store: Path, kind: str, name: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["flipped byte", "truncated", "empty", "missing"])
-@pytest.mark.parametrize("name", ["shard-00000.safetensors", "shard-00001.safetensors", "vocabulary.safetensors"])
+@pytest.mark.parametrize(
+    "name", ["shard-000-00000.safetensors", "shard-000-00001.safetensors", "vocabulary.safetensors"]
+)
 def test_damaged_files_are_named(kind: str, name: str, tmp_path: Path) -> None:
     batches = [collate(EXAMPLES[:3]), collate(EXAMPLES[3:])]
     store = stored(tmp_path / "store", batches=batches, settings=TOP.model_copy(update={"shard_bytes": 1})).folder

@@ -174,7 +174,7 @@ def test_damaged_supervision_is_made_again(
     folder = tmp_path / "run"
     interrupt(monkeypatch, (2, 5), folder, longer)
     place = Path(SourcePhase.read(folder / "supervision.json").folder)
-    shard = place / store / "shard-00000.safetensors"
+    shard = place / store / "shard-000-00000.safetensors"
     content = bytearray(shard.read_bytes())
     content[-5] ^= 1
     if damage == "cut":

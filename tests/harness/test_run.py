@@ -172,7 +172,7 @@ def test_a_full_disk_is_one_sentence(
     tmp_path: Path, overrides: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*arguments: object, **settings: object) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device", "shard-00000.safetensors")
+        raise OSError(errno.ENOSPC, "No space left on device", "shard-000-00000.safetensors")
 
     monkeypatch.setattr("semalign_align._supervise.save_tensors", full)
     assert run(tmp_path, overrides) == 2

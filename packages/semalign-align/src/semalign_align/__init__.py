@@ -1,5 +1,6 @@
 """Alignment supervision: the source runs once, and what the target must match is stored at the target's width."""
 
+from ._live import LiveSupervision as LiveSupervision
 from ._objectives import AnswerNLL as AnswerNLL
 from ._objectives import Cosine as Cosine
 from ._objectives import Fisher as Fisher
@@ -7,18 +8,19 @@ from ._objectives import Objective as Objective
 from ._objectives import OutputKL as OutputKL
 from ._objectives import Relation as Relation
 from ._objectives import Step as Step
+from ._ranks import Ranks as Ranks
 from ._settings import FinalHidden as FinalHidden
 from ._settings import Shard as Shard
 from ._settings import SupervisionManifest as SupervisionManifest
 from ._settings import SupervisionSettings as SupervisionSettings
 from ._settings import TopK as TopK
 from ._size import store_bytes as store_bytes
+from ._source import source_spans as source_spans
 from ._store import FinalStates as FinalStates
 from ._store import OutputTarget as OutputTarget
 from ._store import SupervisedBatch as SupervisedBatch
 from ._store import Supervision as Supervision
 from ._store import position_mask as position_mask
-from ._supervise import source_spans as source_spans
 from ._supervise import supervise as supervise
 
 __all__ = [
@@ -27,9 +29,11 @@ __all__ = [
     "FinalHidden",
     "FinalStates",
     "Fisher",
+    "LiveSupervision",
     "Objective",
     "OutputKL",
     "OutputTarget",
+    "Ranks",
     "Relation",
     "Shard",
     "Step",

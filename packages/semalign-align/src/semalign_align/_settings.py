@@ -49,10 +49,12 @@ class Shard(Settings):
 
 
 class Progress(Contract):
-    """How far a store has come that an interrupted call left."""
+    """How far one process has come with its share of a store."""
 
     key: str
     """What tells this supervision from any other."""
+    ranks: int
+    """Processes that write it, each its own share of the batches."""
     shards: tuple[Shard, ...] = ()
     """The whole shards."""
     files: dict[str, str] = {}

@@ -101,12 +101,7 @@ class Supervision:
     def tokens(self, indices: Sequence[int], *, device: torch.device | str = "cpu") -> Batch:
         """The tokens of some examples, padded on the right."""
         ids, labels = ([self._slice(key, index) for index in indices] for key in ("input_ids", "labels"))
-        lengths = self.lengths[torch.tensor(indices)]
-        batch = {
-            "input_ids": pad_sequence([part.long() for part in ids], batch_first=True),
-            "attention_mask": (torch.arange(int(lengths.max())) < lengths[:, None]).long(),
-            "labels": pad_sequence([part.long() for part in labels], batch_first=True, padding_value=IGNORE),
-        }
+        batch = padded(ids, labels)
         return {key: value.to(device) for key, value in batch.items()}
 
     def collate(
@@ -162,6 +157,11 @@ def position_mask(counts: Int[Tensor, " b"]) -> Bool[Tensor, "b m"]:
     return torch.arange(int(counts.max()), device=counts.device) < counts[:, None]
 
 
-def residual_key(span: tuple[int, int]) -> str:
-    """Tensor name of the stored contribution h_b − h_a of the source."""
-    return f"residual.{span[0]}-{span[1]}"
+def padded(ids: Sequence[Tensor], labels: Sequence[Tensor]) -> Batch:
+    """A batch of examples, padded on the right."""
+    lengths = torch.tensor([len(part) for part in ids])
+    return {
+        "input_ids": pad_sequence([part.long() for part in ids], batch_first=True),
+        "attention_mask": (torch.arange(int(lengths.max())) < lengths[:, None]).long(),
+        "labels": pad_sequence([part.long() for part in labels], batch_first=True, padding_value=IGNORE),
+    }

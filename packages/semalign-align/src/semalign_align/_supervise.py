@@ -1,7 +1,4 @@
-"""Run the source once and write what the target will be trained to match.
-
-Shape suffixes: B sequences, N tokens, P supervised positions of all sequences, D width.
-"""
+"""Run the source once and write what the target will be trained to match."""
 
 import hashlib
 import itertools
@@ -12,27 +9,18 @@ from pathlib import Path
 
 import torch
 from jaxtyping import Int
-from semalign_attribution import Batch, DecoderView, LayerPairing, Supervised, Trace, supervised, undisturbed, view_of
-from semalign_geometry import (
-    MANIFEST,
-    Head,
-    SemalignError,
-    Transport,
-    new_folder,
-    save_tensors,
-    sha256_of,
-    top_entries,
-)
+from semalign_attribution import Batch, DecoderView, LayerPairing, Supervised, supervised
+from semalign_geometry import MANIFEST, SemalignError, Transport, new_folder, save_tensors, sha256_of
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ._residuals import restored_residual, stored_residual
+from ._ranks import Ranks
 from ._settings import Progress, Shard, SupervisionManifest, SupervisionSettings, TopK
-from ._store import VOCABULARY, Supervision, residual_key
+from ._source import SupervisingSource
+from ._store import VOCABULARY, Supervision
 
 PARTIAL = ".partial"
-"""Ends the name of the folder in which a store grows that can be resumed."""
-PROGRESS = "progress.json"
+"""Ends the name of the folder in which a store grows that can be resumed, or that several processes write."""
 
 
 def supervise(
@@ -49,7 +37,9 @@ def supervise(
     """Write, for each supervised token, y_k = M r of every paired source layer, and the source's output distribution.
 
     The store holds the tokens too, so that training needs nothing else; target layers that share a source layer
-    share its bytes. It appears whole or not at all. The source is left as found.
+    share its bytes. It appears whole or not at all. The source is left as found. Where torch.distributed has several
+    processes, each runs the source on its share of the batches and writes the shards of it; all are given the same
+    arguments, and the same store.
 
     Args:
         source: the source model or its view.
@@ -72,116 +62,133 @@ def supervise(
 
     Source: method 2.3 and 2.5.
     """
-    view = view_of(source)
     settings = settings or SupervisionSettings()
-    if pairing.source_depth != view.depth:
-        raise SemalignError(f"the pairing is for {pairing.source_depth} source layers, the source has {view.depth}")
-    if transport.manifest.source_width != view.width:
-        raise SemalignError(
-            f"the transport takes width {transport.manifest.source_width}, the source's is {view.width}"
-        )
-    rows = len(view.head.weight)
-    if entries is not None and (not len(entries) or int(entries.min()) < 0 or int(entries.max()) >= rows):
-        raise SemalignError(f"entries must name some of the head's rows 0 to {rows - 1}, got {entries.tolist()[:8]}")
-    head = view.head if entries is None else view.head.select(entries)
-    spans = source_spans(pairing, settings.residual)
-    kept = sorted({layer for span in spans for layer in (span[0] + 1, span[1])})
-    matrix = Transport(transport.matrix.to(view.device, torch.float32), transport.manifest)
+    reader = SupervisingSource(source, pairing, transport, settings, entries)
+    ranks, place = Ranks.current(), Path(folder)
+    key = "" if resume_key is None else _key(resume_key, pairing, settings, reader.transport, entries)
+    if key and ranks.from_first(lambda: _is_finished(place, key)):
+        return Supervision.open(place)
 
-    key = "" if resume_key is None else _key(resume_key, pairing, settings, matrix, entries)
-    finished = _finished(Path(folder), key) if key else None
-    if finished is not None:
-        return finished
-
-    with _workplace(Path(folder), key) as (temporary, progress):
-        skipped = progress.batches
-        pending: list[dict[str, Tensor]] = []
-        errors = torch.tensor(progress.squares, dtype=torch.float64)  # ‖stored − computed‖², ‖computed‖²
-        counts = torch.tensor((progress.batches, progress.tokens, progress.supervised_tokens))
-
-        def close_shard() -> None:
-            nonlocal progress
-            name = f"shard-{len(progress.shards):05}.safetensors"
-            tensors = {each: torch.cat([part[each] for part in pending]) for each in pending[0]}
-            save_tensors(temporary / name, tensors)
-            batches, tokens, supervised_tokens = counts.tolist()
-            progress = Progress(
-                key=key,
-                shards=(*progress.shards, Shard(file=name, examples=len(tensors["lengths"]))),
-                files={**progress.files, name: sha256_of(temporary / name)},
-                batches=batches,
-                tokens=tokens,
-                supervised_tokens=supervised_tokens,
-                squares=tuple(errors.tolist()),
-            )
-            if key:
-                progress.write(temporary / PROGRESS)
-            pending.clear()
-
-        with undisturbed(view.model), torch.no_grad():
-            for batch in itertools.islice(batches, skipped, None):
-                counts[0] += 1
-                if not len(next(iter(batch.values()), ())):
-                    continue
-                positions = supervised(batch)
-                trace = view.trace(batch, keep=kept)
-                part = _tokens(batch, positions)
-                mask_BN = positions.mask.to(view.device)
-                for span in spans:
-                    vectors_PD = matrix(_contribution(trace, span)[mask_BN])
-                    rounded = stored_residual(vectors_PD, settings.dtype)
-                    part |= {residual_key(span) + suffix: value for suffix, value in rounded.items()}
-                    loss_PD = restored_residual(rounded) - vectors_PD
-                    errors += torch.stack([loss_PD.square().sum(), vectors_PD.square().sum()]).cpu().double()
-                assert trace.final is not None
-                part |= _output(trace.final[mask_BN], head, settings)
-                broken = [name for name, value in part.items() if name != "tail" and not torch.isfinite(value).all()]
-                if broken:
-                    raise SemalignError(
-                        f"the source computed {broken[0]} values that are not finite: check its weights and dtype"
-                    )
-                pending.append({name: value.cpu() for name, value in part.items()})
-                counts += torch.tensor((0, len(part["input_ids"]), len(positions.labels)))
-                if sum(value.nbytes for held in pending for value in held.values()) >= settings.shard_bytes:
-                    close_shard()
-            if pending:
-                close_shard()
-        if not progress.shards:
+    with _workplace(place, key, ranks) as temporary:
+        writer = _Writer(temporary, key, ranks)
+        mine = batches if ranks.size == 1 else _share(list(batches), ranks)
+        for batch in itertools.islice(mine, writer.progress.batches, None):
+            if not len(next(iter(batch.values()), ())):
+                writer.add(0, 0, {}, torch.zeros(2))
+                continue
+            positions = supervised(batch)
+            part, squares = reader.read(batch, positions, reader.spans)
+            part = _tokens(batch, positions) | {name: value.cpu() for name, value in part.items()}
+            writer.add(len(part["input_ids"]), len(positions.labels), part, squares)
+            if writer.pending_bytes >= settings.shard_bytes:
+                writer.close_shard()
+        writer.close_shard()
+        shares = ranks.from_all(writer.progress)
+        if not any(share.shards for share in shares):
             raise SemalignError("there are no examples to supervise: the batches are empty")
-        vocabulary = {"entries": torch.arange(len(head.weight)) if entries is None else entries.cpu()}
-        if not isinstance(settings.output, TopK):
-            vocabulary["head_weight"] = head.weight.cpu()
-            if head.bias is not None:
-                vocabulary["head_bias"] = head.bias.cpu()
-        save_tensors(temporary / VOCABULARY, vocabulary)
-        lost, whole = progress.squares
-        manifest = SupervisionManifest(
-            files={**progress.files, VOCABULARY: sha256_of(temporary / VOCABULARY)},
-            key=key,
-            settings=settings,
-            pairing=pairing,
-            transport=transport.manifest,
-            examples=sum(shard.examples for shard in progress.shards),
-            tokens=progress.tokens,
-            supervised_tokens=progress.supervised_tokens,
-            residual_error=(lost / whole) ** 0.5 if whole else 0.0,
-            entries=len(head.weight),
-            head_scale=head.scale,
-            head_softcap=head.softcap,
-            shards=progress.shards,
+        if ranks.is_first:
+            _write_manifest(temporary, key, reader, shares)
+    return Supervision.open(place)
+
+
+class _Writer:
+    """Collects what the source left of each batch, and writes it in shards."""
+
+    def __init__(self, folder: Path, key: str, ranks: Ranks) -> None:
+        self._folder, self._key, self._ranks = folder, key, ranks
+        self._file = folder / f"progress-{ranks.rank:03}.json"
+        self._prefix = f"shard-{ranks.rank:03}-"
+        found = self._found() if key else None
+        if found is None:
+            for file in folder.glob(f"{self._prefix}*"):
+                file.unlink()
+        self.progress = found or Progress(key=key, ranks=ranks.size)
+        """What is in whole shards."""
+        self._pending: list[dict[str, Tensor]] = []
+        self._counts = torch.tensor((self.progress.batches, self.progress.tokens, self.progress.supervised_tokens))
+        self._squares = torch.tensor(self.progress.squares, dtype=torch.float64)
+
+    @property
+    def pending_bytes(self) -> int:
+        """Size of what is not in a shard yet."""
+        return sum(value.nbytes for part in self._pending for value in part.values())
+
+    def add(self, tokens: int, supervised_tokens: int, part: dict[str, Tensor], squares: Tensor) -> None:
+        """Take what was read of a batch; nothing when it was empty."""
+        if part:
+            self._pending.append(part)
+        self._counts += torch.tensor((1, tokens, supervised_tokens))
+        self._squares += squares
+
+    def close_shard(self) -> None:
+        """Write what is pending."""
+        if not self._pending:
+            return
+        name = f"{self._prefix}{len(self.progress.shards):05}.safetensors"
+        tensors = {each: torch.cat([part[each] for part in self._pending]) for each in self._pending[0]}
+        save_tensors(self._folder / name, tensors)
+        batches, tokens, supervised_tokens = self._counts.tolist()
+        lost, whole = self._squares.tolist()
+        self.progress = Progress(
+            key=self._key,
+            ranks=self._ranks.size,
+            shards=(*self.progress.shards, Shard(file=name, examples=len(tensors["lengths"]))),
+            files={**self.progress.files, name: sha256_of(self._folder / name)},
+            batches=batches,
+            tokens=tokens,
+            supervised_tokens=supervised_tokens,
+            squares=(lost, whole),
         )
-        manifest.write(temporary / MANIFEST)
-    return Supervision.open(folder)
+        if self._key:
+            self.progress.write(self._file)
+        self._pending.clear()
+
+    def _found(self) -> Progress | None:
+        """What an interrupted call left; None when there is nothing of this supervision, or it is damaged."""
+        try:
+            progress = Progress.read(self._file)
+        except SemalignError:
+            return None
+        places = {self._folder / name: sha256 for name, sha256 in progress.files.items()}
+        whole = all(place.is_file() and sha256_of(place) == sha256 for place, sha256 in places.items())
+        return progress if whole and (progress.key, progress.ranks) == (self._key, self._ranks.size) else None
 
 
-def source_spans(pairing: LayerPairing, residual: str) -> list[tuple[int, int]]:
-    """The (a, b) whose h_b − h_a are stored, one for each paired source layer, without repeats.
+def _write_manifest(folder: Path, key: str, reader: SupervisingSource, shares: list[Progress]) -> None:
+    vocabulary = {"entries": reader.entries}
+    if not isinstance(reader.settings.output, TopK):
+        vocabulary["head_weight"] = reader.head.weight.cpu()
+        if reader.head.bias is not None:
+            vocabulary["head_bias"] = reader.head.bias.cpu()
+    save_tensors(folder / VOCABULARY, vocabulary)
+    files = {name: sha256 for share in shares for name, sha256 in share.files.items()}
+    shards = tuple(shard for share in shares for shard in share.shards)
+    lost, whole = (sum(share.squares[place] for share in shares) for place in (0, 1))
+    manifest = SupervisionManifest(
+        files={**files, VOCABULARY: sha256_of(folder / VOCABULARY)},
+        key=key,
+        settings=reader.settings,
+        pairing=reader.pairing,
+        transport=reader.transport.manifest,
+        examples=sum(shard.examples for shard in shards),
+        tokens=sum(share.tokens for share in shares),
+        supervised_tokens=sum(share.supervised_tokens for share in shares),
+        residual_error=(lost / whole) ** 0.5 if whole else 0.0,
+        entries=len(reader.head.weight),
+        head_scale=reader.head.scale,
+        head_softcap=reader.head.softcap,
+        shards=shards,
+    )
+    manifest.write(folder / MANIFEST)
 
-    `layer`: (π(k) − 1, π(k)). `span`: (the next shallower paired layer, or 0, π(k)).
-    """
-    paired = sorted(set(pairing.source_layers))
-    below = [layer - 1 for layer in paired] if residual == "layer" else [0, *paired[:-1]]
-    return list(zip(below, paired, strict=True))
+
+def _share(batches: list[Batch], ranks: Ranks) -> list[Batch]:
+    """The batches of this process: a run of neighbours, so that the store has the order of one process, with about as
+    many tokens as any other's."""
+    sizes = torch.tensor([batch["input_ids"].numel() if batch else 0 for batch in batches], dtype=torch.float64)
+    middles = (sizes.cumsum(0) - sizes / 2) / sizes.sum()  # of 1
+    owners = (middles * ranks.size).long().clamp(0, ranks.size - 1)
+    return [batch for batch, owner in zip(batches, owners.tolist(), strict=True) if owner == ranks.rank]
 
 
 def _key(
@@ -195,63 +202,34 @@ def _key(
     return digest.hexdigest()
 
 
-def _finished(folder: Path, key: str) -> Supervision | None:
-    """The store of an earlier call for the same; None when there is none, or it is damaged."""
+def _is_finished(folder: Path, key: str) -> bool:
+    """Whether a whole store of an earlier call for the same is there."""
     try:
-        store = Supervision.open(folder)
+        return Supervision.open(folder).manifest.key == key
     except SemalignError:
-        return None
-    return store if store.manifest.key == key else None
+        return False
 
 
 @contextmanager
-def _workplace(folder: Path, key: str) -> Iterator[tuple[Path, Progress]]:
-    """Where the store grows until it gets its name, and how far it has come."""
-    if not key:
+def _workplace(folder: Path, key: str, ranks: Ranks) -> Iterator[Path]:
+    """Where the store grows until it gets its name."""
+    if not key and ranks.size == 1:
         with new_folder(folder) as temporary:
-            yield temporary, Progress(key="")
+            yield temporary
         return
     partial = folder.with_name(folder.name + PARTIAL)
-    progress = _progress(partial, key)
-    if progress is None:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        progress = Progress(key=key)
-    yield partial, progress
-    if folder.exists():
-        shutil.rmtree(folder)
-    partial.rename(folder)
-    for file in (folder / PROGRESS, *folder.glob(".*")):  # a hidden one was being written when a call was killed
-        file.unlink()
-
-
-def _progress(partial: Path, key: str) -> Progress | None:
-    """What an interrupted call left; None when there is nothing of this supervision, or it is damaged."""
-    try:
-        progress = Progress.read(partial / PROGRESS)
-    except SemalignError:
-        return None
-    whole = all(
-        (partial / name).is_file() and sha256_of(partial / name) == sha256 for name, sha256 in progress.files.items()
-    )
-    return progress if whole and progress.key == key else None
-
-
-def _output(final_PD: Tensor, head: Head, settings: SupervisionSettings) -> dict[str, Tensor]:
-    """The source's output distribution at the supervised positions, as it is stored."""
-    if isinstance(settings.output, TopK):
-        top = top_entries(final_PD, head, settings.output.k, temperature=settings.temperature)
-        return {
-            "top_ids": top.ids.to(torch.int32),
-            "top_log_probs": top.log_probs.float(),
-            "tail": top.tail.float(),
-        }
-    return {"final": final_PD.to(torch.float32 if settings.dtype == "float32" else torch.bfloat16)}
-
-
-def _contribution(trace: Trace, span: tuple[int, int]) -> Tensor:
-    below, layer = span
-    return trace.outputs[layer].float() - trace.inputs[below + 1].float()
+    ranks.from_first(lambda: partial.mkdir(parents=True, exist_ok=True))
+    yield partial
+    ranks.wait()
+    if ranks.is_first:
+        named = {MANIFEST, *SupervisionManifest.read(partial / MANIFEST).files}
+        for file in partial.iterdir():  # progress, and what killed calls were writing
+            if file.name not in named:
+                file.unlink()
+        if folder.exists():
+            shutil.rmtree(folder)
+        partial.rename(folder)
+    ranks.wait()
 
 
 def _tokens(batch: Batch, positions: Supervised) -> dict[str, Tensor]:

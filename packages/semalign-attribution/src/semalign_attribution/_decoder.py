@@ -4,6 +4,7 @@ No modelling code is copied. The model's own forward always runs, so masks, posi
 embedding scales stay its business; layers are only made to hand on a given input, and hooks read what passes.
 """
 
+from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -134,6 +135,14 @@ class DecoderView:
                 pass
         return Trace(trace.inputs, trace.outputs, final)
 
+    @contextmanager
+    def compiled(self) -> Iterator[None]:
+        """Each layer's forward goes through `torch.compile`, one layer at a time, so that all share the kernels."""
+        with ExitStack() as stack:
+            for layer in self.layers:
+                stack.enter_context(_instead(layer, torch.compile(layer.forward)))
+            yield
+
     @torch.no_grad()
     def verify(self) -> None:
         """Check on six tokens that the view reads the model right.
@@ -211,10 +220,17 @@ def _keeper(store: dict[int, Tensor], number: int) -> Callable[[Tensor], None]:
 
 @contextmanager
 def _handing_on(layer: nn.Module, hidden: Tensor) -> Iterator[None]:
-    """The layer returns `hidden`, whatever it is given; its attributes and place in the model stay."""
+    """The layer returns `hidden`, whatever it is given; its attributes and place in the model stay.
 
-    with _instead(layer, lambda *args, **kwargs: hidden):
-        yield
+    Its hooks rest: those of a sharded layer would collect weights that nobody uses.
+    """
+    hooks = layer._forward_pre_hooks, layer._forward_hooks
+    layer._forward_pre_hooks, layer._forward_hooks = OrderedDict(), OrderedDict()
+    try:
+        with _instead(layer, lambda *args, **kwargs: hidden):
+            yield
+    finally:
+        layer._forward_pre_hooks, layer._forward_hooks = hooks
 
 
 @contextmanager

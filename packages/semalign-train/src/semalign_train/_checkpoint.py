@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from semalign_align import Ranks
 from semalign_geometry import ArtifactManifest, SemalignError, read_artifact, read_manifest, write_artifact
 from torch import Tensor
 
@@ -50,35 +51,43 @@ class State:
 class Checkpoints:
     """A folder with one subfolder for each finished stage and each kept state, whole or absent."""
 
-    def __init__(self, folder: Path, training: str) -> None:
+    def __init__(self, folder: Path, training: str, ranks: Ranks) -> None:
         """Use a folder, made when it does not exist; what is damaged in it is dropped with a warning.
 
         Args:
             folder: where the checkpoints are kept, and those of an interrupted training are found.
             training: hash of all that decides the result of the training.
+            ranks: the processes that train together; the first writes, all read.
 
         Raises:
             SemalignError: the folder holds the checkpoints of another training.
         """
-        self.folder, self._training = folder, training
-        folder.mkdir(parents=True, exist_ok=True)
+        self.folder, self._training, self._ranks = folder, training, ranks
+        ranks.from_first(self._clean)
+        self._found = self._newest_state()
+        ranks.wait()  # before the first process drops states
+
+    def _clean(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
         for name in (".stage-*", ".state-*"):
-            for place in folder.glob(name):
+            for place in self.folder.glob(name):
                 shutil.rmtree(place)  # what was being written when the training was killed
         kinds: tuple[tuple[str, type[StageManifest] | type[StateManifest]], ...] = (
             ("stage-*", StageManifest),
             ("state-*", StateManifest),
         )
         for name, kind in kinds:
-            for place in sorted(folder.glob(name)):
+            for place in sorted(self.folder.glob(name)):
                 try:
                     found = read_manifest(place, kind)
                 except SemalignError as error:
                     LOGGER.warning("%s; that part is trained again", error)
                     shutil.rmtree(place)
                     continue
-                if found.training != training:
-                    raise SemalignError(f"{folder} holds the checkpoints of another training: choose another folder")
+                if found.training != self._training:
+                    raise SemalignError(
+                        f"{self.folder} holds the checkpoints of another training: choose another folder"
+                    )
 
     def stage(self, layer: int) -> tuple[StageRecord, dict[str, Tensor]] | None:
         """A finished stage and the weights it left; None when the layer has not been trained to the end."""
@@ -90,19 +99,27 @@ class Checkpoints:
 
     def save_stage(self, record: StageRecord, tensors: dict[str, Tensor]) -> None:
         """Keep a finished stage; the states within it go."""
+        if not self._ranks.is_first:
+            return
         write_artifact(self._stage_folder(record.layer), StageManifest(training=self._training, record=record), tensors)
         self._drop_states(keep=0)
 
     def state(self, layer: int) -> State | None:
-        """The newest state within the stage of a layer; None when there is none."""
-        for folder in reversed(self._states()):
-            manifest, tensors = read_artifact(folder, StateManifest)
-            if manifest.records[-1].layer == layer:
-                return State(manifest.records, tensors)
-        return None
+        """The state within the stage of a layer that an interrupted training left, given once; None without any."""
+        found, self._found = self._found, None
+        return found if found is not None and found.records[-1].layer == layer else None
+
+    def _newest_state(self) -> State | None:
+        states = self._states()
+        if not states:
+            return None
+        manifest, tensors = read_artifact(states[-1], StateManifest)
+        return State(manifest.records, tensors)
 
     def save_state(self, state: State) -> None:
         """Keep the state after a step."""
+        if not self._ranks.is_first:
+            return
         last = state.records[-1]
         write_artifact(
             self.folder / f"state-{last.layer:03}-{last.step:06}",

@@ -87,6 +87,11 @@ class TransferConfig(Contract):
     recompute_suffix: bool = False
     """Whether the frozen layers above the frontier keep only their inputs and are run again in the backward run: less
     memory for more time, the same gradients."""
+    shard_frozen: bool = False
+    """Whether several processes share the frozen layers among them (FSDP2) instead of each holding all: less memory
+    for more traffic."""
+    compile: bool = False
+    """Whether layers go through `torch.compile`: faster steps on accelerators, after the time that compiling takes."""
     autocast: Literal["model", "bfloat16"] = "model"
     """Mixed precision: `model` uses bfloat16 products for bfloat16 models and full precision for others, `bfloat16`
     uses them for float32 models too. Trainable weights are float32 in every case."""
@@ -102,8 +107,8 @@ class TransferConfig(Contract):
         """The layers that get a stage in a target of some depth, shallow to deep.
 
         Raises:
-            SemalignError: a layer does not exist, `steps` or `train_final_norm` do not fit the layers, or every term
-            has weight 0.
+            SemalignError: a layer does not exist, `steps` or `train_final_norm` do not fit the layers, two settings
+            exclude each other, or every term has weight 0.
         """
         layers = tuple(range(1, depth + 1)) if self.layers is None else self.layers
         if not layers or list(layers) != sorted(set(layers)) or not 1 <= layers[0] <= layers[-1] <= depth:
@@ -112,6 +117,8 @@ class TransferConfig(Contract):
             raise SemalignError(f"train_final_norm needs a stage of layer {depth}, which layers={layers} leaves out")
         if isinstance(self.steps, tuple) and len(self.steps) != len(layers):
             raise SemalignError(f"steps names {len(self.steps)} stages, there are {len(layers)}")
+        if self.shard_frozen and self.compile:
+            raise SemalignError("shard_frozen and compile do not go together: set one of them to false")
         if not (self.weights.geometry or self.weights.output or self.weights.answer):
             raise SemalignError("every weight of the loss is 0: set one of geometry, output, answer above 0")
         return layers

@@ -4,11 +4,21 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
 from pydantic import BaseModel
-from semalign_align import AnswerNLL, Objective, OutputKL, Step, Supervision, position_mask
+from semalign_align import (
+    AnswerNLL,
+    LiveSupervision,
+    Objective,
+    OutputKL,
+    Ranks,
+    Step,
+    Supervision,
+    position_mask,
+)
 from semalign_attribution import DecoderView, undisturbed, view_of
 from semalign_geometry import SemalignError
 from torch import Tensor, nn
@@ -17,9 +27,12 @@ from transformers import PreTrainedModel
 from ._checkpoint import Checkpoints, State, fingerprint, load_optimiser_tensors, optimiser_tensors
 from ._prefix import PrefixCache
 from ._settings import StageRecord, StepRecord, TransferConfig, TransferReport
+from ._sharding import ShardedLayers
 from ._trainable import frontier
 
 LOGGER = logging.getLogger(__name__)
+
+AnySupervision = Supervision | LiveSupervision
 
 Callback = Callable[[StepRecord | StageRecord], None]
 """Told of every step and every stage."""
@@ -45,21 +58,23 @@ class DivergedError(SemalignError):
 
 
 class FrontierTrainer:
-    """Train a target on a supervision store, layer by layer.
+    """Train a target on its supervision, layer by layer.
 
-    Law: in stage k every tensor outside layer k stays bit-identical (the final norm too, unless it is asked for).
+    Laws: in stage k every tensor outside layer k stays bit-identical (the final norm too, unless it is asked for).
+    Where torch.distributed has several processes, each computes the gradient of its share of every optimisation batch,
+    and the weights are those of one process, rounding aside; all are given the same arguments.
     Source: v2, method 2.6.
     """
 
     def __init__(
         self,
         target: PreTrainedModel | DecoderView,
-        supervision: Supervision,
+        supervision: AnySupervision,
         config: TransferConfig | None = None,
         *,
         objective: Objective | None = None,
         scratch: Path | None = None,
-        held_out: Supervision | None = None,
+        held_out: AnySupervision | None = None,
         checkpoints: Path | None = None,
         callback: Callback | None = None,
     ) -> None:
@@ -67,10 +82,11 @@ class FrontierTrainer:
 
         Args:
             target: the model that trains, changed in place by `fit`.
-            supervision: what it is trained to match.
+            supervision: what it is trained to match, stored or live.
             config: settings.
             objective: an own layer objective instead of `config.objective`.
-            scratch: an existing folder for the memory-mapped prefix inputs; None keeps them in memory.
+            scratch: an existing folder for the memory-mapped prefix inputs, which the processes of a machine share;
+                None keeps them in memory.
             held_out: rows that `config.guards.rollback` measures, supervised with the same pairing.
             checkpoints: a folder for finished stages and states within a stage; an interrupted training that is
                 repeated with the same folder, target, store and settings goes on from there, to the same weights.
@@ -78,13 +94,15 @@ class FrontierTrainer:
 
         Raises:
             SemalignError: the store was made for another depth, width or vocabulary, the target is float16, a layer
-            does not exist, every term has weight 0, or `held_out` was supervised in another way.
+            does not exist, every term has weight 0, `held_out` was supervised in another way, or checkpoints are asked
+            for with live supervision without a key.
         """
         self.view = view_of(target)
         self.supervision = supervision
         self.config = config or TransferConfig()
         self.callback = callback or (lambda record: None)
         self._scratch = scratch
+        self._ranks = Ranks.current()
         manifest = supervision.manifest
         if manifest.pairing.target_depth != self.view.depth:
             raise SemalignError(
@@ -129,6 +147,8 @@ class FrontierTrainer:
                     "the held-out rows are supervised with another pairing, transport, temperature or vocabulary than "
                     "the training rows: supervise both alike"
                 )
+        if checkpoints is not None and isinstance(supervision, LiveSupervision) and not supervision.manifest.key:
+            raise SemalignError("checkpoints with live supervision need its key, which tells the source and the rows")
         self._checkpoint_folder = checkpoints
         self._checkpoints: Checkpoints | None = None  # made by `fit`, for the target as it is then
         self._autocast = self.config.autocast == "bfloat16" or self.view.head.weight.dtype == torch.bfloat16
@@ -150,16 +170,28 @@ class FrontierTrainer:
             SemalignError: the weights are not finite after a stage, or the checkpoints are those of another training.
         """
         if self._checkpoint_folder is not None:
-            self._checkpoints = Checkpoints(self._checkpoint_folder, self._fingerprint())
+            self._checkpoints = Checkpoints(self._checkpoint_folder, self._fingerprint(), self._ranks)
         stages = []
-        with undisturbed(self.view.model):
+        with undisturbed(self.view.model), self.view.compiled() if self.config.compile else nullcontext():
+            sharded = self.config.shard_frozen and self._ranks.size > 1
+            shards = ShardedLayers(self.view, self._ranks) if sharded else None
             prefix = PrefixCache(
-                self.view, self.supervision, folder=self._scratch, batch_size=self.config.micro_batch_size
+                self.view,
+                self.supervision,
+                folder=self._scratch,
+                batch_size=self.config.micro_batch_size,
+                ranks=self._ranks,
             )
             batches = self._batches()
             for layer, steps in zip(self.layers, self.stage_steps, strict=True):
                 prefix.advance(layer - 1)  # layer by layer when resumed, too: to the same bits
+                if shards is not None:
+                    shards.gather(layer)
                 stages.append(self._resumed(layer, steps, batches) or self._stage(layer, steps, prefix, batches))
+                if shards is not None:
+                    shards.shard(layer)
+            if shards is not None:
+                shards.gather_all()
         return TransferReport(
             config=self.config,
             stages=tuple(stages),
@@ -224,9 +256,7 @@ class FrontierTrainer:
                 records.append(self._step(layer, number, steps, next(batches), prefix, parameters, optimiser))
                 self.callback(records[-1])
                 self._check_skipped(records)
-                due = config.checkpoint_steps is not None and number % config.checkpoint_steps == 0
-                if self._checkpoints is not None and due and number < steps:
-                    self._checkpoints.save_state(State(tuple(records), optimiser_tensors(parameters, optimiser)))
+                self._keep(records, parameters, optimiser)
             if not all(bool(torch.isfinite(parameter).all()) for parameter in parameters):
                 raise SemalignError(
                     f"layer {layer}, step {steps}: the weights are not finite after the last step; lower "
@@ -306,6 +336,15 @@ class FrontierTrainer:
         load_optimiser_tensors(state.tensors, parameters, optimiser)
         return list(state.records)
 
+    def _keep(
+        self, records: list[StepRecord], parameters: list[nn.Parameter], optimiser: torch.optim.Optimizer
+    ) -> None:
+        """Save the state after a step, when it is due."""
+        last, every = records[-1], self.config.checkpoint_steps
+        due = every is not None and last.step % every == 0 and last.step < last.steps
+        if self._checkpoints is not None and due:
+            self._checkpoints.save_state(State(tuple(records), optimiser_tensors(parameters, optimiser)))
+
     def _check_skipped(self, records: list[StepRecord]) -> None:
         last, skipped = records[-1], sum(record.skipped for record in records)
         if skipped > self.config.guards.max_skipped or (last.skipped and last.step == last.steps):
@@ -333,14 +372,18 @@ class FrontierTrainer:
         store = self._held_out
         if store is None or self.config.guards.rollback is None:
             return None
-        sums = {term.name: 0.0 for _, term in self._terms}
-        for start in range(0, len(store), self.config.micro_batch_size):
-            indices = list(range(start, min(start + self.config.micro_batch_size, len(store))))
+        sums = torch.zeros(len(self._terms), dtype=torch.float64)
+        size = self.config.micro_batch_size
+        chunks = [list(range(start, min(start + size, len(store)))) for start in range(0, len(store), size)]
+        for indices, mine in self._ranks.deal(chunks):
             step = self._forward(layer, indices, store, hidden=None, start=1)
-            for _, term in self._terms:
-                sums[term.name] += float(term.total(step))
-        units = {term.name: max(1, term.count(store.counts)) for _, term in self._terms}
-        return sum(weight * sums[term.name] / units[term.name] for weight, term in self._terms)
+            sums += mine * torch.tensor([float(term.total(step)) for _, term in self._terms], dtype=torch.float64)
+        (sums,) = self._ranks.add([sums])
+        units = [max(1, term.count(store.counts)) for _, term in self._terms]
+        weights = [weight for weight, _ in self._terms]
+        return float(
+            sum(weight * total / unit for weight, total, unit in zip(weights, sums.tolist(), units, strict=True))
+        )
 
     def _trains_norm(self, layer: int) -> bool:
         return self.config.train_final_norm and layer == self.view.depth
@@ -364,34 +407,35 @@ class FrontierTrainer:
         counts = self.supervision.counts[list(indices)]
         units = {term.name: term.count(counts) for _, term in self._terms}
         active = [(weight, term) for weight, term in self._terms if units[term.name] > 0]
-        losses = {term.name: 0.0 for _, term in active}
-        gradients: dict[str, list[Tensor]] = {}
-        for micro in self._micro_batches(indices):
+        losses = torch.zeros(len(active), dtype=torch.float64)
+        gradients = [[torch.zeros_like(parameter) for parameter in parameters] for _ in active]
+        for micro, mine in self._ranks.deal(self._micro_batches(indices)):
             with torch.enable_grad():
                 step = self._forward(layer, micro, self.supervision, hidden=prefix.inputs(micro), start=layer)
             for place, (weight, term) in enumerate(active):
-                mean = term.total(step) / units[term.name]
-                losses[term.name] += float(mean.detach())
+                mean = mine * term.total(step) / units[term.name]
+                losses[place] += float(mean.detach())
                 parts = torch.autograd.grad(
                     weight * mean, parameters, retain_graph=place + 1 < len(active), materialize_grads=True
                 )
-                held = gradients.get(term.name)
-                gradients[term.name] = (
-                    list(parts) if held is None else [a + b for a, b in zip(held, parts, strict=True)]
-                )
+                for total, part in zip(gradients[place], parts, strict=True):
+                    total += part
+        (losses,) = self._ranks.add([losses])
+        gradients = [self._ranks.add(parts) for parts in gradients]
         for number, parameter in enumerate(parameters):
-            parameter.grad = torch.stack([parts[number] for parts in gradients.values()]).sum(0) if gradients else None
-        norms = {name: float(nn.utils.get_total_norm(parts)) for name, parts in gradients.items()}
-        return losses, norms
+            parameter.grad = torch.stack([parts[number] for parts in gradients]).sum(0) if gradients else None
+        names = [term.name for _, term in active]
+        norms = [float(nn.utils.get_total_norm(parts)) for parts in gradients]
+        return dict(zip(names, losses.tolist(), strict=True)), dict(zip(names, norms, strict=True))
 
     def _micro_batches(self, indices: Sequence[int]) -> list[list[int]]:
-        """Examples of alike length together, to pad little."""
+        """Examples of alike length together, to pad little; small enough that every process gets some."""
         order = sorted(indices, key=lambda index: int(self.supervision.lengths[index]))
-        size = self.config.micro_batch_size
+        size = min(self.config.micro_batch_size, math.ceil(len(order) / self._ranks.size))
         return [order[start : start + size] for start in range(0, len(order), size)]
 
     def _forward(
-        self, layer: int, indices: list[int], store: Supervision, *, hidden: Tensor | None, start: int
+        self, layer: int, indices: list[int], store: AnySupervision, *, hidden: Tensor | None, start: int
     ) -> Step:
         """Run layers `start` (on `hidden`, where given) to k, and what lies above only if a term needs the output."""
         view = self.view

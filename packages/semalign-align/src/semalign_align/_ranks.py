@@ -1,0 +1,111 @@
+"""The processes that share a job: one, unless a launcher such as `torchrun` started several."""
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+from semalign_geometry import SemalignError
+from torch import Tensor
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among those of torch.distributed's default group.
+
+    With one process every method is the identity. All processes of a job must see one file system.
+    """
+
+    rank: int
+    """This process, counted from 0."""
+    size: int
+    """Processes of the job."""
+    local_rank: int
+    """This process among those of its machine."""
+    local_size: int
+    """Processes of the job on this machine."""
+
+    @classmethod
+    def current(cls) -> "Ranks":
+        """The processes as they are now; one when the default group has not been initialised."""
+        if not (dist.is_available() and dist.is_initialized()):
+            return cls(0, 1, 0, 1)
+        rank, size = dist.get_rank(), dist.get_world_size()
+        local = int(os.environ.get("LOCAL_RANK", rank)), int(os.environ.get("LOCAL_WORLD_SIZE", size))
+        return cls(rank, size, *local)
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this is the process that writes."""
+        return self.rank == 0
+
+    def wait(self) -> None:
+        """Until every process has come here."""
+        if self.size > 1:
+            dist.barrier()
+
+    def add(self, values: Sequence[Tensor]) -> list[Tensor]:
+        """The sum of each tensor over the processes, the same bits on all; the tensors have one dtype."""
+        if self.size == 1 or not values:
+            return list(values)
+        flat = torch.cat([value.reshape(-1) for value in values]).to(self._device())
+        dist.all_reduce(flat)
+        parts = flat.to(values[0].device).split([value.numel() for value in values])
+        return [part.view_as(value) for part, value in zip(parts, values, strict=True)]
+
+    def deal(self, items: Sequence[T]) -> Iterator[tuple[T, bool]]:
+        """This process's items, one of each round; all processes have as many rounds.
+
+        False marks an item that another process has too, for a round in which fewer items than processes are left:
+        layers that are sharded over the processes must run on all of them at once.
+        """
+        return _dealt(items, self.rank, self.size)
+
+    def deal_locally(self, items: Sequence[T]) -> Iterator[tuple[T, bool]]:
+        """Like `deal`, among the processes of this machine; each machine has all items."""
+        return _dealt(items, self.local_rank, self.local_size)
+
+    def from_first(self, make: Callable[[], T]) -> T:
+        """What the first process makes, on every process.
+
+        Raises:
+            SemalignError: it was raised there.
+        """
+        if self.size == 1:
+            return make()
+        sent: list[T | SemalignError | None] = [None]
+        if self.is_first:
+            try:
+                sent[0] = make()
+            except SemalignError as error:
+                sent[0] = error
+        dist.broadcast_object_list(sent, device=self._device())
+        made = sent[0]
+        if isinstance(made, SemalignError):
+            raise made
+        return made  # type: ignore[return-value] # None only where that was made
+
+    def from_all(self, value: T) -> list[T]:
+        """The value of every process, in their order."""
+        if self.size == 1:
+            return [value]
+        values: list[T] = [value] * self.size
+        dist.all_gather_object(values, value)
+        return values
+
+    @staticmethod
+    def _device() -> torch.device:
+        """Where the group's backend takes tensors."""
+        return (
+            torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else torch.device("cpu")
+        )
+
+
+def _dealt(items: Sequence[T], rank: int, size: int) -> Iterator[tuple[T, bool]]:
+    for start in range(0, len(items), size):
+        mine = start + rank
+        yield (items[mine], True) if mine < len(items) else (items[0], False)

@@ -1,0 +1,145 @@
+"""Two processes train as one does."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from semalign_align import LiveSupervision, Ranks, Relation, Supervision, supervise
+from semalign_train import FrontierTrainer, FullLayer, LoraLayer, LossWeights, StepRecord, TransferConfig
+from torch import Tensor
+
+from ..align.chain import EXACT, EXAMPLES, pair, source_model, target_model, transport_between
+from ..models import collate
+from ..processes import run_processes
+
+COMMON: dict[str, Any] = {"steps": 3, "batch_size": 5, "micro_batch_size": 2, "learning_rate": 3e-3}
+CASES: dict[str, TransferConfig] = {
+    "full": TransferConfig(**COMMON, guards={"rollback": 1.0}),
+    "terms": TransferConfig(**COMMON, weights=LossWeights(geometry=1, output=1, answer=1)),
+    "lora": TransferConfig(**COMMON, trainable=LoraLayer(rank=4)),
+    "sharded": TransferConfig(**COMMON, shard_frozen=True, guards={"rollback": 1.0}),
+    "sharded, some layers": TransferConfig(**COMMON, shard_frozen=True, layers=(2, 4)),
+    "sharded, recomputed": TransferConfig(**COMMON, shard_frozen=True, recompute_suffix=True),
+    "one example a step": TransferConfig(**(COMMON | {"batch_size": 1})),
+}
+
+
+def store_of(folder: Path) -> Supervision:
+    """Written by all processes: one example a batch, one batch a shard."""
+    source, batches = source_model(), [collate([example]) for example in EXAMPLES]
+    settings = EXACT.model_copy(update={"shard_bytes": 1})
+    transport = transport_between(source, target_model())
+    return supervise(source, batches, pair(), transport, folder / "store", settings=settings, resume_key="key")
+
+
+def train(folder: Path, store: Any, config: TransferConfig, name: str, **more: Any) -> None:
+    """Train a target; its weights and the curve go to files of each process."""
+    ranks, target = Ranks.current(), target_model()
+    scratch = folder / "scratch"
+    scratch.mkdir(parents=True, exist_ok=True)
+    curve: list[dict[str, float]] = []
+
+    def record(entry: Any) -> None:
+        if isinstance(entry, StepRecord):
+            curve.append({**entry.losses, "norm": entry.gradient_norm})
+
+    more = {"callback": record, "scratch": scratch, "held_out": store} | more
+    FrontierTrainer(target, store, config, **more).fit()
+    save_file(target.state_dict(), folder / f"{name}-{ranks.rank}.safetensors")
+    (folder / f"{name}-{ranks.rank}.json").write_text(json.dumps(curve), encoding="utf-8")
+
+
+def all_cases(folder: Path) -> None:
+    store = store_of(folder)
+    for name, config in CASES.items():
+        train(folder, store, config, name)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    one, two = tmp_path_factory.mktemp("one"), tmp_path_factory.mktemp("two")
+    all_cases(one)
+    assert run_processes(all_cases, two) == [0, 0]
+    return one, two
+
+
+def weights(folder: Path, name: str, rank: int = 0) -> dict[str, Tensor]:
+    return load_file(folder / f"{name}-{rank}.safetensors")
+
+
+def curve(folder: Path, name: str) -> list[dict[str, float]]:
+    steps: list[dict[str, float]] = json.loads((folder / f"{name}-0.json").read_text(encoding="utf-8"))
+    return steps
+
+
+def test_two_processes_write_the_store_of_one(runs: tuple[Path, Path]) -> None:
+    one, two = (Supervision.open(folder / "store") for folder in runs)
+    assert {shard.file[:9] for shard in two.manifest.shards} == {"shard-000", "shard-001"}
+    plain = {"files": {}, "shards": (), "residual_error": 0.0}
+    assert two.manifest.model_copy(update=plain) == one.manifest.model_copy(update=plain)
+    assert torch.equal(two.lengths, one.lengths)
+    for index in range(len(one)):
+        ours, theirs = two.collate([index], layer=1), one.collate([index], layer=1)
+        assert torch.equal(ours.batch["input_ids"], theirs.batch["input_ids"])
+        assert ours.reference is not None and theirs.reference is not None
+        torch.testing.assert_close(ours.reference, theirs.reference)
+    assert not list(runs[1].glob("*.partial")) and not list((runs[1] / "scratch").iterdir())
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_two_processes_train_as_one(name: str, runs: tuple[Path, Path]) -> None:
+    one, two = runs
+    steps, expected = curve(two, name), curve(one, name)
+    assert len(steps) == len(expected)
+    for step, other in zip(steps, expected, strict=True):
+        assert step == pytest.approx(other, abs=1e-5, rel=1e-5)
+    assert steps[0] != steps[-1]
+    theirs = weights(one, name)
+    for key, value in weights(two, name).items():
+        torch.testing.assert_close(value, theirs[key], rtol=1e-4, atol=1e-5)
+        assert torch.equal(value, weights(two, name, rank=1)[key])  # the copies never drift apart
+
+
+def dying(folder: Path, dies: bool) -> None:
+    ranks, steps = Ranks.current(), 0
+
+    def record(entry: Any) -> None:
+        nonlocal steps
+        steps += isinstance(entry, StepRecord)
+        if dies and ranks.rank == 1 and steps == 5:
+            os._exit(9)
+
+    config = CASES["full"].model_copy(update={"checkpoint_steps": 1})
+    train(folder, Supervision.open(folder / "store"), config, "died", callback=record, checkpoints=folder / "kept")
+
+
+def test_when_one_process_dies_the_training_ends_and_can_go_on(runs: tuple[Path, Path], tmp_path: Path) -> None:
+    two = runs[1]
+    (tmp_path / "store").symlink_to(two / "store")
+    codes = run_processes(dying, tmp_path, True)
+    assert codes[1] == 9 and codes[0] != 0
+    assert len(list((tmp_path / "kept").glob("st*"))) >= 2  # a stage, and a state within the next
+    assert run_processes(dying, tmp_path, False) == [0, 0]
+    undisturbed = weights(two, "full")
+    for rank in (0, 1):
+        assert all(torch.equal(value, undisturbed[key]) for key, value in weights(tmp_path, "died", rank).items())
+
+
+def live(name: str, folder: Path) -> LiveSupervision:
+    source, batches = source_model(), [collate([example]) for example in EXAMPLES]
+    return LiveSupervision(source, batches, pair(), transport_between(source, target_model()), settings=EXACT, key=name)
+
+
+def live_case(folder: Path) -> None:
+    train(folder, live("key", folder), TransferConfig(**COMMON, objective=Relation(), trainable=FullLayer()), "live")
+
+
+def test_a_live_source_on_two_processes_trains_as_a_store_does(runs: tuple[Path, Path], tmp_path: Path) -> None:
+    assert run_processes(live_case, tmp_path) == [0, 0]
+    stored = weights(runs[0], "full")
+    for key, value in weights(tmp_path, "live").items():
+        torch.testing.assert_close(value, stored[key], rtol=1e-4, atol=1e-5)
