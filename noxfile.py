@@ -110,5 +110,12 @@ def evaluation(session: nox.Session, task: str) -> None:
     session.run("semalign", "evaluate", *session.posargs, "--tasks", task)
 
 
+@nox.session(tags=["bench"], default=False)
+def bench(session: nox.Session) -> None:
+    """Measure time and memory beside the peers: `nox -s bench -- --rows basis,kl`; `-- --list` for the rows."""
+    install(session, *with_siblings("harness"), groups=("bench",))
+    session.run("python", "harness/bench", *session.posargs)
+
+
 if __name__ == "__main__":
     nox.main()
