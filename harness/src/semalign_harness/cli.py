@@ -23,6 +23,7 @@ from .table import entries_table, result_table
 
 COMMANDS = {
     "run": "transfer from a source into a target, and measure what arrived",
+    "submit": "a matrix of experiments, here or as an array of Slurm jobs, and one table of it",
     "presets": "list the experiments that come along",
     "store": "list or delete the supervision that is kept for further runs",
     "evaluate": "put a model to MMLU, GSM8K, HumanEval and MBPP",
@@ -35,6 +36,8 @@ examples:
   semalign run qwen2.5-coder --dry-run
   semalign run qwen2.5-coder source.path=source.gguf target.path=target.gguf data.train.path=train.jsonl.gz
   semalign run my-experiment.yaml --config my-machine.yaml
+  semalign submit tiny --over train.seed=0,1,2 --over train.passes=1,2
+  semalign submit qwen2.5-coder --over train.seed=0,1 --executor slurm --slurm partition=gpu gpus_per_node=1
   semalign store list
   semalign store prune --unused-for 14
   semalign evaluate runs/tiny/model --tasks gsm8k --limit 100
@@ -50,6 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog=f"semalign {command}", description=COMMANDS[command])
     add_arguments, run = {
         "run": (_run_arguments, _run),
+        "submit": (_submit_arguments, _submit),
         "presets": (lambda parser: None, _presets),
         "store": (_store_arguments, _store),
         "evaluate": (_evaluate_arguments, _evaluate),
@@ -65,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         return _fail(_disk_message(error))
     except KeyboardInterrupt:
-        goes_on = "; the same command goes on from here" if command in ("run", "evaluate") else ""
+        goes_on = "; the same command goes on from here" if command in ("run", "submit", "evaluate") else ""
         print(f"semalign: interrupted{goes_on}", file=sys.stderr)
         return 130
 
@@ -92,6 +96,26 @@ def _run_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dry-run", action="store_true", help="print the resolved experiment and the plan, run nothing"
     )
+
+
+def _submit_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("experiment", nargs="?", help="name of a preset, or path of a YAML file")
+    parser.add_argument("overrides", nargs="*", metavar="key.key=value", help="settings of all cells")
+    parser.add_argument(
+        "--over",
+        action="append",
+        default=[],
+        metavar="key.key=value,value",
+        help="a setting to vary; repeatable, the cells are the product",
+    )
+    parser.add_argument("--executor", default="local", help="local (default), slurm, or submitit-local to try slurm's")
+    parser.add_argument("--jobs", type=int, metavar="N", help="cells at a time (default: 1 here, 256 on Slurm)")
+    parser.add_argument(
+        "--slurm", action="extend", nargs="+", default=[], metavar="key=value", help="partition=… gpus_per_node=… …"
+    )
+    parser.add_argument("--wait", action="store_true", help="wait for the jobs")
+    parser.add_argument("--dry-run", action="store_true", help="print where each cell stands, run nothing")
+    _common_arguments(parser, "folder of the matrix, which goes on there (default: runs/NAME-matrix)")
 
 
 def _common_arguments(parser: argparse.ArgumentParser, out: str) -> None:
@@ -170,6 +194,26 @@ def _run(options: argparse.Namespace) -> int:
     print(result_table(result))
     print(f"run folder: {folder.resolve()}")
     return 0
+
+
+def _submit(options: argparse.Namespace) -> int:
+    from .matrix import matrix_table, read_matrix, write_table
+    from .submit import Target, look, parse_parameters, submit_matrix
+
+    if options.experiment is None:
+        raise SemalignError(f"submit needs an experiment: a preset ({', '.join(preset_names())}) or a YAML file")
+    target = Target(options.executor, options.jobs, parse_parameters(options.slurm))
+    matrix = read_matrix(options.experiment, over=options.over, configs=options.config, overrides=options.overrides)
+    folder = options.out or Path("runs") / f"{matrix.name}-matrix"
+    if options.dry_run:
+        print(matrix_table(look(matrix, folder)))
+        return 0
+    found = submit_matrix(matrix, folder, target, wait=options.wait, console=Console(quiet=options.quiet))
+    print(matrix_table(found))
+    print(f"table: {write_table(folder, found).resolve()}")
+    if any(each.state == "running" for each in found):
+        print("the same command shows what is finished by then; jobs that still run are not submitted again")
+    return 2 if any(each.state == "failed" for each in found) else 0
 
 
 def _evaluate(options: argparse.Namespace) -> int:
