@@ -10,6 +10,7 @@ from pathlib import Path
 
 import transformers
 import yaml
+from semalign_align import RaisedElsewhere
 from semalign_geometry import SemalignError
 
 from .console import Console
@@ -17,6 +18,7 @@ from .estimate import describe, presets_table
 from .experiment import load_experiment, preset_names
 from .phase_cache import entries, prune
 from .pipeline import run_experiment
+from .resources import join, leave
 from .run_folder import pick_folder
 from .settings import merged, parse_overrides, read_tree
 from .table import entries_table, result_table
@@ -64,6 +66,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_intermixed_args(given[1:])
     try:
         return run(options)
+    except RaisedElsewhere:
+        return 2  # the first process tells
     except SemalignError as error:
         return _fail(str(error))
     except OSError as error:
@@ -72,6 +76,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         goes_on = "; the same command goes on from here" if command in ("run", "submit", "evaluate") else ""
         print(f"semalign: interrupted{goes_on}", file=sys.stderr)
         return 130
+    finally:
+        leave()
 
 
 def _top_parser() -> argparse.ArgumentParser:
@@ -175,7 +181,8 @@ def _run(options: argparse.Namespace) -> int:
     if options.experiment is None:
         raise SemalignError(f"run needs an experiment: a preset ({', '.join(preset_names())}) or a YAML file")
     experiment = load_experiment(options.experiment, configs=options.config, overrides=options.overrides)
-    folder = options.out or pick_folder(Path("runs"), experiment)
+    ranks, _ = join(experiment.device)
+    folder = ranks.from_first(lambda: options.out or pick_folder(Path("runs"), experiment))
     if options.dry_run:
         data, train = experiment.data, experiment.train
         amount = f"{train.passes:g} passes in all" if train.steps is None else f"steps {train.steps}"
@@ -191,8 +198,9 @@ def _run(options: argparse.Namespace) -> int:
 
     _hush()
     result = run_experiment(experiment, folder, console=Console(quiet=options.quiet))
-    print(result_table(result))
-    print(f"run folder: {folder.resolve()}")
+    if ranks.is_first:
+        print(result_table(result))
+        print(f"run folder: {folder.resolve()}")
     return 0
 
 

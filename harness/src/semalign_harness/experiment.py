@@ -34,6 +34,8 @@ class ModelConfig(Settings):
     """Revision on the hub; None for the newest."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """dtype of the weights; `auto` is the checkpoint's own."""
+    load_in_4bit: bool = False
+    """Whether the linear layers are kept in 4 bits (NF4, by bitsandbytes) and computed in `dtype`; for the source."""
 
 
 class RowsConfig(Settings):
@@ -122,6 +124,9 @@ class Experiment(Contract):
     """How contributions come to the target's width."""
     supervision: SupervisionSettings = SupervisionSettings()
     """What the source leaves behind."""
+    live: bool = False
+    """Whether the source stays in memory and supervises every batch anew, instead of once onto the disk; also written
+    as `supervision: live`."""
     train: TransferConfig = TransferConfig()
     """How the target trains."""
     measure: MeasureConfig = MeasureConfig()
@@ -130,6 +135,19 @@ class Experiment(Contract):
     """Device of the models: `cpu`, `cuda`, `mps`, …; `auto` takes the first accelerator, else the CPU."""
     batch_size: int = Field(8, ge=1)
     """Rows in a forward run of attribution, supervision and measurement."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _live_in_short(cls, tree: Any) -> Any:
+        if isinstance(tree, dict) and tree.get("supervision") == "live":
+            return tree | {"supervision": {}, "live": True}
+        return tree
+
+    @model_validator(mode="after")
+    def _target_trains(self) -> "Experiment":
+        if self.target.load_in_4bit:
+            raise ValueError("the target trains and cannot be in 4 bits: set target.load_in_4bit=false")
+        return self
 
     @model_validator(mode="after")
     def _similarity_needs_its_scorer(self) -> "Experiment":

@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 
 import torch
-from semalign_align import FinalStates, Supervision
+from semalign_align import FinalStates, Ranks, Supervision
 from semalign_attribution import DecoderView, undisturbed
 from semalign_geometry import Contract, SemalignError, answer_nll, output_divergence
 
@@ -39,16 +39,17 @@ class Measurement(Contract):
 
 @torch.no_grad()
 def measure(view: DecoderView, held_out: Supervision, *, batch_size: int) -> Measurement:
-    """Measure a model against the source's stored final states (output supervision `final_hidden`).
+    """Measure a model against the source's stored final states (output supervision `final_hidden`); the processes of a
+    job share the rows.
 
     Raises:
         SemalignError: the store keeps top entries only.
     """
-    head = view.head.select(held_out.entries)
+    head, ranks = view.head.select(held_out.entries), Ranks.current()
     sums = torch.zeros(3, dtype=torch.float64)
+    chunks = [range(start, min(start + batch_size, len(held_out))) for start in range(0, len(held_out), batch_size)]
     with undisturbed(view.model):
-        for start in range(0, len(held_out), batch_size):
-            indices = list(range(start, min(start + batch_size, len(held_out))))
+        for indices in chunks[ranks.rank :: ranks.size]:
             data = held_out.collate(indices, device=view.device)
             if not isinstance(data.output, FinalStates):
                 raise SemalignError("measuring the exact KL needs a store with output supervision final_hidden")
@@ -61,6 +62,7 @@ def measure(view: DecoderView, held_out: Supervision, *, batch_size: int) -> Mea
             for rows in torch.arange(len(hidden)).split(TOKENS_AT_ONCE):
                 ours, theirs = head.logits(hidden[rows]), source.head.logits(source.hidden[rows])
                 sums[2] += (ours.argmax(1) == theirs.argmax(1)).sum().cpu().double()
+    (sums,) = ranks.add([sums])
     tokens = held_out.manifest.supervised_tokens
     nll, kl, agreement = (sums / tokens).tolist()
     return Measurement(answer_nll=nll, kl=kl, agreement=agreement, tokens=tokens, rows=len(held_out))
@@ -69,17 +71,17 @@ def measure(view: DecoderView, held_out: Supervision, *, batch_size: int) -> Mea
 @torch.no_grad()
 def answer_accuracy(loaded: LoadedModel, examples: Sequence[Example], *, max_new_tokens: int, batch_size: int) -> float:
     """Share of greedily generated answers whose last number is the last number of the reference answer."""
-    ends = end_ids(loaded.model, loaded.tokenizer)
+    ends, ranks = end_ids(loaded.model, loaded.tokenizer), Ranks.current()
     correct = 0
     order = sorted(examples, key=lambda example: len(example.prompt_ids))
+    parts = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
     with undisturbed(loaded.model):
-        for start in range(0, len(order), batch_size):
-            part = order[start : start + batch_size]
+        for part in parts[ranks.rank :: ranks.size]:
             prompts = [example.prompt_ids for example in part]
             output = generate(loaded.model, prompts, max_new_tokens=max_new_tokens, ends=ends)
             texts = loaded.tokenizer.batch_decode(output, skip_special_tokens=True)
             correct += sum(_same_number(text, example.answer) for text, example in zip(texts, part, strict=True))
-    return correct / len(order)
+    return sum(ranks.from_all(correct)) / len(order)
 
 
 def measured(

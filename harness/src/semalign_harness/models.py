@@ -1,6 +1,7 @@
 """Models from the hub, a folder, a GGUF file or the generator, checked before they are used."""
 
 import hashlib
+import importlib.util
 import os
 import re
 from collections.abc import Callable, Iterator
@@ -19,6 +20,7 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    BitsAndBytesConfig,
     GgufConfig,
     PreTrainedConfig,
     PreTrainedModel,
@@ -131,11 +133,13 @@ def load_model(source: OpenedModel | ModelConfig, *, device: torch.device | str 
     opened = source if isinstance(source, OpenedModel) else open_model(source)
     settings = opened.settings
     with _named(settings, opened.place):
+        dtype = opened.dtype(torch.device(device))
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             opened.place,
             revision=opened.commit,
-            dtype=opened.dtype(torch.device(device)),
+            dtype=dtype,
             output_loading_info=True,
+            **(_in_4bit(dtype, device) if settings.load_in_4bit else {}),
         )
         model, loading = loaded  # a pair, which the type of from_pretrained does not say
     absent = sorted(map(str, [*loading["missing_keys"], *loading["mismatched_keys"]]))
@@ -150,9 +154,22 @@ def load_model(source: OpenedModel | ModelConfig, *, device: torch.device | str 
                 f"{settings.path} holds values that are not finite in {name}: fetch the checkpoint again"
             )
     _make_savable(model, settings.path)
-    model.to(device)
+    if not settings.load_in_4bit:  # which is there already, and cannot be moved
+        model.to(device)
     DecoderView(model).verify()
     return LoadedModel(model, opened.tokenizer, opened.place)
+
+
+def _in_4bit(dtype: torch.dtype, device: torch.device | str) -> dict[str, Any]:
+    """Arguments of from_pretrained for linear layers in 4 bits.
+
+    Raises:
+        SemalignError: bitsandbytes is not installed.
+    """
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise SemalignError('load_in_4bit needs bitsandbytes: pip install "semalign-harness[4bit]"')
+    quantisation = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
+    return {"quantization_config": quantisation, "device_map": {"": torch.device(device)}}
 
 
 def check_tokenizers(source: OpenedModel, target: OpenedModel, texts: list[str]) -> SharedVocabulary:

@@ -27,7 +27,7 @@ PHASE = "phase.json"
 PACKAGES = ("torch", "transformers", "semalign-geometry", "semalign-attribution", "semalign-align", "semalign-harness")
 """Their versions belong to a key."""
 _USERS = "users"
-_FORMAT = 1
+_FORMAT = 2
 """Raised when the same settings give other content within one version of the packages."""
 
 
@@ -73,12 +73,12 @@ def phase_key(experiment: Experiment, inputs: Inputs, device: torch.device) -> s
     parts = {
         "format": _FORMAT,
         "settings": experiment.model_dump(
-            mode="json", include={"scorer", "pairing", "transport", "supervision", "measure", "batch_size"}
+            mode="json", include={"scorer", "pairing", "transport", "supervision", "live", "measure", "batch_size"}
         ),
         "attribution_rows": experiment.data.attribution_rows,
         "train_rows": len(inputs.split.train),
         "rows": rows,
-        "models": [inputs.source_id, inputs.target_id],
+        "models": [inputs.source_id, inputs.target_id, experiment.source.load_in_4bit],
         "dtypes": [str(opened.dtype(device)) for opened in (inputs.source, inputs.target)],
         "device": device.type,
         "threads": torch.get_num_threads() if device.type == "cpu" else None,

@@ -6,13 +6,13 @@ import json
 import platform
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import TextIO
 
 import torch
-from semalign_align import Supervision
+from semalign_align import LiveSupervision, RaisedElsewhere, Ranks, Supervision
 from semalign_attribution import undisturbed
 from semalign_geometry import Contract, SemalignError, new_folder, replace_file, sha256_of
 from semalign_train import DivergedError, FrontierTrainer, StageRecord, StepRecord, TransferReport
@@ -25,7 +25,7 @@ from .inputs import Inputs, load, read_inputs
 from .measure import Measurement, measured
 from .models import LoadedModel
 from .phase_cache import bytes_in, phase_key
-from .resources import peak_memory, pick_device
+from .resources import join, peak_memory
 from .run_folder import ENVIRONMENT, EXPERIMENT, METRICS, RESULT, claimed, cut_metrics
 from .saving import save_model
 from .source_phase import SourceStores, source_stores
@@ -58,6 +58,8 @@ class Environment(Contract):
     """What the source and the target compute in."""
     threads: int
     """CPU threads that torch used."""
+    processes: int = 1
+    """Processes that ran together."""
     data_sha256: dict[str, str]
     """Hash of each local data file, by its path."""
     models: list[str]
@@ -94,6 +96,7 @@ def run_experiment(experiment: Experiment, folder: Path, *, console: Console | N
 
     Inputs are checked before anything is written; each file in the folder is whole or absent. A run that is killed at
     any moment and repeated ends, on a CPU, with the weights of an undisturbed one. A finished run is not repeated.
+    Started by a launcher such as `torchrun`, all processes run it together and get the result; the first one writes.
 
     Args:
         experiment: what to run.
@@ -105,40 +108,36 @@ def run_experiment(experiment: Experiment, folder: Path, *, console: Console | N
             does not compute what the trained one did.
         OSError: the disk is full or not writable.
     """
-    console = console or Console(quiet=True)
-    device = pick_device(experiment.device)
-    with claimed(folder, experiment) as resumed, contextlib.ExitStack() as stack:
-        if (folder / RESULT).is_file():
+    ranks, device = join(experiment.device)
+    console = console if console is not None and ranks.is_first else Console(quiet=True)
+    with contextlib.ExitStack() as stack:
+        resumed = ranks.from_first(lambda: stack.enter_context(claimed(folder, experiment)))
+        if ranks.from_first(lambda: (folder / RESULT).is_file()):
             console.note(f"the run in {folder} is finished already")
-            _tidy(folder)
+            if ranks.is_first:
+                _tidy(folder)
             return RunResult.read(folder / RESULT)
         if resumed:
             console.note(f"going on with the interrupted run in {folder}")
         try:
-            inputs = read_inputs(experiment, console)
-            if resumed:
-                inputs = _as_begun(inputs, folder, device)
-            environment = _environment(experiment, inputs, device)
-            if resumed:
-                _check_unchanged(environment, folder, console)
-            else:
-                environment.write(folder / ENVIRONMENT)
-                experiment.write(folder / EXPERIMENT)  # last: a folder that holds it can be resumed
+            inputs, environment = _begin(experiment, folder, console, device, resumed=resumed)
             stores = stack.enter_context(
                 source_stores(experiment, folder, console, inputs, device, environment.supervision_key)
             )
-            supervision_bytes = bytes_in(stores.train.folder)
+            supervision_bytes = bytes_in(stores.train.folder) if isinstance(stores.train, Supervision) else 0
             target = load(console, "target", inputs.target, device)
             # A target that does not fit fails here.
             FrontierTrainer(target.model, stores.train, experiment.train, held_out=stores.held_out)
         except Exception:
-            if not resumed:
+            if not resumed and ranks.is_first:
                 shutil.rmtree(folder, ignore_errors=True)
             raise
         before = _before(experiment, folder, console, target, stores.held_out, inputs.split)
         transfer = _train(experiment, folder, console, target, stores)
+        saved: list[LoadedModel] = []
         with console.step("save the target, reload it, compare logits"):
-            reloaded = save_and_reload(target, folder / "model")
+            ranks.from_first(lambda: saved.append(save_and_reload(target, folder / "model")))
+        reloaded = saved[0] if saved else target  # which computes the same, as the first process has seen
         after = measured(experiment, console, "target after", reloaded, stores.held_out, inputs.split)
         result = RunResult(
             name=experiment.name,
@@ -149,11 +148,39 @@ def run_experiment(experiment: Experiment, folder: Path, *, console: Console | N
             supervision_bytes=supervision_bytes,
             train_rows=len(inputs.split.train),
             seconds=console.seconds,
-            peak_bytes=peak_memory(device),
+            peak_bytes=max(ranks.from_all(peak_memory(device))),
         )
-        result.write(folder / RESULT)
-        _tidy(folder)
+        if ranks.is_first:
+            result.write(folder / RESULT)
+            _tidy(folder)
+        ranks.wait()
     return result
+
+
+def _begin(
+    experiment: Experiment, folder: Path, console: Console, device: torch.device, *, resumed: bool
+) -> tuple[Inputs, Environment]:
+    """Read the inputs, and note what the run depends on, or check it against what was noted.
+
+    Raises:
+        SemalignError: the inputs cannot be used, or have changed.
+    """
+    ranks = Ranks.current()
+    inputs = ranks.in_turn(lambda: read_inputs(experiment, console))
+
+    def note() -> Environment:
+        began = Environment.read(folder / ENVIRONMENT) if resumed else None
+        known = inputs if began is None or began.device != str(device) else _in_dtypes(inputs, began.dtypes)
+        environment = _environment(experiment, known, device)
+        if began is not None:
+            _check_unchanged(environment, began, folder, console)
+        else:
+            environment.write(folder / ENVIRONMENT)
+            experiment.write(folder / EXPERIMENT)  # last: a folder that holds it can be resumed
+        return environment
+
+    environment = ranks.from_first(note)
+    return _in_dtypes(inputs, environment.dtypes), environment
 
 
 def _tidy(folder: Path) -> None:
@@ -193,31 +220,28 @@ def _environment(experiment: Experiment, inputs: Inputs, device: torch.device) -
         device=str(device),
         dtypes=[str(each.dtype(device)).removeprefix("torch.") for each in (inputs.source, inputs.target)],
         threads=torch.get_num_threads(),
+        processes=Ranks.current().size,
         data_sha256={place: sha256_of(place) for place in places if Path(place).is_file()},
         models=[inputs.source_id, inputs.target_id],
         supervision_key=phase_key(experiment, inputs, device),
     )
 
 
-def _as_begun(inputs: Inputs, folder: Path, device: torch.device) -> Inputs:
-    """The inputs with the dtypes of the run's beginning: what `auto` finds depends on how busy a processor is."""
-    began = Environment.read(folder / ENVIRONMENT)
-    if began.device != str(device):
-        return inputs
+def _in_dtypes(inputs: Inputs, dtypes: Sequence[str]) -> Inputs:
+    """The inputs with dtypes that are settled: what `auto` finds depends on how busy a processor is."""
     source, target = (
         dataclasses.replace(opened, settings=opened.settings.model_copy(update={"dtype": dtype}))
-        for opened, dtype in zip((inputs.source, inputs.target), began.dtypes, strict=True)
+        for opened, dtype in zip((inputs.source, inputs.target), dtypes, strict=True)
     )
     return dataclasses.replace(inputs, source=source, target=target)
 
 
-def _check_unchanged(now: Environment, folder: Path, console: Console) -> None:
+def _check_unchanged(now: Environment, began: Environment, folder: Path, console: Console) -> None:
     """Refuse to go on with a run that would get other supervision; say what else may change the last bits.
 
     Raises:
         SemalignError: the rows, the models, the device, the dtypes or the packages have changed.
     """
-    began = Environment.read(folder / ENVIRONMENT)
     fields = [name for name in Environment.model_fields if getattr(now, name) != getattr(began, name)]
     if now.supervision_key != began.supervision_key:
         changed = [name for name in fields if name != "supervision_key"]
@@ -233,22 +257,27 @@ def _before(
     experiment: Experiment, folder: Path, console: Console, target: LoadedModel, held_out: Supervision, split: Split
 ) -> Measurement:
     """The target's figures before the transfer, measured once."""
-    if (folder / BEFORE).is_file():
+    ranks = Ranks.current()
+    if ranks.from_first(lambda: (folder / BEFORE).is_file()):
         return Measurement.read(folder / BEFORE)
     before = measured(experiment, console, "target before", target, held_out, split)
-    before.write(folder / BEFORE)
+    if ranks.is_first:
+        before.write(folder / BEFORE)
     return before
 
 
 def _train(
     experiment: Experiment, folder: Path, console: Console, target: LoadedModel, stores: SourceStores
 ) -> TransferReport:
+    ranks = Ranks.current()
     with contextlib.ExitStack() as stack:
+        place = tempfile.TemporaryDirectory
+        scratch = ranks.from_first(lambda: stack.enter_context(place(dir=folder, prefix=".scratch-")))
         trainer = FrontierTrainer(
             target.model,
             stores.train,
             experiment.train,
-            scratch=Path(stack.enter_context(tempfile.TemporaryDirectory(dir=folder, prefix=".scratch-"))),
+            scratch=Path(scratch),
             held_out=stores.held_out,
             checkpoints=folder / "checkpoints",
         )
@@ -269,13 +298,17 @@ def _train(
             losses = ", ".join(f"{name} {value:.3f}" for name, value in entry.losses.items())
             bar.advance(f"layer {entry.layer}: {losses}")
 
-        trainer.callback = record
+        if ranks.is_first:
+            trainer.callback = record
         try:
             report = trainer.fit()
         except DivergedError as error:
-            place = _keep_batch(folder, error, target, stores.train)
-            raise SemalignError(f"{error}; the batch is in {place}") from error
-    report.write(folder / "transfer.json")
+            if not ranks.is_first:
+                raise RaisedElsewhere(str(error)) from error
+            kept = _keep_batch(folder, error, target, stores.train)
+            raise SemalignError(f"{error}; the batch is in {kept}") from error
+    if ranks.is_first:
+        report.write(folder / "transfer.json")
     return report
 
 
@@ -286,7 +319,7 @@ def _incidents(stage: StageRecord) -> Iterator[str]:
         yield f"undone, the held-out loss rose from {stage.held_out[0]:.4g} to {stage.held_out[1]:.4g}"
 
 
-def _keep_batch(folder: Path, error: DivergedError, target: LoadedModel, store: Supervision) -> Path:
+def _keep_batch(folder: Path, error: DivergedError, target: LoadedModel, store: Supervision | LiveSupervision) -> Path:
     """Write the step at which training diverged and the rows of its batch, to look at."""
     rows = {index: store.tokens([index])["input_ids"][0].tolist() for index in error.record.examples}
     batch = [{"example": i, "text": target.tokenizer.decode(ids), "input_ids": ids} for i, ids in rows.items()]

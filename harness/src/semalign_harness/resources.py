@@ -1,11 +1,16 @@
 """What the machine is good at, and what a run took of it."""
 
 import functools
+import os
 import resource
 import sys
 import time
+from datetime import timedelta
 
 import torch
+import torch.distributed as dist
+from accelerate import PartialState
+from semalign_align import Ranks
 from semalign_geometry import SemalignError
 
 
@@ -23,6 +28,29 @@ def pick_device(name: str) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         raise SemalignError(f"device {name!r} cannot be used here: {str(error).splitlines()[0]}") from error
     return device
+
+
+def join(name: str) -> tuple[Ranks, torch.device]:
+    """The processes of this job, met when a launcher has started several, and the device of this one.
+
+    Args:
+        name: a device, or `auto`.
+
+    Raises:
+        SemalignError: this machine has no such device.
+    """
+    device = pick_device(name)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        # One process may work for long while the others wait for what it makes.
+        state = PartialState(cpu=device.type == "cpu", timeout=timedelta(days=7))
+        device = device if device.type == "cpu" else torch.device(state.device)
+    return Ranks.current(), device
+
+
+def leave() -> None:
+    """Part from the processes that `join` met."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def peak_memory(device: torch.device) -> int:

@@ -7,7 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from semalign_align import FinalHidden, Supervision, SupervisionSettings, source_spans, store_bytes, supervise
+from semalign_align import (
+    FinalHidden,
+    LiveSupervision,
+    Ranks,
+    Supervision,
+    SupervisionSettings,
+    source_spans,
+    store_bytes,
+    supervise,
+)
 from semalign_attribution import (
     Batch,
     DecoderView,
@@ -40,6 +49,8 @@ from .phase_cache import PHASE, SourcePhase, bytes_in, in_use, phase_folder
 
 RECORDS = ("attribution.json", "pairing.json", "fidelity.json")
 """Small results of the phase, which a run folder keeps a copy of."""
+TRAIN, HELD_OUT = "supervision", "held_out"
+"""Names of the stores."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,7 +69,7 @@ class SourceStores:
     """What the source leaves behind."""
 
     phase: SourcePhase
-    train: Supervision
+    train: Supervision | LiveSupervision
     held_out: Supervision
 
 
@@ -66,70 +77,93 @@ class SourceStores:
 def source_stores(
     experiment: Experiment, folder: Path, console: Console, inputs: Inputs, device: torch.device, key: str
 ) -> Iterator[SourceStores]:
-    """What the source leaves behind, from the cache where it is whole, else made now; the run folder gets the records.
+    """What the source leaves behind, from the cache where it is whole, else made now by all processes of the job; the
+    run folder gets the records.
 
-    Meanwhile `prune` leaves it alone.
+    Meanwhile `prune` leaves it alone. With `live`, the source stays in memory.
 
     Raises:
         SemalignError: the input cannot be used, or the disk is too small for it. OSError: the disk is full.
     """
+    ranks = Ranks.current()
     with contextlib.ExitStack() as stack:
-        with phase_folder(key, console) as place:
-            stores = _cached(place, console)
-            if stores is None:
-                is_new = not place.exists()
+        with contextlib.ExitStack() as locked:
+            place = ranks.from_first(lambda: locked.enter_context(phase_folder(key, console)))
+            source = None
+            if not ranks.from_first(lambda: _is_whole(place, experiment, console)):
+                is_new = ranks.from_first(lambda: not place.exists())
                 try:
-                    stores = _make(experiment, place, key, console, inputs, device)
+                    source = _make(experiment, place, key, console, inputs, device)
                 except SemalignError:
-                    if is_new:
+                    if is_new and ranks.is_first:
                         shutil.rmtree(place, ignore_errors=True)
                     raise
-            stack.enter_context(in_use(place))
-            for name in RECORDS:
-                replace_file(folder / name, (place / name).read_text(encoding="utf-8"))
-            stores.phase.model_copy(update={"folder": str(place)}).write(folder / "supervision.json")
-        yield stores
+            if ranks.is_first:
+                stack.enter_context(in_use(place))
+                for name in RECORDS:
+                    replace_file(folder / name, (place / name).read_text(encoding="utf-8"))
+        phase = SourcePhase.read(place / PHASE).model_copy(update={"folder": str(place)})
+        if ranks.is_first:
+            phase.write(folder / "supervision.json")
+        train: Supervision | LiveSupervision
+        if experiment.live:
+            train = _live(experiment, place, console, source or load(console, "source", inputs.source, device), inputs)
+        else:
+            del source
+            train = Supervision.open(place / TRAIN)
+        yield SourceStores(phase, train, Supervision.open(place / HELD_OUT))
 
 
-def _cached(place: Path, console: Console) -> SourceStores | None:
+def _is_whole(place: Path, experiment: Experiment, console: Console) -> bool:
     if not (place / PHASE).is_file():
-        return None
-    phase = SourcePhase.read(place / PHASE)
+        return False
     try:
         with console.step(f"check the supervision kept in {place}"):
-            return SourceStores(phase, Supervision.open(place / "supervision"), Supervision.open(place / "held_out"))
+            for name in (HELD_OUT,) if experiment.live else (TRAIN, HELD_OUT):
+                Supervision.open(place / name)
     except SemalignError as error:
         console.note(f"{error}: made again")
         (place / PHASE).unlink()
-        return None
+        return False
+    return True
 
 
 def _make(
     experiment: Experiment, place: Path, key: str, console: Console, inputs: Inputs, device: torch.device
-) -> SourceStores:
-    geometry, scorer = _read_target(experiment, console, inputs, device)
-    place.mkdir(parents=True, exist_ok=True)
-    source = load(console, "source", inputs.source, device)
-    pairing, transport = _plan(experiment, place, console, source, inputs, geometry, scorer)
-    exact = experiment.supervision.model_copy(update={"output": FinalHidden(), "dtype": "float32"})
-    wanted = {
-        "supervision": (inputs.split.train, experiment.supervision),
-        "held_out": (inputs.split.held_out, exact),
-    }
-    needed = sum(_bytes(rows, settings, source, inputs, pairing, transport) for rows, settings in wanted.values())
-    free = shutil.disk_usage(place).free + bytes_in(place)  # what an interrupted call left is part of it
-    console.note(f"supervision takes {needed / 1e6:.1f} MB on disk, {free / 1e9:.1f} GB are free")
-    if needed > free:
-        raise SemalignError(
-            f"supervision takes {needed / 1e9:.2f} GB, {place} has {free / 1e9:.2f} GB free: set SEMALIGN_CACHE to "
-            "another disk, delete old supervision with `semalign store prune`, or set supervision.dtype=int8 or a "
-            "smaller supervision.output.k"
-        )
+) -> LoadedModel:
+    """Fill a place of the cache; returns the source."""
+    ranks = Ranks.current()
+    loaded: list[LoadedModel] = []
 
-    def store(name: str) -> Supervision:
-        rows, settings = wanted[name]
+    def plan() -> tuple[LayerPairing, Transport]:
+        geometry, scorer = _read_target(experiment, console, inputs, device)
+        place.mkdir(parents=True, exist_ok=True)
+        loaded.append(load(console, "source", inputs.source, device))
+        return _plan(experiment, place, console, loaded[0], inputs, geometry, scorer)
+
+    pairing, transport = ranks.from_first(plan)
+    source = loaded[0] if loaded else load(console, "source", inputs.source, device)
+    exact = experiment.supervision.model_copy(update={"output": FinalHidden(), "dtype": "float32"})
+    wanted = {HELD_OUT: (inputs.split.held_out, exact)}
+    if not experiment.live:
+        wanted[TRAIN] = (inputs.split.train, experiment.supervision)
+
+    def check_disk() -> None:
+        needed = sum(_bytes(rows, settings, source, inputs, pairing, transport) for rows, settings in wanted.values())
+        free = shutil.disk_usage(place).free + bytes_in(place)  # what an interrupted call left is part of it
+        console.note(f"supervision takes {needed / 1e6:.1f} MB on disk, {free / 1e9:.1f} GB are free")
+        if needed > free:
+            raise SemalignError(
+                f"supervision takes {needed / 1e9:.2f} GB, {place} has {free / 1e9:.2f} GB free: set SEMALIGN_CACHE to "
+                "another disk, delete old supervision with `semalign store prune`, set supervision.dtype=int8 or a "
+                "smaller supervision.output.k, or live=true, which keeps none"
+            )
+
+    ranks.from_first(check_disk)
+    stores = {}
+    for name, (rows, settings) in wanted.items():
         progress = console.progress(f"supervise {len(rows)} rows", batches(rows, experiment.batch_size))
-        return supervise(
+        stores[name] = supervise(
             source.model,
             progress,
             pairing,
@@ -139,21 +173,37 @@ def _make(
             entries=inputs.shared.source_ids,
             resume_key=key,
         )
-
-    train, held_out = store("supervision"), store("held_out")
+    measurement = measured(experiment, console, "source", source, stores[HELD_OUT], inputs.split)
     phase = SourcePhase(
         key=key,
         folder=str(place),
         source=experiment.source.path,
         target=experiment.target.path,
-        train_rows=len(train),
-        held_out_rows=len(held_out),
-        supervised_tokens=train.manifest.supervised_tokens,
-        residual_error=train.manifest.residual_error,
-        measurement=measured(experiment, console, "source", source, held_out, inputs.split),
+        train_rows=len(inputs.split.train),
+        held_out_rows=len(inputs.split.held_out),
+        supervised_tokens=sum(len(row.answer_ids) for row in inputs.split.train),
+        residual_error=stores[TRAIN].manifest.residual_error if TRAIN in stores else 0.0,
+        measurement=measurement,
     )
-    phase.write(place / PHASE)  # last: with it, the source is not needed again
-    return SourceStores(phase, train, held_out)
+    if ranks.is_first:
+        phase.write(place / PHASE)  # last: with it, the source is not needed again
+    ranks.wait()
+    return source
+
+
+def _live(
+    experiment: Experiment, place: Path, console: Console, source: LoadedModel, inputs: Inputs
+) -> LiveSupervision:
+    console.note("the source stays in memory and supervises every batch")
+    return LiveSupervision(
+        source.model,
+        batches(inputs.split.train, experiment.batch_size),
+        LayerPairing.read(place / "pairing.json"),
+        Transport.load(place / "transport"),
+        settings=experiment.supervision,
+        entries=inputs.shared.source_ids,
+        key=SourcePhase.read(place / PHASE).key,
+    )
 
 
 def _bytes(
@@ -232,6 +282,8 @@ def _plan(
         )
         fidelity = measure_fidelity(pairs, transport=transport, within_source=within_source)
     fidelity.write(folder / "fidelity.json")
+    # On the CPU: other processes have other devices.
+    transport = Transport(transport.matrix.cpu(), transport.manifest).save(folder / "transport")
     console.note(f"mean CKA of paired contributions after transport: {fidelity.mean_cka_transported:.3f}")
     return pairing, transport
 

@@ -8,6 +8,7 @@ from ._objectives import Objective as Objective
 from ._objectives import OutputKL as OutputKL
 from ._objectives import Relation as Relation
 from ._objectives import Step as Step
+from ._ranks import RaisedElsewhere as RaisedElsewhere
 from ._ranks import Ranks as Ranks
 from ._settings import FinalHidden as FinalHidden
 from ._settings import Shard as Shard
@@ -33,6 +34,7 @@ __all__ = [
     "Objective",
     "OutputKL",
     "OutputTarget",
+    "RaisedElsewhere",
     "Ranks",
     "Relation",
     "Shard",

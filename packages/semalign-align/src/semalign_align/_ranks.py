@@ -3,7 +3,7 @@
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -11,6 +11,10 @@ from semalign_geometry import SemalignError
 from torch import Tensor
 
 T = TypeVar("T")
+
+
+class RaisedElsewhere(SemalignError):
+    """An error of the first process, on another one: the first tells of it."""
 
 
 @dataclass(frozen=True)
@@ -73,21 +77,36 @@ class Ranks:
         """What the first process makes, on every process.
 
         Raises:
-            SemalignError: it was raised there.
+            SemalignError: it was raised there; `RaisedElsewhere` on the other processes.
         """
         if self.size == 1:
             return make()
-        sent: list[T | SemalignError | None] = [None]
+        made: list[T] = []
+        failure: SemalignError | None = None
         if self.is_first:
             try:
-                sent[0] = make()
+                made.append(make())
             except SemalignError as error:
-                sent[0] = error
+                failure = error
+        sent: list[Any] = [made, None if failure is None else str(failure)]
         dist.broadcast_object_list(sent, device=self._device())
-        made = sent[0]
-        if isinstance(made, SemalignError):
-            raise made
-        return made  # type: ignore[return-value] # None only where that was made
+        if failure is not None:
+            raise failure
+        results, message = sent
+        if message is not None:
+            raise RaisedElsewhere(message)
+        result: T = results[0]
+        return result
+
+    def in_turn(self, make: Callable[[], T]) -> T:
+        """What each process makes for itself, the first before the others, which find what it left in caches.
+
+        Raises:
+            SemalignError: it was raised on the first process; `RaisedElsewhere` on the others then.
+        """
+        made: list[T] = []
+        self.from_first(lambda: made.append(make()))
+        return made[0] if made else make()
 
     def from_all(self, value: T) -> list[T]:
         """The value of every process, in their order."""
@@ -100,9 +119,8 @@ class Ranks:
     @staticmethod
     def _device() -> torch.device:
         """Where the group's backend takes tensors."""
-        return (
-            torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else torch.device("cpu")
-        )
+        on_cuda = "nccl" in dist.get_backend()
+        return torch.device("cuda", torch.cuda.current_device()) if on_cuda else torch.device("cpu")
 
 
 def _dealt(items: Sequence[T], rank: int, size: int) -> Iterator[tuple[T, bool]]:

@@ -137,10 +137,12 @@ class DecoderView:
 
     @contextmanager
     def compiled(self) -> Iterator[None]:
-        """Each layer's forward goes through `torch.compile`, one layer at a time, so that all share the kernels."""
+        """Each layer's forward goes through `torch.compile`, layer by layer, so that all share their kernels."""
         with ExitStack() as stack:
+            # A backward run that may free what it was given could not be followed by one for another term.
+            stack.enter_context(torch._functorch.config.patch(donated_buffer=False))
             for layer in self.layers:
-                stack.enter_context(_instead(layer, torch.compile(layer.forward)))
+                stack.enter_context(_instead(layer, torch.compile(layer.forward, dynamic=True)))
             yield
 
     @torch.no_grad()
