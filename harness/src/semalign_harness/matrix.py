@@ -177,6 +177,8 @@ def claimed_matrix(folder: Path, matrix: Matrix) -> Iterator[None]:
         lock.acquire(timeout=0)
     except Timeout:
         raise SemalignError(f"another process works on the matrix in {folder}: wait for it") from None
+    except OSError as error:
+        raise _unusable(folder, error) from None
     try:
         if not (folder / MATRIX).exists():
             matrix.write(folder / MATRIX)
@@ -198,7 +200,7 @@ def check_folder(folder: Path, matrix: Matrix) -> None:
             raise SemalignError(f"{folder} is a file: choose another folder with --out")
         names = {place.name for place in folder.iterdir()}
     except OSError as error:
-        raise SemalignError(f"{folder} cannot be used ({error}): choose another folder with --out") from None
+        raise _unusable(folder, error) from None
     if MATRIX in names:
         changes = _matrix_differences(Matrix.read(folder / MATRIX), matrix)
         if changes:
@@ -207,6 +209,10 @@ def check_folder(folder: Path, matrix: Matrix) -> None:
             )
     elif any(name != _LOCK and not name.startswith(f".{MATRIX}.") for name in names):
         raise SemalignError(f"{folder} is not empty, and holds no {MATRIX}: choose another folder with --out")
+
+
+def _unusable(folder: Path, error: OSError) -> SemalignError:
+    return SemalignError(f"{folder} cannot be used ({error}): choose another folder with --out")
 
 
 def _matrix_differences(there: Matrix, here: Matrix) -> list[str]:
