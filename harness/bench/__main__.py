@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -13,6 +14,8 @@ from catalogue import ROWS, Request
 from report import document, lacking, table
 from runner import Measurements, Settings, measure
 
+PATIENCE = 60.0
+"""Seconds after which a case is not repeated again, unless a number of repeats is asked for."""
 EPILOG = """examples:
   python harness/bench --list
   python harness/bench --rows basis,kl --repeats 5
@@ -37,7 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     failures: list[str] = []
     with tempfile.TemporaryDirectory(prefix="semalign-bench-", ignore_cleanup_errors=True) as workspace:
         repeats = options.repeats or (3 if request.full else 1)
-        settings = Settings(options.device, options.dtype, repeats, Path(workspace))
+        seconds = PATIENCE if options.repeats is None else math.inf
+        settings = Settings(options.device, options.dtype, repeats, seconds, Path(workspace))
         for case in (case for name in names for case in ROWS[name](request)):
             reason = lacking(case)
             if case.gib > options.memory:
@@ -62,7 +66,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--rows", default=",".join(ROWS), help="rows to measure, separated by commas")
     parser.add_argument("--list", action="store_true", help="list the rows, and measure nothing")
-    parser.add_argument("--repeats", type=int, help="interleaved repeats (3; 1 at scale small)")
+    parser.add_argument("--repeats", type=int, help="interleaved repeats (3, less after a minute; 1 at scale small)")
     parser.add_argument("--scale", choices=("small", "full"), default="full", help="small is a smoke of everything")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, …")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")

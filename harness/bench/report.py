@@ -11,8 +11,8 @@ from case import Case, Goal, Line
 from runner import Measured, Measurements, Settings
 
 HEADER = (
-    "row", "size", "peer", "ours s", "peer s", "time", "min–max", "ours MiB", "peer MiB", "memory", "bound", "goal",
-    "met",
+    "row", "size", "peer", "n", "ours s", "peer s", "time", "min–max", "ours MiB", "peer MiB", "memory", "bound",
+    "goal", "met",
 )  # fmt: skip
 PACKAGES = ("torch", "transformers", "captum", "ckatorch", "trl", "liger-kernel", "semalign-geometry")
 
@@ -54,6 +54,7 @@ def _line(measurements: Measurements, line: Line) -> dict[str, Any]:
         "size": case.size + line.label,
         "peer": case.peer.format(**versions()),
         "unit": case.unit or "call",
+        "repeats": len(ours),
         "ours_seconds": statistics.median(ours),
         "peer_seconds": statistics.median(peer),
         "ours_bytes": statistics.median(ours_bytes),
@@ -118,7 +119,7 @@ def table(result: dict[str, Any]) -> str:
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     text = "\n".join(
         "  ".join(
-            cell.ljust(width) if place in (0, 1, 2, 11) else cell.rjust(width)
+            cell.ljust(width) if place in (0, 1, 2, 12) else cell.rjust(width)
             for place, (cell, width) in enumerate(zip(line, widths, strict=True))
         ).rstrip()
         for line in lines
@@ -126,7 +127,7 @@ def table(result: dict[str, Any]) -> str:
     notes = [
         "",
         "time, memory: ours / peer, median over the repeats; below 1 ours needs less; bound: time / lower bound",
-        f"{result['repeats']} interleaved repeats, each side in its own process; {result['device']}, "
+        f"n interleaved repeats, each side in its own process; {result['device']}, "
         f"{result['dtype']}, {result['threads']} threads, torch {result['versions'].get('torch')}, "
         f"scale {result['scale']}",
     ]
@@ -143,6 +144,7 @@ def _cells(line: dict[str, Any]) -> tuple[str, ...]:
         line["row"],
         line["size"] + per,
         line["peer"],
+        str(line["repeats"]),
         f"{line['ours_seconds']:.3g}",
         f"{line['peer_seconds']:.3g}",
         f"{ratios['time']['median']:.3g}",

@@ -4,6 +4,7 @@ import hashlib
 import json
 import multiprocessing
 import tempfile
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,6 +53,8 @@ class Settings:
     device: str
     dtype: str
     repeats: int
+    seconds: float
+    """No further repeat of a case begins after so long."""
     workspace: Path
     """Folder for models, rows and results."""
 
@@ -106,7 +109,7 @@ def _processes(device: str) -> multiprocessing.context.ForkServerContext | multi
 
 
 def measure(case: Case, settings: Settings, tell: Callable[[str], None], *, run: Run = run_side) -> Measurements:
-    """Measure all sides of a case in turn, `settings.repeats` times, every other time in reverse order.
+    """Measure all sides of a case in turn, up to `settings.repeats` times, every other time in reverse order.
 
     Raises:
         BenchError: a side failed, or computed something else than ours.
@@ -115,7 +118,10 @@ def measure(case: Case, settings: Settings, tell: Callable[[str], None], *, run:
     sides: dict[str, list[Measured]] = {name: [] for name in names}
     order: list[str] = []
     differences: dict[str, float] = {}
+    started = time.monotonic()
     for repeat in range(settings.repeats):
+        if repeat and time.monotonic() - started > settings.seconds:
+            break
         results = {}
         for name in names if repeat % 2 == 0 else reversed(names):
             function = case.function or f"{case.row}_{name}"

@@ -76,7 +76,7 @@ def test_a_wrong_command_line_gets_one_sentence(arguments: list[str], said: str)
 
 def test_a_peer_that_disagrees_is_a_failure(modules: dict[str, ModuleType], tmp_path: Path) -> None:
     case = modules["case"].Case(row="row", size="size", module="", peer="", parameters={}, warm=None, tolerance=1e-3)
-    settings = modules["runner"].Settings("cpu", "float32", 1, tmp_path)
+    settings = modules["runner"].Settings("cpu", "float32", 1, 60.0, tmp_path)
     measured = modules["runner"].Measured(seconds=1.0, units=1.0, bytes=1, threads=1)
 
     def run(peer: dict[str, torch.Tensor]) -> object:
@@ -92,7 +92,7 @@ def test_a_peer_that_disagrees_is_a_failure(modules: dict[str, ModuleType], tmp_
 
 
 def test_a_side_that_fails_is_told(modules: dict[str, ModuleType], tmp_path: Path) -> None:
-    settings = modules["runner"].Settings("cpu", "float32", 1, tmp_path)
+    settings = modules["runner"].Settings("cpu", "float32", 1, 60.0, tmp_path)
     with pytest.raises(modules["case"].BenchError, match="basis_ours failed .exit status 1.: TypeError: .*entries"):
         modules["runner"].run_side("rows_geometry", "basis_ours", {}, None, settings)
 
