@@ -104,7 +104,7 @@ class Totals(Settings):
     """Weights, moments and gradients of the largest frontier layer, in float32."""
     target_phase: int
     """Memory while the target trains (weights, training state, activations of one micro-batch of the longest rows, the
-    source's head), or while it is compared with its saved copy, whichever is more."""
+    source's head, or the whole source with `live`), or while it is compared with its saved copy, whichever is more."""
     memory: int
     """The larger of both phases; the source is gone when training starts."""
     supervision: int
@@ -190,13 +190,21 @@ def shape_of(config: PreTrainedConfig) -> ModelShape:
     )
 
 
-def estimate(experiment: Experiment) -> Needs:
+def estimate(
+    experiment: Experiment, *, source_shape: ModelShape | None = None, target_shape: ModelShape | None = None
+) -> Needs:
     """What an experiment needs.
+
+    Args:
+        experiment: what would run.
+        source_shape: shape of the source, where it is known; None looks for it.
+        target_shape: shape of the target, likewise.
 
     Raises:
         SemalignError: a local model cannot be read.
     """
-    source, target = _model_needs(experiment.source), _model_needs(experiment.target)
+    source = _model_needs(experiment.source, source_shape)
+    target = _model_needs(experiment.target, target_shape)
     totals = None if source is None or target is None else _totals(experiment, source, target)
     return Needs(source=source, target=target, totals=totals)
 
@@ -208,14 +216,15 @@ def _totals(experiment: Experiment, source: ModelNeeds, target: ModelNeeds) -> T
     source_phase = source.weight_bytes + kept + _activations(source, attributed)
     trained = min(train.micro_batch_size, train.batch_size) * data.max_length
     training_state = _training_state(experiment, target.shape)
-    training = target.weight_bytes + training_state + source.head_bytes + _training_activations(target, trained, train)
-    target_phase = max(training, 2 * target.weight_bytes + source.head_bytes)
+    beside = source.weight_bytes if experiment.live else source.head_bytes
+    training = target.weight_bytes + training_state + beside + _training_activations(target, trained, train)
+    target_phase = max(training, 2 * target.weight_bytes + beside)
     return Totals(
         source_phase=source_phase,
         training_state=training_state,
         target_phase=target_phase,
         memory=max(source_phase, target_phase),
-        supervision=_supervision(experiment, source, target),
+        supervision=0 if experiment.live else _supervision(experiment, source, target),
         held_out=_held_out(experiment, source, target),
         scratch=_scratch(experiment, target),
         saved=target.weight_bytes,
@@ -244,12 +253,12 @@ def describe(experiment: Experiment) -> list[str]:
     return [
         *lines,
         f"for rows of data.max_length={experiment.data.max_length} tokens, all of them supervised:",
-        f"memory: about {_gb(totals.source_phase)} with the source, {_gb(totals.target_phase)} with the target, "
-        f"{_gb(totals.training_state)} of it training state",
+        f"memory: about {gb(totals.source_phase)} with the source, {gb(totals.target_phase)} with the target, "
+        f"{gb(totals.training_state)} of it training state",
         f"accelerator: {accelerator(totals.memory)}",
-        f"disk: at most {_gb(totals.supervision + totals.held_out)} of supervision, {_gb(totals.scratch)} until the "
-        f"run ends, and {_gb(totals.saved)} for the trained target",
-        f"downloads: {_gb(totals.download)} of weights, besides the data set",
+        f"disk: at most {gb(totals.supervision + totals.held_out)} of supervision, {gb(totals.scratch)} until the "
+        f"run ends, and {gb(totals.saved)} for the trained target",
+        f"downloads: {gb(totals.download)} of weights, besides the data set",
     ]
 
 
@@ -266,8 +275,8 @@ def presets_table(experiments: Iterable[Experiment]) -> str:
                 experiment.name,
                 " → ".join(names),
                 " → ".join("?" if model is None else _count(model.shape.parameters) for model in models),
-                "?" if totals is None else _gb(totals.download),
-                "?" if totals is None else _gb(totals.memory),
+                "?" if totals is None else gb(totals.download),
+                "?" if totals is None else gb(totals.memory),
                 "?" if totals is None else accelerator(totals.memory),
                 ", ".join(licences),
             )
@@ -276,8 +285,8 @@ def presets_table(experiments: Iterable[Experiment]) -> str:
     return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
 
 
-def _model_needs(model: ModelConfig) -> ModelNeeds | None:
-    shape = find_shape(model)
+def _model_needs(model: ModelConfig, shape: ModelShape | None) -> ModelNeeds | None:
+    shape = shape or find_shape(model)
     if shape is None:
         return None
     entry = catalogue().get(model.path)
@@ -286,11 +295,17 @@ def _model_needs(model: ModelConfig) -> ModelNeeds | None:
     return ModelNeeds(
         shape=shape,
         dtype=dtype,
-        weight_bytes=shape.parameters * _bytes(dtype),
+        weight_bytes=_weight_bytes(shape, dtype, in_4bit=model.load_in_4bit),
         download_bytes=shape.parameters * _bytes(shape.dtype) if fetched else 0,
         licence=None if entry is None else entry.licence,
         gated=entry is not None and entry.gated,
     )
+
+
+def _weight_bytes(shape: ModelShape, dtype: str, *, in_4bit: bool) -> int:
+    """With 4 bits: every layer in half a byte a number and a float32 scale for 64 numbers, the rest in the dtype."""
+    layers = shape.layers * shape.layer_parameters if in_4bit else 0
+    return (shape.parameters - layers) * _bytes(dtype) + layers * 9 // 16
 
 
 def _activations(model: ModelNeeds, tokens: int) -> int:
@@ -378,7 +393,7 @@ def _model_line(role: str, config: ModelConfig, model: ModelNeeds | None) -> str
     return (
         f"{role} {config.path}: {_count(shape.parameters)} parameters, {shape.layers} layers of width {shape.width}, "
         f"{'tied' if shape.tied else 'own'} head of {shape.vocabulary} entries{positions}; "
-        f"{_gb(model.weight_bytes)} in {model.dtype}; licence {_licence(model)}"
+        f"{gb(model.weight_bytes)} in {model.dtype}; licence {_licence(model)}"
     )
 
 
@@ -393,7 +408,7 @@ def _licence(model: ModelNeeds) -> str:
     return "unknown" if model.licence is None else model.licence + (" (gated)" if model.gated else "")
 
 
-def _gb(count: int) -> str:
+def gb(count: int) -> str:
     """Bytes in units of 10⁹, or of 10⁶ where that is too coarse."""
     if count == 0:
         return "none"

@@ -87,6 +87,11 @@ def phase_key(experiment: Experiment, inputs: Inputs, device: torch.device) -> s
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
+def is_kept(key: str) -> bool:
+    """Whether the place of a key has been filled."""
+    return (_cache() / key[:16] / PHASE).is_file()
+
+
 @contextmanager
 def phase_folder(key: str, console: Console) -> Iterator[Path]:
     """The place of a key in the cache, for this process alone; waits for another one that is filling it.

@@ -24,13 +24,16 @@ from .experiment import Experiment
 from .inputs import Inputs, load, read_inputs
 from .measure import Measurement, measured
 from .models import LoadedModel
-from .phase_cache import bytes_in, phase_key
+from .phase_cache import bytes_in, is_kept, phase_key
+from .plan import Clock, Plan, describe_plan, duration, make_plan
 from .resources import join, peak_memory
 from .run_folder import ENVIRONMENT, EXPERIMENT, METRICS, RESULT, claimed, cut_metrics
 from .saving import save_model
 from .source_phase import SourceStores, source_stores
 
 BEFORE = "before.json"
+TELL_EVERY = 60.0
+"""Seconds between two notes of the remaining time."""
 PACKAGES = (
     "semalign-harness",
     "semalign-train",
@@ -121,6 +124,11 @@ def run_experiment(experiment: Experiment, folder: Path, *, console: Console | N
             console.note(f"going on with the interrupted run in {folder}")
         try:
             inputs, environment = _begin(experiment, folder, console, device, resumed=resumed)
+            plan = make_plan(
+                experiment, inputs, device, processes=ranks.size, supervised=is_kept(environment.supervision_key)
+            )
+            for line in describe_plan(plan, experiment, inputs):
+                console.note(line)
             stores = stack.enter_context(
                 source_stores(experiment, folder, console, inputs, device, environment.supervision_key)
             )
@@ -133,7 +141,7 @@ def run_experiment(experiment: Experiment, folder: Path, *, console: Console | N
                 shutil.rmtree(folder, ignore_errors=True)
             raise
         before = _before(experiment, folder, console, target, stores.held_out, inputs.split)
-        transfer = _train(experiment, folder, console, target, stores)
+        transfer = _train(experiment, folder, console, target, stores, plan)
         saved: list[LoadedModel] = []
         with console.step("save the target, reload it, compare logits"):
             ranks.from_first(lambda: saved.append(save_and_reload(target, folder / "model")))
@@ -267,7 +275,7 @@ def _before(
 
 
 def _train(
-    experiment: Experiment, folder: Path, console: Console, target: LoadedModel, stores: SourceStores
+    experiment: Experiment, folder: Path, console: Console, target: LoadedModel, stores: SourceStores, plan: Plan
 ) -> TransferReport:
     ranks = Ranks.current()
     with contextlib.ExitStack() as stack:
@@ -283,12 +291,17 @@ def _train(
         )
         bar = stack.enter_context(console.bar("train", sum(trainer.stage_steps)))
         metrics: TextIO | None = None
+        clock, told = Clock(plan, trainer.layers), console.seconds
 
         def record(entry: StepRecord | StageRecord) -> None:
-            nonlocal metrics
+            nonlocal metrics, told
             if isinstance(entry, StageRecord):
                 for fact in _incidents(entry):
                     console.note(f"layer {entry.layer}: {fact}")
+                left = clock.after(entry.layer, entry.seconds)
+                if console.seconds - told >= TELL_EVERY:
+                    told = console.seconds
+                    console.note(f"layer {entry.layer} of {trainer.view.depth}: about {duration(left)} left")
                 return
             if metrics is None:
                 bar.skip(cut_metrics(folder, entry))

@@ -1,5 +1,6 @@
 """How the target is trained, and what training reports."""
 
+import math
 from typing import Annotated, Literal
 
 from pydantic import Field, PositiveInt
@@ -122,6 +123,19 @@ class TransferConfig(Contract):
         if not (self.weights.geometry or self.weights.output or self.weights.answer):
             raise SemalignError("every weight of the loss is 0: set one of geometry, output, answer above 0")
         return layers
+
+    def stage_steps(self, depth: int, examples: int) -> tuple[int, ...]:
+        """Optimiser steps of each stage, in the order of `stages`; passes are shared equally by the stages.
+
+        Args:
+            depth: layers of the target.
+            examples: how many there are to train on.
+        """
+        layers = self.stages(depth)
+        if isinstance(self.steps, tuple):
+            return self.steps
+        steps = self.steps or math.ceil(self.passes * examples / (self.batch_size * len(layers)))
+        return (steps,) * len(layers)
 
 
 class StepRecord(Settings):

@@ -155,12 +155,8 @@ class FrontierTrainer:
 
     @property
     def stage_steps(self) -> tuple[int, ...]:
-        """Optimiser steps of each stage, in the order of `layers`; passes are shared equally by the stages."""
-        steps = self.config.steps
-        if steps is None:
-            rows = self.config.passes * len(self.supervision)
-            steps = math.ceil(rows / (self.config.batch_size * len(self.layers)))
-        return steps if isinstance(steps, tuple) else (steps,) * len(self.layers)
+        """Optimiser steps of each stage, in the order of `layers`."""
+        return self.config.stage_steps(self.view.depth, len(self.supervision))
 
     def fit(self) -> TransferReport:
         """Run every stage, shallow to deep; the target is changed in place.
