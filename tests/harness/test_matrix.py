@@ -352,6 +352,7 @@ def test_an_array_of_jobs(
     assert f"submitted 2 of 4 cells: job {again}\n" in captured.err, "the one that failed, and the one that is gone"
     assert "tried again: layers are (9,)" in captured.err
     assert f"tried again: job {array}_2 ended without a result: see " in captured.err
+    assert not list((tmp_path / "matrix" / "logs").glob("*.failed")), "no reason stays for the job that follows"
     assert job_ids(tmp_path) == [f"{array}_0", f"{array}_3", f"{again}_0", f"{again}_1"]
     assert [(row["state"], row["note"]) for row in table(tmp_path)] == [
         ("finished", ""),
@@ -373,10 +374,13 @@ def test_an_array_of_jobs(
     assert (cluster / "number").read_text().strip() == again
 
 
-def test_a_preempted_job_goes_on(
-    tmp_path: Path, overrides: list[str], cluster: Path, node: Any, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("minutes", ["240", "5"], ids=["preempted", "at its time limit"])
+def test_a_job_that_is_stopped_goes_on(
+    minutes: str, tmp_path: Path, overrides: list[str], cluster: Path, node: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert submitted(tmp_path, overrides, *SEEDS, "--executor", "slurm") == 0
+    # Under ten minutes, submitit takes any signal for the time limit's.
+    limit = ["--slurm", f"timeout_min={minutes}"]
+    assert submitted(tmp_path, overrides, *SEEDS, "--executor", "slurm", *limit) == 0
     job = job_ids(tmp_path)[1]
     steps: list[tuple[int, int]] = []
     step = FrontierTrainer._step
