@@ -11,6 +11,7 @@ from semalign_geometry import (
     Head,
     SemalignError,
     TopEntries,
+    _divergence,
     answer_nll,
     coarse_divergence,
     head_statistics,
@@ -286,6 +287,48 @@ def test_narrow_heads_agree_with_float64_on_the_same_logits(seed: int, chunk: in
     gradient = (t.softmax(1) - s.softmax(1)) @ target_head.weight.double()
     slack = 1e-4 if dtype == torch.float32 else 0.1
     assert_close(target.grad.double(), gradient, rtol=slack, atol=slack)
+
+
+@given(seeds, st.integers(1, 40))
+def test_the_gradient_vanishes_with_the_divergence_in_bfloat16(seed: int, chunk: int) -> None:
+    """Rounding is relative to the difference of the distributions, not to either of them."""
+    head = Head(normal(seed, 40, 4).bfloat16())
+    bias = (1e-3 * normal(seed + 1, 40)).float()
+    hidden = normal(seed + 2, 3, 4).bfloat16()
+    target = hidden.float().requires_grad_()
+    output_divergence(hidden, head, target, Head(head.weight, bias), chunk=chunk).sum().backward()
+    s = head.logits(hidden).double()
+    gradient = ((s + bias.double()).softmax(1) - s.softmax(1)) @ head.weight.double()
+    assert target.grad is not None
+    assert_close(target.grad.double(), gradient, rtol=0, atol=5e-5)
+
+
+def test_autocast_leaves_the_gradient_alone() -> None:
+    heads, states = [Head(normal(i, 40, 4).float()) for i in (0, 1)], [normal(i, 3, 4).float() for i in (2, 3)]
+
+    def gradient(autocast: bool) -> Tensor:
+        target = states[1].clone().requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            values = output_divergence(states[0], heads[0], target, heads[1], chunk=16)
+            values = values + answer_nll(target, heads[1], torch.arange(3), chunk=16)
+        values.sum().backward()
+        assert target.grad is not None
+        return target.grad
+
+    assert_close(gradient(True), gradient(False))
+
+
+@pytest.mark.parametrize("needed", [True, False])
+def test_the_gradient_is_summed_only_if_it_is_needed(needed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    original = _divergence._weighted_rows
+    monkeypatch.setattr(_divergence, "_weighted_rows", lambda *args: calls.append(1) or original(*args))
+    head, hidden = Head(normal(0, 5, 3)), normal(1, 2, 3)
+    target = hidden.clone().requires_grad_()
+    with torch.set_grad_enabled(needed):
+        output_divergence(hidden, head, target, head)
+        answer_nll(target, head, torch.arange(2))
+    assert len(calls) == (3 if needed else 0)
 
 
 def test_peaked_distributions_stay_finite() -> None:

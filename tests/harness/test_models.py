@@ -1,5 +1,6 @@
 """Models are checked before they are used; what cannot be used is named with the remedy."""
 
+import importlib.util
 import json
 import shutil
 from dataclasses import replace
@@ -82,3 +83,21 @@ def test_tokenizers_must_agree(pair: tuple[Path, Path], tmp_path: Path) -> None:
     file.write_text(json.dumps(data), encoding="utf-8")
     with pytest.raises(SemalignError, match="the tokenizers differ: .* one family"):
         check_tokenizers(source, open_model(ModelConfig(path=str(other))), [])
+
+
+def test_a_model_in_4_bits_computes_about_the_same(pair: tuple[Path, Path]) -> None:
+    whole, small = (load_model(ModelConfig(path=str(pair[0]), load_in_4bit=four)).model for four in (False, True))
+    kinds = {type(module).__name__ for module in small.model.layers.modules()}
+    assert "Linear4bit" in kinds and "Linear" not in kinds
+    assert torch.equal(small.lm_head.weight, whole.lm_head.weight)
+    ids = torch.arange(3, 30)[None]
+    with torch.no_grad():
+        ours, theirs = (model(ids).logits.flatten() for model in (small, whole))
+    assert 0.5 < float(torch.corrcoef(torch.stack([ours, theirs]))[0, 1]) < 1
+
+
+def test_4_bits_need_their_extra(pair: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *more: None if name == "bitsandbytes" else find(name))
+    with pytest.raises(SemalignError, match=r'pip install "semalign-harness\[4bit\]"'):
+        load_model(ModelConfig(path=str(pair[0]), load_in_4bit=True))

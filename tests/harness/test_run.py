@@ -71,6 +71,7 @@ def test_the_same_experiment_gives_the_same_target(
         ["scorer.kind=similarity", "pairing.kind=similarity", "transport.frame=dual", "train.objective.kind=fisher"],
         ["transport.frame=none", "supervision.residual=span", "supervision.output.kind=final_hidden"],
         ["train.trainable.kind=lora", "train.trainable.rank=2", "train.objective.kind=cosine"],
+        ["source.load_in_4bit=true", "supervision=live", "train.checkpoint_steps=1"],
         ["source.dtype=bfloat16", "target.dtype=bfloat16", "train.weights.output=0"],
         ["pairing.kind=manual", "pairing.layers=[1, 1, 4]", "train.layers=[2]", "train.weights.answer=1"],
     ],
@@ -140,6 +141,7 @@ def test_bad_settings_are_one_sentence(
     assert "every weight of the loss is 0" in refused(
         tmp_path, overrides, capsys, "train.weights.output=0", "train.weights.geometry=0"
     )
+    assert "cannot be in 4 bits" in refused(tmp_path, overrides, capsys, "target.load_in_4bit=true")
     assert "device 'cuba'" in refused(tmp_path, overrides, capsys, "device=cuba")
     assert main(["run", "nonsense"]) == 2
     assert "neither a preset" in capsys.readouterr().err

@@ -1,6 +1,7 @@
 """The laws of frontier training."""
 
 import copy
+import functools
 import math
 from collections import Counter
 from pathlib import Path
@@ -10,7 +11,17 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from semalign_align import AnswerNLL, Cosine, Fisher, OutputKL, Relation, Step, Supervision, supervise
+from semalign_align import (
+    AnswerNLL,
+    Cosine,
+    Fisher,
+    LiveSupervision,
+    OutputKL,
+    Relation,
+    Step,
+    Supervision,
+    supervise,
+)
 from semalign_attribution import view_of
 from semalign_geometry import Head, SemalignError, Transport
 from semalign_train import (
@@ -762,3 +773,47 @@ def test_terms_have_the_names_of_their_objectives(top: Supervision) -> None:
     config = quick(steps=1, layers=(1,), weights=LossWeights(geometry=1, output=1, answer=1))
     _, (record,) = fit(target_model(), top, config)
     assert list(record.losses) == [Relation().name, OutputKL().name, AnswerNLL().name]
+
+
+# Compiled layers
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # torch.compile looks at every input's
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("architecture", ["llama", "gemma2"])
+def test_compiled_layers_train_alike(
+    architecture: str, recompute: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the graphs of torch.compile but without its slow code generator."""
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
+    source, target = source_model(architecture), target_model(architecture)
+    store = make_store(source, target, tmp_path / "store")
+    unsettle(target)
+    before = snapshot(target)["modules"]
+    config = quick(recompute_suffix=recompute, layers=(1, 3))
+    _, steps = fit(target_model(architecture), store, config)
+    _, compiled = fit(target, store, config.model_copy(update={"compile": True}))
+    assert snapshot(target)["modules"] == before
+    for one, other in zip(steps, compiled, strict=True):
+        assert one.losses == pytest.approx(other.losses, rel=1e-4)
+        assert one.gradient_norms == pytest.approx(other.gradient_norms, rel=1e-4)
+
+
+def test_compiled_and_sharded_layers_exclude_each_other(top: Supervision) -> None:
+    with pytest.raises(SemalignError, match="do not go together"):
+        FrontierTrainer(target_model(), top, quick(compile=True, shard_frozen=True))
+
+
+def test_checkpoints_with_a_live_source_need_its_key(tmp_path: Path) -> None:
+    source, target = source_model(), target_model()
+    live = LiveSupervision(source, [collate(EXAMPLES)], pair(), transport_between(source, target))
+    with pytest.raises(SemalignError, match="need its key"):
+        FrontierTrainer(target, live, quick(), checkpoints=tmp_path)
+
+
+def test_a_live_source_trains_as_a_store_does(exact: Supervision) -> None:
+    source = source_model()
+    transport = transport_between(source, target_model())
+    live = LiveSupervision(source, [collate(EXAMPLES)], pair(), transport, settings=EXACT)
+    for one, other in zip(fit(target_model(), exact, quick())[1], fit(target_model(), live, quick())[1], strict=True):
+        assert one.losses == pytest.approx(other.losses, rel=1e-3)

@@ -15,6 +15,7 @@ IMPORT_NAMES = {"pyyaml": "yaml"}
 
 # Declared without an import, and why.
 NOT_IMPORTED = {
+    ("semalign-harness", "bitsandbytes"): "transformers needs it to load a model in 4 bits",
     ("semalign-harness", "gguf"): "transformers needs it to load a GGUF file",
     ("semalign-harness", "vllm"): "lm-eval needs it for its backend of that name",
 }

@@ -1,8 +1,9 @@
 """Output divergences against a language-model head, streamed over vocabulary chunks, forward and backward.
 
-None of these functions holds an (n, v) matrix, nor its gradient: each chunk of logits is made, used and dropped, and
-made again in the backward pass. Heads are constants here (they do not train), so the gradient is that of the hidden
-states.
+None of these functions holds an (n, v) matrix, nor its gradient: each chunk of logits is made, used and dropped. Heads
+are constants here (they do not train), so the gradient is that of the hidden states, an (n, d) matrix. The forward pass
+accumulates it beside the value, if it is needed, and keeps it for the backward pass, which makes no logits
+(`quadratic_divergence` alone makes each chunk again).
 
 Shape suffixes: N tokens, V vocabulary entries, W a vocabulary chunk, K entries kept per token.
 """
@@ -64,7 +65,7 @@ def output_divergence(
             "restrict both with Head.select to the shared entries (align_vocabularies)"
         )
     value: Tensor = _ExactDivergence.apply(  # type: ignore[no-untyped-call]
-        target_hidden, target_head, source_hidden, source_head, temperature, chunk
+        _without_unused_gradient(target_hidden), target_head, source_hidden, source_head, temperature, chunk
     )
     return value
 
@@ -172,7 +173,9 @@ def head_statistics(
         raise SemalignError(
             f"ids run from {int(ids.min())} to {int(ids.max())}, the head has entries 0 to {len(head.weight) - 1}"
         )
-    rest, selected_NK = _HeadStatistics.apply(hidden, head, ids, temperature, chunk)  # type: ignore[no-untyped-call]
+    rest, selected_NK = _HeadStatistics.apply(  # type: ignore[no-untyped-call]
+        _without_unused_gradient(hidden), head, ids, temperature, chunk
+    )
     return HeadStatistics(selected_NK, rest, torch.logaddexp(rest, torch.logsumexp(selected_NK, dim=1)))
 
 
@@ -208,66 +211,97 @@ def _chunks(head: Head, chunk: int) -> list[slice]:
     return [slice(start, start + chunk) for start in range(0, len(head.weight), chunk)]
 
 
-def _pull_back(head: Head, rows: slice, logits_NW: Tensor, gradient_NW: Tensor) -> Tensor:
-    """Gradient of the hidden states from the gradient of a chunk of logits: through soft-cap, scale and product."""
-    if head.softcap is not None:
-        gradient_NW = gradient_NW * (1 - (logits_NW / head.softcap).square())
+def _without_unused_gradient(hidden: Tensor) -> Tensor:
+    """Inside an autograd function grad mode is always off, so under no_grad it has to be told here."""
+    return hidden if torch.is_grad_enabled() else hidden.detach()
+
+
+def _softcap_slope(head: Head, logits_NW: Tensor) -> Tensor | None:
+    """Derivative of the soft-cap at these logits; None for a head without one."""
+    return None if head.softcap is None else 1 - (logits_NW / head.softcap).square()
+
+
+def _weighted_rows(head: Head, rows: slice, weights_NW: Tensor) -> Tensor:
+    """Σ_w weights · scale · W_w over a chunk: pulls a gradient of the product with W back to the hidden states."""
     weight_WD = head.weight[rows]
-    return ((head.scale * gradient_NW).to(weight_WD.dtype) @ weight_WD).to(gradient_NW.dtype)
+    with torch.autocast(weights_NW.device.type, enabled=False):
+        return head.scale * (weights_NW.to(weight_WD.dtype) @ weight_WD).to(weights_NW.dtype)
+
+
+class _RunningSoftmax:
+    """The softmax of each token over the entries that were added so far."""
+
+    def __init__(self, tokens: int, dtype: torch.dtype, device: torch.device) -> None:
+        # The lowest number, not −inf: a chunk may be −inf throughout.
+        self.peak = torch.full((tokens, 1), torch.finfo(dtype).min, dtype=dtype, device=device)
+        self.mass = torch.zeros_like(self.peak)
+        """Σ exp(logit − peak)"""
+
+    def add(self, logits_NW: Tensor) -> tuple[Tensor, Tensor]:
+        """Probabilities of these entries (they overwrite the logits), and the share that all earlier ones keep."""
+        peak = torch.maximum(self.peak, logits_NW.amax(1, keepdim=True))
+        earlier = self.mass * (self.peak - peak).exp()
+        weights_NW = logits_NW.sub_(peak).exp_()
+        self.peak, self.mass = peak, earlier + weights_NW.sum(1, keepdim=True)
+        mass = self.mass.clamp_min(torch.finfo(peak.dtype).tiny)  # 0 while all entries were −inf
+        return weights_NW.div_(mass), earlier / mass
+
+    def logsumexp(self) -> Tensor:
+        """Over all entries that were added; −inf if all of them were."""
+        return (self.peak + self.mass.log()).squeeze(1)
 
 
 class _HeadStatistics(torch.autograd.Function):
-    """(logsumexp of the entries outside of `ids`, logits of `ids`)."""
+    """(logsumexp of the entries outside of `ids`, logits of `ids`); the gradient of the first is the mean of W under
+    the softmax of those entries."""
 
     @staticmethod
     def forward(
         ctx: Any, hidden: Tensor, head: Head, ids: Tensor, temperature: float, chunk: int
     ) -> tuple[Tensor, Tensor]:
         dtype = accumulation_dtype(head.weight)
-        rest = torch.full((len(hidden),), -torch.inf, dtype=dtype, device=hidden.device)
+        rest = _RunningSoftmax(len(hidden), dtype, hidden.device)
         selected_NK = torch.zeros(ids.shape, dtype=dtype, device=hidden.device)
+        mean_ND = torch.zeros(hidden.shape, dtype=dtype, device=hidden.device) if ctx.needs_input_grad[0] else None
         for rows in _chunks(head, chunk):
-            logits_NW = head.logits(hidden, rows) / temperature
-            here, local = _within(ids, rows, logits_NW.shape[1])
-            selected_NK = torch.where(here, logits_NW.gather(1, local), selected_NK)
-            others_NW = logits_NW.masked_fill(_marked(here, local, logits_NW.shape[1]), -torch.inf)
-            rest = torch.logaddexp(rest, torch.logsumexp(others_NW, dim=1))
-        ctx.save_for_backward(hidden, ids, rest)
-        ctx.settings = (head, temperature, chunk)
-        return rest, selected_NK
+            logits_NW = head.logits(hidden, rows)
+            slope_NW = _softcap_slope(head, logits_NW) if mean_ND is not None else None
+            logits_NW /= temperature
+            at = ((ids >= rows.start) & (ids < rows.stop)).nonzero(as_tuple=True)
+            places = (at[0], ids[at].long() - rows.start)
+            selected_NK[at] = logits_NW[places]
+            logits_NW[places] = -torch.inf
+            p_NW, kept = rest.add(logits_NW)
+            if mean_ND is not None:
+                weights_NW = p_NW if slope_NW is None else p_NW * slope_NW
+                mean_ND = kept * mean_ND + _weighted_rows(head, rows, weights_NW)
+        ctx.save_for_backward(mean_ND, ids, selected_NK)
+        ctx.settings = (head, temperature, chunk, hidden.dtype)
+        return rest.logsumexp(), selected_NK
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, rest_gradient: Tensor, selected_gradient: Tensor) -> tuple[Tensor | None, ...]:
-        hidden, ids, rest = ctx.saved_tensors
-        head, temperature, chunk = ctx.settings
-        gradient = torch.zeros(hidden.shape, dtype=rest.dtype, device=hidden.device)
-        for rows in _chunks(head, chunk):
-            logits_NW = head.logits(hidden, rows)
-            here, local = _within(ids, rows, logits_NW.shape[1])
-            gradient_NW = (logits_NW / temperature - rest[:, None]).exp_() * rest_gradient[:, None]
-            gradient_NW.masked_fill_(_marked(here, local, logits_NW.shape[1]), 0.0)
-            gradient_NW.scatter_add_(1, local, torch.where(here, selected_gradient, 0.0))
-            gradient += _pull_back(head, rows, logits_NW, gradient_NW / temperature)
-        return gradient.to(hidden.dtype), None, None, None, None
-
-
-def _within(ids_NK: Tensor, rows: slice, width: int) -> tuple[Tensor, Tensor]:
-    """Which ids fall into a chunk, and their places in it (0 for the others)."""
-    local = ids_NK.to(torch.long) - rows.start
-    here = (local >= 0) & (local < width)
-    return here, torch.where(here, local, 0)
-
-
-def _marked(here_NK: Tensor, local_NK: Tensor, width: int) -> Tensor:
-    """Which entries of a chunk are among the ids."""
-    hits = torch.zeros(len(here_NK), width, dtype=torch.int32, device=here_NK.device)
-    return hits.scatter_add_(1, local_NK, here_NK.to(torch.int32)) > 0
+        mean_ND, ids, selected_NK = ctx.saved_tensors
+        head, temperature, chunk, dtype = ctx.settings
+        slope_NK = _softcap_slope(head, selected_NK * temperature)
+        weights_NK = selected_gradient if slope_NK is None else selected_gradient * slope_NK
+        gradient_ND = rest_gradient[:, None] * mean_ND
+        tokens = max(1, chunk // max(1, ids.shape[1]))  # at most `chunk` rows of W at a time
+        for start in range(0, len(ids), tokens):
+            some = slice(start, start + tokens)
+            rows_NKD = head.weight[ids[some].long()].to(gradient_ND.dtype)
+            gradient_ND[some] += head.scale * (weights_NK[some, :, None] * rows_NKD).sum(1)
+        return (gradient_ND / temperature).to(dtype), None, None, None, None
 
 
 class _ExactDivergence(torch.autograd.Function):
-    """KL = E_p[s] − lse(s) − E_p[t] + lse(t), in one pass; its gradient with respect to t is softmax(t) −
-    softmax(s)."""
+    """KL = E_p[s − t] − lse(s) + lse(t), in one pass; its gradient with respect to t is q − p with q = softmax(t),
+    p = softmax(s).
+
+    So the gradient of the target's hidden states is E_q[W] − E_p[W], times scale / temperature. The running sum is that
+    of the difference, with E_p[W] beside it for the two normalisers: as q nears p, rounding vanishes with q − p.
+    """
 
     @staticmethod
     def forward(
@@ -280,37 +314,40 @@ class _ExactDivergence(torch.autograd.Function):
         chunk: int,
     ) -> Tensor:
         dtype = accumulation_dtype(target_head.weight, source_head.weight)
-        start = torch.full((len(target_hidden),), -torch.inf, dtype=dtype, device=target_hidden.device)
-        source_lse, target_lse, peak = start, start, start
-        difference = torch.zeros_like(start)  # Σ exp(s − peak)(s − t)
+        p, q = (_RunningSoftmax(len(target_hidden), dtype, target_hidden.device) for _ in range(2))
+        gap_N1 = torch.zeros_like(p.mass)  # E_p[s − t]
+        needed = ctx.needs_input_grad[0]
+        if needed:
+            source_mean_ND = torch.zeros(target_hidden.shape, dtype=dtype, device=target_hidden.device)  # E_p[W]
+            gradient_ND = torch.zeros_like(source_mean_ND)  # E_q[W] − E_p[W]
         for rows in _chunks(source_head, chunk):
-            source_NW = source_head.logits(source_hidden, rows).to(dtype) / temperature
-            target_NW = target_head.logits(target_hidden, rows).to(dtype) / temperature
-            source_lse = torch.logaddexp(source_lse, torch.logsumexp(source_NW, dim=1))
-            target_lse = torch.logaddexp(target_lse, torch.logsumexp(target_NW, dim=1))
-            higher = torch.maximum(peak, source_NW.amax(1))
-            part = ((source_NW - higher[:, None]).exp() * (source_NW - target_NW)).sum(1)
-            difference = difference * (peak - higher).exp() + part
-            peak = higher
-        ctx.save_for_backward(target_hidden, source_hidden, target_lse, source_lse)
-        ctx.settings = (target_head, source_head, temperature, chunk)
-        value = difference * (peak - source_lse).exp() - source_lse + target_lse
-        return value.clamp_min(0)  # rounding alone can make it negative
+            source_NW = source_head.logits(source_hidden, rows).to(dtype)
+            target_NW = target_head.logits(target_hidden, rows).to(dtype)
+            slope_NW = _softcap_slope(target_head, target_NW) if needed else None
+            source_NW /= temperature
+            target_NW /= temperature
+            gap_NW = source_NW - target_NW
+            p_NW, p_kept = p.add(source_NW)
+            q_NW, q_kept = q.add(target_NW)
+            gap_N1 = p_kept * gap_N1 + gap_NW.mul_(p_NW).sum(1, keepdim=True)
+            if needed:
+                q_NW -= p_NW
+                if slope_NW is not None:
+                    p_NW *= slope_NW
+                    q_NW *= slope_NW
+                gradient_ND = q_kept * gradient_ND + (q_kept - p_kept) * source_mean_ND
+                gradient_ND += _weighted_rows(target_head, rows, q_NW)
+                source_mean_ND = p_kept * source_mean_ND + _weighted_rows(target_head, rows, p_NW)
+        if needed:
+            ctx.save_for_backward(gradient_ND / temperature)
+            ctx.dtype = target_hidden.dtype
+        return (gap_N1.squeeze(1) - p.logsumexp() + q.logsumexp()).clamp_min(0)  # rounding alone can make it negative
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, value_gradient: Tensor) -> tuple[Tensor | None, ...]:
-        target_hidden, source_hidden, target_lse, source_lse = ctx.saved_tensors
-        target_head, source_head, temperature, chunk = ctx.settings
-        gradient = torch.zeros(target_hidden.shape, dtype=target_lse.dtype, device=target_hidden.device)
-        for rows in _chunks(source_head, chunk):
-            target_NW = target_head.logits(target_hidden, rows).to(gradient.dtype)
-            source_NW = source_head.logits(source_hidden, rows).to(gradient.dtype)
-            gradient_NW = (target_NW / temperature - target_lse[:, None]).exp_()
-            gradient_NW -= (source_NW / temperature - source_lse[:, None]).exp_()
-            gradient_NW *= value_gradient[:, None] / temperature
-            gradient += _pull_back(target_head, rows, target_NW, gradient_NW)
-        return gradient.to(target_hidden.dtype), None, None, None, None, None
+        (gradient_ND,) = ctx.saved_tensors
+        return (value_gradient[:, None] * gradient_ND).to(ctx.dtype), None, None, None, None, None
 
 
 class _QuadraticDivergence(torch.autograd.Function):
@@ -347,5 +384,5 @@ class _QuadraticDivergence(torch.autograd.Function):
         for rows in _chunks(lens, chunk):
             reference_NW, u_NW = lens.logits(reference, rows), lens.logits(difference, rows)
             p_NW = (reference_NW - normaliser[:, None]).exp()
-            gradient += _pull_back(lens, rows, u_NW, p_NW * (u_NW - mean[:, None]) * value_gradient[:, None])
+            gradient += _weighted_rows(lens, rows, p_NW * (u_NW - mean[:, None]) * value_gradient[:, None])
         return gradient.to(target.dtype), None, None, None
