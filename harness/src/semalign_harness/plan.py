@@ -152,10 +152,10 @@ def _step(shape: ModelShape, layer: int, config: TransferConfig) -> float:
 
 
 def _outputs(source: ModelShape, target: ModelShape, experiment: Experiment) -> float:
-    """Of a supervised token in a training step: logits, and their gradient, for which they are computed again."""
+    """Of a supervised token in a training step: logits, and the gradient that is summed with them."""
     weights, stored = experiment.train.weights, isinstance(experiment.supervision.output, TopK)
-    again = 0.0 if stored else 2 * _head(source)
-    return bool(weights.output) * (3 * _head(target) + again) + bool(weights.answer) * 3 * _head(target)
+    output = 2 * _head(target) if stored else 3 * _head(target) + _head(source)
+    return bool(weights.output) * output + bool(weights.answer) * 2 * _head(target)
 
 
 def _speed(device: torch.device, dtype: torch.dtype) -> float:
