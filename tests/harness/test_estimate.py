@@ -94,6 +94,10 @@ def test_every_preset_tells_what_it_needs(name: str, capsys: pytest.CaptureFixtu
     assert comments[0].startswith("# plan: ") and comments[1:] == [f"# {line}" for line in describe(experiment)]
 
 
+def test_a_dry_run_needs_no_device() -> None:
+    assert main(["run", "tiny", "device=cuda:7", "--dry-run"]) == 0
+
+
 def test_presets_are_listed_with_what_they_need(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["presets"]) == 0
     lines = capsys.readouterr().out.splitlines()

@@ -181,9 +181,8 @@ def _run(options: argparse.Namespace) -> int:
     if options.experiment is None:
         raise SemalignError(f"run needs an experiment: a preset ({', '.join(preset_names())}) or a YAML file")
     experiment = load_experiment(options.experiment, configs=options.config, overrides=options.overrides)
-    ranks, _ = join(experiment.device)
-    folder = ranks.from_first(lambda: options.out or pick_folder(Path("runs"), experiment))
     if options.dry_run:
+        folder = options.out or pick_folder(Path("runs"), experiment)
         data, train = experiment.data, experiment.train
         amount = f"{train.passes:g} passes in all" if train.steps is None else f"steps {train.steps}"
         stages = "each layer" if train.layers is None else f"layers {list(train.layers)}"
@@ -197,6 +196,8 @@ def _run(options: argparse.Namespace) -> int:
         return 0
 
     _hush()
+    ranks, _ = join(experiment.device)
+    folder = ranks.from_first(lambda: options.out or pick_folder(Path("runs"), experiment))
     result = run_experiment(experiment, folder, console=Console(quiet=options.quiet))
     if ranks.is_first:
         print(result_table(result))
