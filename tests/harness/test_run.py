@@ -182,6 +182,23 @@ def test_a_full_disk_is_one_sentence(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("reason", [errno.EROFS, errno.EACCES])
+def test_a_folder_that_cannot_be_written_to_is_one_sentence(
+    reason: int,
+    tmp_path: Path,
+    overrides: list[str],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(*arguments: object, **settings: object) -> None:
+        raise OSError(reason, os.strerror(reason), str(tmp_path / "run"))
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    assert run(tmp_path, overrides) == 2
+    told = capsys.readouterr().err
+    assert f"{tmp_path / 'run'} cannot be written to" in told and "--out" in told and "SEMALIGN_CACHE" in told
+
+
 def test_a_model_that_does_not_survive_saving_is_an_error(
     tmp_path: Path, pair: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:

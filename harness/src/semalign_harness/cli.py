@@ -287,6 +287,11 @@ def _disk_message(error: OSError) -> str:
             f"the disk is full ({error}): free some space, or choose another place with --out, and for the cache of "
             "models with the environment variable SEMALIGN_CACHE"
         )
+    if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+        return (
+            f"{error.filename} cannot be written to ({error.strerror}): choose another place with --out, and for the "
+            "cache of models and supervision with the environment variable SEMALIGN_CACHE"
+        )
     return str(error)
 
 

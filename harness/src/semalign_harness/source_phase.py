@@ -41,6 +41,7 @@ from torch import Tensor
 
 from .console import Console
 from .data import Example, Split, batches
+from .estimate import gb
 from .experiment import Experiment
 from .inputs import Inputs, load
 from .measure import measured
@@ -151,10 +152,10 @@ def _make(
     def check_disk() -> None:
         needed = sum(_bytes(rows, settings, source, inputs, pairing, transport) for rows, settings in wanted.values())
         free = shutil.disk_usage(place).free + bytes_in(place)  # what an interrupted call left is part of it
-        console.note(f"supervision takes {needed / 1e6:.1f} MB on disk, {free / 1e9:.1f} GB are free")
+        console.note(f"supervision takes {gb(needed)} on disk, {gb(free)} are free")
         if needed > free:
             raise SemalignError(
-                f"supervision takes {needed / 1e9:.2f} GB, {place} has {free / 1e9:.2f} GB free: set SEMALIGN_CACHE to "
+                f"supervision takes {gb(needed)}, {place} has {gb(free)} free: set SEMALIGN_CACHE to "
                 "another disk, delete old supervision with `semalign store prune`, set supervision.dtype=int8 or a "
                 "smaller supervision.output.k, or live=true, which keeps none"
             )
