@@ -50,6 +50,8 @@ class SemanticBasis:
     """Gain of the final norm, for frames on the effective readout W·diag(gain)."""
     gram: Float[Tensor, "d d"]
     """WᵀW over `ids`, float64, without the gain; where `weight` lies, or on the CPU if that has no float64."""
+    inverse: Float[Tensor, "d d"] | None
+    """(WᵀW)⁻¹, float64, where `gram` lies; None where the rank is deficient."""
     manifest: BasisManifest
 
     @classmethod
@@ -99,18 +101,22 @@ class SemanticBasis:
             )
         products = accumulation_dtype(weight)
         gram_DD = _gram(weight, ids, products, chunk)
-        condition = _condition(gram_DD)
+        inverse_DD = _inverse(gram_DD)
+        condition = _condition(gram_DD, inverse_DD)
         if products == torch.float32 and condition * torch.finfo(torch.float32).eps > 1e-3:
             products = torch.float64
             gram_DD = _gram(weight, ids, products, chunk)
-            condition = _condition(gram_DD)
+            inverse_DD = _inverse(gram_DD)
+            condition = _condition(gram_DD, inverse_DD)
         if not torch.isfinite(gram_DD).all():
             raise SemalignError("the head holds values that are not finite: the checkpoint is damaged, fetch it again")
         rank = width if condition < _MAX_CONDITION else int((torch.linalg.eigvalsh(gram_DD) > _cutoff(gram_DD)).sum())
+        inverse_DD = inverse_DD if rank == width else None
         manifest = BasisManifest(
             width=width, entries=len(ids), rank=rank, condition=condition, products=str(products).removeprefix("torch.")
         )
-        return cls(weight, ids, None if gain is None else to_float64(gain).to(gram_DD.device), gram_DD, manifest)
+        gain = None if gain is None else to_float64(gain).to(gram_DD.device)
+        return cls(weight, ids, gain, gram_DD, inverse_DD, manifest)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -133,10 +139,9 @@ class SemanticBasis:
         gram_DD = self.gram if gain is None else gain[:, None] * self.gram * gain
         if power == 0:
             return torch.eye(len(gram_DD), dtype=gram_DD.dtype, device=gram_DD.device)
-        if power == 1:
-            factor, failed = torch.linalg.cholesky_ex(gram_DD)
-            if not failed and self.manifest.rank == self.manifest.width:
-                inverse_DD: Tensor = torch.cholesky_inverse(factor)
+        if power == 1 and self.inverse is not None:
+            inverse_DD = self.inverse if gain is None else _inverse(gram_DD)
+            if inverse_DD is not None:
                 return inverse_DD
         eigenvalues, vectors = torch.linalg.eigh(gram_DD)
         powers = torch.where(eigenvalues > _cutoff(gram_DD), eigenvalues.clamp_min(1e-300) ** -power, 0.0)
@@ -168,16 +173,23 @@ def _gram(weight: Tensor, ids: Tensor, dtype: torch.dtype, chunk: int) -> Float[
 
 def _rows(weight: Tensor, ids: Tensor, dtype: torch.dtype, chunk: int) -> Iterator[Float[Tensor, "w d"]]:
     for some in ids.split(chunk):
-        rows_VD = weight[some.to(weight.device)]
+        first = int(some[0])
+        consecutive = torch.equal(some, torch.arange(first, first + len(some)))
+        # A slice is no copy.
+        rows_VD = weight[first : first + len(some)] if consecutive else weight[some.to(weight.device)]
         yield to_float64(rows_VD) if dtype == torch.float64 else rows_VD.to(dtype)
 
 
-def _condition(gram_DD: Tensor) -> float:
-    """‖G‖₁‖G⁻¹‖₁, at least the 2-norm condition number; infinite where Cholesky finds no positive matrix."""
+def _inverse(gram_DD: Tensor) -> Float[Tensor, "d d"] | None:
+    """G⁻¹; None where Cholesky finds no positive matrix."""
     factor, failed = torch.linalg.cholesky_ex(gram_DD)
-    if failed:
+    return None if failed else torch.cholesky_inverse(factor)
+
+
+def _condition(gram_DD: Tensor, inverse_DD: Tensor | None) -> float:
+    """‖G‖₁‖G⁻¹‖₁, at least the 2-norm condition number; infinite without an inverse."""
+    if inverse_DD is None:
         return float("inf")
-    inverse_DD = torch.cholesky_inverse(factor)
     return float(torch.linalg.matrix_norm(gram_DD, 1) * torch.linalg.matrix_norm(inverse_DD, 1))
 
 

@@ -103,8 +103,9 @@ def _alignments(
     target_BND, target_varies = _centred(rearrange(target, pattern).to(dtype), mask_BN, unit_tokens)
     reference_BNE, reference_varies = _centred(rearrange(reference, pattern).to(dtype), mask_BN, unit_tokens)
 
-    width = max(target.shape[-1], reference.shape[-1])
-    if route == "token" or (route == "auto" and mask_BN.shape[1] < width):
+    tokens, d, e = mask_BN.shape[1], target.shape[-1], reference.shape[-1]
+    # Multiplications for each token: of its pairs with other tokens, or of the pairs of features.
+    if route == "token" or (route == "auto" and tokens * (d + e) < d * d + d * e + e * e):
         k_BNN = einsum(target_BND, target_BND, "b n d, b m d -> b n m")
         l_BNN = einsum(reference_BNE, reference_BNE, "b n e, b m e -> b n m")
         products = (k_BNN * l_BNN).sum((1, 2))
