@@ -168,7 +168,9 @@ def test_a_run_stays_within_its_estimate(tmp_path: Path, overrides: list[str], m
     weights = (tmp_path / "run" / "model" / "model.safetensors").stat().st_size
     assert weights == pytest.approx(totals.saved, rel=0.1), "the file has a header besides the weights"
     assert needs.target is not None
-    assert {stage.trainable_parameters for stage in result.transfer.stages} == {needs.target.shape.layer_parameters}
+    assert {stage.trainable_parameters for stage in result.training.transfer.stages} == {
+        needs.target.shape.layer_parameters
+    }
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt_neox"])

@@ -14,7 +14,7 @@ from semalign_geometry import SemalignError, Transport
 from semalign_harness import arithmetic_rows, encode_rows, gap_recovered, load_model, measure
 from semalign_harness.data import batches
 from semalign_harness.experiment import ModelConfig
-from semalign_harness.measure import answer_accuracy, last_number
+from semalign_harness.measure import last_number, right_answers
 from semalign_harness.models import LoadedModel
 
 
@@ -93,6 +93,6 @@ def test_a_model_that_knows_the_answers_scores_one(
         return [list(answers[prompt]) for prompt in prompts]
 
     monkeypatch.setattr(sys.modules[measure.__module__], "generate", generate)
-    assert answer_accuracy(target, examples, max_new_tokens=20, batch_size=2) == 1
+    assert all(right_answers(target, examples, max_new_tokens=20, batch_size=2))
     wrong = [example.__class__(example.prompt_ids, example.answer_ids, "is 99") for example in examples]
-    assert answer_accuracy(target, wrong, max_new_tokens=20, batch_size=2) == 0
+    assert not any(right_answers(target, wrong, max_new_tokens=20, batch_size=2))

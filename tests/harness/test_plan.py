@@ -27,9 +27,9 @@ def test_counts_are_those_of_the_run(overrides: list[str], tmp_path: Path) -> No
     more = ["train.steps=null", "train.passes=3", "train.batch_size=8"]
     plan = plan_of(overrides, *more)
     result = pipeline.run_experiment(load_experiment("tiny", overrides=[*overrides, *more]), tmp_path / "run")
-    assert plan.stages == len(result.transfer.stages)
-    assert plan.steps == sum(stage.steps for stage in result.transfer.stages)
-    assert plan.supervised_tokens == result.transfer.supervised_tokens  # 3 whole passes of 16 rows
+    assert plan.stages == len(result.training.transfer.stages)
+    assert plan.steps == sum(stage.steps for stage in result.training.transfer.stages)
+    assert plan.supervised_tokens == result.training.supervised_tokens  # 3 whole passes of 16 rows
 
 
 @pytest.mark.parametrize(

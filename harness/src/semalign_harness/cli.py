@@ -28,6 +28,8 @@ COMMANDS = {
     "submit": "a matrix of experiments, here or as an array of Slurm jobs, and one table of it",
     "presets": "list the experiments that come along",
     "store": "list or delete the supervision that is kept for further runs",
+    "compare": "methods side by side: same rows, same budget, same evaluation, one table",
+    "sweep": "vary settings of an experiment, and find the best by the KL on held-out rows",
     "evaluate": "put a model to MMLU, GSM8K, HumanEval and MBPP",
     "compare-evaluations": "the second of two evaluations against the first, item by item; or several over their seeds",
 }
@@ -40,6 +42,9 @@ examples:
   semalign run my-experiment.yaml --config my-machine.yaml
   semalign submit tiny --over train.seed=0,1,2 --over train.passes=1,2
   semalign submit qwen2.5-coder --over train.seed=0,1 --executor slurm --slurm partition=gpu gpus_per_node=1
+  semalign compare tiny --methods all --seeds 0,1,2
+  semalign compare qwen2.5-coder --methods semalign,sft,kd sft:method.learning_rate=3e-4 --tasks gsm8k --limit 100
+  semalign sweep tiny --over train.learning_rate=1e-3,3e-3 --over train.weights.geometry=0,0.1 --rungs 2
   semalign store list
   semalign store prune --unused-for 14
   semalign evaluate runs/tiny/model --tasks gsm8k --limit 100
@@ -58,8 +63,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "submit": (_submit_arguments, _submit),
         "presets": (lambda parser: None, _presets),
         "store": (_store_arguments, _store),
+        "compare": (_compare_arguments, _compare),
+        "sweep": (_sweep_arguments, _sweep),
         "evaluate": (_evaluate_arguments, _evaluate),
-        "compare-evaluations": (_compare_arguments, _compare),
+        "compare-evaluations": (_pair_arguments, _pair),
     }[command]
     add_arguments(parser)
     # Each command has a parser of its own, as argparse does not intermix options and overrides of subcommands.
@@ -124,6 +131,38 @@ def _submit_arguments(parser: argparse.ArgumentParser) -> None:
     _common_arguments(parser, "folder of the matrix, which goes on there (default: runs/NAME-matrix)")
 
 
+def _compare_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("experiment", nargs="?", help="name of a preset, or path of a YAML file")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="[METHOD:]key.key=value", help="settings of all methods, or of one"
+    )
+    parser.add_argument("--methods", default="all", metavar="NAMES", help="with commas (default: all; see below)")
+    parser.add_argument("--seeds", default="0", metavar="N,N", help="training seeds (default: 0)")
+    parser.add_argument("--equal", choices=("tokens", "time"), default="tokens", help="what methods have alike")
+    parser.add_argument("--tasks", metavar="NAMES", help="benchmarks of mmlu, gsm8k, humaneval, mbpp (default: none)")
+    parser.add_argument("--data", metavar="DIR", help="take their rows from DIR/<task>/test.jsonl.gz, not from the hub")
+    parser.add_argument("--limit", type=int, metavar="N", help="documents of each task (default: all)")
+    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="runs at a time (default: 1)")
+    _common_arguments(parser, "folder of the comparison, which goes on there (default: runs/NAME-comparison)")
+
+
+def _sweep_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("experiment", nargs="?", help="name of a preset, or path of a YAML file")
+    parser.add_argument("overrides", nargs="*", metavar="key.key=value", help="settings of all cells")
+    parser.add_argument(
+        "--over",
+        action="append",
+        default=[],
+        metavar="key.key=value,value",
+        help="a setting to vary; repeatable, the cells are the product",
+    )
+    parser.add_argument(
+        "--rungs", type=int, default=1, metavar="N", help="halve the cells N − 1 times, passes doubling (default: 1)"
+    )
+    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="cells at a time (default: 1)")
+    _common_arguments(parser, "folder of the sweep, which goes on there (default: runs/NAME-sweep)")
+
+
 def _common_arguments(parser: argparse.ArgumentParser, out: str) -> None:
     parser.add_argument(
         "--config", action="append", default=[], metavar="FILE", help="YAML file merged on top; repeatable"
@@ -147,7 +186,7 @@ def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
     _common_arguments(parser, "folder of the result (default: evaluations/NAME)")
 
 
-def _compare_arguments(parser: argparse.ArgumentParser) -> None:
+def _pair_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("first", type=Path, help="folder of an evaluation")
     parser.add_argument("second", type=Path, help="folder of another evaluation of the same documents")
     parser.add_argument("more", type=Path, nargs="*", help="further ones: all of them are then taken as training seeds")
@@ -225,6 +264,62 @@ def _submit(options: argparse.Namespace) -> int:
     return 2 if any(each.state == "failed" for each in found) else 0
 
 
+def _compare(options: argparse.Namespace) -> int:
+    from .comparison import Benchmarks, ComparisonConfig, compare, comparison_markdown, overrides_of_methods
+    from .methods import find_methods
+    from .published import published_table
+
+    if options.experiment is None:
+        raise SemalignError(f"compare needs an experiment: a preset ({', '.join(preset_names())}) or a YAML file")
+    names = find_methods(options.methods)
+    shared, own = overrides_of_methods(options.overrides, names)
+    experiment = load_experiment(options.experiment, configs=options.config, overrides=shared)
+    benchmarks = None
+    if options.tasks is not None:
+        tree = {"tasks": options.tasks.split(","), "data": options.data, "limit": options.limit}
+        benchmarks = Benchmarks.parse(tree, origin="benchmarks")
+    try:
+        seeds = tuple(int(seed) for seed in options.seeds.split(","))
+    except ValueError:
+        raise SemalignError(f"--seeds {options.seeds}: expected whole numbers with commas, such as 0,1,2") from None
+    if len(set(seeds)) < len(seeds):
+        raise SemalignError(f"--seeds {options.seeds} names a seed twice: leave one out")
+    config = ComparisonConfig(
+        experiment=experiment, methods=own, seeds=seeds, equal=options.equal, benchmarks=benchmarks
+    )
+    _hush()
+    folder = options.out or Path("runs") / f"{experiment.name}-comparison"
+    comparison = compare(config, folder, jobs=options.jobs, console=Console(quiet=options.quiet))
+    print(comparison_markdown(comparison))
+    for table in published_table(comparison):
+        print(table)
+    print(f"comparison folder: {folder.resolve()}")
+    return 2 if any(found.missing for found in comparison.methods.values()) else 0
+
+
+def _sweep(options: argparse.Namespace) -> int:
+    from .sweep import sweep, sweep_table
+
+    if options.experiment is None:
+        raise SemalignError(f"sweep needs an experiment: a preset ({', '.join(preset_names())}) or a YAML file")
+    _hush()
+    experiment = load_experiment(options.experiment, configs=options.config, overrides=options.overrides)
+    folder = options.out or Path("runs") / f"{experiment.name}-sweep"
+    found = sweep(
+        options.experiment,
+        folder,
+        over=options.over,
+        configs=options.config,
+        overrides=options.overrides,
+        rungs=options.rungs,
+        jobs=options.jobs,
+        console=Console(quiet=options.quiet),
+    )
+    print(sweep_table(found))
+    print(f"sweep folder: {folder.resolve()}")
+    return 2 if found.failed else 0
+
+
 def _evaluate(options: argparse.Namespace) -> int:
     from .evaluation import EvaluationConfig, evaluate, evaluation_table
 
@@ -260,7 +355,7 @@ def _evaluate(options: argparse.Namespace) -> int:
     return 0
 
 
-def _compare(options: argparse.Namespace) -> int:
+def _pair(options: argparse.Namespace) -> int:
     from .evaluation import over_seeds, pair, pair_table, read_evaluation, seeds_table
 
     if options.more:

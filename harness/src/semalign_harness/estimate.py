@@ -326,7 +326,7 @@ def _training_activations(model: ModelNeeds, tokens: int, train: TransferConfig)
 def _training_state(experiment: Experiment, shape: ModelShape) -> int:
     """Of each trained number in float32: itself, two moments, its gradient of each term, and their sum."""
     weights = experiment.train.weights
-    terms = sum(weight > 0 for weight in (weights.geometry, weights.output, weights.answer))
+    terms = sum(weight > 0 for weight in (weights.geometry, weights.output, weights.answer, weights.label))
     return 4 * _trained(experiment, shape) * (3 + terms + 1)
 
 

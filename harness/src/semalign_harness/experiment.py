@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
 from semalign_align import SupervisionSettings
 from semalign_attribution import (
     Ablation,
@@ -103,6 +103,12 @@ class MeasureConfig(Settings):
     """Longest generated answer, in tokens."""
 
 
+def _method(value: Any) -> Settings:
+    from .methods import parse_method  # which needs the configurations of models and rows above
+
+    return parse_method(value)
+
+
 class Experiment(Contract):
     """Everything a run depends on."""
 
@@ -127,6 +133,8 @@ class Experiment(Contract):
     live: bool = False
     """Whether the source stays in memory and supervises every batch anew, instead of once onto the disk; also written
     as `supervision: live`."""
+    method: Annotated[SerializeAsAny[Settings], BeforeValidator(_method)] = Field(default_factory=lambda: _method({}))
+    """What trains the target: frontier training (`semalign`), or a baseline."""
     train: TransferConfig = TransferConfig()
     """How the target trains."""
     measure: MeasureConfig = MeasureConfig()

@@ -164,13 +164,13 @@ def _digest(value: Any) -> str:
 
 
 @contextmanager
-def claimed_matrix(folder: Path, matrix: Matrix) -> Iterator[None]:
-    """The folder for this process alone, with the matrix written.
+def claimed_matrix(folder: Path, matrix: Matrix, *, extend: bool = False) -> Iterator[None]:
+    """The folder for this process alone, with the matrix written; with `extend`, beside the cells it has already.
 
     Raises:
         SemalignError: the folder holds something else, cannot be used, or another process works on it.
     """
-    check_folder(folder, matrix)
+    check_folder(folder, matrix, extend=extend)
     lock = FileLock(folder / _LOCK)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -180,15 +180,17 @@ def claimed_matrix(folder: Path, matrix: Matrix) -> Iterator[None]:
     except OSError as error:
         raise _unusable(folder, error) from None
     try:
-        if not (folder / MATRIX).exists():
+        if extend and (folder / MATRIX).exists():
+            _united(Matrix.read(folder / MATRIX), matrix).write(folder / MATRIX)
+        elif not (folder / MATRIX).exists():
             matrix.write(folder / MATRIX)
         yield
     finally:
         lock.release()
 
 
-def check_folder(folder: Path, matrix: Matrix) -> None:
-    """Refuse a folder that holds anything but this matrix; nothing is written.
+def check_folder(folder: Path, matrix: Matrix, *, extend: bool = False) -> None:
+    """Refuse a folder that holds anything but this matrix, or with `extend` other cells of it; nothing is written.
 
     Raises:
         SemalignError: it does, or cannot be read.
@@ -202,7 +204,8 @@ def check_folder(folder: Path, matrix: Matrix) -> None:
     except OSError as error:
         raise _unusable(folder, error) from None
     if MATRIX in names:
-        changes = _matrix_differences(Matrix.read(folder / MATRIX), matrix)
+        there = Matrix.read(folder / MATRIX)
+        changes = _cell_differences(there, matrix) if extend else _matrix_differences(there, matrix)
         if changes:
             raise SemalignError(
                 f"{folder} holds another matrix ({'; '.join(changes[:5])}): choose another folder with --out"
@@ -224,6 +227,24 @@ def _matrix_differences(there: Matrix, here: Matrix) -> list[str]:
     for one, other in zip(there.cells, here.cells, strict=True):
         found.update(dict.fromkeys(differences(one.experiment, other.experiment)))
     return list(found)
+
+
+def _cell_differences(there: Matrix, here: Matrix) -> list[str]:
+    """What differs in the cells that both matrices have."""
+    known = {cell.name: cell.experiment for cell in there.cells}
+    shared = [cell for cell in here.cells if cell.name in known]
+    return [f"{cell.name}: {change}" for cell in shared for change in differences(known[cell.name], cell.experiment)]
+
+
+def _united(there: Matrix, here: Matrix) -> Matrix:
+    """Both matrices' cells, those of `there` first."""
+    names = {cell.name for cell in there.cells}
+    cells = [*there.cells, *(cell for cell in here.cells if cell.name not in names)]
+    over = {
+        key: [*there.over.get(key, []), *(value for value in values if value not in there.over.get(key, []))]
+        for key, values in here.over.items()
+    }
+    return here.model_copy(update={"cells": cells, "over": over})
 
 
 def failure_file(folder: Path, name: str) -> Path:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 from semalign_align import FinalStates, Ranks, Supervision
 from semalign_attribution import DecoderView, undisturbed
-from semalign_geometry import Contract, SemalignError, answer_nll, output_divergence
+from semalign_geometry import Contract, SemalignError, Settings, answer_nll, output_divergence
 
 from .console import Console
 from .data import Example, Split
@@ -16,6 +16,21 @@ from .models import LoadedModel
 
 TOKENS_AT_ONCE = 256
 """Supervised tokens whose full logits are in memory at a time."""
+
+
+class RowFigures(Settings):
+    """Figures of single held-out rows, in columns; means over the supervised tokens of a row."""
+
+    tokens: tuple[int, ...]
+    """Supervised tokens of each row, shortest row first."""
+    nll: tuple[float, ...]
+    """Negative log-likelihood of the answer, nats per token."""
+    kl: tuple[float, ...]
+    """KL(p_S ‖ p_T), nats per token."""
+    agreement: tuple[float, ...]
+    """Share of tokens with the source's likeliest entry."""
+    correct: tuple[bool, ...] = ()
+    """Whether the generated answer of each row is right, in the order of the rows that were drawn."""
 
 
 class Measurement(Contract):
@@ -35,6 +50,8 @@ class Measurement(Contract):
     """Held-out rows."""
     answer_rows: int = 0
     """Rows with a generated answer."""
+    by_row: RowFigures
+    """The same row by row, for intervals and paired tests."""
 
 
 @torch.no_grad()
@@ -46,7 +63,7 @@ def measure(view: DecoderView, held_out: Supervision, *, batch_size: int) -> Mea
         SemalignError: the store keeps top entries only.
     """
     head, ranks = view.head.select(held_out.entries), Ranks.current()
-    sums = torch.zeros(3, dtype=torch.float64)
+    sums = torch.zeros(len(held_out), 3, dtype=torch.float64)
     chunks = [range(start, min(start + batch_size, len(held_out))) for start in range(0, len(held_out), batch_size)]
     with undisturbed(view.model):
         for indices in chunks[ranks.rank :: ranks.size]:
@@ -57,31 +74,44 @@ def measure(view: DecoderView, held_out: Supervision, *, batch_size: int) -> Mea
             assert trace.final is not None
             hidden = trace.final[data.positions.mask]
             source = data.output
-            sums[0] += answer_nll(hidden, view.head, data.positions.labels).sum().cpu().double()
-            sums[1] += output_divergence(source.hidden, source.head, hidden, head).sum().cpu().double()
-            for rows in torch.arange(len(hidden)).split(TOKENS_AT_ONCE):
-                ours, theirs = head.logits(hidden[rows]), source.head.logits(source.hidden[rows])
-                sums[2] += (ours.argmax(1) == theirs.argmax(1)).sum().cpu().double()
+            alike = []
+            for some in torch.arange(len(hidden)).split(TOKENS_AT_ONCE):
+                ours, theirs = head.logits(hidden[some]), source.head.logits(source.hidden[some])
+                alike.append(ours.argmax(1) == theirs.argmax(1))
+            of_token = [
+                answer_nll(hidden, view.head, data.positions.labels),
+                output_divergence(source.hidden, source.head, hidden, head),
+                torch.cat(alike),
+            ]
+            row = torch.tensor(indices).repeat_interleave(data.positions.counts.cpu())
+            sums.index_add_(0, row, torch.stack([values.cpu().double() for values in of_token], 1))
     (sums,) = ranks.add([sums])
     tokens = held_out.manifest.supervised_tokens
-    nll, kl, agreement = (sums / tokens).tolist()
-    return Measurement(answer_nll=nll, kl=kl, agreement=agreement, tokens=tokens, rows=len(held_out))
+    nll, kl, agreement = (sums.sum(0) / tokens).tolist()
+    columns = (sums / held_out.counts[:, None]).T.tolist()
+    by_row = RowFigures(tokens=held_out.counts.tolist(), nll=columns[0], kl=columns[1], agreement=columns[2])
+    return Measurement(answer_nll=nll, kl=kl, agreement=agreement, tokens=tokens, rows=len(held_out), by_row=by_row)
 
 
 @torch.no_grad()
-def answer_accuracy(loaded: LoadedModel, examples: Sequence[Example], *, max_new_tokens: int, batch_size: int) -> float:
-    """Share of greedily generated answers whose last number is the last number of the reference answer."""
+def right_answers(
+    loaded: LoadedModel, examples: Sequence[Example], *, max_new_tokens: int, batch_size: int
+) -> list[bool]:
+    """Whether the last number of each greedily generated answer is the last number of the reference answer."""
     ends, ranks = end_ids(loaded.model, loaded.tokenizer), Ranks.current()
-    correct = 0
-    order = sorted(examples, key=lambda example: len(example.prompt_ids))
+    found: dict[int, bool] = {}
+    order = sorted(range(len(examples)), key=lambda place: len(examples[place].prompt_ids))
     parts = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
     with undisturbed(loaded.model):
         for part in parts[ranks.rank :: ranks.size]:
-            prompts = [example.prompt_ids for example in part]
+            prompts = [examples[place].prompt_ids for place in part]
             output = generate(loaded.model, prompts, max_new_tokens=max_new_tokens, ends=ends)
             texts = loaded.tokenizer.batch_decode(output, skip_special_tokens=True)
-            correct += sum(_same_number(text, example.answer) for text, example in zip(texts, part, strict=True))
-    return sum(ranks.from_all(correct)) / len(order)
+            found |= {
+                place: _same_number(text, examples[place].answer) for place, text in zip(part, texts, strict=True)
+            }
+    of_all = {place: right for share in ranks.from_all(found) for place, right in share.items()}
+    return [of_all[place] for place in range(len(examples))]
 
 
 def measured(
@@ -93,10 +123,12 @@ def measured(
         wanted = split.held_out[: experiment.measure.answer_rows]
         if not wanted:
             return found
-        accuracy = answer_accuracy(
+        right = right_answers(
             loaded, wanted, max_new_tokens=experiment.measure.max_new_tokens, batch_size=4 * experiment.batch_size
         )
-        return found.model_copy(update={"accuracy": accuracy, "answer_rows": len(wanted)})
+        by_row = found.by_row.model_copy(update={"correct": tuple(right)})
+        accuracy = sum(right) / len(right)
+        return found.model_copy(update={"accuracy": accuracy, "answer_rows": len(wanted), "by_row": by_row})
 
 
 def gap_recovered(source: float, before: float, after: float) -> float | None:

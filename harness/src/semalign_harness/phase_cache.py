@@ -27,7 +27,7 @@ PHASE = "phase.json"
 PACKAGES = ("torch", "transformers", "semalign-geometry", "semalign-attribution", "semalign-align", "semalign-harness")
 """Their versions belong to a key."""
 _USERS = "users"
-_FORMAT = 2
+_FORMAT = 3
 """Raised when the same settings give other content within one version of the packages."""
 
 
@@ -52,6 +52,8 @@ class SourcePhase(Contract):
     """Relative error of rounding the residuals of the training rows."""
     measurement: Measurement
     """The source on the held-out rows."""
+    seconds: float
+    """Wall time of attribution, pairing, transport and supervision, in the process that finished them."""
 
 
 @dataclass(frozen=True)

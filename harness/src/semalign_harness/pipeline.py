@@ -2,20 +2,17 @@
 
 import contextlib
 import dataclasses
-import json
 import platform
 import shutil
-import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import TextIO
 
 import torch
-from semalign_align import LiveSupervision, RaisedElsewhere, Ranks, Supervision
+from semalign_align import Ranks, Supervision
 from semalign_attribution import undisturbed
-from semalign_geometry import Contract, SemalignError, new_folder, replace_file, sha256_of
-from semalign_train import DivergedError, FrontierTrainer, StageRecord, StepRecord, TransferReport
+from semalign_geometry import Contract, SemalignError, new_folder, sha256_of
+from semalign_train import FrontierTrainer
 from transformers import AutoModelForCausalLM
 
 from .console import Console
@@ -23,17 +20,16 @@ from .data import Split
 from .experiment import Experiment
 from .inputs import Inputs, load, read_inputs
 from .measure import Measurement, measured
+from .methods import MethodContext, MethodReport, as_method
 from .models import LoadedModel
 from .phase_cache import bytes_in, is_kept, phase_key
-from .plan import Clock, Plan, describe_plan, duration, make_plan
+from .plan import describe_plan, make_plan
 from .resources import join, peak_memory
-from .run_folder import ENVIRONMENT, EXPERIMENT, METRICS, RESULT, claimed, cut_metrics
+from .run_folder import ENVIRONMENT, EXPERIMENT, RESULT, claimed
 from .saving import save_model
-from .source_phase import SourceStores, source_stores
+from .source_phase import source_stores
 
 BEFORE = "before.json"
-TELL_EVERY = 60.0
-"""Seconds between two notes of the remaining time."""
 PACKAGES = (
     "semalign-harness",
     "semalign-train",
@@ -82,10 +78,12 @@ class RunResult(Contract):
     """The target before the transfer."""
     after: Measurement
     """The target after the transfer, reloaded from the run folder."""
-    transfer: TransferReport
-    """Stages and settings of the training."""
+    training: MethodReport
+    """What the method did."""
     supervision_bytes: int
-    """Size of the training supervision on disk."""
+    """Size of the training supervision on disk; 0 for methods that do without it."""
+    supervision_seconds: float
+    """Wall time of making it, attribution and pairing included; 0 for methods that do without it."""
     train_rows: int
     """Rows that were trained on."""
     seconds: float
@@ -127,7 +125,8 @@ def run_experiment(experiment: Experiment, folder: Path, *, console: Console | N
             plan = make_plan(
                 experiment, inputs, device, processes=ranks.size, supervised=is_kept(environment.supervision_key)
             )
-            for line in describe_plan(plan, experiment, inputs):
+            method = as_method(experiment.method)
+            for line in describe_plan(plan, experiment, inputs) if method.kind == "semalign" else []:
                 console.note(line)
             stores = stack.enter_context(
                 source_stores(experiment, folder, console, inputs, device, environment.supervision_key)
@@ -141,7 +140,8 @@ def run_experiment(experiment: Experiment, folder: Path, *, console: Console | N
                 shutil.rmtree(folder, ignore_errors=True)
             raise
         before = _before(experiment, folder, console, target, stores.held_out, inputs.split)
-        transfer = _train(experiment, folder, console, target, stores, plan)
+        context = MethodContext(experiment, inputs, target, stores, plan, folder, console, device)
+        training = method.run(context)
         saved: list[LoadedModel] = []
         with console.step("save the target, reload it, compare logits"):
             ranks.from_first(lambda: saved.append(save_and_reload(target, folder / "model")))
@@ -152,8 +152,9 @@ def run_experiment(experiment: Experiment, folder: Path, *, console: Console | N
             source=stores.phase.measurement,
             before=before,
             after=after,
-            transfer=transfer,
-            supervision_bytes=supervision_bytes,
+            training=training,
+            supervision_bytes=supervision_bytes if method.stored else 0,
+            supervision_seconds=stores.phase.seconds if method.stored else 0.0,
             train_rows=len(inputs.split.train),
             seconds=console.seconds,
             peak_bytes=max(ranks.from_all(peak_memory(device))),
@@ -272,69 +273,3 @@ def _before(
     if ranks.is_first:
         before.write(folder / BEFORE)
     return before
-
-
-def _train(
-    experiment: Experiment, folder: Path, console: Console, target: LoadedModel, stores: SourceStores, plan: Plan
-) -> TransferReport:
-    ranks = Ranks.current()
-    with contextlib.ExitStack() as stack:
-        place = tempfile.TemporaryDirectory
-        scratch = ranks.from_first(lambda: stack.enter_context(place(dir=folder, prefix=".scratch-")))
-        trainer = FrontierTrainer(
-            target.model,
-            stores.train,
-            experiment.train,
-            scratch=Path(scratch),
-            held_out=stores.held_out,
-            checkpoints=folder / "checkpoints",
-        )
-        bar = stack.enter_context(console.bar("train", sum(trainer.stage_steps)))
-        metrics: TextIO | None = None
-        clock, told = Clock(plan, trainer.layers), console.seconds
-
-        def record(entry: StepRecord | StageRecord) -> None:
-            nonlocal metrics, told
-            if isinstance(entry, StageRecord):
-                for fact in _incidents(entry):
-                    console.note(f"layer {entry.layer}: {fact}")
-                left = clock.after(entry.layer, entry.seconds)
-                if console.seconds - told >= TELL_EVERY:
-                    told = console.seconds
-                    console.note(f"layer {entry.layer} of {trainer.view.depth}: about {duration(left)} left")
-                return
-            if metrics is None:
-                bar.skip(cut_metrics(folder, entry))
-                metrics = stack.enter_context((folder / METRICS).open("a", encoding="utf-8"))
-            metrics.write(entry.model_dump_json() + "\n")
-            metrics.flush()
-            losses = ", ".join(f"{name} {value:.3f}" for name, value in entry.losses.items())
-            bar.advance(f"layer {entry.layer}: {losses}")
-
-        if ranks.is_first:
-            trainer.callback = record
-        try:
-            report = trainer.fit()
-        except DivergedError as error:
-            if not ranks.is_first:
-                raise RaisedElsewhere(str(error)) from error
-            kept = _keep_batch(folder, error, target, stores.train)
-            raise SemalignError(f"{error}; the batch is in {kept}") from error
-    if ranks.is_first:
-        report.write(folder / "transfer.json")
-    return report
-
-
-def _incidents(stage: StageRecord) -> Iterator[str]:
-    if stage.skipped:
-        yield f"{stage.skipped} of {stage.steps} steps skipped, their gradients were not finite"
-    if stage.rolled_back and stage.held_out:
-        yield f"undone, the held-out loss rose from {stage.held_out[0]:.4g} to {stage.held_out[1]:.4g}"
-
-
-def _keep_batch(folder: Path, error: DivergedError, target: LoadedModel, store: Supervision | LiveSupervision) -> Path:
-    """Write the step at which training diverged and the rows of its batch, to look at."""
-    rows = {index: store.tokens([index])["input_ids"][0].tolist() for index in error.record.examples}
-    batch = [{"example": i, "text": target.tokenizer.decode(ids), "input_ids": ids} for i, ids in rows.items()]
-    found = {"step": error.record.model_dump(mode="json"), "batch": batch}
-    return replace_file(folder / "diverged.json", json.dumps(found, indent=2, ensure_ascii=False))

@@ -147,7 +147,7 @@ def _head(shape: ModelShape) -> float:
 def _step(shape: ModelShape, layer: int, config: TransferConfig) -> float:
     """Of a token in a training step: forward, and the gradients of activations above the frontier and of weights."""
     weights = config.weights
-    above = shape.layers - layer if weights.output or weights.answer else 0
+    above = shape.layers - layer if weights.needs_output else 0
     return _layers(shape, 2 + above * (3 if config.recompute_suffix else 2))
 
 
@@ -155,7 +155,7 @@ def _outputs(source: ModelShape, target: ModelShape, experiment: Experiment) -> 
     """Of a supervised token in a training step: logits, and the gradient that is summed with them."""
     weights, stored = experiment.train.weights, isinstance(experiment.supervision.output, TopK)
     output = 2 * _head(target) if stored else 3 * _head(target) + _head(source)
-    return bool(weights.output) * output + bool(weights.answer) * 2 * _head(target)
+    return bool(weights.output) * output + (bool(weights.answer) + bool(weights.label)) * 2 * _head(target)
 
 
 def _speed(device: torch.device, dtype: torch.dtype) -> float:

@@ -133,7 +133,7 @@ def _make(
     experiment: Experiment, place: Path, key: str, console: Console, inputs: Inputs, device: torch.device
 ) -> LoadedModel:
     """Fill a place of the cache; returns the source."""
-    ranks = Ranks.current()
+    ranks, began = Ranks.current(), console.seconds
     loaded: list[LoadedModel] = []
 
     def plan() -> tuple[LayerPairing, Transport]:
@@ -174,6 +174,7 @@ def _make(
             entries=inputs.shared.source_ids,
             resume_key=key,
         )
+    seconds = console.seconds - began
     measurement = measured(experiment, console, "source", source, stores[HELD_OUT], inputs.split)
     phase = SourcePhase(
         key=key,
@@ -185,6 +186,7 @@ def _make(
         supervised_tokens=sum(len(row.answer_ids) for row in inputs.split.train),
         residual_error=stores[TRAIN].manifest.residual_error if TRAIN in stores else 0.0,
         measurement=measurement,
+        seconds=seconds,
     )
     if ranks.is_first:
         phase.write(place / PHASE)  # last: with it, the source is not needed again

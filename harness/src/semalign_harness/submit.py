@@ -83,7 +83,13 @@ class Target:
 
 
 def submit_matrix(
-    matrix: Matrix, folder: Path, target: Target, *, wait: bool = False, console: Console | None = None
+    matrix: Matrix,
+    folder: Path,
+    target: Target,
+    *,
+    wait: bool = False,
+    extend: bool = False,
+    console: Console | None = None,
 ) -> list[Standing]:
     """Run the cells that are not finished and that no job runs, or submit them; returns where each cell stands.
 
@@ -95,14 +101,15 @@ def submit_matrix(
         folder: where its run folders are: new, empty, or of this matrix.
         target: where it runs.
         wait: wait for the jobs.
+        extend: take a folder that holds other cells too.
         console: where progress is shown; None shows nothing.
 
     Raises:
         SemalignError: the folder holds something else, or Slurm refuses the jobs.
     """
     console = console or Console(quiet=True)
-    with claimed_matrix(folder, matrix):
-        now = look(matrix, folder)
+    with claimed_matrix(folder, matrix, extend=extend):
+        now = look(matrix, folder, extend=extend)
         for each in now:
             if each.state == "failed":
                 console.note(f"{each.cell.name} failed before, and is tried again: {each.note}")
@@ -119,16 +126,16 @@ def submit_matrix(
         jobs = {**_known_jobs(folder), **jobs}
         while not all([_is_done(job) for job in jobs.values()]):
             time.sleep(1)
-    return look(matrix, folder)
+    return look(matrix, folder, extend=extend)
 
 
-def look(matrix: Matrix, folder: Path) -> list[Standing]:
+def look(matrix: Matrix, folder: Path, *, extend: bool = False) -> list[Standing]:
     """Where each cell stands; nothing is run or written.
 
     Raises:
         SemalignError: the folder holds something else, or submitit is missing while jobs were submitted.
     """
-    check_folder(folder, matrix)
+    check_folder(folder, matrix, extend=extend)
     running, ended = {}, {}
     for name, job in _known_jobs(folder).items():
         if _is_done(job):

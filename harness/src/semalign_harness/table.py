@@ -23,13 +23,13 @@ def result_table(result: RunResult) -> str:
     measured = f"{result.after.rows} held-out rows, {result.after.tokens} supervised tokens"
     if result.after.answer_rows:
         measured += f", {result.after.answer_rows} generated answers"
-    transfer = result.transfer
-    steps = sum(stage.steps for stage in transfer.stages)
+    training = result.training
+    stages = f"{len(training.transfer.stages)} stages" if training.transfer else training.method
     # A resumed run has trained for longer than its last process took.
-    of_all = f" of {result.seconds:.0f} s" if transfer.seconds <= result.seconds else " over all interruptions"
+    of_all = f" of {result.seconds:.0f} s" if training.seconds <= result.seconds else " over all interruptions"
     cost = (
-        f"{result.train_rows} training rows, {len(transfer.stages)} stages, {steps} steps, "
-        f"training {transfer.seconds:.0f} s{of_all}, "
+        f"{result.train_rows} training rows, {stages}, {training.steps} steps, "
+        f"training {training.seconds:.0f} s{of_all}, "
         f"peak memory {result.peak_bytes / 2**30:.2f} GiB, supervision {result.supervision_bytes / 2**20:.0f} MiB"
     )
     return f"{text}\nmeasured on {measured}\n{cost}"

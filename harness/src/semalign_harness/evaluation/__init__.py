@@ -9,6 +9,7 @@ from ._contracts import BenchmarkResult as BenchmarkResult
 from ._contracts import EvaluationConfig as EvaluationConfig
 from ._contracts import EvaluationResult as EvaluationResult
 from ._contracts import ItemRecord as ItemRecord
+from ._contracts import Name as Name
 from ._run import evaluate as evaluate
 from ._table import evaluation_table as evaluation_table
 from ._table import pair_table as pair_table
@@ -20,6 +21,7 @@ __all__ = [
     "EvaluationConfig",
     "EvaluationResult",
     "ItemRecord",
+    "Name",
     "Pair",
     "evaluate",
     "evaluation_table",

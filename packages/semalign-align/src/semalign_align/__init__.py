@@ -4,6 +4,7 @@ from ._live import LiveSupervision as LiveSupervision
 from ._objectives import AnswerNLL as AnswerNLL
 from ._objectives import Cosine as Cosine
 from ._objectives import Fisher as Fisher
+from ._objectives import LabelCosine as LabelCosine
 from ._objectives import Objective as Objective
 from ._objectives import OutputKL as OutputKL
 from ._objectives import Relation as Relation
@@ -30,6 +31,7 @@ __all__ = [
     "FinalHidden",
     "FinalStates",
     "Fisher",
+    "LabelCosine",
     "LiveSupervision",
     "Objective",
     "OutputKL",

@@ -120,7 +120,7 @@ class Relation(_LayerObjective):
 class Cosine(_LayerObjective):
     """1 − cosine of the residual contribution and the supervisory one.
 
-    Source: v1 (method 2.7). Deviation: v1's second term, on logits against one-hot labels, is not part of it.
+    Source: v1 (method 2.7), its first term; the second is `LabelCosine`.
     """
 
     kind: Literal["cosine"] = "cosine"
@@ -195,6 +195,34 @@ class AnswerNLL(Settings):
         """Sum over the supervised tokens, in nats."""
         assert step.hidden is not None
         return answer_nll(step.hidden, step.head, step.labels).sum()
+
+    def count(self, counts: Int[Tensor, " b"]) -> int:
+        """Supervised tokens."""
+        return int(counts.sum())
+
+
+class LabelCosine(Settings):
+    """1 − cosine of the target's logits and the one-hot answer token: −z_y/‖z‖, up to the constant.
+
+    All logits of a micro-batch are in memory at once. Source: v1 (method 2.7), its second term.
+    """
+
+    @property
+    def name(self) -> str:
+        """`label`."""
+        return "label"
+
+    @property
+    def needs_output(self) -> bool:
+        """Yes."""
+        return True
+
+    def total(self, step: Step) -> Float[Tensor, ""]:
+        """Sum over the supervised tokens."""
+        assert step.hidden is not None
+        logits = step.head.logits(step.hidden)
+        cosines: Tensor = logits.gather(1, step.labels[:, None])[:, 0] / logits.norm(dim=1).clamp_min(1e-12)
+        return (1 - cosines).sum()
 
     def count(self, counts: Int[Tensor, " b"]) -> int:
         """Supervised tokens."""

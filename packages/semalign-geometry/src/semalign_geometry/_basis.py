@@ -160,15 +160,21 @@ class SemanticBasis:
         return self.gain if fold_gain else None
 
 
+_STRIPS = 4
 _MAX_CONDITION = 1e12
 """Above it, a float64 Gram matrix is treated as possibly rank-deficient."""
 
 
 def _gram(weight: Tensor, ids: Tensor, dtype: torch.dtype, chunk: int) -> Float[Tensor, "d d"]:
-    gram_DD = to_float64(weight.new_zeros(weight.shape[1], weight.shape[1]))
+    """WᵀW in strips from the diagonal to the right: five eighths of the whole product."""
+    width = weight.shape[1]
+    gram_DD = to_float64(weight.new_zeros(width, width))
+    starts = range(0, width, -(-width // _STRIPS))
     for rows_VD in _rows(weight, ids, dtype, chunk):
-        gram_DD += to_float64(rows_VD.T @ rows_VD)
-    return (gram_DD + gram_DD.T) / 2
+        for start in starts:
+            strip = slice(start, start + starts.step)
+            gram_DD[strip, start:] += to_float64(rows_VD[:, strip].T @ rows_VD[:, start:])
+    return gram_DD.triu() + gram_DD.triu(1).T
 
 
 def _rows(weight: Tensor, ids: Tensor, dtype: torch.dtype, chunk: int) -> Iterator[Float[Tensor, "w d"]]:

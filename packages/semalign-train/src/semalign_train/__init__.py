@@ -1,5 +1,9 @@
 """Frontier training: the target learns shallow to deep, one layer at a time, on stored supervision."""
 
+from ._batches import AnySupervision as AnySupervision
+from ._batches import micro_batches as micro_batches
+from ._batches import optimisation_batches as optimisation_batches
+from ._batches import rate_factor as rate_factor
 from ._checkpoint import KEPT_STATES as KEPT_STATES
 from ._prefix import PrefixCache as PrefixCache
 from ._settings import FullLayer as FullLayer
@@ -11,11 +15,13 @@ from ._settings import StepRecord as StepRecord
 from ._settings import TransferConfig as TransferConfig
 from ._settings import TransferReport as TransferReport
 from ._trainable import frontier as frontier
+from ._trainable import trained as trained
 from ._trainer import Callback as Callback
 from ._trainer import DivergedError as DivergedError
 from ._trainer import FrontierTrainer as FrontierTrainer
 
 __all__ = [
+    "AnySupervision",
     "Callback",
     "DivergedError",
     "FrontierTrainer",
@@ -30,4 +36,8 @@ __all__ = [
     "TransferConfig",
     "TransferReport",
     "frontier",
+    "micro_batches",
+    "optimisation_batches",
+    "rate_factor",
+    "trained",
 ]

@@ -37,6 +37,13 @@ class LossWeights(Settings):
     """w_out, of the KL to the source."""
     answer: float = Field(0.0, ge=0)
     """w_ce, of the answer NLL."""
+    label: float = Field(0.0, ge=0)
+    """Weight of 1 − cosine of logits and one-hot labels, the second term of v1."""
+
+    @property
+    def needs_output(self) -> bool:
+        """Whether a term looks at the output, so that layers above the frontier run."""
+        return self.output > 0 or self.answer > 0 or self.label > 0
 
 
 class Guards(Settings):
@@ -120,8 +127,8 @@ class TransferConfig(Contract):
             raise SemalignError(f"steps names {len(self.steps)} stages, there are {len(layers)}")
         if self.shard_frozen and self.compile:
             raise SemalignError("shard_frozen and compile do not go together: set one of them to false")
-        if not (self.weights.geometry or self.weights.output or self.weights.answer):
-            raise SemalignError("every weight of the loss is 0: set one of geometry, output, answer above 0")
+        if not (self.weights.geometry or self.weights.needs_output):
+            raise SemalignError("every weight of the loss is 0: set one of geometry, output, answer, label above 0")
         return layers
 
     def stage_steps(self, depth: int, examples: int) -> tuple[int, ...]:

@@ -1,7 +1,8 @@
 """The trainable part of a stage: one layer in float32, or a low-rank adapter on it."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from peft import LoraConfig, LoraModel
@@ -21,7 +22,34 @@ def frontier(
 
     All other parameters are expected to be frozen already.
     """
-    module = view.layer(layer)
+    also = list(view.final_norm.parameters()) if final_norm else []
+    with trained(view.layer(layer), trainable, also=also, seed=seed * 100_003 + layer, name=f"layer {layer}") as found:
+        yield found
+
+
+@contextmanager
+def trained(
+    module: nn.Module,
+    trainable: FullLayer | LoraLayer,
+    *,
+    also: Sequence[nn.Parameter] = (),
+    seed: int = 0,
+    name: str = "the model",
+    lora: Mapping[str, Any] | None = None,
+) -> Iterator[list[nn.Parameter]]:
+    """The parameters of a module that train, in float32; cast back, or merged, when the block ends, on every path.
+
+    Args:
+        module: a layer, or several in a ModuleList; its parameters are expected to be frozen.
+        trainable: all its parameters, or adapters on its linear modules.
+        also: parameters elsewhere that train along.
+        seed: of the adapters' start.
+        name: what messages call the module.
+        lora: further arguments of peft's LoraConfig, such as `init_lora_weights`.
+
+    Raises:
+        SemalignError: the module has no linear module of a name that `trainable` gives.
+    """
     if isinstance(trainable, FullLayer):
         parameters = list(module.parameters())
     else:
@@ -30,7 +58,7 @@ def frontier(
         unmatched = sorted(set(trainable.modules) - set(known))
         if unmatched or not trainable.modules:
             raise SemalignError(
-                f"layer {layer} has no linear module named {', '.join(unmatched) or 'nothing'}: "
+                f"{name} has no linear module named {', '.join(unmatched) or 'nothing'}: "
                 f"train.trainable.modules can name {', '.join(known)}"
             )
         adapted = [name for name in linear if name.rsplit(".", 1)[-1] in trainable.modules]
@@ -38,16 +66,15 @@ def frontier(
             r=trainable.rank,
             lora_alpha=trainable.alpha,
             target_modules=adapted,
-            lora_dropout=0.0,
             fan_in_fan_out=isinstance(linear[adapted[0]], Conv1D),
+            **(lora or {}),
         )
         # Adapters are drawn on the CPU; torch.manual_seed would reset every other device as well.
         with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(seed * 100_003 + layer)
+            torch.default_generator.manual_seed(seed)
             adapter = LoraModel(module, config, "frontier")
         parameters = [parameter for name, parameter in module.named_parameters() if "lora_" in name]
-    if final_norm:
-        parameters += list(view.final_norm.parameters())
+    parameters += also
     dtypes = [parameter.dtype for parameter in parameters]
     try:
         for parameter in parameters:

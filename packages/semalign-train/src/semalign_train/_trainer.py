@@ -11,12 +11,12 @@ import torch
 from pydantic import BaseModel
 from semalign_align import (
     AnswerNLL,
+    LabelCosine,
     LiveSupervision,
     Objective,
     OutputKL,
     Ranks,
     Step,
-    Supervision,
     position_mask,
 )
 from semalign_attribution import DecoderView, undisturbed, view_of
@@ -24,6 +24,7 @@ from semalign_geometry import SemalignError
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from ._batches import AnySupervision, micro_batches, optimisation_batches, rate_factor
 from ._checkpoint import Checkpoints, State, fingerprint, load_optimiser_tensors, optimiser_tensors
 from ._prefix import PrefixCache
 from ._settings import StageRecord, StepRecord, TransferConfig, TransferReport
@@ -31,8 +32,6 @@ from ._sharding import ShardedLayers
 from ._trainable import frontier
 
 LOGGER = logging.getLogger(__name__)
-
-AnySupervision = Supervision | LiveSupervision
 
 Callback = Callable[[StepRecord | StageRecord], None]
 """Told of every step and every stage."""
@@ -130,6 +129,7 @@ class FrontierTrainer:
             (weights.geometry, objective or self.config.objective),
             (weights.output, OutputKL()),
             (weights.answer, AnswerNLL()),
+            (weights.label, LabelCosine()),
         ]
         self._terms = [(weight, term) for weight, term in terms if weight > 0]
         self._shared_head = self.view.head.select(supervision.entries)
@@ -178,7 +178,7 @@ class FrontierTrainer:
                 batch_size=self.config.micro_batch_size,
                 ranks=self._ranks,
             )
-            batches = self._batches()
+            batches = optimisation_batches(self.config, len(self.supervision))  # stages go on where one stopped
             for layer, steps in zip(self.layers, self.stage_steps, strict=True):
                 prefix.advance(layer - 1)  # layer by layer when resumed, too: to the same bits
                 if shards is not None:
@@ -384,17 +384,6 @@ class FrontierTrainer:
     def _trains_norm(self, layer: int) -> bool:
         return self.config.train_final_norm and layer == self.view.depth
 
-    def _batches(self) -> Iterator[list[int]]:
-        """Examples of each optimiser step, pass after pass in random order; stages go on where the one before
-        stopped."""
-        generator = torch.Generator().manual_seed(self.config.seed)
-        waiting: list[int] = []
-        while True:
-            while len(waiting) < self.config.batch_size:
-                waiting += torch.randperm(len(self.supervision), generator=generator).tolist()
-            yield waiting[: self.config.batch_size]
-            waiting = waiting[self.config.batch_size :]
-
     def _gradients(
         self, layer: int, indices: Sequence[int], prefix: PrefixCache, parameters: Sequence[nn.Parameter]
     ) -> tuple[dict[str, float], dict[str, float]]:
@@ -405,7 +394,7 @@ class FrontierTrainer:
         active = [(weight, term) for weight, term in self._terms if units[term.name] > 0]
         losses = torch.zeros(len(active), dtype=torch.float64)
         gradients = [[torch.zeros_like(parameter) for parameter in parameters] for _ in active]
-        for micro, mine in self._ranks.deal(self._micro_batches(indices)):
+        for micro, mine in self._ranks.deal(micro_batches(self.config, self.supervision, indices, self._ranks)):
             with torch.enable_grad():
                 step = self._forward(layer, micro, self.supervision, hidden=prefix.inputs(micro), start=layer)
             for place, (weight, term) in enumerate(active):
@@ -423,12 +412,6 @@ class FrontierTrainer:
         names = [term.name for _, term in active]
         norms = [float(nn.utils.get_total_norm(parts)) for parts in gradients]
         return dict(zip(names, losses.tolist(), strict=True)), dict(zip(names, norms, strict=True))
-
-    def _micro_batches(self, indices: Sequence[int]) -> list[list[int]]:
-        """Examples of alike length together, to pad little; small enough that every process gets some."""
-        order = sorted(indices, key=lambda index: int(self.supervision.lengths[index]))
-        size = min(self.config.micro_batch_size, math.ceil(len(order) / self._ranks.size))
-        return [order[start : start + size] for start in range(0, len(order), size)]
 
     def _forward(
         self, layer: int, indices: list[int], store: AnySupervision, *, hidden: Tensor | None, start: int
@@ -463,21 +446,3 @@ class FrontierTrainer:
             shared_head=self._shared_head,
             temperature=store.manifest.settings.temperature,
         )
-
-
-def rate_factor(step: int, steps: int, config: TransferConfig) -> float:
-    """Share of the peak learning rate at a step of a stage, both counted from 1; every step moves.
-
-    It rises linearly over the warm-up, is 1 at the step after it, and falls so that it would be 0 after the last step.
-    """
-    warmup = round(config.warmup * steps)
-    if step <= warmup:
-        return step / (warmup + 1)
-    remaining = (steps - step + 1) / (steps - warmup)
-    match config.schedule:
-        case "constant":
-            return 1.0
-        case "linear":
-            return remaining
-        case "cosine":
-            return (1 - math.cos(math.pi * remaining)) / 2

@@ -1,0 +1,107 @@
+"""What is compared, and what came of it."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+from semalign_geometry import Contract, Settings
+
+from ..evaluation import Name
+from ..experiment import Experiment
+from ..statistics import Aggregate, Estimate, GapRecovered, PairedComparison
+
+Equal = Literal["tokens", "time"]
+
+
+class Benchmarks(Settings):
+    """Benchmarks that every trained target is put to."""
+
+    tasks: Annotated[tuple[Name, ...], Field(min_length=1)]
+    """Their names."""
+    data: str | None = None
+    """Folder with `<benchmark>/test.jsonl.gz`; None takes the rows from the hub."""
+    limit: int | None = Field(None, ge=1)
+    """Documents of each; None for all."""
+    chat: bool | None = None
+    """Whether prompts go through the chat template; None where the tokenizer has one."""
+
+
+class ComparisonConfig(Contract):
+    """Methods on one experiment."""
+
+    experiment: Experiment
+    """What all methods have in common."""
+    methods: dict[str, tuple[str, ...]]
+    """Overrides of each method's own, by its name, in the order of the table."""
+    seeds: tuple[int, ...] = (0,)
+    """Seeds of the order of the examples, and of what a method draws."""
+    equal: Equal = "tokens"
+    """What the methods have alike: the supervised tokens that the trainable part sees, or, for the methods without
+    stages, the wall time of `semalign`, the making of the supervision included."""
+    benchmarks: Benchmarks | None = None
+    """Benchmarks; None for the held-out rows alone."""
+
+
+class Metric(Settings):
+    """A figure that methods are compared in."""
+
+    lower_is_better: bool
+    """Its direction."""
+    percent: bool
+    """Whether it is a share."""
+    items: int
+    """Rows, or documents of a benchmark."""
+    source: Estimate
+    """The source's."""
+    before: Estimate
+    """The target's before any training."""
+    best_baseline: str | None
+    """Which method of others is best in it; None where there is none."""
+
+
+class Figure(Settings):
+    """One method in one metric."""
+
+    estimate: Estimate
+    """Mean over the seeds, with the interval over the items."""
+    over_seeds: Aggregate
+    """Mean and interval over the seeds."""
+    gap: GapRecovered
+    """Share of the gap between target and source that was closed."""
+    versus_best: PairedComparison | None
+    """This method − the best baseline, item by item; None for that baseline itself, or without any."""
+
+
+class MethodFigures(Settings):
+    """One method: what it gave and what it took; costs are means over its runs."""
+
+    figures: dict[str, Figure]
+    """By the name of the metric; empty when a run is missing."""
+    missing: tuple[str, ...] = ()
+    """Why a run gave nothing."""
+    same_as: str | None = None
+    """Another method with the very same settings, whose runs these are."""
+    trained_parameters: int = 0
+    """Numbers that trained, of all stages together."""
+    steps: int = 0
+    """Optimiser steps."""
+    supervised_tokens: int = 0
+    """Supervised tokens that the trainable part saw."""
+    training_seconds: float = 0.0
+    """Wall time of the training."""
+    source_seconds: float = 0.0
+    """Wall time of what the source left behind, where the method needs it: as it was made, once for all methods."""
+    peak_bytes: int = 0
+    """Peak memory of a run; of its process, or of a CUDA device."""
+    stored_bytes: int = 0
+    """Supervision on disk."""
+
+
+class Comparison(Contract):
+    """Methods side by side."""
+
+    config: ComparisonConfig
+    """What was asked for."""
+    metrics: dict[str, Metric]
+    """The figures, by name."""
+    methods: dict[str, MethodFigures]
+    """The methods, by name."""

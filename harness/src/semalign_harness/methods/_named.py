@@ -1,0 +1,68 @@
+"""What a comparison calls its methods: settings laid over an experiment."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from semalign_geometry import SemalignError
+
+from ._registry import known_kinds
+
+NAMED: dict[str, dict[str, Any]] = {
+    "semalign": {},
+    "semalign_fisher": {"train": {"objective": {"kind": "fisher"}}},
+    "semalign_v1": {
+        "method": {"critical_layer_only": True},
+        "pairing": {"kind": "nearest_critical"},
+        "transport": {"frame": "cosine", "fold_gain": False},
+        "train": {
+            "objective": {"kind": "cosine"},
+            "weights": {"geometry": 1.0, "output": 0.0, "answer": 0.0, "label": 1.0},
+        },
+    },
+    "sft": {"method": {"kind": "sft"}},
+    "sft_full": {"method": {"kind": "sft", "trainable": {"kind": "full"}}},
+    "kd": {"method": {"kind": "kd"}},
+    "kd_full": {"method": {"kind": "kd", "trainable": {"kind": "full"}}},
+    "hidden": {"method": {"kind": "hidden"}},
+    "pissa": {"method": {"kind": "sft", "start": "pissa"}},
+    "seeking": {"method": {"kind": "seeking"}},
+    "laten": {"method": {"kind": "laten", "variant": "paper"}},
+    "laten_as_released": {"method": {"kind": "laten", "variant": "as_released"}},
+    "random_pairing": {"pairing": {"kind": "random"}},
+    "uniform_pairing": {"pairing": {"kind": "uniform"}},
+    "no_geometry": {"train": {"weights": {"geometry": 0.0}}},
+    "no_output": {"train": {"weights": {"output": 0.0}}},
+    "frame_cosine": {"transport": {"frame": "cosine"}},
+    "frame_dual": {"transport": {"frame": "dual"}},
+    "frame_parseval": {"transport": {"frame": "parseval"}},
+    "frame_none": {"transport": {"frame": "none"}},
+}
+"""By name: the published objectives, the baselines, and what is left of SemAlign without one of its parts."""
+BASELINES = ("sft", "sft_full", "kd", "kd_full", "hidden", "pissa", "seeking", "laten", "laten_as_released")
+"""Methods of others, the best of which every method is tested against."""
+
+
+def known_methods() -> dict[str, Mapping[str, Any]]:
+    """Settings of every method by name; those of installed packages by their kind."""
+    others = [kind for kind in known_kinds() if all(_kind(tree) != kind for tree in NAMED.values())]
+    return {**NAMED, **{kind: {"method": {"kind": kind}} for kind in others}}
+
+
+def find_methods(names: str) -> list[str]:
+    """The names in a list with commas; `all` for all that come along.
+
+    Raises:
+        SemalignError: one is unknown or named twice.
+    """
+    known = known_methods()
+    asked = [name for part in names.split(",") for name in (NAMED if part == "all" else [part.strip()])]
+    for name in asked:
+        if name not in known:
+            raise SemalignError(f"unknown method {name!r}: choose of {', '.join(known)}, or all")
+        if asked.count(name) > 1:
+            raise SemalignError(f"method {name} is named twice: leave one out")
+    return asked
+
+
+def _kind(tree: Mapping[str, Any]) -> str:
+    return str(tree.get("method", {}).get("kind", "semalign"))
