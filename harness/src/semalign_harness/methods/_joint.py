@@ -166,7 +166,7 @@ def train_jointly(
                     trace = view.trace(data.batch, keep=keep)
                     found = {name: mine * value / count for name, value in losses(trace, data).items()}
                     torch.stack([value.float() for value in found.values()]).sum().backward()
-                terms = {name: terms.get(name, 0.0) + float(value) for name, value in found.items()}
+                terms = {name: terms.get(name, 0.0) + float(value.detach()) for name, value in found.items()}
             gradients = ranks.add([_gradient(parameter) for parameter in parameters])
             values = ranks.add([torch.tensor(list(terms.values()), dtype=torch.float64)])[0]
             for parameter, gradient in zip(parameters, gradients, strict=True):

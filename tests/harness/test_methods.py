@@ -1,0 +1,295 @@
+"""The laws of the methods: the same tokens for each, nothing changed but the target, and what they save is what they
+trained."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, ClassVar, Literal
+
+import pytest
+import torch
+from semalign_align import Supervision
+from semalign_attribution import DecoderView
+from semalign_geometry import SemalignError, Settings, sha256_of
+from semalign_harness import Experiment, RunResult
+from semalign_harness.cli import main
+from semalign_harness.console import Console
+from semalign_harness.experiment import load_experiment
+from semalign_harness.methods import (
+    MethodContext,
+    MethodReport,
+    _registry,
+    as_method,
+    known_kinds,
+    known_methods,
+    parse_method,
+)
+from semalign_harness.methods._joint import answer_loss, output_loss
+from semalign_harness.pipeline import run_experiment
+from semalign_harness.settings import merged
+from semalign_train import StepRecord, TransferConfig
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM
+
+from ..align.chain import EXACT, make_store, source_model, target_model
+from ..attribution.snapshot import snapshot
+
+TRAIN_ALIKE = ("sft", "sft_full", "kd", "kd_full", "hidden", "pissa", "no_geometry", "semalign_fisher")
+"""Methods that see the tokens that SemAlign sees."""
+
+
+def experiment_of(overrides: list[str], name: str, *more: str) -> Experiment:
+    """The tiny experiment with the settings of a method."""
+    tree = load_experiment("tiny", overrides=[*overrides, *more]).model_dump(mode="json")
+    return Experiment.parse(merged(tree, known_methods()[name]), origin=name)
+
+
+@pytest.fixture
+def run(tmp_path: Path, overrides: list[str]) -> Iterator[Any]:
+    def runner(name: str, *more: str) -> RunResult:
+        return run_experiment(experiment_of(overrides, name, *more), tmp_path / name)
+
+    yield runner
+
+
+def weights(folder: str | Path) -> dict[str, Tensor]:
+    return dict(AutoModelForCausalLM.from_pretrained(folder).named_parameters())
+
+
+def hashes(folder: Path) -> dict[str, str]:
+    return {file.name: sha256_of(file) for file in folder.iterdir()}
+
+
+@pytest.mark.parametrize("name", [name for name in known_methods() if not name.startswith("frame_")])
+def test_every_method_changes_the_target_alone_and_saves_it(
+    name: str, run: Any, tmp_path: Path, pair: tuple[Path, Path]
+) -> None:
+    source, target = map(hashes, pair)
+    result = run(name)
+    assert (hashes(pair[0]), hashes(pair[1])) == (source, target)
+    before, after = weights(pair[1]), weights(tmp_path / name / "model")
+    changed = [key for key, value in after.items() if not torch.equal(value, before[key])]
+    assert bool(changed) == (name != "laten_as_released")
+    assert all(torch.isfinite(value).all() for value in after.values())
+    assert result.training.steps > 0 and result.training.trained_parameters > 0
+    assert RunResult.read(tmp_path / name / "result.json") == result
+
+
+def test_methods_see_the_same_tokens_at_the_same_steps(run: Any) -> None:
+    reference = run("semalign").training
+    for name in TRAIN_ALIKE:
+        report = run(name).training
+        assert (report.steps, report.supervised_tokens) == (reference.steps, reference.supervised_tokens), name
+
+
+def context(tmp_path: Path, store: Supervision, target: Any, **train: Any) -> MethodContext:
+    """What a joint method needs of a run."""
+    settings = {"batch_size": 4, "micro_batch_size": 2, "passes": 3, "learning_rate": 1e-2, **train}
+    experiment = load_experiment("tiny").model_copy(update={"train": TransferConfig(**settings)})
+    tmp_path.mkdir(exist_ok=True)
+    loaded = SimpleNamespace(model=target, tokenizer=None)
+    stores = SimpleNamespace(train=store)
+    rest: Any = (None, loaded, stores, None, tmp_path, Console(quiet=True), torch.device("cpu"))
+    return MethodContext(experiment, *rest)
+
+
+def trained(tmp_path: Path, store: Supervision, name: str, target: Any, **train: Any) -> MethodReport:
+    settings = dict(known_methods()[name]["method"])
+    return as_method(parse_method({**settings, **train.pop("method", {})})).run(
+        context(tmp_path, store, target, **train)
+    )
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Supervision:
+    return make_store(source_model(), target_model(), tmp_path_factory.mktemp("store") / "top")
+
+
+@pytest.fixture(scope="module")
+def exact(tmp_path_factory: pytest.TempPathFactory) -> Supervision:
+    return make_store(source_model(), target_model(), tmp_path_factory.mktemp("store") / "exact", settings=EXACT)
+
+
+@pytest.mark.parametrize("name", ["sft", "sft_full", "kd", "kd_full", "pissa"])
+def test_no_steps_are_the_identity(name: str, store: Supervision, tmp_path: Path) -> None:
+    target = target_model()
+    before = {key: value.clone() for key, value in target.named_parameters()}
+    report = trained(tmp_path, store, name, target, method={"seconds": 1e-9})
+    assert report.steps == report.supervised_tokens == 0
+    for key, value in target.named_parameters():
+        torch.testing.assert_close(value, before[key], rtol=0, atol=1e-6 if name == "pissa" else 0)
+
+
+@pytest.mark.parametrize("name", ["sft", "sft_full", "kd", "kd_full"])
+def test_training_lowers_its_loss_and_leaves_the_model_as_it_was_otherwise(
+    name: str, store: Supervision, tmp_path: Path
+) -> None:
+    target = target_model()
+    before = snapshot(target)
+    report = trained(tmp_path, store, name, target, passes=30)
+    after = snapshot(target)
+    assert after["modules"] == before["modules"] and after["gradients"] == before["gradients"]
+    assert after["random"] == before["random"]
+    for key, (requires_grad, identity, _, gradient) in after["parameters"].items():
+        assert (requires_grad, identity, gradient) == (*before["parameters"][key][:2], None)
+    steps = [StepRecord.model_validate_json(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [step.step for step in steps] == list(range(1, report.steps + 1)) and {step.layer for step in steps} == {0}
+    (term,) = steps[0].losses
+    ends = [sum(step.losses[term] for step in some) for some in (steps[:5], steps[-5:])]
+    assert ends[1] < 0.9 * ends[0]
+
+
+def test_full_training_reaches_the_head_and_adapters_do_not(store: Supervision, tmp_path: Path) -> None:
+    for name, reaches in (("sft_full", True), ("sft", False)):
+        target = target_model()
+        before = {key: value.clone() for key, value in target.named_parameters()}
+        trained(tmp_path / name, store, name, target)
+        changed = [key for key, value in target.named_parameters() if not torch.equal(value, before[key])]
+        assert any("lm_head" in key or "embed" in key for key in changed) == reaches
+        assert any("layers.3" in key for key in changed) and any("layers.0" in key for key in changed)
+
+
+@pytest.mark.parametrize("kind", ["store", "exact"])
+def test_losses_do_not_depend_on_whether_the_head_trains(kind: str, request: pytest.FixtureRequest) -> None:
+    store: Supervision = request.getfixturevalue(kind)
+    view = DecoderView(target_model())
+    data = store.collate(range(len(store)))
+    trace = view.trace(data.batch)
+    head = view.model.get_output_embeddings()
+    assert isinstance(head, nn.Module)
+    found = []
+    for trains in (False, True):
+        head.requires_grad_(trains)
+        found.append((answer_loss(view, trace, data), output_loss(view, trace, data, store.entries, 1.5)))
+    for streamed, whole in zip(*found, strict=True):
+        torch.testing.assert_close(whole.detach(), streamed.detach(), rtol=1e-4, atol=1e-4)
+
+
+def test_the_answer_loss_is_the_models_own(store: Supervision) -> None:
+    model = target_model()
+    data = store.collate([0, 3])
+    theirs = model(input_ids=data.batch["input_ids"], attention_mask=data.batch["attention_mask"]).logits
+    labels = data.batch["labels"]
+    wanted = nn.functional.cross_entropy(theirs[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), reduction="sum")
+    view = DecoderView(model)
+    torch.testing.assert_close(answer_loss(view, view.trace(data.batch), data), wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_the_split_into_micro_batches_changes_nothing(store: Supervision, tmp_path: Path) -> None:
+    targets = []
+    for size in (1, 4):
+        targets.append(target_model())
+        trained(tmp_path / str(size), store, "kd", targets[-1], micro_batch_size=size)
+    for one, other in zip(targets[0].parameters(), targets[1].parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-4)
+
+
+def test_a_mix_of_both_terms_is_their_mix(store: Supervision, tmp_path: Path) -> None:
+    def first_losses(**method: Any) -> dict[str, float]:
+        folder = tmp_path / str(len(list(tmp_path.iterdir())))
+        trained(folder, store, "kd", target_model(), method=method)
+        return StepRecord.model_validate_json((folder / "metrics.jsonl").read_text().splitlines()[0]).losses
+
+    alone, mixed = first_losses(), first_losses(answer=0.25)
+    assert mixed["output"] == pytest.approx(0.75 * alone["output"], rel=1e-4)
+    assert mixed["answer"] > 0 and set(alone) == {"output"}
+
+
+def test_hidden_matching_leaves_the_source_as_it_was(
+    store: Supervision, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, target = source_model(), target_model()
+    monkeypatch.setattr(MethodContext, "load_source", lambda self: SimpleNamespace(model=source))
+    before = snapshot(source)
+    report = trained(tmp_path, store, "hidden", target, passes=30)
+    assert snapshot(source) == before
+    steps = [json.loads(line)["losses"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert steps[-1]["hidden"] < 0.9 * steps[0]["hidden"]
+    adapters = trained(tmp_path / "kd", store, "kd", target_model()).trained_parameters
+    assert report.trained_parameters == adapters + 4 * 48 * 32, "a projection for each target layer"
+
+
+def test_seconds_bound_the_training(store: Supervision, tmp_path: Path) -> None:
+    report = trained(tmp_path, store, "sft", target_model(), method={"seconds": 1.0}, passes=100_000)
+    assert report.steps > 3 and report.seconds < 5
+    rates = [json.loads(line)["learning_rate"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert max(rates) <= 1e-2 and rates[-1] < 0.2 * max(rates)
+
+
+def test_training_that_diverges_stops_with_the_remedy(store: Supervision, tmp_path: Path) -> None:
+    target = target_model()
+    with torch.no_grad():
+        target.model.layers[1].mlp.up_proj.weight.fill_(3e38)
+    with pytest.raises(SemalignError, match=r"not finite for the 4\. time; lower the learning rate of sft"):
+        trained(tmp_path, store, "sft", target, passes=100)
+
+
+def test_the_critical_layer_alone_trains(run: Any, tmp_path: Path) -> None:
+    report = run("semalign_v1").training
+    assert report.transfer is not None
+    (stage,) = report.transfer.stages
+    scores = json.loads((tmp_path / "semalign_v1" / "attribution.json").read_text())["mean"]
+    assert stage.source_layer == 1 + scores.index(max(scores))
+    assert set(stage.first_losses) == {"cosine", "label"}
+
+
+class Foreign(Settings):
+    """A method of another package."""
+
+    stored: ClassVar[bool] = False
+    kind: Literal["foreign"] = "foreign"
+    """Chooses this method in a configuration."""
+    factor: float = 2.0
+    """Scales the first layer's output projection."""
+
+    def run(self, context: MethodContext) -> MethodReport:
+        """Scale a matrix."""
+        with torch.no_grad():
+            context.target.model.model.layers[0].mlp.down_proj.weight *= self.factor  # type: ignore[union-attr, operator]
+        return MethodReport(method=self.kind, trained_parameters=0, steps=0, supervised_tokens=0, seconds=0.0)
+
+
+class _Entry:
+    name, dist = "foreign", None
+
+    def __init__(self, loaded: Any) -> None:
+        self.load = lambda: loaded
+
+
+def test_methods_of_installed_packages_are_known(
+    run: Any, tmp_path: Path, pair: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_registry, "entry_points", lambda group: [_Entry(Foreign)] * (group == "semalign.methods"))
+    assert "foreign" in known_methods()
+    run("foreign", "method.kind=foreign", "method.factor=3.0")
+    key = "model.layers.0.mlp.down_proj.weight"
+    torch.testing.assert_close(weights(tmp_path / "foreign" / "model")[key], 3 * weights(pair[1])[key])
+
+
+def test_what_packages_bring_is_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    for loaded, words in ((dict, "no class of settings"), (Settings, "no class of settings")):
+        monkeypatch.setattr(_registry, "entry_points", lambda group, loaded=loaded: [_Entry(loaded)])
+        with pytest.raises(SemalignError, match=words):
+            known_kinds()
+    monkeypatch.setattr(_Entry, "name", "kd")
+    monkeypatch.setattr(_registry, "entry_points", lambda group: [_Entry(Foreign)])
+    with pytest.raises(SemalignError, match="another name"):
+        known_kinds()
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("method.kind=sfd", "unknown method 'sfd': choose one of semalign, sft"),
+        ("method=sft", "expected settings such as method.kind=sft"),
+        ("method={kind: kd, answr: 1}", "unknown key 'answr': did you mean 'answer'?"),
+        ("method={kind: kd, answer: 2}", "'answer' is 2"),
+        ("method.learning_rate=1", "unknown key 'learning_rate'"),
+    ],
+)
+def test_wrong_methods_are_one_sentence(
+    override: str, words: str, tmp_path: Path, overrides: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["run", "tiny", *overrides, override, "--out", str(tmp_path / "run")]) == 2
+    assert words in capsys.readouterr().err and not (tmp_path / "run").exists()
