@@ -34,7 +34,8 @@ from semalign_harness.evaluation import (
     read_evaluation,
 )
 from semalign_harness.evaluation import _run as runner
-from semalign_harness.evaluation._journal import Answer, Journal, JournaledLM, request_key
+from semalign_harness.evaluation._journaled import JournaledLM
+from semalign_harness.journal import Answer, Journal, request_key
 from semalign_harness.models import load_model, open_model
 
 from tests.harness.test_benchmarks import ROWS

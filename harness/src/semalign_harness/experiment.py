@@ -53,6 +53,19 @@ class RowsConfig(Settings):
     """Field of the answer, in rows without `messages`; or, with `{{`, a Jinja template over the fields."""
 
 
+class WritingConfig(Settings):
+    """How a model writes the answers of the training rows."""
+
+    keep: Literal["all", "correct"] = "all"
+    """Whether written answers are kept whatever they say, or only where their last number is the row's own answer's."""
+    temperature: float = Field(0.0, ge=0)
+    """0 writes the likeliest tokens; above it, tokens are drawn."""
+    seed: int = 0
+    """Seed of the draw."""
+    max_new_tokens: int = Field(256, ge=1)
+    """Longest written answer, in tokens."""
+
+
 class DataConfig(Settings):
     """The rows of an experiment; train and held-out rows never share a prompt."""
 
@@ -60,6 +73,10 @@ class DataConfig(Settings):
     """Rows to train and attribute on."""
     held_out: RowsConfig | None = None
     """Rows to measure on; None takes other rows of `train`."""
+    answers: Literal["gold", "source", "target"] = "gold"
+    """The training rows' own answers, or what the source or the untrained target writes after their prompts."""
+    writing: WritingConfig = WritingConfig()
+    """How they are written, where a model does."""
     train_rows: int = Field(256, ge=1)
     """Rows to train on, drawn by `seed`."""
     held_out_rows: int = Field(48, ge=1)

@@ -1,4 +1,4 @@
-"""Greedy generation in batches that shrink: a row that has ended costs nothing while the others go on."""
+"""Generation in batches that shrink: a row that has ended costs nothing while the others go on."""
 
 from collections.abc import Callable, Sequence
 
@@ -14,6 +14,11 @@ CHECKED_EVERY = 8
 """Steps between two looks at the text of a row, which a stop rule may have ended."""
 
 
+def likeliest(logits_BV: Tensor, rows: list[int]) -> Tensor:
+    """The likeliest entry of each row."""
+    return logits_BV.argmax(-1)
+
+
 @torch.no_grad()
 def generate(
     model: PreTrainedModel,
@@ -23,8 +28,9 @@ def generate(
     ends: frozenset[int],
     stopped: Callable[[list[int]], bool] = lambda row: False,
     ended: Callable[[int, list[int]], None] = lambda place, row: None,
+    pick: Callable[[Tensor, list[int]], Tensor] = likeliest,
 ) -> list[list[int]]:
-    """The likeliest token after each prompt, again and again.
+    """The likeliest token after each prompt, or the one that `pick` takes, again and again.
 
     Law: a row is what the model gives to its prompt alone, whatever else is in the batch, up to rounding: where two
     tokens are equally likely within it, another batch may choose the other. Settings of sampling or penalties that come
@@ -37,6 +43,7 @@ def generate(
         ends: token ids that end a row; see `end_ids`.
         stopped: whether the tokens of a row so far end it; asked every `CHECKED_EVERY` tokens.
         ended: told of each prompt's place and its new tokens when its row leaves the batch.
+        pick: the next token of each row, of logits (b, v) and the places of the rows' prompts.
 
     Returns:
         The new tokens of each prompt, the ending one included.
@@ -56,7 +63,7 @@ def generate(
             use_cache=True,
             logits_to_keep=1,
         ).logits[:, -1]
-        chosen_B = logits_BV.argmax(-1)
+        chosen_B = pick(logits_BV, rows)
         for row, token in zip(rows, chosen_B.tolist(), strict=True):
             found[row].append(token)
         looked = step % CHECKED_EVERY == 0

@@ -107,9 +107,7 @@ def right_answers(
             prompts = [examples[place].prompt_ids for place in part]
             output = generate(loaded.model, prompts, max_new_tokens=max_new_tokens, ends=ends)
             texts = loaded.tokenizer.batch_decode(output, skip_special_tokens=True)
-            found |= {
-                place: _same_number(text, examples[place].answer) for place, text in zip(part, texts, strict=True)
-            }
+            found |= {place: same_number(text, examples[place].answer) for place, text in zip(part, texts, strict=True)}
     of_all = {place: right for share in ranks.from_all(found) for place, right in share.items()}
     return [of_all[place] for place in range(len(examples))]
 
@@ -142,6 +140,7 @@ def last_number(text: str) -> float | None:
     return float(found[-1].replace(",", "")) if found else None
 
 
-def _same_number(generated: str, reference: str) -> bool:
+def same_number(generated: str, reference: str) -> bool:
+    """Whether the last number of both texts is the same."""
     number = last_number(generated)
     return number is not None and number == last_number(reference)

@@ -28,6 +28,7 @@ from .resources import join, peak_memory
 from .run_folder import ENVIRONMENT, EXPERIMENT, RESULT, claimed
 from .saving import save_model
 from .source_phase import source_stores
+from .written_answers import with_written_answers
 
 BEFORE = "before.json"
 PACKAGES = (
@@ -175,7 +176,7 @@ def _begin(
         SemalignError: the inputs cannot be used, or have changed.
     """
     ranks = Ranks.current()
-    inputs = ranks.in_turn(lambda: read_inputs(experiment, console))
+    inputs = with_written_answers(experiment, ranks.in_turn(lambda: read_inputs(experiment, console)), device, console)
 
     def note() -> Environment:
         began = Environment.read(folder / ENVIRONMENT) if resumed else None

@@ -9,8 +9,8 @@ from semalign_geometry import SharedVocabulary, output_divergence
 from transformers import PreTrainedTokenizerBase
 
 from ..data import Example, batches
+from ..journal import Answer, Journal, request_key
 from ..measure import TOKENS_AT_ONCE
-from ._journal import Answer, Journal, request_key
 
 
 class Text(NamedTuple):

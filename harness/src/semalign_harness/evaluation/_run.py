@@ -24,13 +24,14 @@ from semalign_geometry import SemalignError, SharedVocabulary, replace_file
 from ..benchmarks import Benchmark, Document, find_benchmark, sample
 from ..console import Console
 from ..generation import GENERATION
+from ..journal import Journal
 from ..models import OpenedModel, cache_folder, check_tokenizers, identity, load_model, open_model
 from ..resources import pick_device
 from ..sandbox import judge, probe
 from ..statistics import Estimate, mean, proportion
 from ._agreement import Agreement, Text, agreements
 from ._contracts import BenchmarkResult, EvaluationConfig, EvaluationResult, ItemRecord, Name
-from ._journal import Journal, JournaledLM
+from ._journaled import JournaledLM
 
 PACKAGES = ("semalign-harness", "lm-eval", "torch", "transformers")
 LARGEST_BATCH = 128

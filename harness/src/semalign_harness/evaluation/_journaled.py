@@ -1,12 +1,8 @@
-"""Answers of a model, kept on disk as they come: a second call costs nothing, an interrupted one goes on."""
+"""A model of lm-eval whose answers are kept in a journal."""
 
-import hashlib
-import json
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from accelerate import PartialState
@@ -17,62 +13,7 @@ from semalign_geometry import SemalignError
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-
-class Answer(NamedTuple):
-    """What the model gave to one request."""
-
-    value: Any
-    """Text of a generation; [log-likelihood, greedy] of a continuation."""
-    seconds: float
-    """Wall time since the answer before it, of a batch that answers as it goes; else its share of its batch's."""
-    batch: int
-    """Requests that ran together."""
-
-
-class Journal:
-    """A file of one JSON line for each answer, appended whole; a line that was cut off while it was written is void."""
-
-    def __init__(self, path: Path) -> None:
-        """Read what earlier runs left.
-
-        Args:
-            path: the file; its folder is made when the first answer is written.
-        """
-        self.path = path
-        self._answers: dict[str, Answer] = {}
-        torn = self.read(path)
-        if torn:
-            os.truncate(path, path.stat().st_size - torn)
-
-    def read(self, file: Path) -> int:
-        """Take in the answers of a file, such as another rank's; returns the size of a torn last line, in bytes."""
-        whole, _, torn = (file.read_bytes() if file.exists() else b"").rpartition(b"\n")
-        for line in whole.split(b"\n") if whole else []:
-            entry = json.loads(line)
-            self._answers[entry["key"]] = Answer(entry["value"], entry["seconds"], entry["batch"])
-        return len(torn)
-
-    def __len__(self) -> int:
-        return len(self._answers)
-
-    def get(self, key: str) -> Answer | None:
-        """The answer to a request; None when there is none yet."""
-        return self._answers.get(key)
-
-    def add(self, answers: dict[str, Answer]) -> None:
-        """Keep answers, on disk before this returns."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        lines = "".join(json.dumps({"key": key, **answer._asdict()}) + "\n" for key, answer in answers.items())
-        with self.path.open("ab") as file:
-            file.write(lines.encode())
-            file.flush()
-            os.fsync(file.fileno())
-        self._answers |= answers
-
-
-def request_key(kind: str, *arguments: object) -> str:
-    """Hash of a request: what is asked, of what, with which settings."""
-    return hashlib.sha256(json.dumps([kind, *arguments], sort_keys=True, default=str).encode()).hexdigest()
+from ..journal import Answer, Journal, request_key
 
 
 class JournaledLM(LM):  # type: ignore[misc]  # lm-eval is untyped

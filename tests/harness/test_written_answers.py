@@ -1,0 +1,121 @@
+"""Answers that a model writes: they replace those of the training rows alone, once, whatever the batch."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from semalign_harness import written_answers
+from semalign_harness.cli import main
+from semalign_harness.console import Console
+from semalign_harness.data import Example
+from semalign_harness.experiment import load_experiment
+from semalign_harness.generation import generate
+from semalign_harness.inputs import Inputs, read_inputs
+from semalign_harness.models import load_model
+from semalign_harness.written_answers import with_written_answers
+
+QUIET = Console(quiet=True)
+SHORT = "data.writing.max_new_tokens=6"
+
+
+def inputs_of(overrides: list[str], *more: str) -> tuple[Inputs, Inputs]:
+    """The inputs as the rows are, and with written answers."""
+    experiment = load_experiment("tiny", overrides=[*overrides, SHORT, *more])
+    gold = read_inputs(experiment, QUIET)
+    return gold, with_written_answers(experiment, gold, torch.device("cpu"), QUIET)
+
+
+def test_gold_answers_are_left_alone(overrides: list[str]) -> None:
+    gold, same = inputs_of(overrides)
+    assert same is gold
+
+
+@pytest.mark.parametrize("writer", ["source", "target"])
+def test_training_rows_get_what_the_model_writes(writer: str, overrides: list[str]) -> None:
+    gold, written = inputs_of(overrides, f"data.answers={writer}")
+    assert written.split.held_out == gold.split.held_out
+    model = load_model(getattr(gold, writer)).model
+    for before, after in zip(gold.split.train, written.split.train, strict=True):
+        assert (after.prompt_ids, after.answer) == (before.prompt_ids, before.answer)
+        alone = generate(
+            model, [before.prompt_ids], max_new_tokens=6, ends=frozenset({gold.target.tokenizer.eos_token_id})
+        )
+        assert list(after.answer_ids) == alone[0]
+
+
+@pytest.mark.parametrize("temperature", [0, 0.7])
+def test_answers_do_not_depend_on_the_batch_and_are_written_once(
+    temperature: float, overrides: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = []
+    for size in (1, 3):
+        monkeypatch.setenv("SEMALIGN_CACHE", str(tmp_path / str(size)))
+        settings = ("data.answers=source", f"data.writing.temperature={temperature}", f"batch_size={size}")
+        found.append(inputs_of(overrides, *settings)[1].split.train)
+    assert found[0] == found[1]
+    monkeypatch.setattr(written_answers, "load", None)
+    assert inputs_of(overrides, *settings)[1].split.train == found[0]
+
+
+def test_another_seed_draws_other_answers(overrides: list[str]) -> None:
+    drawn = [
+        inputs_of(overrides, "data.answers=source", "data.writing.temperature=1", f"data.writing.seed={seed}")[1]
+        for seed in (0, 1)
+    ]
+    assert drawn[0].split.train != drawn[1].split.train
+
+
+def test_tokens_are_drawn_from_the_softmax() -> None:
+    logits = torch.tensor([0.1, 0.6, 0.3]).log()
+    rows = [Example((number,), (), "") for number in range(4000)]
+    for temperature in (1.0, 0.5):
+        tokens = written_answers._Sampler(rows, temperature, 0)(logits.expand(4000, 3), list(range(4000)))
+        shares = torch.bincount(tokens, minlength=3) / 4000
+        torch.testing.assert_close(shares, (logits / temperature).softmax(0), rtol=0, atol=0.03)
+
+
+def test_an_interrupted_writing_goes_on(overrides: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = inputs_of(overrides, "data.answers=source", "batch_size=1")[1].split.train
+    (journal,) = written_answers.cache_folder().glob("answers/*/answers-0.jsonl")
+    lines = journal.read_bytes().splitlines(keepends=True)
+    journal.write_bytes(b"".join(lines[:7]) + lines[7][:20])  # killed while it wrote
+    asked: list[int] = []
+
+    def counted(model: Any, prompts: Any, **more: Any) -> Any:
+        asked.append(len(prompts))
+        return generate(model, prompts, **more)
+
+    monkeypatch.setattr(written_answers, "generate", counted)
+    assert inputs_of(overrides, "data.answers=source", "batch_size=1")[1].split.train == whole
+    assert sum(asked) == len({line for line in lines}) - 7
+
+
+def test_only_correct_answers_are_kept(overrides: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    gold, _ = inputs_of(overrides)
+    right = {row.prompt_ids: row.answer_ids for row in gold.split.train[::2]}
+
+    def oracle(model: Any, prompts: Any, *, ended: Any, **more: Any) -> None:
+        for place, prompt in enumerate(prompts):
+            ended(place, list(right.get(prompt, gold.split.held_out[0].answer_ids[-1:])))
+
+    monkeypatch.setattr(written_answers, "generate", oracle)
+    kept = inputs_of(overrides, "data.answers=source", "data.writing.keep=correct")[1].split.train
+    assert kept == gold.split.train[::2]
+
+
+def test_without_a_row_left_the_remedy_is_told(
+    overrides: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = [*overrides, "data.answers=target", "data.writing.max_new_tokens=100", "--out", str(tmp_path / "run")]
+    assert main(["run", "tiny", *given, "data.max_length=60"]) == 2
+    said = capsys.readouterr().err
+    assert "raise data.max_length, or set data.writing.keep=all" in said and not (tmp_path / "run").exists()
+
+
+def test_a_run_trains_on_written_answers(overrides: list[str], tmp_path: Path) -> None:
+    assert main(["run", "tiny", *overrides, "data.answers=target", SHORT, "--out", str(tmp_path / "run")]) == 0
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert result["train_rows"] == 16
+    assert 0 < result["training"]["supervised_tokens"] <= 6 * 8 * 6, "six steps of eight answers of six tokens"
