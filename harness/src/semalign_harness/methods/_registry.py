@@ -6,13 +6,22 @@ from typing import Any
 from semalign_geometry import SemalignError, Settings
 
 from ._hidden import Hidden
+from ._laten import LaTen
 from ._method import Method
 from ._output import Kd, Sft
+from ._seeking import Seeking
 from ._semalign import SemAlign
 
 GROUP = "semalign.methods"
 """Entry points of this group name classes of methods: pydantic settings with a `kind`, that fulfil `Method`."""
-KINDS: dict[str, type[Settings]] = {"semalign": SemAlign, "sft": Sft, "kd": Kd, "hidden": Hidden}
+KINDS: dict[str, type[Settings]] = {
+    "semalign": SemAlign,
+    "sft": Sft,
+    "kd": Kd,
+    "hidden": Hidden,
+    "seeking": Seeking,
+    "laten": LaTen,
+}
 """The classes of methods that come along, by their kind."""
 
 
