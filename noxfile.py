@@ -110,6 +110,16 @@ def evaluation(session: nox.Session, task: str) -> None:
     session.run("semalign", "evaluate", *session.posargs, "--tasks", task)
 
 
+EVERY_METHOD = ("tiny", "--methods", "all", "--seeds", "0,1,2", "--jobs", "2", "data.train_rows=512", "train.passes=3")
+
+
+@nox.session(tags=["eval"], default=False)
+def compare(session: nox.Session) -> None:
+    """Methods side by side: every method on the tiny pair, or `nox -s compare -- EXPERIMENT --methods …`."""
+    install(session, *with_siblings("harness"))
+    session.run("semalign", "compare", *(session.posargs or EVERY_METHOD))
+
+
 @nox.session(tags=["bench"], default=False)
 def bench(session: nox.Session) -> None:
     """Measure time and memory beside the peers: `nox -s bench -- --rows basis,kl`; `-- --list` for the rows."""
