@@ -15,7 +15,7 @@ from semalign_geometry import SemalignError
 
 from .console import Console
 from .estimate import describe, presets_table
-from .experiment import load_experiment, preset_names
+from .experiment import Experiment, load_experiment, preset_names
 from .phase_cache import entries, prune
 from .pipeline import run_experiment
 from .resources import join, leave
@@ -80,7 +80,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         return _fail(_disk_message(error))
     except KeyboardInterrupt:
-        goes_on = "; the same command goes on from here" if command in ("run", "submit", "evaluate") else ""
+        goes_on = (
+            "; the same command goes on from here"
+            if command in ("run", "submit", "compare", "sweep", "evaluate")
+            else ""
+        )
         print(f"semalign: interrupted{goes_on}", file=sys.stderr)
         return 130
     finally:
@@ -132,18 +136,33 @@ def _submit_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _compare_arguments(parser: argparse.ArgumentParser) -> None:
+    from .methods._named import describe_methods
+
     parser.add_argument("experiment", nargs="?", help="name of a preset, or path of a YAML file")
     parser.add_argument(
         "overrides", nargs="*", metavar="[METHOD:]key.key=value", help="settings of all methods, or of one"
     )
-    parser.add_argument("--methods", default="all", metavar="NAMES", help="with commas (default: all; see below)")
-    parser.add_argument("--seeds", default="0", metavar="N,N", help="training seeds (default: 0)")
-    parser.add_argument("--equal", choices=("tokens", "time"), default="tokens", help="what methods have alike")
+    parser.add_argument("--methods", default="all", metavar="NAMES", help="with commas (default: all that are below)")
+    parser.add_argument(
+        "--seeds", metavar="N,N", help="training seeds, of random pairings too (default: the experiment's train.seed)"
+    )
+    parser.add_argument(
+        "--equal",
+        choices=("tokens", "time"),
+        default="tokens",
+        help="what methods have alike: supervised tokens (default), or the wall time of semalign",
+    )
     parser.add_argument("--tasks", metavar="NAMES", help="benchmarks of mmlu, gsm8k, humaneval, mbpp (default: none)")
     parser.add_argument("--data", metavar="DIR", help="take their rows from DIR/<task>/test.jsonl.gz, not from the hub")
     parser.add_argument("--limit", type=int, metavar="N", help="documents of each task (default: all)")
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="runs at a time (default: 1)")
-    _common_arguments(parser, "folder of the comparison, which goes on there (default: runs/NAME-comparison)")
+    _common_arguments(
+        parser,
+        "folder of the comparison, which goes on there, and takes further methods and seeds (default: "
+        "runs/NAME-comparison)",
+    )
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = f"methods, and the settings that make them:\n\n{describe_methods()}"
 
 
 def _sweep_arguments(parser: argparse.ArgumentParser) -> None:
@@ -161,6 +180,7 @@ def _sweep_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="cells at a time (default: 1)")
     _common_arguments(parser, "folder of the sweep, which goes on there (default: runs/NAME-sweep)")
+    parser.epilog = "Settings are tuned on further rows of the training split: data.held_out plays no part."
 
 
 def _common_arguments(parser: argparse.ArgumentParser, out: str) -> None:
@@ -276,16 +296,17 @@ def _compare(options: argparse.Namespace) -> int:
     experiment = load_experiment(options.experiment, configs=options.config, overrides=shared)
     benchmarks = None
     if options.tasks is not None:
-        tree = {"tasks": options.tasks.split(","), "data": options.data, "limit": options.limit}
+        tasks = [task.strip() for task in options.tasks.split(",")]
+        tree = {"tasks": tasks, "data": options.data, "limit": options.limit}
         benchmarks = Benchmarks.parse(tree, origin="benchmarks")
-    try:
-        seeds = tuple(int(seed) for seed in options.seeds.split(","))
-    except ValueError:
-        raise SemalignError(f"--seeds {options.seeds}: expected whole numbers with commas, such as 0,1,2") from None
-    if len(set(seeds)) < len(seeds):
-        raise SemalignError(f"--seeds {options.seeds} names a seed twice: leave one out")
+    elif options.data is not None or options.limit is not None:
+        raise SemalignError("--data and --limit are about benchmarks: name some with --tasks")
     config = ComparisonConfig(
-        experiment=experiment, methods=own, seeds=seeds, equal=options.equal, benchmarks=benchmarks
+        experiment=experiment,
+        methods=own,
+        seeds=_seeds(options.seeds, experiment, shared),
+        equal=options.equal,
+        benchmarks=benchmarks,
     )
     _hush()
     folder = options.out or Path("runs") / f"{experiment.name}-comparison"
@@ -295,6 +316,20 @@ def _compare(options: argparse.Namespace) -> int:
         print(table)
     print(f"comparison folder: {folder.resolve()}")
     return 2 if any(found.missing for found in comparison.methods.values()) else 0
+
+
+def _seeds(given: str | None, experiment: Experiment, overrides: Sequence[str]) -> tuple[int, ...]:
+    if given is None:
+        return (experiment.train.seed,)
+    if any(text.startswith("train.seed=") for text in overrides):
+        raise SemalignError("--seeds and train.seed say the same: leave one of them out")
+    try:
+        seeds = tuple(int(seed) for seed in given.split(","))
+    except ValueError:
+        raise SemalignError(f"--seeds {given}: expected whole numbers with commas, such as 0,1,2") from None
+    if len(set(seeds)) < len(seeds):
+        raise SemalignError(f"--seeds {given} names a seed twice: leave one out")
+    return seeds
 
 
 def _sweep(options: argparse.Namespace) -> int:

@@ -205,7 +205,7 @@ def check_folder(folder: Path, matrix: Matrix, *, extend: bool = False) -> None:
         raise _unusable(folder, error) from None
     if MATRIX in names:
         there = Matrix.read(folder / MATRIX)
-        changes = _cell_differences(there, matrix) if extend else _matrix_differences(there, matrix)
+        changes = _cell_differences(folder, there, matrix) if extend else _matrix_differences(there, matrix)
         if changes:
             raise SemalignError(
                 f"{folder} holds another matrix ({'; '.join(changes[:5])}): choose another folder with --out"
@@ -229,17 +229,24 @@ def _matrix_differences(there: Matrix, here: Matrix) -> list[str]:
     return list(found)
 
 
-def _cell_differences(there: Matrix, here: Matrix) -> list[str]:
-    """What differs in the cells that both matrices have."""
+def _cell_differences(folder: Path, there: Matrix, here: Matrix) -> list[str]:
+    """What differs in the cells that both matrices have, and that have begun."""
     known = {cell.name: cell.experiment for cell in there.cells}
-    shared = [cell for cell in here.cells if cell.name in known]
+    shared = [cell for cell in here.cells if cell.name in known and (folder / cell.name).exists()]
     return [f"{cell.name}: {change}" for cell in shared for change in differences(known[cell.name], cell.experiment)]
 
 
+def measured_differently(one: Experiment, other: Experiment) -> list[str]:
+    """Settings in which two experiments differ, and by which their figures are of other models or other rows."""
+    keys = [change.partition(" is ")[0] for change in differences(one, other)]
+    decisive = ("source.", "target.path", "target.revision", "data.", "measure.")
+    training = ("data.answers", "data.writing", "data.attribution_rows")
+    return [key for key in keys if key.startswith(decisive) and not key.startswith(training)]
+
+
 def _united(there: Matrix, here: Matrix) -> Matrix:
-    """Both matrices' cells, those of `there` first."""
-    names = {cell.name for cell in there.cells}
-    cells = [*there.cells, *(cell for cell in here.cells if cell.name not in names)]
+    """Both matrices' cells; a cell that both have is the one of `here`, as only what has not begun may differ."""
+    cells = list({cell.name: cell for cell in (*there.cells, *here.cells)}.values())
     over = {
         key: [*there.over.get(key, []), *(value for value in values if value not in there.over.get(key, []))]
         for key, values in here.over.items()

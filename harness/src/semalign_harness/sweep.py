@@ -2,6 +2,9 @@
 
 import csv
 import io
+import json
+import shlex
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,9 +13,11 @@ from semalign_geometry import Contract, SemalignError, Settings, replace_file
 
 from .console import Console
 from .experiment import load_experiment
-from .matrix import Matrix, Standing, read_matrix
+from .matrix import Matrix, Standing, measured_differently, read_matrix
 from .submit import Target, submit_matrix
 from .table import aligned
+
+_ALIKE_RUNGS = "rungs differ in train.passes: leave train.steps and --over train.passes out"
 
 
 class Trial(Settings):
@@ -20,8 +25,8 @@ class Trial(Settings):
 
     rung: int
     """Counted from 1; every rung has twice the passes of the one before."""
-    passes: float
-    """Passes over the examples."""
+    passes: float | None
+    """Passes over the examples; None where `train.steps` counts instead."""
     values: dict[str, Any]
     """The varied settings."""
     kl: float | None
@@ -66,12 +71,12 @@ def sweep(
 ) -> Sweep:
     """Run every combination, or with several rungs the better half of each rung with twice the passes.
 
-    What is tuned is measured on further rows of the training split: `data.held_out` plays no part. The last rung has
-    the passes of the experiment.
+    What is tuned is measured on further rows of the training split, whatever `data.held_out` says; all trials on the
+    same ones. The last rung has the passes of the experiment.
 
     Args:
         base: name of a preset, or path of a YAML file.
-        folder: where the runs are; an interrupted sweep goes on there.
+        folder: where the runs are; an interrupted sweep goes on there, and takes further values.
         over: `key.key=value,value`, as for a matrix.
         configs: YAML files merged on top.
         overrides: settings of all trials.
@@ -85,21 +90,24 @@ def sweep(
     experiment = load_experiment(base, configs=configs, overrides=overrides)
     if rungs < 1:
         raise SemalignError(f"--rungs {rungs}: expected at least 1")
-    if rungs > 1 and (experiment.train.steps is not None or any(text.startswith("train.passes") for text in over)):
-        raise SemalignError("rungs differ in train.passes: leave train.steps and --over train.passes out")
+    for text in over:
+        if (key := text.partition("=")[0]) == "data.held_out" or key.startswith("data.held_out."):
+            raise SemalignError(f"a sweep is measured on rows of the training split: leave --over {key} out")
+        if rungs > 1 and key == "train.passes":
+            raise SemalignError(_ALIKE_RUNGS)
     trials: list[Trial] = []
     names: list[str] | None = None
     matrix: Matrix | None = None
     for rung in range(1, rungs + 1):
-        passes = experiment.train.passes / 2 ** (rungs - rung)
-        settings = ["data.held_out=null", *overrides] + [f"train.passes={passes}"] * (rungs > 1)
+        passes = None if rungs == 1 else experiment.train.passes / 2 ** (rungs - rung)
+        settings = [*overrides, "data.held_out=null", *([] if passes is None else [f"train.passes={passes}"])]
         matrix = read_matrix(base, over=over, configs=configs, overrides=settings)
+        _check(matrix, passes)
         if names is not None:
             matrix = matrix.model_copy(update={"cells": [cell for cell in matrix.cells if cell.name in names]})
-        found = submit_matrix(matrix, folder / f"rung-{rung}", Target(at_once=jobs), console=console)
-        done = sorted(
-            (_trial(each, rung, passes) for each in found), key=lambda t: float("inf") if t.kl is None else t.kl
-        )
+        # What failed before may be among the better half now: a rung takes further cells.
+        found = submit_matrix(matrix, folder / f"rung-{rung}", Target(at_once=jobs), extend=True, console=console)
+        done = sorted((_trial(each, rung) for each in found), key=lambda t: float("inf") if t.kl is None else t.kl)
         if done[0].kl is None:
             raise SemalignError(f"every run of rung {rung} failed, such as {done[0].note}")
         trials = [*done, *trials]
@@ -112,11 +120,31 @@ def sweep(
     return result
 
 
-def _trial(standing: Standing, rung: int, passes: float) -> Trial:
-    result = standing.result
+def _check(matrix: Matrix, passes: float | None) -> None:
+    """Refuse trials that are not measured alike, or that do not have the passes of their rung.
+
+    Raises:
+        SemalignError: they are or do.
+    """
+    first = matrix.cells[0].experiment
+    for cell in matrix.cells:
+        if cell.experiment.data.held_out is not None:
+            raise SemalignError("a sweep is measured on rows of the training split: leave data.held_out out of --over")
+        if changed := measured_differently(first, cell.experiment):
+            raise SemalignError(
+                f"--over varies {', '.join(changed)}: trials compare on the same models and rows alone, so vary it "
+                "with `semalign submit`"
+            )
+        train = cell.experiment.train
+        if passes is not None and (train.steps is not None or train.passes != passes):
+            raise SemalignError(_ALIKE_RUNGS)
+
+
+def _trial(standing: Standing, rung: int) -> Trial:
+    result, train = standing.result, standing.cell.experiment.train
     return Trial(
         rung=rung,
-        passes=passes,
+        passes=train.passes if train.steps is None else None,
         values=standing.cell.values,
         kl=None if result is None else result.after.kl,
         answer_nll=None if result is None else result.after.answer_nll,
@@ -135,10 +163,19 @@ def sweep_table(found: Sweep) -> str:
             "–" if value is None else format(value, form)
             for value, form in zip(figures, (".4f", ".4f", ".0f"), strict=True)
         ]
-        rows.append((*(str(trial.values[key]) for key in found.over), *shown))
-    overrides = " ".join(f"{key}={value}" for key, value in found.best.values.items())
-    failed = [trial.note for trial in found.trials if trial.kl is None]
-    return "\n".join([aligned(rows), *(f"failed: {note}" for note in failed), f"best on held-out rows: {overrides}"])
+        rows.append((*(_text(trial.values[key]) for key in found.over), *shown))
+    overrides = " ".join(shlex.quote(f"{key}={_text(value)}") for key, value in found.best.values.items())
+    lines = [aligned(rows)]
+    if found.best.rung > 1:
+        counts = Counter(trial.passes or 0.0 for trial in reversed(found.trials))
+        lines.append("trials: " + ", ".join(f"{count} with {passes:g} passes" for passes, count in counts.items()))
+    lines += [f"failed: {trial.note} (rung {trial.rung})" for trial in found.trials if trial.kl is None]
+    return "\n".join([*lines, f"best on held-out rows of the training split: {overrides}"])
+
+
+def _text(value: Any) -> str:
+    """A value as an override has it."""
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def _csv(found: Sweep) -> str:
@@ -146,6 +183,8 @@ def _csv(found: Sweep) -> str:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["rung", "passes", *found.over, "kl", "answer_nll", "seconds", "note"])
     for trial in found.trials:
-        figures = ["" if value is None else value for value in (trial.kl, trial.answer_nll, trial.seconds)]
-        writer.writerow([trial.rung, trial.passes, *(trial.values[key] for key in found.over), *figures, trial.note])
+        passes, *figures = (
+            "" if value is None else value for value in (trial.passes, trial.kl, trial.answer_nll, trial.seconds)
+        )
+        writer.writerow([trial.rung, passes, *(_text(trial.values[key]) for key in found.over), *figures, trial.note])
     return text.getvalue()

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 from semalign_geometry import Contract, Settings
 
 from ..evaluation import Name
@@ -30,15 +30,22 @@ class ComparisonConfig(Contract):
 
     experiment: Experiment
     """What all methods have in common."""
-    methods: dict[str, tuple[str, ...]]
+    methods: Annotated[dict[str, tuple[str, ...]], Field(min_length=1)]
     """Overrides of each method's own, by its name, in the order of the table."""
-    seeds: tuple[int, ...] = (0,)
-    """Seeds of the order of the examples, and of what a method draws."""
+    seeds: Annotated[tuple[int, ...], Field(min_length=1)] = (0,)
+    """Seeds of the order of the examples, and of what a method draws; each once."""
     equal: Equal = "tokens"
-    """What the methods have alike: the supervised tokens that the trainable part sees, or, for the methods without
-    stages, the wall time of `semalign`, the making of the supervision included."""
+    """What the methods have alike: the supervised tokens that the trainable part sees, or the wall time of `semalign`,
+    the making of the supervision included, for the methods that have a wall time among their settings."""
     benchmarks: Benchmarks | None = None
     """Benchmarks; None for the held-out rows alone."""
+
+    @field_validator("seeds")
+    @classmethod
+    def _no_seed_twice(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
+        if len(set(seeds)) < len(seeds):
+            raise ValueError("a seed is named twice: leave one out")
+        return seeds
 
 
 class Metric(Settings):
@@ -72,7 +79,7 @@ class Figure(Settings):
 
 
 class MethodFigures(Settings):
-    """One method: what it gave and what it took; costs are means over its runs."""
+    """One method: what it gave and what it took; costs are means over its runs, save the memory."""
 
     figures: dict[str, Figure]
     """By the name of the metric; empty when a run is missing."""
@@ -91,7 +98,7 @@ class MethodFigures(Settings):
     source_seconds: float = 0.0
     """Wall time of what the source left behind, where the method needs it: as it was made, once for all methods."""
     peak_bytes: int = 0
-    """Peak memory of a run; of its process, or of a CUDA device."""
+    """Largest peak memory of its runs; of the process, or of a CUDA device."""
     stored_bytes: int = 0
     """Supervision on disk."""
 

@@ -3,11 +3,14 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from ..evaluation import Evaluated
 from ..measure import Measurement
 from ..pipeline import RunResult
 from ..statistics import (
     Estimate,
+    Numbers,
     across_seeds,
     compare_outcomes,
     compare_values,
@@ -17,15 +20,13 @@ from ..statistics import (
 )
 from ._contracts import Figure, Metric
 
-Column = Sequence[float]
-
 
 @dataclass(frozen=True)
 class Values:
     """One metric of one model, item by item."""
 
-    items: Column
-    weights: Column | None
+    items: Numbers
+    weights: Numbers | None
     """Tokens of each item; None where all count alike."""
     outcomes: bool
     """Whether each item is right or wrong."""
@@ -110,12 +111,16 @@ def figures_of(
             versus = compare_outcomes(*([bool(item) for item in each.items] for each in (ours, rival)))
         elif rival is not None:
             versus = compare_values(ours.items, rival.items, weights=ours.weights, seed=seed)
+        with np.errstate(
+            invalid="ignore"
+        ):  # scipy also takes the variance of shares, where few items give infinite ones
+            gap = estimate_gap_recovered(
+                source[name].items, before[name].items, ours.items, weights=ours.weights, seed=seed
+            )
         found[name] = Figure(
             estimate=ours.estimate(),
             over_seeds=across_seeds([_of_run(run)[name].value for run in runs[method]]),
-            gap=estimate_gap_recovered(
-                source[name].items, before[name].items, ours.items, weights=ours.weights, seed=seed
-            ),
+            gap=gap,
             versus_best=versus,
         )
     return found

@@ -1,16 +1,19 @@
 """Run methods side by side: same rows, same budget, same evaluation; what is done is not done again."""
 
+import gc
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
+import torch
 from semalign_geometry import SemalignError, replace_file
 
 from ..console import Console
 from ..evaluation import Evaluated, EvaluationConfig, evaluate, read_evaluation
 from ..experiment import Experiment, ModelConfig
-from ..matrix import Cell, Matrix, Standing
-from ..methods import BASELINES, known_methods
+from ..matrix import Cell, Matrix, Standing, check_folder, measured_differently
+from ..methods import BASELINES, as_method, find_methods, known_methods
 from ..pipeline import RunResult
 from ..run_folder import RESULT
 from ..settings import merged, parse_overrides
@@ -23,11 +26,15 @@ REFERENCE = "semalign"
 """The method whose wall time the others get, where times are equal."""
 RUNS = "runs"
 
+Cells = dict[tuple[str, int], Cell]
+"""By method and seed."""
+
 
 def compare(config: ComparisonConfig, folder: Path, *, jobs: int = 1, console: Console | None = None) -> Comparison:
     """Run every method with every seed, evaluate what came out, and write `comparison.json`, `.md` and `.csv`.
 
-    The folder goes on where it was interrupted, and takes further methods and seeds; finished runs are kept.
+    The folder goes on where it was interrupted, and takes further methods and seeds; finished runs are kept. A run that
+    fails stops no other. The tables are those of the methods and seeds that were asked for last.
 
     Args:
         config: what to compare.
@@ -36,38 +43,58 @@ def compare(config: ComparisonConfig, folder: Path, *, jobs: int = 1, console: C
         console: where progress is shown; None shows nothing.
 
     Raises:
-        SemalignError: a setting is wrong, or the folder holds runs of another experiment.
+        SemalignError: a setting is wrong, the folder holds runs of another experiment, or every method failed.
     """
-    console = console or Console(quiet=True)
-    trees = {name: _settings(name, own) for name, own in config.methods.items()}
-    cells = {
-        (name, seed): _cell(config.experiment, name, tree, seed)
-        for name, tree in trees.items()
-        for seed in config.seeds
-    }
+    console, target, folder = console or Console(quiet=True), Target(at_once=jobs), folder.resolve()
+    cells = _cells(config)
     same = _same(cells, config)
-    kept = {key: cell for key, cell in cells.items() if key[0] not in same}
+    first, second = _rounds({key: cell for key, cell in cells.items() if key[0] not in same}, config)
+    check_folder(folder / RUNS, _matrix(config, list(first.values())), extend=True)
+    untrained = _untrained(config, folder, console)  # before the runs: benchmarks that cannot be had cost no training
     found: dict[str, Standing] = {}
-    for some in _rounds(kept, config):
-        if config.equal == "time":
-            some = {key: _timed(cell, folder, config) for key, cell in some.items()}
-        matrix = _matrix(config, list(some.values()))
-        for standing in submit_matrix(matrix, folder / RUNS, Target(at_once=jobs), console=console, extend=True):
-            found[standing.cell.name] = standing
+
+    def run(some: Sequence[Cell]) -> None:
+        if some:
+            matrix = _matrix(config, some)
+            for standing in submit_matrix(matrix, folder / RUNS, target, console=console, extend=True):
+                found[standing.cell.name] = standing
+
+    run(list(first.values()))
+    timed = [_timed(cell, found) for cell in second.values()]
+    run([each for each in timed if isinstance(each, Cell)])
+    found |= {each.cell.name: each for each in timed if isinstance(each, Standing)}
     runs = {
         name: [_run(found[cells[name, seed].name], folder, config.benchmarks, console) for seed in config.seeds]
         for name in config.methods
         if name not in same
     }
-    comparison = _summary(config, runs, found, same, folder, console)
+    comparison = _summary(config, runs, same, untrained)
     comparison.write(folder / "comparison.json")
     replace_file(folder / "comparison.md", comparison_markdown(comparison))
     replace_file(folder / "comparison.csv", comparison_csv(comparison))
     return comparison
 
 
+def _cells(config: ComparisonConfig) -> Cells:
+    find_methods(",".join(config.methods))
+    trees = {name: _settings(name, own) for name, own in config.methods.items()}
+    return {
+        (name, seed): _cell(config.experiment, name, tree, seed)
+        for name, tree in trees.items()
+        for seed in config.seeds
+    }
+
+
 def _settings(name: str, own: Sequence[str]) -> dict[str, Any]:
-    tree: dict[str, Any] = merged(dict(known_methods()[name]), parse_overrides(own))
+    overrides = parse_overrides(own)
+    for section in ("train", "pairing"):
+        if isinstance(overrides.get(section), dict) and "seed" in overrides[section]:
+            raise SemalignError(
+                f"override {name}:{section}.seed: methods have the same seeds: leave it out for --seeds"
+            )
+    if "name" in overrides:
+        raise SemalignError(f"override {name}:name: runs are named by their method: leave it out")
+    tree: dict[str, Any] = merged(dict(known_methods()[name]), overrides)
     return tree
 
 
@@ -78,47 +105,56 @@ def _cell(experiment: Experiment, name: str, tree: Mapping[str, Any], seed: int)
     if whole["pairing"]["kind"] == "random":
         whole = merged(whole, {"pairing": {"seed": seed}})
     found = Experiment.parse(whole, origin=f"method {name}")
+    if changed := measured_differently(experiment, found):
+        raise SemalignError(
+            f"method {name} has {', '.join(changed)} of its own: figures compare on the same models and rows alone, so "
+            "set it for all methods"
+        )
     return Cell(name=f"{name}_seed-{seed}", values={"method": name, "train.seed": seed}, experiment=found)
 
 
-def _same(cells: Mapping[tuple[str, int], Cell], config: ComparisonConfig) -> dict[str, str]:
-    """Methods whose settings are those of an earlier one."""
+def _same(cells: Cells, config: ComparisonConfig) -> dict[str, str]:
+    """Methods whose settings are those of an earlier one; the reference counts as the first."""
     seen: dict[str, str] = {}
     same = {}
-    for name in config.methods:
+    for name in sorted(config.methods, key=lambda name: name != REFERENCE):
         settings = cells[name, config.seeds[0]].experiment.model_dump_json(exclude={"name"})
         if (first := seen.setdefault(settings, name)) != name:
             same[name] = first
     return same
 
 
-def _rounds(cells: dict[tuple[str, int], Cell], config: ComparisonConfig) -> list[dict[tuple[str, int], Cell]]:
-    """All at once; with equal times the reference first."""
+def _rounds(cells: Cells, config: ComparisonConfig) -> tuple[Cells, Cells]:
+    """What runs at once, and what waits for the wall time of the reference."""
     if config.equal == "tokens":
-        return [cells]
+        return cells, {}
     if REFERENCE not in config.methods:
         raise SemalignError(f"equal times are those of {REFERENCE}: name it among --methods too")
-    first = {key: cell for key, cell in cells.items() if key[0] == REFERENCE}
-    return [first, {key: cell for key, cell in cells.items() if key not in first}]
+    waiting = {}
+    for key, cell in cells.items():
+        method = cell.experiment.method
+        if getattr(method, "seconds", None) is not None:
+            raise SemalignError(f"method.seconds of {key[0]} is set, and --equal time sets it: leave one of them out")
+        if "seconds" in type(method).model_fields and key[0] != REFERENCE:
+            waiting[key] = cell
+    return {key: cell for key, cell in cells.items() if key not in waiting}, waiting
 
 
-def _timed(cell: Cell, folder: Path, config: ComparisonConfig) -> Cell:
-    """A method without stages trains as long as the reference of its seed did."""
+def _timed(cell: Cell, found: Mapping[str, Standing]) -> Cell | Standing:
+    """A method without stages trains as long as the reference of its seed did; not at all where that failed."""
     method = cell.experiment.method
-    if "seconds" not in type(method).model_fields:
-        return cell
-    place = folder / RUNS / f"{REFERENCE}_seed-{cell.values['train.seed']}" / RESULT
-    if not place.is_file():
-        raise SemalignError(f"{place} is missing: {REFERENCE} failed, whose time the others would get")
-    reference = RunResult.read(place)
-    seconds = reference.training.seconds + (0.0 if method.stored else reference.supervision_seconds)  # type: ignore[attr-defined]
+    reference = found[f"{REFERENCE}_seed-{cell.values['train.seed']}"]
+    if reference.result is None:
+        return Standing(cell, "not run", f"it gets the wall time of {reference.cell.name}, which has not finished")
+    stored = as_method(method).stored
+    seconds = reference.result.training.seconds + (0.0 if stored else reference.result.supervision_seconds)
     experiment = cell.experiment.model_copy(update={"method": method.model_copy(update={"seconds": seconds})})
     return cell.model_copy(update={"experiment": experiment})
 
 
-def _matrix(config: ComparisonConfig, cells: list[Cell]) -> Matrix:
+def _matrix(config: ComparisonConfig, cells: Sequence[Cell]) -> Matrix:
     over = {"method": list(config.methods), "train.seed": list(config.seeds)}
-    return Matrix(name=config.experiment.name, over=over, cells=cells)
+    return Matrix(name=config.experiment.name, over=over, cells=list(cells))
 
 
 def _run(standing: Standing, folder: Path, benchmarks: Benchmarks | None, console: Console) -> Run | str:
@@ -130,9 +166,20 @@ def _run(standing: Standing, folder: Path, benchmarks: Benchmarks | None, consol
     return Run(standing.result, _evaluated(model, place / "evaluation", standing.cell.experiment, benchmarks, console))
 
 
+def _untrained(config: ComparisonConfig, folder: Path, console: Console) -> tuple[Evaluated | None, Evaluated | None]:
+    """The source's evaluation and the target's."""
+    experiment = config.experiment
+    source, target = (
+        _evaluated(model, folder / f"evaluation-{role}", experiment, config.benchmarks, console)
+        for role, model in (("source", experiment.source), ("target", experiment.target))
+    )
+    return source, target
+
+
 def _evaluated(
     model: ModelConfig, place: Path, experiment: Experiment, benchmarks: Benchmarks | None, console: Console
 ) -> Evaluated | None:
+    """One model's answers to the benchmarks that were asked for; a folder may hold further ones."""
     if benchmarks is None:
         return None
     config = EvaluationConfig(
@@ -144,61 +191,83 @@ def _evaluated(
         gold=False,
         device=experiment.device,
     )
-    if not (place / RESULT).is_file() or read_evaluation(place).result.config != config:
+    if not (place / RESULT).is_file() or not _is_answered(read_evaluation(place), config):
         console.note(f"evaluate {model.path} on {', '.join(benchmarks.tasks)}")
         evaluate(config, place, console=console)
-    return read_evaluation(place)
+        if torch.cuda.is_available():  # give the memory back: runs are processes of their own
+            gc.collect()
+            torch.cuda.empty_cache()
+    found = read_evaluation(place)
+    return found._replace(items={name: found.items[name] for name in benchmarks.tasks})
+
+
+def _is_answered(found: Evaluated, config: EvaluationConfig) -> bool:
+    asked = found.result.config.model_copy(update={"tasks": config.tasks})
+    return asked == config and set(config.tasks) <= set(found.items)
 
 
 def _summary(
     config: ComparisonConfig,
     runs: Mapping[str, Sequence[Run | str]],
-    found: Mapping[str, Standing],
     same: Mapping[str, str],
-    folder: Path,
-    console: Console,
+    untrained: tuple[Evaluated | None, Evaluated | None],
 ) -> Comparison:
-    whole = {name: [run for run in of if isinstance(run, Run)] for name, of in runs.items()}
-    whole = {name: of for name, of in whole.items() if len(of) == len(config.seeds)}
+    finished = {name: [run for run in of if isinstance(run, Run)] for name, of in runs.items()}
+    whole = {name: of for name, of in finished.items() if len(of) == len(config.seeds)}
     if not whole:
-        reasons = "; ".join(str(run) for of in runs.values() for run in of if isinstance(run, str))
+        reasons = "; ".join(run for of in runs.values() for run in of if isinstance(run, str))
         raise SemalignError(f"no method has finished all its runs: {reasons}")
-    any_result = next(iter(whole.values()))[0].result
-    experiment = config.experiment
-    reference = {
-        role: metrics_of(
-            measured, _evaluated(model, folder / f"evaluation-{role}", experiment, config.benchmarks, console)
-        )
-        for role, measured, model in (
-            ("source", any_result.source, experiment.source),
-            ("target", any_result.before, experiment.target),
-        )
-    }
-    source, before = reference["source"], reference["target"]
+    any_run = next(iter(whole.values()))[0]
+    for name, of in whole.items():
+        for run in of:
+            _check_alike(name, run, any_run.result, untrained)
+    source = metrics_of(any_run.result.source, untrained[0])
+    before = metrics_of(any_run.result.before, untrained[1])
     metrics = describe_metrics(source, before, whole, BASELINES)
     methods = {}
     for name in config.methods:
-        of = whole.get(same.get(name, name))
-        if of is None:
-            methods[name] = MethodFigures(figures={}, missing=tuple(run for run in runs[name] if isinstance(run, str)))
+        first = same.get(name, name)
+        if first not in whole:
+            reasons_of = tuple(run for run in runs[first] if isinstance(run, str))
+            methods[name] = MethodFigures(figures={}, missing=reasons_of, same_as=same.get(name))
             continue
-        results = [run.result for run in of]
-
-        def average(values: Sequence[float]) -> float:
-            return sum(values) / len(values)
-
+        results = [run.result for run in whole[first]]
+        trainings = [result.training for result in results]
         methods[name] = MethodFigures(
-            figures=figures_of(same.get(name, name), whole, metrics, source, before),
+            figures=figures_of(first, whole, metrics, source, before),
             same_as=same.get(name),
-            trained_parameters=results[0].training.trained_parameters,
-            steps=round(average([r.training.steps for r in results])),
-            supervised_tokens=round(average([r.training.supervised_tokens for r in results])),
-            training_seconds=average([r.training.seconds for r in results]),
-            source_seconds=average([r.supervision_seconds for r in results]),
-            peak_bytes=max(r.peak_bytes for r in results),
-            stored_bytes=results[0].supervision_bytes,
+            trained_parameters=round(fmean(training.trained_parameters for training in trainings)),
+            steps=round(fmean(training.steps for training in trainings)),
+            supervised_tokens=round(fmean(training.supervised_tokens for training in trainings)),
+            training_seconds=fmean(training.seconds for training in trainings),
+            source_seconds=fmean(result.supervision_seconds for result in results),
+            peak_bytes=max(result.peak_bytes for result in results),
+            stored_bytes=round(fmean(result.supervision_bytes for result in results)),
         )
     return Comparison(config=config, metrics=metrics, methods=methods)
+
+
+def _check_alike(name: str, run: Run, first: RunResult, untrained: tuple[Evaluated | None, Evaluated | None]) -> None:
+    """Refuse runs whose items are not the same, as when a file of rows changed between two calls.
+
+    Raises:
+        SemalignError: they are not.
+    """
+    if run.result.after.by_row.tokens != first.before.by_row.tokens:
+        raise SemalignError(
+            f"a run of {name} was measured on other held-out rows than the first one: the rows have changed since, so "
+            "choose another folder with --out"
+        )
+    for other in untrained:
+        if other is None or run.evaluation is None:
+            continue
+        for task in other.items:
+            one, two = (each.result.benchmarks[task] for each in (run.evaluation, other))
+            if (one.protocol, one.documents_sha256) != (two.protocol, two.documents_sha256):
+                raise SemalignError(
+                    f"{task} was put differently to a run of {name} and in {other.folder}: the benchmark has changed "
+                    "since, so choose another folder with --out"
+                )
 
 
 def overrides_of_methods(given: Sequence[str], names: Sequence[str]) -> tuple[list[str], dict[str, tuple[str, ...]]]:

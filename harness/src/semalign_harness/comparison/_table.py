@@ -2,37 +2,49 @@
 
 import csv
 import io
+import math
+from collections import Counter
 
 from ..estimate import gb
 from ..statistics import Estimate, GapRecovered
 from ._contracts import Comparison, Figure, MethodFigures, Metric
 
 Row = list[str]
+COSTS = ("trained", "tokens", "seconds", "memory", "stored")
+_COST_FIELDS = (
+    "trained_parameters",
+    "steps",
+    "supervised_tokens",
+    "training_seconds",
+    "source_seconds",
+    "peak_bytes",
+    "stored_bytes",
+)
 
 
 def comparison_markdown(comparison: Comparison) -> str:
     """One table of figures and costs, one of tests against the best baseline, and what they are."""
     metrics, config = comparison.metrics, comparison.config
     arrows = {name: "↓" if metric.lower_is_better else "↑" for name, metric in metrics.items()}
-    header = ["", *(f"{name} {arrows[name]}" for name in metrics), "trained", "seconds", "memory", "stored"]
+    header = ["", *(f"{name} {arrows[name]}" for name in metrics), *COSTS]
     rows = [
-        ["source", *(_interval(metric.source, metric) for metric in metrics.values()), *[""] * 4],
-        ["target before", *(_interval(metric.before, metric) for metric in metrics.values()), *[""] * 4],
+        ["source", *(_interval(metric.source, metric) for metric in metrics.values()), *[""] * len(COSTS)],
+        ["target before", *(_interval(metric.before, metric) for metric in metrics.values()), *[""] * len(COSTS)],
         *(_row(name, found, metrics) for name, found in comparison.methods.items()),
     ]
     seeds = f"{len(config.seeds)} seed" + "s" * (len(config.seeds) > 1)
     items = ", ".join(f"{name} {metric.items}" for name, metric in metrics.items())
-    budget = {
-        "tokens": "the same supervised tokens for every method",
-        "time": "methods without stages train as long as semalign did, the making of the supervision included",
-    }[config.equal]
-    lines = [
-        _table(header, rows),
+    failed = dict.fromkeys(reason for found in comparison.methods.values() for reason in found.missing)
+    lines = [_table(header, rows)]
+    if failed:
+        lines += ["Failed, and tried again by the same command:", "\n".join(f"- {reason}" for reason in failed)]
+    lines += [
         f"Mean over {seeds}; in brackets the 95% interval over the items ({items}), after it the share of the gap "
-        "between target and source that was closed. "
-        f"Budget: {budget}; {config.experiment.data.train_rows} training rows. "
-        "Trained: numbers of all stages together. Seconds: training, then what the source left behind, where the "
-        "method needs it (made once for all).",
+        "between target and source that was closed, – where the items cannot tell the gap from none. "
+        f"Budget: {_budget(comparison)}; {config.experiment.data.train_rows} training rows. "
+        "Trained: numbers of all stages together. Tokens: supervised ones that were trained on, repeats included. "
+        "Seconds: training, then what the source left behind, where the method needs it (made once for all). Memory: "
+        "the largest peak of a run. Stored: supervision on disk.",
     ]
     if len(config.seeds) > 1:
         lines += ["Spread (standard deviation) over the seeds:", _spreads(comparison)]
@@ -43,16 +55,17 @@ def comparison_markdown(comparison: Comparison) -> str:
 
 
 def comparison_csv(comparison: Comparison) -> str:
-    """One line for each method and metric, with all digits."""
+    """One line for each method and metric, with all digits; one for a method without figures, which says why."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    costs = list(MethodFigures.model_fields)[3:]
-    writer.writerow(
-        ["method", "metric", "value", "low", "high", "spread", "gap", "gap_low", "gap_high"]
-        + ["best_baseline", "difference", "difference_low", "difference_high", "p", *costs]
-    )
+    figures = ["value", "low", "high", "spread", "gap", "gap_low", "gap_high"]
+    figures += ["best_baseline", "difference", "difference_low", "difference_high", "p"]
+    writer.writerow(["method", "metric", *figures, *_COST_FIELDS, "note"])
     for name, found in comparison.methods.items():
-        cost = [getattr(found, field) for field in costs]
+        if not found.figures:
+            writer.writerow([name, "", *[""] * len(figures), *[""] * len(_COST_FIELDS), "; ".join(found.missing)])
+        cost = [getattr(found, field) for field in _COST_FIELDS]
+        note = "" if found.same_as is None else f"same settings as {found.same_as}"
         for metric, figure in found.figures.items():
             versus, best = figure.versus_best, comparison.metrics[metric].best_baseline
             tested: list[object] = ["", "", "", "", ""]
@@ -62,21 +75,37 @@ def comparison_csv(comparison: Comparison) -> str:
             estimate, gap = figure.estimate, figure.gap
             shares = ["" if value is None else value for value in (gap.value, gap.low, gap.high)]
             spread = "" if figure.over_seeds.spread is None else figure.over_seeds.spread
-            row = [name, metric, estimate.value, estimate.low, estimate.high, spread, *shares, *tested, *cost]
+            row = [name, metric, estimate.value, estimate.low, estimate.high, spread, *shares, *tested, *cost, note]
             writer.writerow(row)
     return text.getvalue()
 
 
 def _row(name: str, found: MethodFigures, metrics: dict[str, Metric]) -> Row:
-    if not found.figures:
-        return [name, "; ".join(found.missing), *[""] * (len(metrics) + 3)]
     label = name if found.same_as is None else f"{name} (= {found.same_as})"
+    if not found.figures:
+        return [label, "failed", *[""] * (len(metrics) - 1 + len(COSTS))]
     figures = found.figures
     cells = [
         f"{_interval(figures[key].estimate, metric)} {_share(figures[key].gap)}" for key, metric in metrics.items()
     ]
     seconds = f"{found.training_seconds:.0f}" + f" + {found.source_seconds:.0f}" * (found.source_seconds > 0)
-    return [label, *cells, f"{found.trained_parameters:,}", seconds, gb(found.peak_bytes), gb(found.stored_bytes)]
+    numbers = [f"{found.trained_parameters:,}", f"{found.supervised_tokens:,}"]
+    return [label, *cells, *numbers, seconds, gb(found.peak_bytes), gb(found.stored_bytes)]
+
+
+def _budget(comparison: Comparison) -> str:
+    """What the methods had alike, and which of them had not."""
+    finished = {name: found for name, found in comparison.methods.items() if found.figures}
+    if comparison.config.equal == "time":
+        return (
+            "methods that train all layers at once have the wall time of semalign, the making of the supervision "
+            "included; the others have the experiment's passes"
+        )
+    (tokens, _), *others = Counter(found.supervised_tokens for found in finished.values()).most_common()
+    if not others:
+        return "the same supervised tokens for every method"
+    apart = ", ".join(name for name, found in finished.items() if found.supervised_tokens != tokens)
+    return f"{tokens:,} supervised tokens for every method but {apart}"
 
 
 def _tests(comparison: Comparison) -> str:
@@ -87,7 +116,7 @@ def _tests(comparison: Comparison) -> str:
         if found.figures and found.same_as is None
     ]
     header = ["", *(f"{name} − {metric.best_baseline}" for name, metric in metrics.items())]
-    return _table(header, rows) if metrics else ""
+    return _table(header, rows) if metrics and len(rows) > 1 else ""
 
 
 def _spreads(comparison: Comparison) -> str:
@@ -103,13 +132,13 @@ def _spreads(comparison: Comparison) -> str:
 def _test(figure: Figure, metric: Metric) -> str:
     if figure.versus_best is None:
         return "–"
-    apart = figure.versus_best.difference
-    value, low, high = (_number(each, metric, sign="+") for each in (apart.value, apart.low, apart.high))
-    return f"{value} [{low}, {high}], p {figure.versus_best.p_value:.3f}"
+    return f"{_interval(figure.versus_best.difference, metric, sign='+')}, p {figure.versus_best.p_value:.3f}"
 
 
-def _interval(estimate: Estimate, metric: Metric) -> str:
-    return f"{_number(estimate.value, metric)} [{_number(estimate.low, metric)}, {_number(estimate.high, metric)}]"
+def _interval(estimate: Estimate, metric: Metric, sign: str = "") -> str:
+    value, low, high = (_number(each, metric, sign) for each in (estimate.value, estimate.low, estimate.high))
+    bounded = math.isfinite(estimate.low) and math.isfinite(estimate.high)
+    return f"{value} [{low}, {high}]" if bounded else f"{value} [unbounded]"
 
 
 def _share(gap: GapRecovered) -> str:
@@ -123,5 +152,15 @@ def _number(value: float, metric: Metric, sign: str = "") -> str:
 
 
 def _table(header: Row, rows: list[Row]) -> str:
-    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    """A Markdown table whose columns are aligned, so that it reads as plain text too."""
+    cells = [[cell.replace("|", r"\|") for cell in row] for row in (header, *rows)]
+    widths = [max(3, *map(len, column)) for column in zip(*cells, strict=True)]
+    aligned = [
+        [
+            cell.ljust(width) if place == 0 else cell.rjust(width)
+            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        for row in cells
+    ]
+    rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
+    return "\n".join("| " + " | ".join(line) + " |" for line in (aligned[0], rule, *aligned[1:]))

@@ -1,11 +1,16 @@
 """What a comparison calls its methods: settings laid over an experiment."""
 
-from collections.abc import Mapping
+import json
+import textwrap
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from semalign_geometry import SemalignError
 
+from ..settings import merged
 from ._registry import known_kinds
+
+_SEMALIGN = {"method": {"kind": "semalign"}}
 
 NAMED: dict[str, dict[str, Any]] = {
     "semalign": {},
@@ -37,15 +42,17 @@ NAMED: dict[str, dict[str, Any]] = {
     "frame_parseval": {"transport": {"frame": "parseval"}},
     "frame_none": {"transport": {"frame": "none"}},
 }
-"""By name: the published objectives, the baselines, and what is left of SemAlign without one of its parts."""
+"""By name: the published objectives, the baselines, and what is left of SemAlign without one of its parts; a tree
+without a kind of method is SemAlign's, whatever the experiment trains with."""
 BASELINES = ("sft", "sft_full", "kd", "kd_full", "hidden", "pissa", "seeking", "laten", "laten_as_released")
 """Methods of others, the best of which every method is tested against."""
 
 
 def known_methods() -> dict[str, Mapping[str, Any]]:
     """Settings of every method by name; those of installed packages by their kind."""
-    others = [kind for kind in known_kinds() if all(_kind(tree) != kind for tree in NAMED.values())]
-    return {**NAMED, **{kind: {"method": {"kind": kind}} for kind in others}}
+    named: dict[str, Mapping[str, Any]] = {name: merged(_SEMALIGN, tree) for name, tree in NAMED.items()}
+    taken = {tree["method"]["kind"] for tree in named.values()}
+    return {**named, **{kind: {"method": {"kind": kind}} for kind in known_kinds() if kind not in taken}}
 
 
 def find_methods(names: str) -> list[str]:
@@ -55,7 +62,7 @@ def find_methods(names: str) -> list[str]:
         SemalignError: one is unknown or named twice.
     """
     known = known_methods()
-    asked = [name for part in names.split(",") for name in (NAMED if part == "all" else [part.strip()])]
+    asked = [name for part in map(str.strip, names.split(",")) for name in (NAMED if part == "all" else [part])]
     for name in asked:
         if name not in known:
             raise SemalignError(f"unknown method {name!r}: choose of {', '.join(known)}, or all")
@@ -64,5 +71,23 @@ def find_methods(names: str) -> list[str]:
     return asked
 
 
-def _kind(tree: Mapping[str, Any]) -> str:
-    return str(tree.get("method", {}).get("kind", "semalign"))
+def describe_methods() -> str:
+    """The methods that come along, one a paragraph, with their settings as overrides."""
+    width = max(map(len, NAMED))
+    return "\n".join(
+        textwrap.fill(
+            f"{name:{width}}  {' '.join(_overrides(tree)) or 'the experiment as it is'}",
+            100,
+            subsequent_indent=" " * (width + 2),
+            break_on_hyphens=False,
+        )
+        for name, tree in NAMED.items()
+    )
+
+
+def _overrides(tree: Mapping[str, Any], place: str = "") -> Iterator[str]:
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _overrides(value, f"{place}{key}.")
+        else:
+            yield f"{place}{key}={value if isinstance(value, str) else json.dumps(value)}"
