@@ -25,6 +25,7 @@ from .table import entries_table, result_table
 
 COMMANDS = {
     "run": "transfer from a source into a target, and measure what arrived",
+    "doctor": "what would trouble a pair of models, told in seconds",
     "submit": "a matrix of experiments, here or as an array of Slurm jobs, and one table of it",
     "presets": "list the experiments that come along",
     "store": "list or delete the supervision that is kept for further runs",
@@ -40,6 +41,7 @@ examples:
   semalign run qwen2.5-coder --dry-run
   semalign run qwen2.5-coder source.path=source.gguf target.path=target.gguf data.train.path=train.jsonl.gz
   semalign run my-experiment.yaml --config my-machine.yaml
+  semalign doctor source.gguf target.gguf --data train.jsonl.gz data.train.prompt=question data.train.completion=answer
   semalign submit tiny --over train.seed=0,1,2 --over train.passes=1,2
   semalign submit qwen2.5-coder --over train.seed=0,1 --executor slurm --slurm partition=gpu gpus_per_node=1
   semalign compare tiny --methods all --seeds 0,1,2
@@ -54,12 +56,13 @@ examples:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit code: 0 done, 2 input that cannot be used, 130 interrupted."""
+    """Run the command; returns the exit code: 0 done, 1 pair refused, 2 input that cannot be used, 130 interrupted."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     command = _top_parser().parse_args(given[:1]).command
     parser = argparse.ArgumentParser(prog=f"semalign {command}", description=COMMANDS[command])
     add_arguments, run = {
         "run": (_run_arguments, _run),
+        "doctor": (_doctor_arguments, _doctor),
         "submit": (_submit_arguments, _submit),
         "presets": (lambda parser: None, _presets),
         "store": (_store_arguments, _store),
@@ -113,6 +116,19 @@ def _run_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dry-run", action="store_true", help="print the resolved experiment and the plan, run nothing"
     )
+
+
+def _doctor_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("source", help="the larger model: hub id, model folder or .gguf file")
+    parser.add_argument("target", help="the smaller model, likewise")
+    parser.add_argument("overrides", nargs="*", metavar="key.key=value", help="settings of a run, which are looked at")
+    parser.add_argument("--data", metavar="FILE", help="rows to train on, or id of a hub data set: check them too")
+    parser.add_argument("--deep", action="store_true", help="load both models, and compare their layers on some rows")
+    parser.add_argument(
+        "--out", type=Path, default=Path("layers.svg"), metavar="FILE", help="heat map of --deep (default: layers.svg)"
+    )
+    parser.add_argument("--json", action="store_true", help="print the findings as JSON")
+    parser.epilog = "Exit code: 0 without errors, 1 where a run would be refused, 2 for input that cannot be read."
 
 
 def _submit_arguments(parser: argparse.ArgumentParser) -> None:
@@ -262,6 +278,21 @@ def _run(options: argparse.Namespace) -> int:
         print(result_table(result))
         print(f"run folder: {folder.resolve()}")
     return 0
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from .doctor import diagnose, diagnosis_text, read_settings
+
+    _hush()
+    experiment, has_rows = read_settings(options.source, options.target, options.data, options.overrides)
+    diagnosis = diagnose(
+        experiment,
+        has_rows=has_rows,
+        heat_map=options.out if options.deep else None,
+        console=Console(quiet=not options.deep),
+    )
+    print(diagnosis.model_dump_json(indent=2) if options.json else diagnosis_text(diagnosis))
+    return 0 if diagnosis.is_usable else 1
 
 
 def _submit(options: argparse.Namespace) -> int:

@@ -1,0 +1,179 @@
+"""What only the weights tell: how alike the layers are, and what each frame keeps of it.
+
+Shape suffixes: N tokens, D width, T target layers, S source layers.
+"""
+
+import gc
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from semalign_attribution import (
+    Batch,
+    DecoderView,
+    LayerPairing,
+    LayerScores,
+    Manual,
+    Random,
+    Uniform,
+    pair_layers,
+    supervised,
+    undisturbed,
+)
+from semalign_geometry import (
+    FRAMES,
+    FidelityReport,
+    PairedResiduals,
+    SemalignError,
+    SemanticBasis,
+    SharedVocabulary,
+    Transport,
+    fit_transport,
+    measure_fidelity,
+)
+from torch import Tensor
+
+from ..console import Console
+from ..data import Example, batches
+from ..experiment import Experiment
+from ..inputs import load
+from ._findings import Finding, error, ok, warning
+from ._pair import Candidate, Pair
+
+ROWS = 8
+"""Rows that the layers are compared on."""
+LOST = 0.1
+"""Loss of mean CKA from which on another frame is advised."""
+
+Contributions = Mapping[int, Float[Tensor, "n _"]]
+
+
+@dataclass(frozen=True, eq=False)
+class Depths:
+    """What the weights told."""
+
+    findings: list[Finding]
+    fidelity: tuple[FidelityReport, ...] = ()
+    similarity: tuple[tuple[float, ...], ...] = ()
+
+
+def check_layers(pair: Pair, shared: SharedVocabulary, console: Console) -> Depths:
+    """Load one model after the other, and compare their layers on the first rows that are short enough."""
+    assert pair.sample is not None
+    examples = [e for e in pair.sample.examples if len(e) <= pair.experiment.data.max_length][:ROWS]
+    if not examples:
+        return Depths([])  # the rows are an error of their own
+    sides = []
+    for candidate, ids in ((pair.target, shared.target_ids), (pair.source, shared.source_ids)):
+        try:
+            sides.append(_side(candidate, ids, examples, pair, console))
+        except SemalignError as failure:
+            remedy = f"another {candidate.role}, or its checkpoint fetched again"
+            return Depths([error(f"{candidate.role} weights", str(failure), remedy)])
+    (of_target, target_basis), (of_source, source_basis) = sides
+    with console.step("compare the layers"):
+        similarity = layer_similarity(of_target, of_source)
+    rows = tuple(tuple(row) for row in similarity.tolist())
+    pairing = _pairing(pair.experiment, rows)
+    pairs = [
+        PairedResiduals(layer, source_layer, of_target[layer], of_source[source_layer])
+        for layer, source_layer in enumerate(pairing.source_layers, 1)
+    ]
+    reports = []
+    own = pair.experiment.transport.frame
+    for frame in dict.fromkeys((*FRAMES, *([] if own == "none" else [own]))):
+        with console.step(f"fit the transport ({frame})"):
+            reports.append(_fidelity(pairs, source_basis, target_basis, frame, pair.experiment.transport.fold_gain))
+    loaded = ok("weights", "both models load, are finite and causal, and their logits are understood")
+    return Depths([loaded, _verdict(pair.experiment, reports, len(examples))], tuple(reports), rows)
+
+
+@torch.no_grad()
+def layer_similarity(target: Contributions, source: Contributions) -> Float[Tensor, "t s"]:
+    """Linear CKA of each target layer and each source layer, in order: `linear_cka`, each Gram matrix made once."""
+    target_TK, source_SK = (
+        torch.stack([_gram(vectors) for _, vectors in sorted(side.items())]) for side in (target, source)
+    )
+    similarity_TS: Tensor = (target_TK @ source_SK.T).clamp(0, 1)
+    return similarity_TS
+
+
+def _gram(vectors: Float[Tensor, "n d"]) -> Float[Tensor, " k"]:
+    """The centred Gram matrix over tokens, of norm 1, as one row; zeros without variance."""
+    centred_ND = vectors.float() - vectors.float().mean(0)
+    centred_ND /= centred_ND.abs().max().clamp_min(torch.finfo(torch.float32).tiny)
+    gram_NN = centred_ND @ centred_ND.T
+    norm = gram_NN.norm()
+    return (gram_NN / torch.where(norm > 0, norm, 1.0)).flatten().cpu()
+
+
+def _side(
+    candidate: Candidate, ids: Tensor, examples: Sequence[Example], pair: Pair, console: Console
+) -> tuple[Contributions, SemanticBasis]:
+    """A model's contributions at the supervised positions and its basis; its layers leave memory."""
+    loaded = load(console, candidate.role, candidate.opened, pair.device)
+    with console.step(f"read the {candidate.role}'s layers and head"):
+        contributions = _contributions(DecoderView(loaded.model), batches(examples, 1))
+        basis = SemanticBasis.from_model(loaded.model, entries=ids)
+    del loaded
+    gc.collect()
+    return contributions, basis
+
+
+@torch.no_grad()
+def _contributions(view: DecoderView, rows: Sequence[Batch]) -> Contributions:
+    layers = range(1, view.depth + 1)
+    parts: dict[int, list[Tensor]] = {layer: [] for layer in layers}
+    with undisturbed(view.model):
+        for batch in rows:
+            mask = supervised(batch).mask.to(view.device)
+            trace = view.trace(batch, keep=layers)
+            for layer in layers:
+                parts[layer].append(trace.residual(layer)[mask])
+    return {layer: torch.cat(held) for layer, held in parts.items()}
+
+
+def _pairing(experiment: Experiment, similarity: tuple[tuple[float, ...], ...]) -> LayerPairing:
+    """By the experiment's policy where it needs no scores, else by similarity: attribution takes a backward run."""
+    own = experiment.pairing
+    columns = [sum(column) / len(similarity) for column in zip(*similarity, strict=True)]
+    nothing = (0.0,) * len(columns)
+    scores = LayerScores(
+        scorer="similarity",
+        examples=ROWS,
+        mean=tuple(columns),
+        standard_error=nothing,
+        stability=1.0,
+        top_frequency=nothing,
+        similarity=similarity,
+    )
+    policy = own if isinstance(own, Manual | Random | Uniform) else "similarity"
+    return pair_layers(scores, len(similarity), policy=policy)
+
+
+def _fidelity(
+    pairs: Sequence[PairedResiduals], source: SemanticBasis, target: SemanticBasis, frame: str, fold_gain: bool
+) -> FidelityReport:
+    transport = fit_transport(source, target, frame=frame, fold_gain=fold_gain)
+    if frame in ("dual", "parseval") and source.inverse is not None:  # exact where the head has full rank
+        within = Transport.identity(source.manifest.width)
+    else:
+        within = fit_transport(source, source, frame=frame, fold_gain=fold_gain)
+    return measure_fidelity(pairs, transport=transport, within_source=within)
+
+
+def _verdict(experiment: Experiment, reports: Sequence[FidelityReport], rows: int) -> Finding:
+    direct = sum(layer.cka_direct for layer in reports[0].layers) / len(reports[0].layers)
+    means = {report.frame: report.mean_cka_transported for report in reports}
+    shown = f"mean CKA of paired layers {direct:.2f} without transport, " + ", ".join(
+        f"{mean:.2f} by {frame}" for frame, mean in means.items()
+    )
+    message = f"{shown}, on {reports[0].tokens} tokens of {rows} rows"
+    kept = means.get(experiment.transport.frame, direct)
+    best = max(means, key=lambda frame: means[frame])
+    if means[best] - kept > LOST:
+        return warning("fidelity", message, f"transport.frame={best}")
+    if direct - kept > LOST:
+        return warning("fidelity", message, "transport.frame=none, which matches geometry in the source's own space")
+    return ok("fidelity", message)

@@ -1,0 +1,119 @@
+"""Rank and conditioning of a head, from its one tensor in the checkpoint."""
+
+import json
+from pathlib import Path
+
+import torch
+from jaxtyping import Float, Int
+from safetensors import SafetensorError, safe_open
+from semalign_geometry import BasisManifest, SemalignError, SemanticBasis
+from torch import Tensor
+from transformers.utils.hub import cached_file
+
+from ..models import OpenedModel
+from ._findings import Finding, error, ok, warning
+from ._pair import Candidate
+
+FEW, SAMPLE = 4096, 4
+"""Entries that are read: at least so many, and so many widths of the head. Some rows have no higher rank than all, and
+a condition number within a factor of two or so costs a second where the exact one costs a minute."""
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+
+
+class _Unmeasured(Exception):
+    """The head's tensor cannot be read alone."""
+
+
+def check_head(candidate: Candidate, ids: Int[Tensor, " v"]) -> Finding:
+    """Rank and conditioning of a model's head over some of its rows."""
+    check, again = f"{candidate.role} head", f"fetch {candidate.path} again"
+    try:
+        weight = _read_head(candidate)
+    except _Unmeasured as reason:
+        return ok(check, f"not measured: {reason}")
+    except (OSError, ValueError, SafetensorError) as failure:
+        return error(check, f"the checkpoint cannot be read: {' '.join(str(failure).split())[:160]}", again)
+    width = weight.shape[1]
+    some = ids[:: max(1, len(ids) // max(FEW, SAMPLE * width))]
+    try:
+        manifest = _basis(weight, some)
+        if manifest.rank < width and len(some) < len(ids):  # the others may make up for it
+            some, manifest = ids, _basis(weight, ids)
+    except SemalignError as failure:
+        return error(check, str(failure).partition(":")[0], again)
+    over = f"over {len(some)} entries" if len(some) == len(ids) else f"over {len(some)} of {len(ids)} entries"
+    if manifest.rank < width:
+        message = f"rank {manifest.rank} of {width} {over}: what the head cannot read of a contribution is lost"
+        return warning(check, message, "transport.frame=none, which matches geometry in the source's own space")
+    return ok(check, f"rank {manifest.rank} of {width}, condition number about {manifest.condition:.1e} {over}")
+
+
+def _basis(weight: Tensor, ids: Tensor) -> BasisManifest:
+    if len(ids) < 2 * max(FEW, SAMPLE * weight.shape[1]):  # few enough to be copied
+        return SemanticBasis.from_head(weight[ids].double()).manifest
+    return SemanticBasis.from_head(weight, entries=ids).manifest
+
+
+def _read_head(candidate: Candidate) -> Float[Tensor, "v d"]:
+    """The head's weights; their pages are read from the disk when they are used."""
+    model = candidate.view.model
+    output = model.get_output_embeddings().weight
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    names = [name for name, parameter in parameters.items() if parameter is output]
+    files = _tensor_files(candidate.opened)
+    fitting = _of_shape(_alike(list(files), names), files, output.shape)
+    if not fitting:  # checkpoints may have names of their own: the head is the one of its shape that is nothing else
+        strangers = _of_shape([name for name in files if name not in parameters], files, output.shape)
+        fitting = strangers if len(strangers) == 1 else []
+    if not fitting:
+        raise _Unmeasured(f"the checkpoint has no tensor {names[-1]} of shape {tuple(output.shape)}")
+    with safe_open(files[fitting[0]], "pt") as file:
+        weight: Tensor = file.get_tensor(fitting[0])
+    if not weight.is_floating_point():
+        raise _Unmeasured(f"the checkpoint holds {fitting[0]} quantised")
+    return weight
+
+
+def _alike(there: list[str], names: list[str]) -> list[str]:
+    """Names in a checkpoint that are the model's own, and then those with another prefix."""
+    ends = {".".join(name.split(".")[-2:]) for name in names}
+    prefixed = [name for name in there if any(f".{name}".endswith(f".{end}") for end in ends)]
+    return [name for name in names if name in there] + [name for name in prefixed if name not in names]
+
+
+def _of_shape(names: list[str], files: dict[str, Path], shape: torch.Size) -> list[str]:
+    found = []
+    for name in names:
+        with safe_open(files[name], "pt") as file:
+            if file.get_slice(name).get_shape() == list(shape):
+                found.append(name)
+    return found
+
+
+def _tensor_files(opened: OpenedModel) -> dict[str, Path]:
+    """Where each tensor of the checkpoint lies."""
+    index = _file(opened, INDEX)
+    if index is not None:
+        names: dict[str, str] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        files = {shard: _file(opened, shard) for shard in set(names.values())}
+        absent = sorted(shard for shard, file in files.items() if file is None)
+        if absent and opened.commit is None:
+            raise FileNotFoundError(f"{absent[0]} is missing, which {INDEX} names")
+        return {name: file for name, shard in names.items() if (file := files[shard]) is not None}
+    single = _file(opened, SINGLE)
+    if single is None:
+        where = "is not downloaded yet" if opened.commit is not None else "is not in safetensors files"
+        raise _Unmeasured(f"the checkpoint {where}")
+    with safe_open(single, "pt") as file:
+        return dict.fromkeys(file.keys(), single)
+
+
+def _file(opened: OpenedModel, name: str) -> Path | None:
+    """A file of the model, if it is here."""
+    if opened.commit is None:
+        path = Path(opened.place) / name
+        return path if path.is_file() else None
+    try:
+        return Path(str(cached_file(opened.place, name, revision=opened.commit, local_files_only=True)))
+    except OSError:
+        return None
