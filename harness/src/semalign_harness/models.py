@@ -29,6 +29,7 @@ from transformers import (
 from transformers.utils.hub import cached_file, extract_commit_hash
 
 from .experiment import ModelConfig
+from .known_models import known_path
 from .resources import bfloat16_is_fast
 from .saving import save_model
 from .tiny import Role, build_tiny_model, tiny_folder_name
@@ -241,6 +242,11 @@ def _resolve(config: ModelConfig, progress: Callable[[int, int], None] | None) -
         role = GENERATED[config.path]
         return str(build_tiny_model(role, cache_folder() / tiny_folder_name(role), progress=progress))
     path = Path(config.path).expanduser()
+    known = known_path(config.path)
+    if known is not None:
+        if config.revision is not None:
+            raise SemalignError(f"{config.path} has a revision of its own: leave revision={config.revision} out")
+        path = known.pulled(cache_folder())
     if path.suffix == ".gguf":
         if not path.is_file():
             raise SemalignError(f"{path} does not exist: give a .gguf file, a model folder or a hub id")
