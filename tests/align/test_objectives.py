@@ -13,6 +13,7 @@ from semalign_align import (
     Cosine,
     FinalStates,
     Fisher,
+    LabelCosine,
     Objective,
     OutputKL,
     Relation,
@@ -36,7 +37,7 @@ ON_LAYER: dict[str, Objective] = {
     "cosine": Cosine(),
     "fisher": Fisher(),
 }
-OBJECTIVES: dict[str, Objective] = ON_LAYER | {"output": OutputKL(), "answer": AnswerNLL()}
+OBJECTIVES: dict[str, Objective] = ON_LAYER | {"output": OutputKL(), "answer": AnswerNLL(), "label": LabelCosine()}
 
 each_objective = pytest.mark.parametrize("objective", OBJECTIVES.values(), ids=OBJECTIVES)
 seeds = st.integers(0, 10_000)
@@ -162,8 +163,9 @@ def test_names_and_needs() -> None:
         "fisher",
         "output",
         "answer",
+        "label",
     ]
-    assert [objective.needs_output for objective in OBJECTIVES.values()] == [False] * 4 + [True] * 2
+    assert [objective.needs_output for objective in OBJECTIVES.values()] == [False] * 4 + [True] * 3
     # Layer objectives work without what the target feeds its head.
     for objective in ON_LAYER.values():
         objective.total(replace(random_step(0, [2, 3]), hidden=None))
@@ -321,3 +323,13 @@ def test_the_answer_nll_is_the_loss_of_transformers(architecture: str, tmp_path:
     objective = AnswerNLL()
     found = objective.total(step) / objective.count(store.counts)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+@given(seeds, counts_of)
+def test_label_cosine_is_the_cosine_with_a_one_hot_vector(seed: int, counts: list[int]) -> None:
+    step = random_step(seed, counts)
+    assert step.hidden is not None
+    logits = step.head.logits(step.hidden)
+    one_hot = torch.nn.functional.one_hot(step.labels, logits.shape[1]).to(logits)
+    wanted = (1 - torch.cosine_similarity(logits, one_hot, dim=1)).sum()
+    torch.testing.assert_close(LabelCosine().total(step), wanted)

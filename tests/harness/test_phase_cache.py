@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 from semalign_align import supervise
-from semalign_harness import load_experiment, pipeline, source_phase
+from semalign_harness import load_experiment, source_phase
 from semalign_harness.cli import main
 from semalign_harness.console import Console
 from semalign_harness.inputs import read_inputs
+from semalign_harness.methods import _semalign
 from semalign_harness.phase_cache import SourcePhase, entries, in_use, phase_folder, phase_key, prune
 from semalign_harness.resources import pick_device
 
@@ -102,8 +103,8 @@ def test_what_a_run_uses_is_not_pruned(tmp_path: Path, overrides: list[str], mon
         pruned.append(len(prune(unused_days=0.0)))
         return train(*arguments, **more)  # type: ignore[arg-type]
 
-    train = pipeline._train
-    monkeypatch.setattr(pipeline, "_train", prune_meanwhile)
+    train = _semalign._train
+    monkeypatch.setattr(_semalign, "_train", prune_meanwhile)
     assert run(tmp_path / "run", overrides, "--quiet") == 0
     assert pruned == [0] and len(entries()) == 1
     assert len(prune(unused_days=0.0)) == 1

@@ -11,6 +11,7 @@ from semalign_harness import load_experiment, pipeline
 from semalign_harness.cli import main
 from semalign_harness.console import Console
 from semalign_harness.inputs import read_inputs
+from semalign_harness.methods import _semalign
 from semalign_harness.plan import Clock, Plan, duration, make_plan
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -49,7 +50,7 @@ def test_the_work_of_training_is_what_torch_counts(
     more: list[str], overrides: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     counted: list[int] = []
-    train = pipeline._train
+    train = _semalign._train
 
     def counting(*arguments: Any) -> Any:
         with FlopCounterMode(display=False) as counter:
@@ -57,7 +58,7 @@ def test_the_work_of_training_is_what_torch_counts(
         counted.append(counter.get_total_flops())
         return report
 
-    monkeypatch.setattr(pipeline, "_train", counting)
+    monkeypatch.setattr(_semalign, "_train", counting)
     assert main(["run", "tiny", *overrides, *more, "--quiet", "--out", str(tmp_path / "run")]) == 0
     # Padding and the products of tokens with tokens, which are small beside real widths, are left out.
     assert 0.5 * counted[0] < sum(plan_of(overrides, *more).training) < 1.2 * counted[0]
@@ -92,11 +93,11 @@ def test_durations(seconds: float, text: str) -> None:
 
 
 def test_the_plan_is_told(overrides: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    pipeline.TELL_EVERY, before = 0.0, pipeline.TELL_EVERY
+    _semalign.TELL_EVERY, before = 0.0, _semalign.TELL_EVERY
     try:
         assert main(["run", "tiny", *overrides, "--out", str(tmp_path / "run")]) == 0
     finally:
-        pipeline.TELL_EVERY = before
+        _semalign.TELL_EVERY = before
     told = capsys.readouterr().err
     assert "plan: 3 stages, 6 steps" in told and "of memory" in told and "on disk" in told
     assert "layer 1 of 3: about" in told and "left" in told

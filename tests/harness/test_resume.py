@@ -18,6 +18,7 @@ from filelock import FileLock
 from semalign_harness import Experiment, pipeline, source_phase
 from semalign_harness.cli import main
 from semalign_harness.experiment import load_experiment
+from semalign_harness.methods import _semalign
 from semalign_harness.phase_cache import SourcePhase
 from semalign_harness.run_folder import claimed, cut_metrics, differences, pick_folder
 from semalign_train import FrontierTrainer, StepRecord
@@ -48,7 +49,7 @@ def interrupt(monkeypatch: pytest.MonkeyPatch, at: Any, folder: Path, settings: 
             def stop(*arguments: object, **more: object) -> None:
                 raise KeyboardInterrupt
 
-            patch.setattr(pipeline, at, stop)
+            patch.setattr(_semalign if at == "_train" else pipeline, at, stop)
         else:
             step = FrontierTrainer._step
 

@@ -50,9 +50,10 @@ def test_a_step_that_is_not_finite_is_skipped_and_counted(top: Supervision) -> N
 def test_a_skipped_step_leaves_weights_and_moments_alone(top: Supervision, monkeypatch: pytest.MonkeyPatch) -> None:
     """Five steps of which one is skipped are the four others."""
     monkeypatch.setattr("semalign_train._trainer.rate_factor", lambda *arguments: 1.0)
-    monkeypatch.setattr(FrontierTrainer, "_batches", lambda self: iter([[0, 1], [2, 3], [4, 0], [1, 2]] * 4))
+    batches = [[0, 1], [2, 3], [4, 0], [1, 2]] * 4
+    monkeypatch.setattr("semalign_train._trainer.optimisation_batches", lambda *arguments: iter(batches))
     skipping, _ = fit(top, config(layers=(2,), steps=3), objective=Faulty(faults=(2,)))
-    monkeypatch.setattr(FrontierTrainer, "_batches", lambda self: iter([[0, 1], [4, 0]] * 4))
+    batches = [[0, 1], [4, 0]] * 4
     without, _ = fit(top, config(layers=(2,), steps=2))
     for ours, theirs in zip(skipping.parameters(), without.parameters(), strict=True):
         assert torch.equal(ours, theirs)
