@@ -9,6 +9,8 @@ from ._artifact import sha256_of as sha256_of
 from ._artifact import write_artifact as write_artifact
 from ._basis import BasisManifest as BasisManifest
 from ._basis import SemanticBasis as SemanticBasis
+from ._components import Components as Components
+from ._components import Kinds as Kinds
 from ._contracts import Contract as Contract
 from ._contracts import Settings as Settings
 from ._divergence import HeadStatistics as HeadStatistics
@@ -27,6 +29,7 @@ from ._fidelity import measure_fidelity as measure_fidelity
 from ._files import new_folder as new_folder
 from ._files import replace_file as replace_file
 from ._frames import FRAMES as FRAMES
+from ._frames import KNOWN_FRAMES as KNOWN_FRAMES
 from ._frames import Frame as Frame
 from ._frames import decompose as decompose
 from ._frames import recompose as recompose
@@ -48,12 +51,15 @@ from ._vocabulary import align_vocabularies as align_vocabularies
 __all__ = [
     "ArtifactManifest",
     "BasisManifest",
+    "Components",
     "Contract",
     "FRAMES",
     "FidelityReport",
     "Frame",
     "Head",
     "HeadStatistics",
+    "KNOWN_FRAMES",
+    "Kinds",
     "LayerFidelity",
     "MANIFEST",
     "PairedResiduals",

@@ -84,14 +84,32 @@ class Contract(Settings):
         return replace_file(Path(path), self.model_dump_json(indent=2) + "\n")
 
 
-def _first_problem(model: type[BaseModel], error: ValidationError) -> str:
-    """One sentence for the first error of a validation."""
+class MisfitError(SemalignError):
+    """Settings that do not fit their class, which the annotation of the field around them does not name."""
+
+    def __init__(self, model: type[BaseModel], error: ValidationError) -> None:
+        """Take the first error of a validation.
+
+        Args:
+            model: the class.
+            error: what its validation raised.
+        """
+        super().__init__(_first_problem(model, error))
+        self.model = model
+        self.error = error
+
+
+def _first_problem(model: type[BaseModel], error: ValidationError, *, within: Sequence[str] = ()) -> str:
+    """One sentence for the first error of a validation; `within` are the keys that lead to the model."""
     problem = error.errors()[0]
     cause = problem.get("ctx", {}).get("error")
+    if isinstance(cause, MisfitError):
+        return _first_problem(cause.model, cause.error, within=[*within, *_walk(model, problem["loc"])[0]])
     if isinstance(cause, SemalignError):
         return str(cause)
     *place, last = problem["loc"] or ("",)
     parts, models = _walk(model, place)
+    parts = [*within, *parts]
     known = sorted({name for candidate in models for name in candidate.model_fields})
     if problem["type"] == "extra_forbidden":
         near = difflib.get_close_matches(str(last), known, n=1, cutoff=0.5)

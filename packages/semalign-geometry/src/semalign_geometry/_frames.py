@@ -22,6 +22,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ._basis import CHUNK, SemanticBasis
+from ._components import Components
 from ._errors import SemalignError
 from ._head import accumulation_dtype
 
@@ -43,7 +44,16 @@ FRAMES = {
     frame.name: frame
     for frame in (Frame("cosine", 1.0, 1.0, unit=True), Frame("dual", 0.0, 1.0), Frame("parseval", 0.5, 0.5))
 }
-"""The frames that a name stands for."""
+"""The frames that come along, by name."""
+KNOWN_FRAMES = Components(
+    "semalign.frames",
+    "frame",
+    FRAMES,
+    expected="Frame",
+    fits=lambda given: isinstance(given, Frame),
+    name_of=lambda frame: frame.name,
+)
+"""The frames that a name stands for, those of installed packages included."""
 
 
 def find_frame(frame: str | Frame) -> Frame:
@@ -52,11 +62,7 @@ def find_frame(frame: str | Frame) -> Frame:
     Raises:
         SemalignError: unknown name.
     """
-    if isinstance(frame, Frame):
-        return frame
-    if frame not in FRAMES:
-        raise SemalignError(f"unknown frame {frame!r}: choose one of {', '.join(FRAMES)}, or pass a Frame")
-    return FRAMES[frame]
+    return frame if isinstance(frame, Frame) else KNOWN_FRAMES.find(frame)
 
 
 def decompose(
