@@ -114,13 +114,19 @@ def test_a_newer_configuration_inside_a_report_is_refused() -> None:
         ("autocast", "float16"),
         ("checkpoint_steps", 0),
         ("guards", {"max_skipped": -1}),
-        ("objective", {"kind": "mse"}),
         ("trainable", {"kind": "bias"}),
     ],
 )
 def test_values_out_of_range_are_named(key: str, value: Any) -> None:
     with pytest.raises(SemalignError, match=f"'{key}[a-z_.]*' is "):
         TransferConfig.parse({key: value})
+
+
+def test_an_unknown_objective_is_told_the_known_ones() -> None:
+    with pytest.raises(
+        SemalignError, match="^input: unknown objective 'mse': choose one of relation, cosine, fisher, or "
+    ):
+        TransferConfig.parse({"objective": {"kind": "mse"}})
 
 
 @pytest.mark.parametrize("name", ["geometry", "output", "answer"])

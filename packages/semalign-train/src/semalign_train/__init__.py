@@ -6,6 +6,7 @@ from ._batches import optimisation_batches as optimisation_batches
 from ._batches import rate_factor as rate_factor
 from ._checkpoint import KEPT_STATES as KEPT_STATES
 from ._prefix import PrefixCache as PrefixCache
+from ._settings import KNOWN_OBJECTIVES as KNOWN_OBJECTIVES
 from ._settings import FullLayer as FullLayer
 from ._settings import Guards as Guards
 from ._settings import LoraLayer as LoraLayer
@@ -28,6 +29,7 @@ __all__ = [
     "FullLayer",
     "Guards",
     "KEPT_STATES",
+    "KNOWN_OBJECTIVES",
     "LoraLayer",
     "LossWeights",
     "PrefixCache",

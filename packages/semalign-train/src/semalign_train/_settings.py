@@ -3,9 +3,17 @@
 import math
 from typing import Annotated, Literal
 
-from pydantic import Field, PositiveInt
+from pydantic import Field, PositiveInt, SerializeAsAny, WrapValidator
 from semalign_align import Cosine, Fisher, Relation
-from semalign_geometry import Contract, SemalignError, Settings
+from semalign_geometry import Contract, Kinds, SemalignError, Settings
+
+KNOWN_OBJECTIVES = Kinds(
+    "semalign.objectives",
+    "objective",
+    (Relation, Cosine, Fisher),
+    needs=("name", "needs_output", "total", "count"),
+)
+"""The layer objectives that a kind stands for, those of installed packages included."""
 
 
 class FullLayer(Settings):
@@ -61,8 +69,13 @@ class Guards(Settings):
 class TransferConfig(Contract):
     """Settings of frontier training."""
 
-    objective: Annotated[Relation | Cosine | Fisher, Field(discriminator="kind")] = Relation()
-    """What the frontier layer's residual contribution is trained to match, and how."""
+    objective: Annotated[
+        SerializeAsAny[Relation | Cosine | Fisher],
+        Field(discriminator="kind"),
+        WrapValidator(KNOWN_OBJECTIVES.or_foreign),
+    ] = Relation()
+    """What the frontier layer's residual contribution is trained to match, and how; also a kind that an installed
+    package brings."""
     weights: LossWeights = LossWeights()
     """Weights of the terms."""
     trainable: Annotated[FullLayer | LoraLayer, Field(discriminator="kind")] = FullLayer()

@@ -27,7 +27,7 @@ from transformers import PreTrainedModel
 from ._batches import AnySupervision, micro_batches, optimisation_batches, rate_factor
 from ._checkpoint import Checkpoints, State, fingerprint, load_optimiser_tensors, optimiser_tensors
 from ._prefix import PrefixCache
-from ._settings import StageRecord, StepRecord, TransferConfig, TransferReport
+from ._settings import KNOWN_OBJECTIVES, StageRecord, StepRecord, TransferConfig, TransferReport
 from ._sharding import ShardedLayers
 from ._trainable import frontier
 
@@ -229,6 +229,7 @@ class FrontierTrainer:
             config.model_dump_json(),
             *(store.manifest.model_dump_json() for store in stores),
             *terms,
+            *(" ".join(package) for package in KNOWN_OBJECTIVES.packages(config.objective.kind).items()),
             self.view.model.config.to_json_string(),
             tensors=dict(self.view.model.named_parameters()),
         )

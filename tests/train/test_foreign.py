@@ -1,0 +1,100 @@
+"""Layer objectives that an installed package brings: configured, trained, told apart, and reported like our own."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+import torch
+from pydantic import Field
+from semalign_align import Relation, Step, Supervision
+from semalign_geometry import SemalignError, Settings
+from semalign_train import KNOWN_OBJECTIVES, FrontierTrainer, TransferConfig, TransferReport
+from torch import Tensor
+
+from ..align.chain import target_model
+from ..components import bring
+
+GROUP = "semalign.objectives"
+
+
+class Stretched(Settings):
+    """A multiple of the squared distance."""
+
+    kind: Literal["stretched"] = "stretched"
+    factor: float = Field(1.0, gt=0)
+
+    @property
+    def name(self) -> str:
+        return self.kind
+
+    @property
+    def needs_output(self) -> bool:
+        return False
+
+    def total(self, step: Step) -> Tensor:
+        return self.factor * (step.residual[step.mask] - step.reference[step.mask]).square().sum()
+
+    def count(self, counts: Tensor) -> int:
+        return int(counts.sum())
+
+
+@pytest.fixture(autouse=True)
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    return bring(monkeypatch, {GROUP: [("stretched", Stretched)]})
+
+
+def config(**objective: Any) -> TransferConfig:
+    settings = {"steps": 2, "batch_size": 4, "micro_batch_size": 4, "learning_rate": 3e-3}
+    return TransferConfig.parse({**settings, "objective": {"kind": "stretched", **objective}})
+
+
+def test_a_foreign_objective_trains_and_is_reported(top: Supervision, tmp_path: Path) -> None:
+    target, ours = target_model(), target_model()
+    report = FrontierTrainer(target, top, config(factor=2.0)).fit()
+    assert {"stretched", "output"} == set(report.stages[0].last_losses)
+    assert TransferReport.read(report.write(tmp_path / "report.json")) == report
+    assert report.model_dump(mode="json")["config"]["objective"] == {"kind": "stretched", "factor": 2.0}
+    FrontierTrainer(ours, top, config().model_copy(update={"objective": Stretched(factor=2.0)})).fit()
+    for one, other in zip(target.parameters(), ours.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=0)
+
+
+def test_reports_without_their_package_say_what_is_missing(
+    top: Supervision, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = FrontierTrainer(target_model(), top, config()).fit().write(tmp_path / "report.json")
+    bring(monkeypatch, {})
+    words = "unknown objective 'stretched': choose one of relation, cosine, fisher, or install the package"
+    with pytest.raises(SemalignError, match=words):
+        TransferReport.read(path)
+
+
+def test_mistakes_in_foreign_settings_name_the_key() -> None:
+    with pytest.raises(SemalignError, match=r"^input: unknown key 'objective\.factr': did you mean 'factor'\?$"):
+        config(factr=1)
+    with pytest.raises(SemalignError, match=r"^input: 'objective\.factor' is -1: input should be greater than 0$"):
+        config(factor=-1)
+    report = {"config": {"objective": {"kind": "stretched", "factr": 1}}, "stages": []}
+    with pytest.raises(SemalignError, match=r"unknown key 'config\.objective\.factr'"):
+        TransferReport.parse({**report, "supervised_tokens": 0, "seconds": 0})
+    with pytest.raises(SemalignError, match="unknown objective 'stretchd': choose one of .*, stretched"):
+        config(kind="stretchd")
+
+
+def test_foreign_settings_and_versions_tell_trainings_apart(top: Supervision, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fingerprint(settings: TransferConfig) -> str:
+        return FrontierTrainer(target_model(), top, settings)._fingerprint()
+
+    first, other = fingerprint(config()), fingerprint(config(factor=2.0))
+    assert first == fingerprint(config()) and first != other
+    bring(monkeypatch, {GROUP: [("stretched", Stretched)]}, version="1.6")
+    assert first != fingerprint(config())
+    whole = config().model_copy(update={"objective": Relation()})
+    bring(monkeypatch, {})
+    assert fingerprint(whole) not in (first, other)
+
+
+def test_our_objectives_need_no_look_at_packages(asked: list[str], top: Supervision) -> None:
+    for kind in KNOWN_OBJECTIVES.built_in:
+        FrontierTrainer(target_model(), top, config(kind=kind))._fingerprint()
+    assert asked == []
