@@ -379,7 +379,9 @@ def test_rows_that_do_not_fit(tmp_path: Path, name: str, change: dict[str, Any],
 
 
 def test_refusals(data: Path) -> None:
-    with pytest.raises(SemalignError, match="unknown benchmark 'arc': choose from mmlu, gsm8k, humaneval, mbpp"):
+    with pytest.raises(
+        SemalignError, match="unknown benchmark 'arc': choose one of mmlu, gsm8k, humaneval, mbpp, or install"
+    ):
         find_benchmark("arc")
     assert find_benchmark("mbpp") is BENCHMARKS["mbpp"]
     with pytest.raises(SemalignError, match="no documents"):

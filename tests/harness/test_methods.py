@@ -19,7 +19,6 @@ from semalign_harness.experiment import load_experiment
 from semalign_harness.methods import (
     MethodContext,
     MethodReport,
-    _registry,
     as_method,
     known_kinds,
     known_methods,
@@ -34,6 +33,7 @@ from transformers import AutoModelForCausalLM
 
 from ..align.chain import EXACT, make_store, source_model, target_model
 from ..attribution.snapshot import snapshot
+from ..components import bring
 
 TRAIN_ALIKE = ("sft", "sft_full", "kd", "kd_full", "hidden", "pissa", "no_geometry", "semalign_fisher")
 """Methods that see the tokens that SemAlign sees."""
@@ -234,6 +234,12 @@ def test_the_critical_layer_alone_trains(run: Any, tmp_path: Path) -> None:
     assert set(stage.first_losses) == {"cosine", "label"}
 
 
+class Circle(Settings):
+    """No method."""
+
+    kind: Literal["foreign"] = "foreign"
+
+
 class Foreign(Settings):
     """A method of another package."""
 
@@ -250,30 +256,24 @@ class Foreign(Settings):
         return MethodReport(method=self.kind, trained_parameters=0, steps=0, supervised_tokens=0, seconds=0.0)
 
 
-class _Entry:
-    name, dist = "foreign", None
-
-    def __init__(self, loaded: Any) -> None:
-        self.load = lambda: loaded
-
-
 def test_methods_of_installed_packages_are_known(
     run: Any, tmp_path: Path, pair: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_registry, "entry_points", lambda group: [_Entry(Foreign)] * (group == "semalign.methods"))
+    bring(monkeypatch, {"semalign.methods": [("foreign", Foreign)]})
     assert "foreign" in known_methods()
     run("foreign", "method.kind=foreign", "method.factor=3.0")
     key = "model.layers.0.mlp.down_proj.weight"
     torch.testing.assert_close(weights(tmp_path / "foreign" / "model")[key], 3 * weights(pair[1])[key])
+    environment = json.loads((tmp_path / "foreign" / "environment.json").read_text())
+    assert environment["packages"]["extras"] == "1.5"
 
 
 def test_what_packages_bring_is_checked(monkeypatch: pytest.MonkeyPatch) -> None:
-    for loaded, words in ((dict, "no class of settings"), (Settings, "no class of settings")):
-        monkeypatch.setattr(_registry, "entry_points", lambda group, loaded=loaded: [_Entry(loaded)])
-        with pytest.raises(SemalignError, match=words):
+    for loaded in (dict, Settings, Circle):
+        bring(monkeypatch, {"semalign.methods": [("foreign", loaded)]})
+        with pytest.raises(SemalignError, match="no class of settings with kind, run, stored"):
             known_kinds()
-    monkeypatch.setattr(_Entry, "name", "kd")
-    monkeypatch.setattr(_registry, "entry_points", lambda group: [_Entry(Foreign)])
+    bring(monkeypatch, {"semalign.methods": [("kd", Foreign)]})
     with pytest.raises(SemalignError, match="another name"):
         known_kinds()
 
@@ -283,9 +283,9 @@ def test_what_packages_bring_is_checked(monkeypatch: pytest.MonkeyPatch) -> None
     [
         ("method.kind=sfd", "unknown method 'sfd': choose one of semalign, sft"),
         ("method=sft", "expected settings such as method.kind=sft"),
-        ("method={kind: kd, answr: 1}", "unknown key 'answr': did you mean 'answer'?"),
-        ("method={kind: kd, answer: 2}", "'answer' is 2"),
-        ("method.learning_rate=1", "unknown key 'learning_rate'"),
+        ("method={kind: kd, answr: 1}", "unknown key 'method.answr': did you mean 'answer'?"),
+        ("method={kind: kd, answer: 2}", "'method.answer' is 2"),
+        ("method.learning_rate=1", "unknown key 'method.learning_rate'"),
     ],
 )
 def test_wrong_methods_are_one_sentence(

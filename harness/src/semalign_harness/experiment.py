@@ -1,11 +1,12 @@
 """An experiment: everything a run depends on, from YAML files and dotted overrides."""
 
 import importlib.resources
+import typing
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
+from pydantic import BeforeValidator, Field, SerializeAsAny, WrapValidator, field_validator, model_validator
 from semalign_align import SupervisionSettings
 from semalign_attribution import (
     Ablation,
@@ -17,7 +18,7 @@ from semalign_attribution import (
     SimilarityPairing,
     Uniform,
 )
-from semalign_geometry import FRAMES, Contract, SemalignError, Settings
+from semalign_geometry import KNOWN_FRAMES, Contract, Kinds, SemalignError, Settings
 from semalign_train import TransferConfig
 
 from .settings import merged, parse_overrides, parse_tree, read_tree
@@ -96,19 +97,29 @@ class SimilarityScorer(Settings):
     """Chooses this scorer."""
 
 
+KNOWN_SCORERS = Kinds(
+    "semalign.scorers", "scorer", (GradientActivation, Ablation, SimilarityScorer), needs=("name", "__call__")
+)
+"""The scorers that a kind stands for, those of installed packages included."""
+KNOWN_PAIRINGS = Kinds("semalign.pairings", "pairing", typing.get_args(Policy), needs=("name", "__call__"))
+"""The pairing policies that a kind stands for, those of installed packages included."""
+
+
 class TransportConfig(Settings):
     """How residual contributions come to the target's width."""
 
     frame: str = "parseval"
-    """`parseval`, `dual`, `cosine`, or `none` (geometry is matched in the source's own space)."""
+    """`parseval`, `dual`, `cosine`, one that an installed package brings, or `none` (geometry is matched in the
+    source's own space)."""
     fold_gain: bool = True
     """Whether heads are read through the gain of the final norm."""
 
-    @model_validator(mode="after")
-    def _known_frame(self) -> "TransportConfig":
-        if self.frame not in (*FRAMES, "none"):
-            raise ValueError(f"unknown frame: choose one of {', '.join((*FRAMES, 'none'))}")
-        return self
+    @field_validator("frame")
+    @classmethod
+    def _known_frame(cls, frame: str) -> str:
+        if frame != "none":
+            KNOWN_FRAMES.find(frame, besides=["none"])
+        return frame
 
 
 class MeasureConfig(Settings):
@@ -137,12 +148,16 @@ class Experiment(Contract):
     """The smaller model, which is trained."""
     data: DataConfig
     """Rows."""
-    scorer: Annotated[GradientActivation | Ablation | SimilarityScorer, Field(discriminator="kind")] = (
-        GradientActivation()
-    )
-    """How source layers are scored."""
-    pairing: Annotated[Policy, Field(discriminator="kind")] = Monotone()
-    """How target layers get their source layer."""
+    scorer: Annotated[
+        SerializeAsAny[GradientActivation | Ablation | SimilarityScorer],
+        Field(discriminator="kind"),
+        WrapValidator(KNOWN_SCORERS.or_foreign),
+    ] = GradientActivation()
+    """How source layers are scored; also a kind that an installed package brings."""
+    pairing: Annotated[
+        SerializeAsAny[Policy], Field(discriminator="kind"), WrapValidator(KNOWN_PAIRINGS.or_foreign)
+    ] = Monotone()
+    """How target layers get their source layer; also a kind that an installed package brings."""
     transport: TransportConfig = TransportConfig()
     """How contributions come to the target's width."""
     supervision: SupervisionSettings = SupervisionSettings()

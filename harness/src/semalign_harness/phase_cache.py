@@ -15,10 +15,10 @@ from pathlib import Path
 
 import torch
 from filelock import FileLock, Timeout
-from semalign_geometry import Contract, SemalignError
+from semalign_geometry import KNOWN_FRAMES, Contract, SemalignError
 
 from .console import Console
-from .experiment import Experiment
+from .experiment import KNOWN_PAIRINGS, KNOWN_SCORERS, Experiment
 from .inputs import Inputs
 from .measure import Measurement
 from .models import cache_folder
@@ -84,9 +84,18 @@ def phase_key(experiment: Experiment, inputs: Inputs, device: torch.device) -> s
         "dtypes": [str(opened.dtype(device)) for opened in (inputs.source, inputs.target)],
         "device": device.type,
         "threads": torch.get_num_threads() if device.type == "cpu" else None,
-        "packages": {name: version(name) for name in PACKAGES},
+        "packages": {name: version(name) for name in PACKAGES} | foreign_packages(experiment),
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def foreign_packages(experiment: Experiment) -> dict[str, str]:
+    """Versions of the installed packages that bring the scorer, the pairing or the frame."""
+    return (
+        KNOWN_SCORERS.packages(experiment.scorer.kind)
+        | KNOWN_PAIRINGS.packages(experiment.pairing.kind)
+        | KNOWN_FRAMES.packages(*{experiment.transport.frame} - {"none"})
+    )
 
 
 def is_kept(key: str) -> bool:

@@ -12,7 +12,7 @@ import torch
 from semalign_align import Ranks, Supervision
 from semalign_attribution import undisturbed
 from semalign_geometry import Contract, SemalignError, new_folder, sha256_of
-from semalign_train import FrontierTrainer
+from semalign_train import KNOWN_OBJECTIVES, FrontierTrainer
 from transformers import AutoModelForCausalLM
 
 from .console import Console
@@ -20,9 +20,9 @@ from .data import Split
 from .experiment import Experiment
 from .inputs import Inputs, load, read_inputs
 from .measure import Measurement, measured
-from .methods import MethodContext, MethodReport, as_method
+from .methods import KNOWN_METHODS, MethodContext, MethodReport, as_method
 from .models import LoadedModel
-from .phase_cache import bytes_in, is_kept, phase_key
+from .phase_cache import bytes_in, foreign_packages, is_kept, phase_key
 from .plan import describe_plan, make_plan
 from .resources import join, peak_memory
 from .run_folder import ENVIRONMENT, EXPERIMENT, RESULT, claimed
@@ -224,7 +224,12 @@ def _environment(experiment: Experiment, inputs: Inputs, device: torch.device) -
     rows = [experiment.data.train, experiment.data.held_out]
     places = [str(Path(row.path).expanduser()) for row in rows if row is not None]
     return Environment(
-        packages={name: version(name) for name in PACKAGES},
+        packages={
+            **{name: version(name) for name in PACKAGES},
+            **foreign_packages(experiment),
+            **KNOWN_OBJECTIVES.packages(experiment.train.objective.kind),
+            **KNOWN_METHODS.packages(as_method(experiment.method).kind),
+        },
         python=platform.python_version(),
         platform=platform.platform(),
         device=str(device),

@@ -1,12 +1,15 @@
 """MMLU, GSM8K, HumanEval and MBPP as zero-shot tasks of lm-eval, with rows from the hub or from a folder."""
 
-from semalign_geometry import SemalignError
+from semalign_geometry import Components
 
 from ._benchmark import Benchmark as Benchmark
 from ._benchmark import BenchmarkProtocol as BenchmarkProtocol
 from ._benchmark import Document as Document
+from ._benchmark import Form as Form
 from ._benchmark import Gold as Gold
 from ._benchmark import Outcome as Outcome
+from ._benchmark import Reading as Reading
+from ._benchmark import Row as Row
 from ._benchmark import sample as sample
 from ._gsm8k import GSM8K
 from ._humaneval import HUMANEVAL
@@ -15,16 +18,29 @@ from ._mbpp import MBPP
 from ._mmlu import MMLU
 
 BENCHMARKS: dict[str, Benchmark] = {benchmark.name: benchmark for benchmark in (MMLU, GSM8K, HUMANEVAL, MBPP)}
-"""Every benchmark by name."""
+"""The benchmarks that come along, by name."""
+KNOWN_TASKS = Components(
+    "semalign.tasks",
+    "benchmark",
+    BENCHMARKS,
+    expected="Benchmark",
+    fits=lambda given: isinstance(given, Benchmark),
+    name_of=lambda benchmark: benchmark.name,
+)
+"""The benchmarks that a name stands for, those of installed packages included."""
 
 __all__ = [
     "BENCHMARKS",
     "Benchmark",
     "BenchmarkProtocol",
     "Document",
+    "Form",
     "Gold",
     "Judge",
+    "KNOWN_TASKS",
     "Outcome",
+    "Reading",
+    "Row",
     "find_benchmark",
     "sample",
 ]
@@ -36,6 +52,4 @@ def find_benchmark(name: str) -> Benchmark:
     Raises:
         SemalignError: there is none.
     """
-    if name not in BENCHMARKS:
-        raise SemalignError(f"unknown benchmark {name!r}: choose from {', '.join(BENCHMARKS)}")
-    return BENCHMARKS[name]
+    return KNOWN_TASKS.find(name)

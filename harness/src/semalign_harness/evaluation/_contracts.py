@@ -2,16 +2,21 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 from semalign_geometry import Contract, Settings
 
-from ..benchmarks import BenchmarkProtocol
+from ..benchmarks import BenchmarkProtocol, find_benchmark
 from ..experiment import ModelConfig
 from ..sandbox import Level
 from ..statistics import Estimate
 
-Name = Literal["mmlu", "gsm8k", "humaneval", "mbpp"]
-"""A benchmark."""
+
+def _known(name: str) -> str:
+    return find_benchmark(name).name
+
+
+Name = Annotated[str, AfterValidator(_known)]
+"""A benchmark, one of an installed package included."""
 
 
 class EvaluationConfig(Contract):

@@ -21,7 +21,7 @@ from lm_eval.tasks import TaskManager
 from semalign_attribution import DecoderView
 from semalign_geometry import SemalignError, SharedVocabulary, replace_file
 
-from ..benchmarks import Benchmark, Document, find_benchmark, sample
+from ..benchmarks import KNOWN_TASKS, Benchmark, Document, find_benchmark, sample
 from ..console import Console
 from ..generation import GENERATION
 from ..journal import Journal
@@ -113,7 +113,7 @@ def evaluate(config: EvaluationConfig, folder: Path, *, console: Console | None 
         chat=chat,
         dtype=runner.dtype,
         sandbox=level,
-        packages={name: version(name) for name in PACKAGES},
+        packages={name: version(name) for name in PACKAGES} | KNOWN_TASKS.packages(*benchmarks),
         benchmarks=benchmarks,
     )
     result.write(folder / "result.json")

@@ -6,12 +6,14 @@ from ._method import MethodReport as MethodReport
 from ._named import BASELINES as BASELINES
 from ._named import find_methods as find_methods
 from ._named import known_methods as known_methods
+from ._registry import KNOWN_METHODS as KNOWN_METHODS
 from ._registry import as_method as as_method
 from ._registry import known_kinds as known_kinds
 from ._registry import parse_method as parse_method
 
 __all__ = [
     "BASELINES",
+    "KNOWN_METHODS",
     "Method",
     "MethodContext",
     "MethodReport",

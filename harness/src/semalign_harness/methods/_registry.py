@@ -1,9 +1,8 @@
 """The methods by name: those of the harness, and those that installed packages bring."""
 
-from importlib.metadata import entry_points
 from typing import Any
 
-from semalign_geometry import SemalignError, Settings
+from semalign_geometry import Kinds, Settings
 
 from ._hidden import Hidden
 from ._laten import LaTen
@@ -12,17 +11,10 @@ from ._output import Kd, Sft
 from ._seeking import Seeking
 from ._semalign import SemAlign
 
-GROUP = "semalign.methods"
-"""Entry points of this group name classes of methods: pydantic settings with a `kind`, that fulfil `Method`."""
-KINDS: dict[str, type[Settings]] = {
-    "semalign": SemAlign,
-    "sft": Sft,
-    "kd": Kd,
-    "hidden": Hidden,
-    "seeking": Seeking,
-    "laten": LaTen,
-}
-"""The classes of methods that come along, by their kind."""
+KNOWN_METHODS = Kinds(
+    "semalign.methods", "method", (SemAlign, Sft, Kd, Hidden, Seeking, LaTen), needs=("run", "stored")
+)
+"""The methods that a kind stands for, those of installed packages included."""
 
 
 def known_kinds() -> dict[str, type[Settings]]:
@@ -31,16 +23,7 @@ def known_kinds() -> dict[str, type[Settings]]:
     Raises:
         SemalignError: a package brings something else, or a kind that is taken.
     """
-    found = dict(KINDS)
-    for entry in entry_points(group=GROUP):
-        given: Any = entry.load()
-        whose = f"the method {entry.name} of {entry.dist.name if entry.dist else 'an installed package'}"
-        if not (isinstance(given, type) and issubclass(given, Settings) and hasattr(given, "run")):
-            raise SemalignError(f"{whose} is no class of settings with a method `run`: uninstall it, or mend it")
-        if entry.name in found:
-            raise SemalignError(f"{whose} has the name of another method: give its entry point another name")
-        found[entry.name] = given
-    return found
+    return KNOWN_METHODS.all()
 
 
 def parse_method(value: Any) -> Settings:
@@ -49,15 +32,7 @@ def parse_method(value: Any) -> Settings:
     Raises:
         SemalignError: there is no such method, or a setting of it is unknown or wrong.
     """
-    if isinstance(value, Settings):
-        return value
-    if not isinstance(value, dict):
-        raise SemalignError(f"method is {value!r}: expected settings such as method.kind=sft")
-    kinds = known_kinds()
-    kind = value.get("kind", "semalign")
-    if kind not in kinds:
-        raise SemalignError(f"unknown method {kind!r}: choose one of {', '.join(kinds)}")
-    return kinds[kind].parse({**value, "kind": kind}, origin="method")
+    return KNOWN_METHODS.parse(value, default="semalign")
 
 
 def as_method(value: Settings) -> Method:

@@ -1,0 +1,194 @@
+"""Components that another package brings: used from YAML, told apart by their settings and their package's version."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from semalign_geometry import SemalignError
+from semalign_harness import Experiment, RunResult, load_experiment
+from semalign_harness.benchmarks import find_benchmark
+from semalign_harness.console import Console
+from semalign_harness.evaluation import EvaluationConfig
+from semalign_harness.experiment import preset_names
+from semalign_harness.inputs import read_inputs
+from semalign_harness.phase_cache import phase_key
+from semalign_harness.pipeline import run_experiment
+from semalign_harness.run_folder import differences
+
+from ..components import bring
+from .external.semalign_example import BETWEEN, PARITY, Deepest, Gains, Huber, RelativeSize
+
+EXTERNAL = Path(__file__).parent / "external"
+COMPONENTS: dict[str, list[tuple[str, Any]]] = {
+    "semalign.scorers": [("relative_size", RelativeSize)],
+    "semalign.pairings": [("deepest", Deepest)],
+    "semalign.frames": [("between", BETWEEN)],
+    "semalign.objectives": [("huber", Huber)],
+    "semalign.methods": [("gains", Gains)],
+    "semalign.tasks": [("parity", PARITY)],
+}
+TREE = {
+    "scorer": {"kind": "relative_size", "power": 2.0},
+    "pairing": {"kind": "deepest", "skip": 1},
+    "transport": {"frame": "between"},
+    "train": {"objective": {"kind": "huber", "delta": 0.5}},
+}
+CHOSEN = ["scorer.kind=relative_size", "pairing.kind=deepest", "transport.frame=between"]
+
+
+def installed(monkeypatch: pytest.MonkeyPatch, version: str = "1.5") -> list[str]:
+    return bring(monkeypatch, COMPONENTS, version=version)
+
+
+def test_experiments_with_foreign_components_round_trip(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    installed(monkeypatch)
+    file = tmp_path / "foreign.yaml"
+    file.write_text(yaml.safe_dump({**TREE, "method": {"kind": "gains", "steps": 3}}), encoding="utf-8")
+    experiment = load_experiment("tiny", configs=[file])
+    assert experiment.scorer == RelativeSize(power=2.0) and experiment.pairing == Deepest(skip=1)
+    assert experiment.train.objective == Huber(delta=0.5) and experiment.method == Gains(steps=3)
+    assert Experiment.read(experiment.write(tmp_path / "experiment.json")) == experiment
+    assert load_experiment("tiny", overrides=["pairing.kind=monotone"], configs=[file]).pairing.kind == "monotone"
+    other = load_experiment("tiny", configs=[file], overrides=["scorer.power=3", "train.objective.delta=2"])
+    assert differences(experiment, other) == [
+        "scorer.power is 2.0 there, 3.0 here",
+        "train.objective.delta is 0.5 there, 2.0 here",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["scorer.kind=relative_size", "scorer.powr=1"], "unknown key 'scorer.powr': did you mean 'power'?"),
+        (["pairing.kind=deepest", "pairing.skip=-1"], "'pairing.skip' is -1: input should be greater than or equal to"),
+        (["train.objective={kind: huber, dlta: 1}"], "unknown key 'train.objective.dlta': did you mean 'delta'?"),
+        (["method={kind: gains, stps: 1}"], "unknown key 'method.stps': did you mean 'steps'?"),
+        (
+            ["scorer.kind=relative"],
+            "unknown scorer 'relative': choose one of gradient_activation, ablation, similarity, ",
+        ),
+        (["pairing.kind=deep"], "similarity, manual, random, deepest, or install the package that brings it"),
+        (["transport.frame=betwen"], "unknown frame 'betwen': choose one of cosine, dual, parseval, none, between, or"),
+        (["method.kind=gain"], "unknown method 'gain': choose one of semalign, "),
+    ],
+)
+def test_mistakes_are_one_sentence(overrides: list[str], message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    installed(monkeypatch)
+    with pytest.raises(SemalignError) as caught:
+        load_experiment("tiny", overrides=overrides)
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_experiments_of_our_own_need_no_look_at_packages(monkeypatch: pytest.MonkeyPatch, overrides: list[str]) -> None:
+    asked = installed(monkeypatch)
+    for name in preset_names():
+        load_experiment(name)
+    EvaluationConfig.parse({"model": {"path": "x"}})
+    key(overrides)
+    assert asked == []
+
+
+def key(overrides: list[str], *more: str) -> str:
+    experiment = load_experiment("tiny", overrides=[*overrides, *more])
+    return phase_key(experiment, read_inputs(experiment, Console(quiet=True)), torch.device("cpu"))
+
+
+def test_foreign_settings_and_versions_decide_the_key(overrides: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    installed(monkeypatch)
+    keys = [
+        key(overrides, *CHOSEN),
+        key(overrides, *CHOSEN, "scorer.power=2"),
+        key(overrides, *CHOSEN, "pairing.skip=1"),
+    ]
+    assert keys[0] == key(overrides, *CHOSEN)
+    assert keys[0] == key(overrides, *CHOSEN, "train.objective.kind=huber"), "training decides nothing"
+    alone = [key(overrides, each) for each in CHOSEN]
+    installed(monkeypatch, version="1.6")
+    newer = [key(overrides, each) for each in CHOSEN]
+    assert len({*keys, *alone, *newer, key(overrides)}) == 10
+
+
+def test_runs_begun_with_another_version_are_told_so(
+    overrides: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    installed(monkeypatch)
+    experiment = load_experiment("tiny", overrides=[*overrides, "scorer.kind=relative_size"])
+    with monkeypatch.context() as patch:
+        patch.setattr("semalign_harness.pipeline.measured", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            run_experiment(experiment, tmp_path / "run")
+    installed(monkeypatch, version="1.6")
+    with pytest.raises(SemalignError, match="packages changed since the run in .* began"):
+        run_experiment(experiment, tmp_path / "run")
+
+
+def interrupted(*arguments: object, **more: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_benchmarks_of_installed_packages_have_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    installed(monkeypatch)
+    assert find_benchmark("parity") is PARITY
+    assert EvaluationConfig.parse({"model": {"path": "x"}, "tasks": ["gsm8k", "parity"]}).tasks == ("gsm8k", "parity")
+    with pytest.raises(SemalignError, match="unknown benchmark 'party': choose one of .*, mbpp, parity, or"):
+        EvaluationConfig.parse({"model": {"path": "x"}, "tasks": ["party"]})
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that the example package is installed into."""
+    folder = tmp_path_factory.mktemp("site")
+    flags = ["--no-deps", "--no-build-isolation", "--no-index", "--quiet", "--disable-pip-version-check"]
+    command = [sys.executable, "-m", "pip", "install", *flags, "--target", str(folder), str(EXTERNAL)]
+    subprocess.run(command, check=True, timeout=300)
+    return folder
+
+
+def semalign(site: Path, *arguments: str) -> None:
+    """The command in a process that has the package, and nothing of these tests."""
+    command = [sys.executable, "-m", "semalign_harness", *arguments]
+    path = os.pathsep.join([str(site), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
+    environment = os.environ | {"PYTHONPATH": path}
+    done = subprocess.run(command, env=environment, cwd=site, capture_output=True, text=True, timeout=580)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.slow
+def test_an_installed_package_runs_from_yaml(site: Path, tmp_path: Path, overrides: list[str]) -> None:
+    file = tmp_path / "foreign.yaml"
+    file.write_text(yaml.safe_dump(TREE), encoding="utf-8")
+    run = tmp_path / "run"
+    semalign(site, "run", "tiny", "--config", str(file), *overrides, "device=cpu", "--out", str(run))
+    read = {path.name: json.loads(path.read_text()) for path in run.glob("*.json")}
+    assert read["attribution.json"]["scorer"] == "relative_size(2)" and min(read["attribution.json"]["mean"]) > 0
+    assert read["pairing.json"]["source_layers"] == [1, 2, 3], "of 4 layers, the deepest is skipped"
+    assert read["fidelity.json"]["frame"] == "between"
+    assert all(stage["last_losses"]["huber"] > 0 for stage in read["transfer.json"]["stages"])
+    assert {key: read["experiment.json"][key] for key in ("scorer", "pairing")} == {
+        key: TREE[key] for key in ("scorer", "pairing")
+    }
+    assert read["environment.json"]["packages"]["semalign-example"] == "0.1.0"
+
+
+@pytest.mark.slow
+def test_an_installed_method_and_benchmark_run(
+    site: Path, tmp_path: Path, overrides: list[str], pair: tuple[Path, Path]
+) -> None:
+    run = tmp_path / "run"
+    chosen = ["method.kind=gains", "method.steps=2", "device=cpu"]
+    semalign(site, "run", "tiny", *overrides, *chosen, "--out", str(run))
+    assert RunResult.read(run / "result.json").training.method == "gains"
+    rows = tmp_path / "data" / "parity" / "test.jsonl"
+    rows.parent.mkdir(parents=True)
+    rows.write_text("".join(json.dumps({"number": n, "even": n % 2 == 0}) + "\n" for n in range(6)), encoding="utf-8")
+    data = ["--data", str(rows.parent.parent), "--tasks", "parity", "device=cpu"]
+    semalign(site, "evaluate", str(run / "model"), *data, "--out", str(tmp_path / "out"))
+    result = json.loads((tmp_path / "out" / "result.json").read_text())
+    assert result["benchmarks"]["parity"]["documents"] == 6 and result["packages"]["semalign-example"] == "0.1.0"
+    assert len((tmp_path / "out" / "items-parity.jsonl").read_text().splitlines()) == 6
