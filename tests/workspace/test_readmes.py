@@ -1,4 +1,4 @@
-"""Every Python block in a README runs, alone and in an empty folder.
+"""Every Python block in a README or in CONTRIBUTING.md runs, alone and in an empty folder.
 
 A block that cannot run here (it needs a real model, say) opens with "```python no-run": it has to compile.
 """
@@ -18,13 +18,13 @@ class Block(NamedTuple):
 
 def python_blocks() -> list[Block]:
     blocks = []
-    for path in [ROOT / "README.md", *(project.folder / "README.md" for project in PROJECTS)]:
+    for path in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(project.folder / "README.md" for project in PROJECTS)]:
         lines = path.read_text().splitlines() if path.exists() else []
         for start, line in enumerate(lines):
             info = line.removeprefix("```").split()
             if line.startswith("```python") and info[0] == "python":
                 end = lines.index("```", start)
-                # Blank lines before the source, so that a traceback shows the README's line.
+                # Blank lines before the source, so that a traceback shows the file's line.
                 source = "\n" * (start + 1) + "\n".join(lines[start + 1 : end])
                 place = f"{path.relative_to(ROOT)}:{start + 1}"
                 blocks.append(Block(place, source, runs="no-run" not in info))
@@ -37,7 +37,9 @@ def test_the_workspace_has_a_readme() -> None:
 
 @pytest.mark.parametrize("block", python_blocks(), ids=lambda block: block.place)
 def test_readme_block(block: Block, tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SEMALIGN_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
     code = compile(block.source, block.place.partition(":")[0], "exec")
     if block.runs:
         exec(code, {"__name__": "__main__"})
