@@ -34,6 +34,7 @@ COMMANDS = {
     "compare": "methods side by side: same rows, same budget, same evaluation, one table",
     "sweep": "vary settings of an experiment, and find the best by the KL on held-out rows",
     "evaluate": "put a model to MMLU, GSM8K, HumanEval and MBPP",
+    "report": "a run, several runs or a comparison as one page, in HTML and Markdown",
     "compare-evaluations": "the second of two evaluations against the first, item by item; or several over their seeds",
 }
 EXAMPLES = """\
@@ -55,6 +56,8 @@ examples:
   semalign store prune --unused-for 14
   semalign evaluate runs/tiny/model --tasks gsm8k --limit 100
   semalign evaluate target.gguf --source source.gguf --data benchmarks --limit 200 --out evaluations/before
+  semalign report runs/tiny
+  semalign report runs/tiny runs/tiny-2 --out tiny.html
   semalign compare-evaluations evaluations/before evaluations/after --source evaluations/source
 """
 
@@ -74,6 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "compare": (_compare_arguments, _compare),
         "sweep": (_sweep_arguments, _sweep),
         "evaluate": (_evaluate_arguments, _evaluate),
+        "report": (_report_arguments, _report),
         "compare-evaluations": (_pair_arguments, _pair),
     }[command]
     add_arguments(parser)
@@ -225,6 +229,19 @@ def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
     chat.add_argument("--plain", dest="chat", action="store_const", const=False, help="prompts as they are")
     parser.add_argument("--allow-weak-sandbox", action="store_const", const=True, help="see allow_weak_sandbox")
     _common_arguments(parser, "folder of the result (default: evaluations/NAME)")
+
+
+def _report_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "folders",
+        type=Path,
+        nargs="+",
+        metavar="RUN",
+        help="run folder, and evaluations of its models; several run folders; or the folder of a comparison",
+    )
+    parser.add_argument(
+        "--out", type=Path, metavar="FILE", help="HTML file (default: report.html in the folder; of several runs, here)"
+    )
 
 
 def _pair_arguments(parser: argparse.ArgumentParser) -> None:
@@ -450,6 +467,14 @@ def _evaluate(options: argparse.Namespace) -> int:
     if result is not None:
         print(evaluation_table(result))
         print(f"evaluation folder: {folder.resolve()}")
+    return 0
+
+
+def _report(options: argparse.Namespace) -> int:
+    from .report import write_report
+
+    file = write_report(options.folders, options.out)
+    print(f"report: {file.resolve()} and {file.with_suffix('.md').name}")
     return 0
 
 

@@ -118,6 +118,7 @@ def run_experiment(experiment: Experiment, folder: Path, *, console: Console | N
             console.note(f"the run in {folder} is finished already")
             if ranks.is_first:
                 _tidy(folder)
+                _report(folder, console)
             return RunResult.read(folder / RESULT)
         if resumed:
             console.note(f"going on with the interrupted run in {folder}")
@@ -163,6 +164,7 @@ def run_experiment(experiment: Experiment, folder: Path, *, console: Console | N
         if ranks.is_first:
             result.write(folder / RESULT)
             _tidy(folder)
+            _report(folder, console)
         ranks.wait()
     return result
 
@@ -196,6 +198,21 @@ def _begin(
 def _tidy(folder: Path) -> None:
     """Drop what only an unfinished run needs."""
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+
+
+def _report(folder: Path, console: Console) -> None:
+    """Write the report, unless it is there; one that fails costs no result."""
+    try:
+        from .report import NAME, write_report  # which needs the contracts above
+
+        if (folder / NAME).is_file():
+            return
+        for left_over in folder.glob(".report.*"):  # by a process that was killed meanwhile
+            left_over.unlink()
+        with console.step("write the report"):
+            write_report([folder])
+    except Exception as error:
+        console.note(f"no report ({error}): `semalign report {folder}` tries again")
 
 
 def save_and_reload(trained: LoadedModel, folder: Path) -> LoadedModel:

@@ -1,0 +1,175 @@
+"""The page of a comparison of methods."""
+
+import shlex
+from typing import TYPE_CHECKING
+
+from ..estimate import gb
+from ._cells import NOTHING, arrow, interval, many, number, seconds, share
+from ._draw import Dot, Line, draw_dots
+from ._evaluations import example_blocks
+from ._page import Block, Facts, Page, Picture, Row, Table, Text, sections_of
+from ._protocol import describe_rows, protocol_blocks
+from ._read import ReportedComparison
+
+if TYPE_CHECKING:
+    from ..comparison import Comparison
+
+EQUAL = {"tokens": "the supervised tokens that the trainable part sees", "time": "the wall time of semalign"}
+
+
+def comparison_page(reported: ReportedComparison) -> Page:
+    """What every method gave and what it took."""
+    comparison = reported.comparison
+    config = comparison.config
+    examples = example_blocks(reported.evaluations)
+    if examples:
+        examples.insert(0, Text(f"Target after: {reported.shown}, seed {config.seeds[0]}."))
+    return Page(
+        f"{config.experiment.name}: {many(len(config.methods), 'method')}",
+        sections_of(
+            ("Result", _result(comparison)),
+            ("Figures", _pictures(comparison)),
+            ("Against the best baseline", _tests(comparison)),
+            ("Over the seeds", _spreads(comparison)),
+            ("Cost", _costs(comparison)),
+            ("Examples", examples),
+            (
+                "Protocol",
+                protocol_blocks(
+                    config.experiment, reported.environment, reported.evaluations, command=_command(comparison)
+                ),
+            ),
+        ),
+    )
+
+
+def _result(comparison: "Comparison") -> list[Block]:
+    config, metrics = comparison.config, comparison.metrics
+    experiment = config.experiment
+    facts = [
+        ("source → target", f"{experiment.source.path} → {experiment.target.path}"),
+        ("rows", f"{experiment.data.train_rows:,} of {describe_rows(experiment.data.train)}"),
+        ("seeds", ", ".join(map(str, config.seeds))),
+        ("alike", EQUAL[config.equal]),
+        ("measured on", ", ".join(f"{name}: {many(metric.items, 'item')}" for name, metric in metrics.items())),
+    ]
+    header = ["", *(f"{name} {arrow(lower_is_better=metric.lower_is_better)}" for name, metric in metrics.items())]
+    rows: list[Row] = [
+        ("source", *(interval(metric.source, percent=metric.percent) for metric in metrics.values())),
+        ("target before", *(interval(metric.before, percent=metric.percent) for metric in metrics.values())),
+    ]
+    for name, found in comparison.methods.items():
+        label = name if found.same_as is None else f"{name} (= {found.same_as})"
+        cells = [
+            f"{interval(found.figures[key].estimate, percent=metric.percent)}\ngap {share(found.figures[key].gap)}"
+            if key in found.figures
+            else NOTHING
+            for key, metric in metrics.items()
+        ]
+        rows.append((label, *cells))
+    blocks: list[Block] = [
+        Facts(tuple(facts)),
+        Table(tuple(header), tuple(rows)),
+        Text(
+            f"Means over {many(len(config.seeds), 'seed')}; in brackets 95% intervals over the items. Gap: the share "
+            "of the gap between target before and source that was closed, 0% nothing and 100% all of it; unbounded "
+            "where the items cannot tell the gap itself from none. ↓ less is better, ↑ more is."
+        ),
+    ]
+    reasons = dict.fromkeys(reason for found in comparison.methods.values() for reason in found.missing)
+    blocks += [Text(f"Without figures: {reason}") for reason in reasons]
+    return blocks
+
+
+def _pictures(comparison: "Comparison") -> list[Block]:
+    blocks: list[Block] = []
+    for key, metric in comparison.metrics.items():
+        dots = [
+            Dot(name, found.figures[key].estimate)
+            for name, found in comparison.methods.items()
+            if key in found.figures and found.same_as is None
+        ]
+        if not dots:
+            continue
+        lines = [Line("target before", metric.before.value), Line("source", metric.source.value)]
+        better = "left" if metric.lower_is_better else "right"
+        caption = f"{key}: further {better} is better; 95% intervals over {many(metric.items, 'item')}."
+        title = f"{key} {arrow(lower_is_better=metric.lower_is_better)}"
+        blocks.append(Picture(draw_dots(title, dots, lines, percent=metric.percent), caption))
+    return blocks
+
+
+def _tests(comparison: "Comparison") -> list[Block]:
+    metrics = {key: metric for key, metric in comparison.metrics.items() if metric.best_baseline is not None}
+    rows: list[Row] = []
+    for name, found in comparison.methods.items():
+        if not found.figures or found.same_as is not None:
+            continue
+        cells = []
+        for key, metric in metrics.items():
+            versus = found.figures[key].versus_best
+            apart = NOTHING if versus is None else interval(versus.difference, percent=metric.percent, sign="+")
+            cells.append(apart if versus is None else f"{apart}, p {versus.p_value:.3f}")
+        rows.append((name, *cells))
+    if not metrics or len(rows) < 2:
+        return []
+    header = ("", *(f"{key}, − {metric.best_baseline}" for key, metric in metrics.items()))
+    return [
+        Table(header, tuple(rows)),
+        Text("Each method − the best baseline of the metric, paired by item, with p-values of single tests."),
+    ]
+
+
+def _spreads(comparison: "Comparison") -> list[Block]:
+    if len(comparison.config.seeds) < 2:
+        return []
+    rows: list[Row] = []
+    for name, found in comparison.methods.items():
+        if not found.figures or found.same_as is not None:
+            continue
+        cells = []
+        for key, metric in comparison.metrics.items():
+            over = found.figures[key].over_seeds
+            spread = number(over.spread or 0.0, percent=metric.percent)
+            low, high = (number(end, percent=metric.percent) for end in (over.low, over.high))
+            cells.append(f"{number(over.mean, percent=metric.percent)} ± {spread}; [{low}, {high}]")
+        rows.append((name, *cells))
+    return [
+        Table(("", *comparison.metrics), tuple(rows)),
+        Text("Mean ± standard deviation over the seeds; in brackets the 95% interval of the mean over seeds."),
+    ]
+
+
+def _costs(comparison: "Comparison") -> list[Block]:
+    rows: list[Row] = []
+    for name, found in comparison.methods.items():
+        if not found.figures:
+            continue
+        label = name if found.same_as is None else f"{name} (= {found.same_as})"
+        source = seconds(found.source_seconds) if found.source_seconds else NOTHING
+        numbers = (f"{found.trained_parameters:,}", f"{found.steps:,}", f"{found.supervised_tokens:,}")
+        sizes = (gb(found.peak_bytes), gb(found.stored_bytes))
+        rows.append((label, *numbers, seconds(found.training_seconds), source, *sizes))
+    if not rows:
+        return []
+    header = ("", "trained numbers", "steps", "supervised tokens", "training", "source's part", "memory", "stored")
+    return [
+        Table(header, tuple(rows)),
+        Text(
+            "Means over the runs; memory: the largest peak. The source's part is made once for all methods that need "
+            "it; stored: its size on disk. Supervised tokens count repeats."
+        ),
+    ]
+
+
+def _command(comparison: "Comparison") -> str:
+    """The command, with the experiment that stands below it in a file."""
+    config = comparison.config
+    words = ["semalign", "compare", "experiment.yaml", "--methods", ",".join(config.methods)]
+    words += ["--seeds", ",".join(map(str, config.seeds)), "--equal", config.equal]
+    if config.benchmarks is not None:
+        words += ["--tasks", ",".join(config.benchmarks.tasks)]
+        words += [] if config.benchmarks.data is None else ["--data", config.benchmarks.data]
+        words += [] if config.benchmarks.limit is None else ["--limit", str(config.benchmarks.limit)]
+    words += [f"{name}:{override}" for name, own in config.methods.items() for override in own]
+    return f"# experiment.yaml: all settings, below\n{shlex.join(words)}"

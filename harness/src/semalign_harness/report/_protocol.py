@@ -1,0 +1,148 @@
+"""What a run depends on, and how it is repeated."""
+
+import shlex
+from pathlib import Path
+
+import yaml
+
+from ..experiment import Experiment, RowsConfig
+from ..methods import as_method
+from ..pipeline import Environment
+from ..run_folder import EXPERIMENT
+from ._cells import many
+from ._metrics import SEED
+from ._page import Block, Code, Facts, Text
+from ._read import ROLES, Evaluations
+
+Pairs = list[tuple[str, str]]
+
+
+def describe_method(experiment: Experiment) -> str:
+    """The method; of frontier training, what it matches too."""
+    kind, train = as_method(experiment.method).kind, experiment.train
+    if kind != "semalign":
+        return kind
+    return (
+        f"{kind}: {train.objective.kind} objective, {experiment.transport.frame} frame, {experiment.pairing.kind} "
+        f"pairing, {train.trainable.kind} training of each layer"
+    )
+
+
+def describe_rows(rows: RowsConfig) -> str:
+    """Where rows come from."""
+    subset = "" if rows.subset is None else f", subset {rows.subset}"
+    return f"{rows.path}{subset}, split {rows.split}"
+
+
+def repeat_command(folder: Path) -> str:
+    """The command that runs the experiment of a run folder again, elsewhere."""
+    return f"semalign run {shlex.quote(str(folder / EXPERIMENT))}"
+
+
+def experiment_facts(experiment: Experiment) -> Pairs:
+    """Prompts, extractors and seeds."""
+    data, measure = experiment.data, experiment.measure
+    held_out = data.held_out or data.train
+    pairs = [
+        ("training rows", describe_rows(data.train)),
+        ("held-out rows", describe_rows(held_out)),
+        ("prompt and answer", _fields(data.train)),
+    ]
+    if held_out is not data.train and _fields(held_out) != _fields(data.train):
+        pairs.append(("prompt and answer, held out", _fields(held_out)))
+    if data.answers != "gold":
+        written = data.writing
+        pairs.append(
+            (
+                "training answers",
+                f"written by the {data.answers}, kept where {written.keep}, temperature {written.temperature:g}, at "
+                f"most {many(written.max_new_tokens, 'token')}",
+            )
+        )
+    if measure.answer_rows:
+        pairs.append(
+            (
+                "exact answers",
+                f"greedy, at most {many(measure.max_new_tokens, 'token')}; right where the last number is the "
+                "reference's last number",
+            )
+        )
+    seeds = {"rows": data.seed, "training": experiment.train.seed, "bootstraps": SEED}
+    if data.answers != "gold":
+        seeds["written answers"] = data.writing.seed
+    if isinstance(seed := getattr(experiment.pairing, "seed", None), int):
+        seeds["pairing"] = seed
+    return [*pairs, ("seeds", ", ".join(f"{name} {seed}" for name, seed in seeds.items()))]
+
+
+def environment_facts(environment: Environment | None) -> Pairs:
+    """Hashes and versions."""
+    if environment is None:
+        return []
+    models = zip(("source", "target"), environment.models, strict=False)
+    machine = f"{environment.platform}, {environment.device} ({', '.join(environment.dtypes)})"
+    return [
+        *((f"sha256 of {place}", digest) for place, digest in environment.data_sha256.items()),
+        *((f"hash of the {role}", identity) for role, identity in models),
+        ("hash of the supervision", environment.supervision_key),
+        (
+            "ran on",
+            f"{machine}, {many(environment.threads, 'thread')}, {many(environment.processes, 'process', 'processes')}",
+        ),
+        (
+            "versions",
+            ", ".join([f"Python {environment.python}", *(f"{k} {v}" for k, v in environment.packages.items())]),
+        ),
+    ]
+
+
+def evaluation_blocks(evaluations: Evaluations) -> list[Block]:
+    """How each benchmark was put, and how the responses were read."""
+    blocks: list[Block] = []
+    shown = next((evaluations[role].result for role in reversed(ROLES) if role in evaluations), None)
+    for name, found in shown.benchmarks.items() if shown is not None else ():
+        assert shown is not None
+        protocol = found.protocol
+        pairs = [
+            ("benchmark", f"{name}, version {protocol.benchmark_version}, {many(protocol.few_shot, 'solved example')}"),
+            ("chat template", "yes" if protocol.chat else "no"),
+            ("read as", protocol.extraction),
+        ]
+        if protocol.max_new_tokens is not None:
+            pairs.append(("generated", f"greedily, at most {many(protocol.max_new_tokens, 'token')}"))
+        if protocol.stop:
+            pairs.append(("ends at", ", ".join(map(repr, protocol.stop))))
+        if protocol.choices:
+            pairs.append(("choices", ", ".join(map(repr, protocol.choices))))
+        pairs += [
+            ("seed of the draw", str(shown.config.seed)),
+            ("sha256 of the documents", found.documents_sha256),
+        ]
+        blocks += [Facts(tuple(pairs)), Code(protocol.prompt + protocol.prefix, folded=f"prompt of {name}")]
+    return blocks
+
+
+def settings_block(experiment: Experiment) -> Code:
+    """The whole experiment as YAML."""
+    tree = experiment.model_dump(mode="json")
+    return Code(
+        yaml.safe_dump(tree, sort_keys=False, allow_unicode=True, width=100).rstrip(), folded="all settings, as YAML"
+    )
+
+
+def protocol_blocks(
+    experiment: Experiment, environment: Environment | None, evaluations: Evaluations, *, command: str
+) -> list[Block]:
+    """Everything that a run depends on, and the command that repeats it."""
+    return [
+        Facts((*experiment_facts(experiment), *environment_facts(environment))),
+        *evaluation_blocks(evaluations),
+        Text("To repeat it:"),
+        Code(command),
+        settings_block(experiment),
+    ]
+
+
+def _fields(rows: RowsConfig) -> str:
+    named = (f"template {each!r}" if "{{" in each else f"field {each}" for each in (rows.prompt, rows.completion))
+    return ", ".join(named)

@@ -1,0 +1,132 @@
+"""A page as files: HTML in one piece, and Markdown."""
+
+import importlib.resources
+import re
+import typing
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import jinja2
+from semalign_geometry import SemalignError, replace_file
+
+from ._comparison import comparison_page
+from ._page import Answer, Block, Code, Example, Facts, Page, Picture, Row, Table, Text
+from ._read import ReportedComparison, read_folders
+from ._run import run_page
+from ._runs import runs_page
+
+NAME = "report.html"
+"""The file in the folder that it reports; `report.md`, its twin, is written before it."""
+_INTERVAL = re.compile(r"(\[(?:[-+]?\d|unbounded)[^][]*\](?:, p \d\.\d+)?)")
+_SPECIAL = re.compile(r"[\\`*<>|$~]|&(?=[#\w]+;)|(?<![^\W_])_|_(?![^\W_])|\](?=[(\[:])|(?<=!)\[")
+"""What Markdown would take for its own; an underscore only at the edge of a word."""
+
+
+def write_report(folders: Sequence[Path], out: Path | None = None) -> Path:
+    """Report a run, several runs side by side, or a comparison: an HTML file, and the same in Markdown beside it.
+
+    Args:
+        folders: run folders, with evaluations of the models of a single one among them; or the folder of a comparison.
+        out: the HTML file; None for `report.html` in the folder of a single run or comparison, else in this one.
+
+    Returns:
+        The HTML file.
+
+    Raises:
+        SemalignError: a folder holds nothing to report or something unfinished, the folders do not go together, or the
+            name does not end in .html.
+        OSError: the disk is full or not writable.
+    """
+    if out is not None and out.suffix != ".html":
+        raise SemalignError(f"the report goes into a file whose name ends in .html, not {out}: rename it")
+    found = read_folders(folders)
+    if isinstance(found, ReportedComparison):
+        page, own = comparison_page(found), found.folder
+    elif len(found) == 1:
+        page, own = run_page(found[0]), found[0].folder
+    else:
+        page, own = runs_page(found), Path()
+    file = out or own / NAME
+    if file.is_dir():
+        raise SemalignError(f"{file} is a folder: name another file with --out")
+    replace_file(file.with_suffix(".md"), as_markdown(page))
+    return replace_file(file, as_html(page))
+
+
+def as_html(page: Page) -> str:
+    """The page as one file that refers to no other."""
+    environment = jinja2.Environment(
+        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+    )
+    environment.filters["lines"] = _lines
+    environment.tests |= {kind.__name__.lower(): _is(kind) for kind in typing.get_args(Block)}
+    template = (importlib.resources.files(__package__) / "page.html.jinja").read_text(encoding="utf-8")
+    return environment.from_string(template).render(page=page) + "\n"
+
+
+def as_markdown(page: Page) -> str:
+    """The page without its figures."""
+    parts = [f"# {_escaped(page.title)}"]
+    for section in page.sections:
+        written = [text for block in section.blocks if (text := _markdown(block))]
+        if written:
+            parts += [f"## {_escaped(section.title)}", *written]
+    return "\n\n".join(parts) + "\n"
+
+
+def _is(kind: type) -> Callable[[object], bool]:
+    return lambda block: isinstance(block, kind)
+
+
+def _lines(cell: str) -> list[list[tuple[str, bool]]]:
+    """The lines of a cell in parts, and which of these are intervals, that stand back behind the figures."""
+    return [
+        [(part, bool(place % 2)) for place, part in enumerate(_INTERVAL.split(line)) if part]
+        for line in cell.split("\n")
+    ]
+
+
+def _markdown(block: Block) -> str:
+    match block:
+        case Text(text):
+            return _escaped(text)
+        case Facts(pairs):
+            return "\n".join(f"- {_escaped(name)}: {_escaped(value)}" for name, value in pairs)
+        case Table(header, rows):
+            return _table(header, rows)
+        case Picture():
+            return ""
+        case Code(text, folded):
+            return ("" if folded is None else f"{_escaped(folded)}:\n\n") + _fenced(text)
+        case Example(title, question, answers):
+            parts = [f"### {_escaped(title)}", _fenced(question), *map(_answer, answers)]
+            return "\n\n".join(parts)
+
+
+def _answer(answer: Answer) -> str:
+    return f"{_escaped(answer.model)}, {_escaped(answer.verdict)}:\n\n{_fenced(answer.text)}"
+
+
+def _table(header: Row, rows: Sequence[Row]) -> str:
+    """A Markdown table whose columns are aligned, so that it reads as plain text too."""
+    cells = [[_escaped(cell.replace("\n", "; ")) for cell in row] for row in (header, *rows)]
+    widths = [max(3, *map(len, column)) for column in zip(*cells, strict=True)]
+    aligned = [
+        [
+            cell.ljust(width) if place == 0 else cell.rjust(width)
+            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        for row in cells
+    ]
+    rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
+    return "\n".join("| " + " | ".join(line) + " |" for line in (aligned[0], rule, *aligned[1:]))
+
+
+def _escaped(text: str) -> str:
+    """One line in which nothing is taken for Markdown."""
+    return _SPECIAL.sub(lambda match: "\\" + match[0], " ".join(text.split()))
+
+
+def _fenced(text: str) -> str:
+    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
+    return f"{fence}\n{text}\n{fence}"

@@ -1,0 +1,615 @@
+"""The report: its figures are those of the files, HTML and Markdown hold the same ones, and nothing is made up."""
+
+import html.parser
+import json
+import re
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from semalign_geometry import SemalignError
+from semalign_harness import Experiment, RunResult, load_experiment, pipeline, report
+from semalign_harness.benchmarks import find_benchmark
+from semalign_harness.cli import main
+from semalign_harness.comparison import Comparison, ComparisonConfig
+from semalign_harness.comparison._contracts import Benchmarks, Figure, MethodFigures, Metric
+from semalign_harness.console import Console
+from semalign_harness.evaluation import BenchmarkResult, EvaluationConfig, EvaluationResult, ItemRecord
+from semalign_harness.experiment import ModelConfig
+from semalign_harness.report import write_report
+from semalign_harness.report._draw import Dot, Line, _thinned, draw_dots
+from semalign_harness.report._evaluations import QUESTION
+from semalign_harness.statistics import (
+    Estimate,
+    across_seeds,
+    compare_values,
+    estimate_gap_recovered,
+    mean,
+    proportion,
+)
+
+Table = list[list[str]]
+NASTY = 'a<script>alert("x")</script> & b|c *d* `e` _f_ $g$ [h](i) &amp;'
+VOID = {"meta", "br", "path", "image", "use", "rect"}
+
+
+class Parsed(html.parser.HTMLParser):
+    """A page, read strictly: every element that is opened is closed in order."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[str] = []
+        self.attributes: list[tuple[str, str]] = []
+        self.headings: list[str] = []
+        self.tables: list[Table] = []
+        self.captions: list[str] = []
+        self.text = ""
+        self.feed(page)
+        self.close()
+        assert not self.open, self.open
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += [(name, value or "") for name, value in attrs]
+        if tag == "table":
+            self.tables.append([])
+        elif tag == "tr":
+            self.tables[-1].append([])
+        elif tag in ("td", "th"):
+            self.tables[-1][-1].append("")
+        elif tag == "br":
+            self.handle_data("; ")
+        elif tag == "h2":
+            self.headings.append("")
+        elif tag == "figcaption":
+            self.captions.append("")
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attrs)
+        if tag not in VOID:
+            self.open.pop()
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in VOID:
+            assert self.open.pop() == tag, (tag, self.getpos())
+
+    def handle_data(self, data: str) -> None:
+        if "style" in self.open:
+            return
+        self.text += data
+        if {"td", "th"} & set(self.open):
+            self.tables[-1][-1][-1] += data
+        elif "h2" in self.open:
+            self.headings[-1] += data
+        elif "figcaption" in self.open:
+            self.captions[-1] += data
+
+
+def markdown_tables(text: str) -> list[Table]:
+    """The tables outside of fences, their escapes undone."""
+    outside = re.sub(r"(?ms)^(`{3,})$.*?^\1$", "", text)
+    blocks = re.findall(r"(?m)(?:^\|.*\|\n)+", outside)
+    return [
+        [
+            [re.sub(r"\\(.)", r"\1", cell.strip()) for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
+            for place, line in enumerate(block.splitlines())
+            if place != 1
+        ]
+        for block in blocks
+    ]
+
+
+def parsed(file: Path) -> Parsed:
+    return Parsed(file.read_text(encoding="utf-8"))
+
+
+def tables(file: Path) -> list[Table]:
+    """The tables of a report, which its two files have alike."""
+    page = parsed(file)
+    assert page.tables == markdown_tables(file.with_suffix(".md").read_text(encoding="utf-8"))
+    return page.tables
+
+
+def edit(file: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    tree = json.loads(file.read_text(encoding="utf-8"))
+    change(tree)
+    file.write_text(json.dumps(tree), encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def finished(pair: tuple[Path, Path], rows_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with everything that a run can leave behind."""
+    folder = tmp_path_factory.mktemp("finished")
+    overrides = [
+        f"source.path={pair[0]}",
+        f"target.path={pair[1]}",
+        f"data.train.path={rows_file}",
+        "data.held_out=null",
+        "data.train_rows=16",
+        "data.held_out_rows=8",
+        "data.attribution_rows=4",
+        "scorer.kind=similarity",
+        "pairing.kind=similarity",
+        "train.steps=2",
+        "train.batch_size=8",
+        "train.micro_batch_size=8",
+        "train.guards.rollback=0",
+        "measure.answer_rows=8",
+        "measure.max_new_tokens=4",
+        "batch_size=8",
+    ]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SEMALIGN_CACHE", str(folder / "cache"))
+        assert main(["run", "tiny", *overrides, "--quiet", "--out", str(folder / "run")]) == 0
+    return folder / "run"
+
+
+@pytest.fixture
+def run(finished: Path, tmp_path: Path) -> Path:
+    """A copy, to change."""
+    shutil.copytree(finished, tmp_path / "run", ignore=shutil.ignore_patterns("report.*"))
+    return tmp_path / "run"
+
+
+@pytest.fixture
+def bare(run: Path) -> Path:
+    """The copy without what most figures are drawn of, which takes their time."""
+    for name in ("attribution.json", "fidelity.json", "metrics.jsonl"):
+        (run / name).unlink()
+    return run
+
+
+def write_evaluation(folder: Path, path: str, digest: str, outcomes: Sequence[bool], output: str = "It is 3.") -> Path:
+    folder.mkdir(parents=True)
+    items = [
+        ItemRecord(
+            index=5 * place,
+            prompt=f"How many <b>apples</b> & pears, {place}?",
+            output=output,
+            extracted="3",
+            correct=right,
+            other={},
+            seconds=1,
+            batch=2,
+        )
+        for place, right in enumerate(outcomes)
+    ]
+    result = BenchmarkResult(
+        protocol=find_benchmark("gsm8k").protocol(chat=False),
+        documents=1319,
+        documents_sha256="ab" * 32,
+        figure=proportion(outcomes),
+        other={},
+        bits_per_byte=None,
+        kl=None,
+        agreement=None,
+        reasons={},
+        truncated=0,
+        seconds=9,
+    )
+    (folder / "items-gsm8k.jsonl").write_text("".join(item.model_dump_json() + "\n" for item in items), "utf-8")
+    EvaluationResult(
+        config=EvaluationConfig(model=ModelConfig(path=path), tasks=("gsm8k",)),
+        model_sha256=digest,
+        source_sha256=None,
+        chat=False,
+        dtype="float32",
+        sandbox=None,
+        packages={},
+        benchmarks={"gsm8k": result},
+    ).write(folder / "result.json")
+    return folder
+
+
+OUTCOMES = {
+    "source": [True, True, True, True, False, True, True, True],
+    "before": [False, True, False, False, False, True, True, False],
+    "after": [True, False, False, True, False, True, True, True],
+}
+"""Documents 0, 3 and 7 are gained, 1 is lost, 2 is still missed."""
+
+
+def write_evaluations(run: Path, folder: Path, **more: Any) -> list[Path]:
+    digests = json.loads((run / "environment.json").read_text(encoding="utf-8"))["models"]
+    models = {"source": ("source", digests[0]), "before": ("target", digests[1]), "after": (str(run / "model"), "cd")}
+    return [write_evaluation(folder / name, *models[name], OUTCOMES[name], **more) for name in OUTCOMES]
+
+
+def test_a_run_ends_with_a_report_in_one_file(finished: Path) -> None:
+    page = parsed(finished / "report.html")
+    assert page.headings == ["Result", "Layers", "Training", "Cost", "Protocol"]
+    assert page.tags.count("figure") == page.tags.count("svg") == len(page.captions) == 5
+    assert all(caption.strip() for caption in page.captions)
+    assert not {"script", "link", "iframe", "img"} & set(page.tags)
+    links = [value for name, value in page.attributes if name in ("src", "href", "xlink:href", "srcset", "action")]
+    assert all(value.startswith(("#", "data:image/png;base64,")) for value in links)
+    text = (finished / "report.html").read_text(encoding="utf-8")
+    assert not re.search(r"@import|url\((?!#)|https?://", text)
+    ids = [value for name, value in page.attributes if name == "id"]
+    assert len(ids) == len(set(ids))
+    assert set(re.findall(r'(?:url\(|href=")#([\w-]+)', text)) == set(ids), (
+        "every id is referred to, and none is missing"
+    )
+    assert len(text) < 200_000
+
+
+def test_the_first_table_is_the_result(finished: Path) -> None:
+    result = RunResult.read(finished / "result.json")
+    header, *rows = tables(finished / "report.html")[0]
+    assert header == ["", "source", "target before", "target after", "gap recovered"]
+    assert len(rows) == 4
+    for row, name, form in zip(
+        rows, ("answer_nll", "kl", "agreement", "accuracy"), ("{:.4f}", "{:.4f}", "{:.1%}", "{:.1%}"), strict=True
+    ):
+        for cell, measured in zip(row[1:4], (result.source, result.before, result.after), strict=True):
+            assert cell.split(" ")[0] == form.format(getattr(measured, name)), row
+    before = mean(result.before.by_row.nll, weights=result.before.by_row.tokens)
+    assert rows[0][2].endswith(f" [{before.low:.4f}, {before.high:.4f}]")
+    right = proportion(result.after.by_row.correct)
+    assert rows[3][3].endswith(f" [{right.low:.1%}, {right.high:.1%}]")
+    assert rows[1][1] == "0.0000" and rows[2][1] == "100.0%", "by definition: no interval"
+    gap = estimate_gap_recovered(
+        *(each.by_row.nll for each in (result.source, result.before, result.after)),
+        weights=result.before.by_row.tokens,
+        seed=0,
+    )
+    ends = "unbounded" if gap.low is None else f"{gap.low:.0%}, {gap.high:.0%}"
+    assert rows[0][4] == f"{gap.value:.0%} [{ends}]"
+
+
+def test_layers_are_those_of_the_files(finished: Path) -> None:
+    header, *rows = tables(finished / "report.html")[1]
+    pairing, scores, fidelity = (
+        json.loads((finished / f"{name}.json").read_text()) for name in ("pairing", "attribution", "fidelity")
+    )
+    stages = RunResult.read(finished / "result.json").training.transfer
+    assert stages is not None
+    assert [row[:2] for row in rows] == [[str(k), str(layer)] for k, layer in enumerate(pairing["source_layers"], 1)]
+    for row, layer, stage in zip(rows, fidelity["layers"], stages.stages, strict=True):
+        cells = dict(zip(header, row, strict=True))
+        assert cells["score"].startswith(f"{scores['mean'][layer['source_layer'] - 1]:.4g} ±")
+        assert cells["CKA, no transport"] == f"{layer['cka_direct']:.3f}"
+        assert cells["CKA, parseval"] == f"{layer['cka_transported']:.3f}"
+        first, last = stage.first_losses["output"], stage.last_losses["output"]
+        assert cells["output, first → last step"] == f"{first:.4f} → {last:.4f}"
+        assert stage.held_out is not None
+        assert cells["held-out loss"].startswith(f"{stage.held_out[0]:.4f} → {stage.held_out[1]:.4f}")
+
+
+def test_the_same_run_gives_the_same_report(finished: Path, tmp_path: Path) -> None:
+    again = write_report([finished], tmp_path / "again.html")
+    for suffix in (".html", ".md"):
+        assert again.with_suffix(suffix).read_bytes() == (finished / "report").with_suffix(suffix).read_bytes()
+
+
+def test_the_command_repeats_the_experiment(finished: Path) -> None:
+    text = (finished / "report.md").read_text(encoding="utf-8")
+    assert f"semalign run {finished / 'experiment.json'}" in text
+    assert load_experiment(finished / "experiment.json") == Experiment.read(finished / "experiment.json")
+
+
+def test_special_characters_are_text(run: Path) -> None:
+    edit(run / "experiment.json", lambda tree: tree["source"].update(path=NASTY))
+    edit(run / "environment.json", lambda tree: tree.update(platform=NASTY))
+    edit(run / "attribution.json", lambda tree: tree.update(scorer=NASTY))
+    edit(run / "fidelity.json", lambda tree: tree.update(frame="<i>&|"))
+    file = write_report([run])
+    page = parsed(file)
+    assert "script" not in page.tags and "i" not in page.tags
+    assert page.text.count(NASTY) >= 4 and "CKA, <i>&|" in page.text
+    text = file.with_suffix(".md").read_text(encoding="utf-8")
+    escaped = r'a\<script\>alert("x")\</script\> & b\|c \*d\* \`e\` \_f\_ \$g\$ [h\](i) \&amp;'
+    assert text.count(escaped) == 2 and tables(file)[1][0][4] == "CKA, <i>&|"
+
+
+def test_sections_without_data_are_left_out(run: Path) -> None:
+    for name in ("attribution.json", "pairing.json", "fidelity.json", "metrics.jsonl", "environment.json"):
+        (run / name).unlink()
+    shutil.rmtree(run / "model")
+
+    def plain(tree: dict[str, Any]) -> None:
+        tree["training"]["transfer"] = None
+        for name in ("source", "before", "after"):
+            tree[name].update(accuracy=None, answer_rows=0)
+            tree[name]["by_row"]["correct"] = []
+
+    edit(run / "result.json", plain)
+    file = write_report([run])
+    page = parsed(file)
+    assert page.headings == ["Result", "Cost", "Protocol"]
+    assert "svg" not in page.tags and len(tables(file)) == 1 and len(page.tables[0]) == 4
+    assert not re.search(r"generated answer|exact answers, before|trained target on disk|hash of", page.text)
+    (heading,) = re.findall(r"(?m)^# .*", file.with_suffix(".md").read_text(encoding="utf-8"))
+    assert heading == "# tiny"
+
+
+def test_a_single_row_bounds_nothing(bare: Path) -> None:
+    def one_row(tree: dict[str, Any]) -> None:
+        for name in ("source", "before", "after"):
+            tree[name]["by_row"] = {key: values[:1] for key, values in tree[name]["by_row"].items()}
+
+    edit(bare / "result.json", one_row)
+    rows = tables(write_report([bare]))[0]
+    assert rows[1][2].endswith("[unbounded]") and rows[1][4].endswith("[unbounded]")
+
+
+def test_losses_that_are_not_finite_are_no_figure(run: Path) -> None:
+    def diverged(tree: dict[str, Any]) -> None:
+        tree["after"].update(answer_nll="NaN", kl="Infinity")
+        tree["after"]["by_row"].update(nll=["NaN"] * 8, kl=["Infinity"] * 8)
+
+    edit(run / "result.json", diverged)
+    lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    lines[0] = re.sub(r'"output":[^},]+', '"output":"NaN"', lines[0], count=1)
+    (run / "metrics.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    rows = tables(write_report([run]))[0]
+    assert rows[1][3:] == ["nan", "–"] and rows[2][3:] == ["inf", "–"]
+
+
+def test_an_evaluation_in_the_run_is_reported(bare: Path) -> None:
+    write_evaluation(bare / "evaluation", str(bare / "model"), "cd", OUTCOMES["after"])
+    file = write_report([bare])
+    page = parsed(file)
+    assert page.headings == ["Result", "Layers", "Training", "Benchmarks", "Cost", "Protocol"]
+    figure = proportion(OUTCOMES["after"])
+    cell = f"{figure.value:.1%} [{figure.low:.1%}, {figure.high:.1%}]"
+    assert tables(file)[2] == [["benchmark ↑", "target after", "documents"], ["gsm8k accuracy", cell, "8 of 1319"]]
+    assert find_benchmark("gsm8k").protocol(chat=False).extraction in page.text, "how responses were read"
+
+
+def test_evaluations_of_its_models_belong_to_a_run(bare: Path, tmp_path: Path) -> None:
+    evaluations = write_evaluations(bare, tmp_path, output="```\nIt is <3>.\n```")
+    file = write_report([evaluations[2], bare, *evaluations[:2]])
+    header, row = tables(file)[2]
+    assert header[1:4] == ["source", "target before", "target after"]
+    assert [cell.split(" ")[0] for cell in row[1:4]] == ["87.5%", "37.5%", "62.5%"]
+    assert row[4].startswith("+25.0% [") and row[5].startswith("50% [")
+    text = file.with_suffix(".md").read_text(encoding="utf-8")
+    titles = re.findall(r"(?m)^### gsm8k, document (\d+): (.*) \((.*) of this kind\)", text)
+    assert titles == [
+        ("0", "gained", "3 documents"),
+        ("15", "gained", "3 documents"),
+        ("5", "lost", "1 document"),
+        ("10", "still missed, the source has it", "1 document"),
+    ]
+    assert "````\n```\nIt is <3>.\n```\n````" in text, "a fence that the answer does not close"
+    page = parsed(file)
+    assert "Examples" in page.headings and "It is <3>." in page.text and "b" not in page.tags
+
+
+def test_long_questions_are_cut(bare: Path, tmp_path: Path) -> None:
+    evaluations = write_evaluations(bare, tmp_path)
+    for folder in evaluations:
+        items = (folder / "items-gsm8k.jsonl").read_text(encoding="utf-8")
+        (folder / "items-gsm8k.jsonl").write_text(items.replace("How many", "x" * 2 * QUESTION), encoding="utf-8")
+    page = parsed(write_report([bare, *evaluations]))
+    assert "\n[…]\n" in page.text and "x" * QUESTION not in page.text
+
+
+def test_runs_stand_side_by_side(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    other = shutil.copytree(run, tmp_path / "other")
+    edit(other / "experiment.json", lambda tree: tree["train"].update(learning_rate=0.5))
+    edit(other / "experiment.json", lambda tree: tree.update(pairing={"kind": "manual", "layers": [1, 1, 4]}))
+    edit(other / "result.json", lambda tree: tree.update(name="other <b>"))
+    write_evaluation(other / "evaluation", "model", "cd", OUTCOMES["after"])
+    assert main(["report", str(run), str(other), "--out", str(tmp_path / "out" / "two.html")]) == 0
+    assert "two.html" in capsys.readouterr().out
+    file = tmp_path / "out" / "two.html"
+    result, before, settings, benchmarks, cost = tables(file)
+    names = ["", "tiny", "other <b>"]
+    assert all(table[0] == names for table in (result, before, settings, benchmarks, cost))
+    measured = RunResult.read(run / "result.json")
+    assert result[1][1].startswith(f"{measured.after.answer_nll:.4f} [") and result[1][1] == result[1][2]
+    assert before[1][1].startswith(f"{measured.before.answer_nll:.4f} [")
+    assert {row[0]: row[1:] for row in settings[1:]} == {
+        "method": [
+            "semalign: relation objective, parseval frame, similarity pairing, full training of each layer",
+            "semalign: relation objective, parseval frame, manual pairing, full training of each layer",
+        ],
+        "pairing.kind": ["similarity", "manual"],
+        "pairing.depth_weight": [
+            str(json.loads((run / "experiment.json").read_text())["pairing"]["depth_weight"]),
+            "–",
+        ],
+        "pairing.layers": ["–", "1, 1, 4"],
+        "train.learning_rate": ["0.003", "0.5"],
+    }
+    assert benchmarks[1][:2] == ["gsm8k accuracy ↑", "–"]
+    assert dict((row[0], row[1]) for row in cost[1:])["training"] == f"{measured.training.seconds:.1f} s"
+    page = parsed(file)
+    assert page.headings == ["Result", "Settings that differ", "Figures", "Benchmarks", "Cost", "Protocol"]
+    assert "do not compare directly" not in page.text and page.tags.count("svg") == 5
+    assert not (run / "report.html").exists()
+
+
+def test_runs_of_one_experiment_differ_in_nothing(bare: Path, tmp_path: Path) -> None:
+    other = shutil.copytree(bare, tmp_path / "other")
+    file = write_report([bare, other], tmp_path / "two.html")
+    assert tables(file)[0][0] == ["", "run", "other"], "named by their folders, as their names are the same"
+    assert "the runs repeat one experiment" in parsed(file).text
+
+
+def test_runs_on_other_rows_are_told(bare: Path, tmp_path: Path) -> None:
+    other = shutil.copytree(bare, tmp_path / "other")
+
+    def fewer(tree: dict[str, Any]) -> None:
+        for name in ("source", "before", "after"):
+            tree[name]["by_row"] = {key: values[:7] for key, values in tree[name]["by_row"].items()}
+
+    edit(other / "result.json", fewer)
+    assert "do not compare directly" in parsed(write_report([bare, other], tmp_path / "two.html")).text
+
+
+@pytest.fixture
+def comparison(run: Path, tmp_path: Path) -> Path:
+    """The folder of a comparison: two methods, one without figures, one benchmark, two seeds."""
+    experiment = Experiment.read(run / "experiment.json")
+    columns = {"source": [0.1, 0.2, 0.1, 0.3, 0.1, 0.2], "before": [2.0, 1.0, 1.5, 1.2, 1.9, 1.1]}
+    methods = {"semalign": [1.0, 0.7, 0.9, 0.8, 1.1, 0.4], "sft": [1.3, 0.8, 1.2, 0.9, 1.4, 0.9]}
+    figures = {
+        name: {
+            "KL": Figure(
+                estimate=mean(values),
+                over_seeds=across_seeds([mean(values).value, mean(values).value + 0.125]),
+                gap=estimate_gap_recovered(columns["source"], columns["before"], values, seed=0),
+                versus_best=None if name == "sft" else compare_values(values, methods["sft"], seed=0),
+            ),
+            "gsm8k": Figure(
+                estimate=proportion(OUTCOMES["after"]),
+                over_seeds=across_seeds([0.5, 0.75]),
+                gap=estimate_gap_recovered(*(8 * outcomes for outcomes in OUTCOMES.values()), seed=0),
+                versus_best=None,
+            ),
+        }
+        for name, values in methods.items()
+    }
+    estimates: dict[str, Estimate] = {key: mean(values) for key, values in columns.items()}
+    shares = {key: proportion(OUTCOMES[key]) for key in columns}
+    folder = tmp_path / "comparison"
+    write_evaluations(run, tmp_path / "evaluations")
+    for name, place in (
+        ("source", "evaluation-source"),
+        ("before", "evaluation-target"),
+        ("after", "runs/semalign_seed-3/evaluation"),
+    ):
+        shutil.copytree(tmp_path / "evaluations" / name, folder / place)
+    Comparison(
+        config=ComparisonConfig(
+            experiment=experiment,
+            methods={"semalign": (), "sft": ("train.learning_rate=0.5",), "kd": ()},
+            seeds=(3, 4),
+            benchmarks=Benchmarks(tasks=("gsm8k",), limit=8),
+        ),
+        metrics={
+            "KL": Metric(lower_is_better=True, percent=False, items=6, best_baseline="sft", **estimates),
+            "gsm8k": Metric(lower_is_better=False, percent=True, items=8, best_baseline=None, **shares),
+        },
+        methods={
+            **{
+                name: MethodFigures(
+                    figures=found,
+                    trained_parameters=1234,
+                    steps=7,
+                    supervised_tokens=4321,
+                    training_seconds=12.5,
+                    source_seconds=2.5 * (name == "semalign"),
+                    peak_bytes=3 * 10**9,
+                )
+                for name, found in figures.items()
+            },
+            "kd": MethodFigures(figures={}, missing=("kd_seed-3: the disk <is> full",)),
+        },
+    ).write(folder / "comparison.json")
+    return folder
+
+
+def test_a_comparison_is_reported(comparison: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["report", str(comparison)]) == 0
+    assert str(comparison / "report.html") in capsys.readouterr().out
+    found = Comparison.read(comparison / "comparison.json")
+    result, tests, spreads, costs = tables(comparison / "report.html")
+    assert result[0] == ["", "KL ↓", "gsm8k ↑"]
+    assert [row[0] for row in result[1:]] == ["source", "target before", "semalign", "sft", "kd"]
+    for row in result[3:5]:
+        for cell, metric in zip(row[1:], ("KL", "gsm8k"), strict=True):
+            figure, form = found.methods[row[0]].figures[metric], "{:.1%}" if metric == "gsm8k" else "{:.4f}"
+            value, low, high = (
+                form.format(each) for each in (figure.estimate.value, figure.estimate.low, figure.estimate.high)
+            )
+            gap = figure.gap
+            ends = "unbounded" if gap.low is None else f"{gap.low:.0%}, {gap.high:.0%}"
+            assert cell == f"{value} [{low}, {high}]; gap {gap.value:.0%} [{ends}]"
+    assert result[5] == ["kd", "–", "–"]
+    versus = found.methods["semalign"].figures["KL"].versus_best
+    assert versus is not None
+    assert tests[0] == ["", "KL, − sft"] and tests[1][1].startswith(f"{versus.difference.value:+.4f} [")
+    assert tests[1][1].endswith(f", p {versus.p_value:.3f}") and tests[2] == ["sft", "–"]
+    spread = found.methods["semalign"].figures["KL"].over_seeds
+    assert spreads[1][1].startswith(f"{spread.mean:.4f} ± {spread.spread:.4f}; [")
+    assert costs[1] == ["semalign", "1,234", "7", "4,321", "12.5 s", "2.5 s", "3.0 GB", "none"]
+    page = parsed(comparison / "report.html")
+    assert page.tags.count("svg") == 2 and "kd_seed-3: the disk <is> full" in page.text
+    assert page.headings[-3:] == ["Cost", "Examples", "Protocol"] and "Target after: semalign, seed 3." in page.text
+    assert (
+        "semalign compare experiment.yaml --methods semalign,sft,kd --seeds 3,4 --equal tokens --tasks gsm8k --limit 8 "
+        "sft:train.learning_rate=0.5" in page.text
+    )
+
+
+def test_a_comparison_without_seeds_tests_and_evaluations_leaves_them_out(comparison: Path) -> None:
+    shutil.rmtree(comparison / "evaluation-source")
+
+    def plain(tree: dict[str, Any]) -> None:
+        tree["config"].update(seeds=[3])
+        tree["metrics"]["KL"].update(best_baseline=None)
+
+    edit(comparison / "comparison.json", plain)
+    assert parsed(write_report([comparison])).headings == ["Result", "Figures", "Cost", "Protocol"]
+
+
+def test_folders_that_cannot_be_reported_are_told_in_a_sentence(
+    run: Path, comparison: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    unfinished = shutil.copytree(run, tmp_path / "unfinished")
+    (unfinished / "result.json").unlink()
+    broken = shutil.copytree(run, tmp_path / "broken")
+    (broken / "metrics.jsonl").write_text('{"layer": 1}\n', encoding="utf-8")
+    (tmp_path / "empty").mkdir()
+    evaluation = tmp_path / "evaluations" / "source"
+    foreign = write_evaluation(tmp_path / "foreign", "elsewhere", "ef", OUTCOMES["after"])
+    again = shutil.copytree(evaluation, tmp_path / "again")
+    before = sorted(tmp_path.rglob("*"))
+    for folders, expected in (
+        ([tmp_path / "nowhere"], "does not exist: give the folder of a finished run"),
+        ([run / "result.json"], "is a file: give the folder"),
+        ([tmp_path / "empty"], "holds neither experiment.json nor comparison.json"),
+        ([unfinished], "is unfinished: repeat its command"),
+        ([run, unfinished], "is unfinished: repeat its command"),
+        ([broken], "holds a line that is no step"),
+        ([evaluation], "give that run's folder too"),
+        ([comparison, run], "give its folder alone"),
+        ([run, foreign], "none of the models of"),
+        ([run, evaluation, again], "evaluate the same model (source)"),
+        ([run, "--out", tmp_path / "report.txt"], "ends in .html"),
+    ):
+        assert main(["report", *map(str, folders)]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith("semalign: ") and expected in line
+    assert sorted(tmp_path.rglob("*")) == before, "nothing is written"
+
+
+def test_a_report_that_fails_costs_no_result(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(folders: Sequence[Path]) -> None:
+        raise SemalignError("no room")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(report, "write_report", fail)
+        pipeline._report(run, Console())
+    assert f"no report (no room): `semalign report {run}` tries again" in capsys.readouterr().err
+    for name in (".report.html.x", "report.md"):
+        (run / name).write_text("cut o", encoding="utf-8")  # by a process that was killed
+    pipeline._report(run, Console())
+    assert len(tables(run / "report.html")) == 2 and not (run / ".report.html.x").exists()
+    (run / "report.html").write_text("mine", encoding="utf-8")
+    pipeline._report(run, Console())
+    assert (run / "report.html").read_text(encoding="utf-8") == "mine", "a report that is there stays"
+
+
+def test_long_curves_are_thinned_to_their_means() -> None:
+    centres, values = _thinned(10, [float(value) for value in range(100)], points=10)
+    assert len(centres) == len(values) == 10
+    assert values[0] == 4.5 and centres[0] == 15.5, "steps are counted from 1: ten steps from 11 to 20"
+    assert _thinned(0, [3.0], points=1) == ([1.0], [3.0])
+
+
+def test_figures_take_their_colours_from_the_page() -> None:
+    svg = draw_dots("KL ↓", [Dot("漢字 $x$", mean([1, 2, 3]))], [Line("source", 0.5)], percent=False)
+    assert "var(--blue)" in svg and "var(--ink)" in svg and not re.search(r"#0b0c0d|#0072b2|xmlns", svg)
+    assert ">漢字 $x$</text>" in svg, "text stays text"
