@@ -100,7 +100,8 @@ def test_two_processes_train_as_one(name: str, runs: tuple[Path, Path]) -> None:
     assert steps[0] != steps[-1]
     theirs = weights(one, name)
     for key, value in weights(two, name).items():
-        torch.testing.assert_close(value, theirs[key], rtol=1e-4, atol=1e-5)
+        # AdamW divides by the gradient's own size, so rounding moves an entry that has next to no gradient.
+        torch.testing.assert_close(value, theirs[key], rtol=1e-4, atol=1e-4)
         assert torch.equal(value, weights(two, name, rank=1)[key])  # the copies never drift apart
 
 
