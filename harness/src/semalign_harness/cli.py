@@ -143,13 +143,7 @@ def _doctor_arguments(parser: argparse.ArgumentParser) -> None:
 def _submit_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("experiment", nargs="?", help="name of a preset, or path of a YAML file")
     parser.add_argument("overrides", nargs="*", metavar="key.key=value", help="settings of all cells")
-    parser.add_argument(
-        "--over",
-        action="append",
-        default=[],
-        metavar="key.key=value,value",
-        help="a setting to vary; repeatable, the cells are the product",
-    )
+    _over_argument(parser)
     parser.add_argument("--executor", default="local", help="local (default), slurm, or submitit-local to try slurm's")
     parser.add_argument("--jobs", type=int, metavar="N", help="cells at a time (default: 1 here, 256 on Slurm)")
     parser.add_argument(
@@ -193,6 +187,16 @@ def _compare_arguments(parser: argparse.ArgumentParser) -> None:
 def _sweep_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("experiment", nargs="?", help="name of a preset, or path of a YAML file")
     parser.add_argument("overrides", nargs="*", metavar="key.key=value", help="settings of all cells")
+    _over_argument(parser)
+    parser.add_argument(
+        "--rungs", type=int, default=1, metavar="N", help="halve the cells N − 1 times, passes doubling (default: 1)"
+    )
+    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="cells at a time (default: 1)")
+    _common_arguments(parser, "folder of the sweep, which goes on there (default: runs/NAME-sweep)")
+    parser.epilog = "Settings are tuned on further rows of the training split: data.held_out plays no part."
+
+
+def _over_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--over",
         action="append",
@@ -200,12 +204,6 @@ def _sweep_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="key.key=value,value",
         help="a setting to vary; repeatable, the cells are the product",
     )
-    parser.add_argument(
-        "--rungs", type=int, default=1, metavar="N", help="halve the cells N − 1 times, passes doubling (default: 1)"
-    )
-    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="cells at a time (default: 1)")
-    _common_arguments(parser, "folder of the sweep, which goes on there (default: runs/NAME-sweep)")
-    parser.epilog = "Settings are tuned on further rows of the training split: data.held_out plays no part."
 
 
 def _common_arguments(parser: argparse.ArgumentParser, out: str) -> None:

@@ -75,6 +75,14 @@ def cut_metrics(folder: Path, before: StepRecord) -> int:
     return len(kept)
 
 
+def add_metrics(folder: Path, record: StepRecord) -> None:
+    """Append a step of a training without stages, whose first step drops what an interrupted one left."""
+    if record.step == 1:
+        cut_metrics(folder, record)
+    with (folder / METRICS).open("a", encoding="utf-8") as file:
+        file.write(record.model_dump_json() + "\n")
+
+
 def _is_interrupted(folder: Path, experiment: Experiment) -> bool:
     if not folder.is_dir() or (folder / RESULT).is_file():
         return False

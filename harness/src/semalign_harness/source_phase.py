@@ -247,7 +247,7 @@ def _read_target(
         if experiment.transport.frame != "none":
             basis = SemanticBasis.from_model(target.model, entries=inputs.shared.target_ids)
         rows = _attribution_rows(experiment, inputs.split)
-        geometry = TargetGeometry(view.depth, basis, _residuals(view, rows, range(1, view.depth + 1)))
+        geometry = TargetGeometry(view.depth, basis, contributions(view, rows, range(1, view.depth + 1)))
     scorer: Scorer = Similarity(target.model) if experiment.scorer.kind == "similarity" else experiment.scorer
     return geometry, scorer
 
@@ -278,7 +278,7 @@ def _plan(
             basis = SemanticBasis.from_model(source.model, entries=inputs.shared.source_ids)
             transport = fit_transport(basis, geometry.basis, frame=frame, fold_gain=fold_gain)
             within_source = fit_transport(basis, basis, frame=frame, fold_gain=fold_gain)
-        of_source = _residuals(view, rows, sorted(set(pairing.source_layers)))
+        of_source = contributions(view, rows, sorted(set(pairing.source_layers)))
         pairs = (
             PairedResiduals(layer, source_layer, geometry.residuals[layer], of_source[source_layer])
             for layer, source_layer in enumerate(pairing.source_layers, 1)
@@ -292,8 +292,8 @@ def _plan(
 
 
 @torch.no_grad()
-def _residuals(view: DecoderView, rows: Sequence[Batch], layers: Sequence[int]) -> dict[int, Tensor]:
-    """Contributions of layers at the supervised positions of all rows."""
+def contributions(view: DecoderView, rows: Sequence[Batch], layers: Sequence[int]) -> dict[int, Tensor]:
+    """Residual contributions of layers at the supervised positions of all rows, (p, d) for each layer."""
     parts: dict[int, list[Tensor]] = {layer: [] for layer in layers}
     with undisturbed(view.model):
         for batch in rows:

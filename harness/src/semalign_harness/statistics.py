@@ -4,6 +4,7 @@ Items are questions, programs or documents, drawn independently; every interval 
 Where one item or one seed cannot say how far figures scatter, the interval is the whole line, not a point.
 """
 
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Literal
 
@@ -305,16 +306,19 @@ def _resampled(statistic: Callable[..., Values | np.float64], *columns: Values, 
     if count < BOOTSTRAP_ITEMS:
         return np.zeros(0)
     order = np.lexsort(columns)
-    found = stats.bootstrap(
-        [column[order] for column in columns],
-        statistic,
-        n_resamples=RESAMPLES,
-        batch=max(1, VALUES_AT_ONCE // count),
-        vectorized=True,
-        paired=True,
-        method="percentile",
-        rng=np.random.default_rng(seed),
-    )
+    # scipy also takes the interval and the variance of statistics that are infinite in some resamples.
+    with np.errstate(invalid="ignore"), warnings.catch_warnings():
+        warnings.simplefilter("ignore", stats.DegenerateDataWarning)
+        found = stats.bootstrap(
+            [column[order] for column in columns],
+            statistic,
+            n_resamples=RESAMPLES,
+            batch=max(1, VALUES_AT_ONCE // count),
+            vectorized=True,
+            paired=True,
+            method="percentile",
+            rng=np.random.default_rng(seed),
+        )
     distribution: Values = found.bootstrap_distribution
     return distribution
 

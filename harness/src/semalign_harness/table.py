@@ -65,6 +65,17 @@ def aligned(lines: Sequence[tuple[str, ...]]) -> str:
     )
 
 
+def markdown(lines: Sequence[Sequence[str]]) -> str:
+    """Rows of Markdown cells, the header first, as a table whose columns are aligned, so that it reads as text too."""
+    widths = [max(3, *map(len, column)) for column in zip(*lines, strict=True)]
+    rows = [
+        [line[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True))]
+        for line in lines
+    ]
+    rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
+    return "\n".join("| " + " | ".join(line) + " |" for line in (rows[0], rule, *rows[1:]))
+
+
 def _row(
     result: RunResult, label: str, figure: Callable[[Measurement], float | None], form: str
 ) -> tuple[str, ...] | None:

@@ -3,8 +3,6 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 from ..evaluation import Evaluated
 from ..measure import Measurement
 from ..pipeline import RunResult
@@ -111,12 +109,9 @@ def figures_of(
             versus = compare_outcomes(*([bool(item) for item in each.items] for each in (ours, rival)))
         elif rival is not None:
             versus = compare_values(ours.items, rival.items, weights=ours.weights, seed=seed)
-        with np.errstate(
-            invalid="ignore"
-        ):  # scipy also takes the variance of shares, where few items give infinite ones
-            gap = estimate_gap_recovered(
-                source[name].items, before[name].items, ours.items, weights=ours.weights, seed=seed
-            )
+        gap = estimate_gap_recovered(
+            source[name].items, before[name].items, ours.items, weights=ours.weights, seed=seed
+        )
         found[name] = Figure(
             estimate=ours.estimate(),
             over_seeds=across_seeds([_of_run(run)[name].value for run in runs[method]]),

@@ -7,6 +7,7 @@ from collections import Counter
 
 from ..estimate import gb
 from ..statistics import Estimate, GapRecovered
+from ..table import markdown
 from ._contracts import Comparison, Figure, MethodFigures, Metric
 
 Row = list[str]
@@ -152,15 +153,4 @@ def _number(value: float, metric: Metric, sign: str = "") -> str:
 
 
 def _table(header: Row, rows: list[Row]) -> str:
-    """A Markdown table whose columns are aligned, so that it reads as plain text too."""
-    cells = [[cell.replace("|", r"\|") for cell in row] for row in (header, *rows)]
-    widths = [max(3, *map(len, column)) for column in zip(*cells, strict=True)]
-    aligned = [
-        [
-            cell.ljust(width) if place == 0 else cell.rjust(width)
-            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ]
-        for row in cells
-    ]
-    rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
-    return "\n".join("| " + " | ".join(line) + " |" for line in (aligned[0], rule, *aligned[1:]))
+    return markdown([[cell.replace("|", r"\|") for cell in row] for row in (header, *rows)])

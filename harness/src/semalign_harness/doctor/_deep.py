@@ -10,7 +10,6 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Float
 from semalign_attribution import (
-    Batch,
     DecoderView,
     LayerPairing,
     LayerScores,
@@ -18,8 +17,6 @@ from semalign_attribution import (
     Random,
     Uniform,
     pair_layers,
-    supervised,
-    undisturbed,
 )
 from semalign_geometry import (
     FRAMES,
@@ -38,6 +35,7 @@ from ..console import Console
 from ..data import Example, batches
 from ..experiment import Experiment
 from ..inputs import load
+from ..source_phase import contributions
 from ._findings import Finding, error, ok, warning
 from ._pair import Candidate, Pair
 
@@ -114,24 +112,12 @@ def _side(
     """A model's contributions at the supervised positions and its basis; its layers leave memory."""
     loaded = load(console, candidate.role, candidate.opened, pair.device)
     with console.step(f"read the {candidate.role}'s layers and head"):
-        contributions = _contributions(DecoderView(loaded.model), batches(examples, 1))
+        view = DecoderView(loaded.model)
+        found = contributions(view, batches(examples, 1), range(1, view.depth + 1))
         basis = SemanticBasis.from_model(loaded.model, entries=ids)
     del loaded
     gc.collect()
-    return contributions, basis
-
-
-@torch.no_grad()
-def _contributions(view: DecoderView, rows: Sequence[Batch]) -> Contributions:
-    layers = range(1, view.depth + 1)
-    parts: dict[int, list[Tensor]] = {layer: [] for layer in layers}
-    with undisturbed(view.model):
-        for batch in rows:
-            mask = supervised(batch).mask.to(view.device)
-            trace = view.trace(batch, keep=layers)
-            for layer in layers:
-                parts[layer].append(trace.residual(layer)[mask])
-    return {layer: torch.cat(held) for layer, held in parts.items()}
+    return found, basis
 
 
 def _pairing(experiment: Experiment, similarity: tuple[tuple[float, ...], ...]) -> LayerPairing:

@@ -34,7 +34,7 @@ from semalign_train import (
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, kl_div
 
-from ..run_folder import METRICS, cut_metrics
+from ..run_folder import add_metrics
 from ._method import MethodContext, MethodReport
 
 Losses = Callable[[Trace, SupervisedBatch], dict[str, Tensor]]
@@ -44,7 +44,7 @@ MOMENTS = 1000
 
 
 class JointMethod(Settings):
-    """Settings of a method that trains all layers at once."""
+    """Settings of a method that trains all layers at once; those of `train` that concern stages play no part."""
 
     stored: ClassVar[bool] = False
     kind: str
@@ -146,15 +146,15 @@ def train_jointly(
     batches = optimisation_batches(config, len(store))
     steps = sum(config.stage_steps(view.depth, len(store)))
     autocast = config.autocast == "bfloat16" or view.model.dtype == torch.bfloat16
-    started, skipped, supervised, number = time.perf_counter(), 0, 0, 0
+    started, allowed, skipped, supervised, number = time.perf_counter(), method.seconds, 0, 0, 0
     with contextlib.ExitStack() as stack:
         bar = stack.enter_context(context.console.bar("train", steps))
         for number in itertools.count(1):
             begun = time.perf_counter()
             place, of = number, steps
-            if method.seconds is not None:
-                share = ranks.from_first(lambda: (time.perf_counter() - started) / method.seconds)  # type: ignore[operator]
-                place, of = math.floor(share * MOMENTS) + 1, MOMENTS
+            if allowed is not None:
+                elapsed = ranks.from_first(lambda: time.perf_counter() - started)
+                place, of = math.floor(elapsed / allowed * MOMENTS) + 1, MOMENTS
             if place > of:
                 break
             indices = next(batches)
@@ -203,10 +203,7 @@ def train_jointly(
                 examples=tuple(indices),
             )
             if ranks.is_first:
-                if number == 1:
-                    cut_metrics(context.folder, record)
-                with (context.folder / METRICS).open("a", encoding="utf-8") as metrics:
-                    metrics.write(record.model_dump_json() + "\n")
+                add_metrics(context.folder, record)
             bar.advance(", ".join(f"{name} {value:.3f}" for name, value in record.losses.items()))
     return MethodReport(
         method=method.kind,

@@ -15,7 +15,7 @@ from semalign_train import StepRecord, optimisation_batches
 from torch import Tensor, nn
 
 from ..data import Example, batches
-from ..run_folder import METRICS, cut_metrics
+from ..run_folder import add_metrics
 from ._method import MethodContext, MethodReport
 from ._neurons import Located, Place, Variant, locate, parts_of, places, until_last_word
 
@@ -180,10 +180,7 @@ class LaTen(Settings):
                     examples=tuple(indices),
                 )
                 if ranks.is_first:
-                    if step == 1:
-                        cut_metrics(context.folder, record)
-                    with (context.folder / METRICS).open("a", encoding="utf-8") as metrics:
-                        metrics.write(record.model_dump_json() + "\n")
+                    add_metrics(context.folder, record)
                 bar.advance(", ".join(f"{name} {value:.3f}" for name, value in record.losses.items()))
         return seen
 

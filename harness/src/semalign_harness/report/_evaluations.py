@@ -4,7 +4,6 @@ from typing import TYPE_CHECKING
 
 from ._cells import NOTHING, interval, many, share
 from ._draw import Dot, draw_bars
-from ._metrics import calm
 from ._page import Answer, Block, Example, Picture, Row, Table, Text
 from ._read import ROLES, Evaluations, Role
 
@@ -56,8 +55,7 @@ def _pairs(evaluations: Evaluations) -> dict[str, tuple[str, str]]:
     before, after = (evaluations.get(role) for role in ROLES[1:])
     if before is None or after is None or not set(before.items) & set(after.items):
         return {}
-    with calm():
-        pairs = pair(before, after, source=evaluations.get("source"))
+    pairs = pair(before, after, source=evaluations.get("source"))
     return {
         found.name: (
             f"{interval(found.correct.difference, percent=True, sign='+')}, p {found.correct.p_value:.3f}",

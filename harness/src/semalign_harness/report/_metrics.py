@@ -1,12 +1,8 @@
 """The figures of a run, each with its column of rows."""
 
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-from scipy.stats import DegenerateDataWarning  # type: ignore[import-untyped]
 from semalign_geometry import SemalignError
 
 from ..measure import Measurement, RowFigures
@@ -16,14 +12,6 @@ from ._cells import NOTHING, arrow, interval, number, share
 
 SEED = 0
 """Seed of the bootstraps."""
-
-
-@contextmanager
-def calm() -> Iterator[None]:
-    """Without warnings of resamples that have no gap, whose share is infinite or undefined: it is counted as such."""
-    with np.errstate(invalid="ignore"), warnings.catch_warnings():
-        warnings.simplefilter("ignore", DegenerateDataWarning)
-        yield
 
 
 @dataclass(frozen=True)
@@ -65,8 +53,7 @@ class Metric:
         source, before, after = (self.column(each.by_row) for each in (result.source, result.before, result.after))
         weights = result.before.by_row.tokens if self.of_tokens else None
         try:
-            with calm():
-                return estimate_gap_recovered(source, before, after, weights=weights, seed=SEED)
+            return estimate_gap_recovered(source, before, after, weights=weights, seed=SEED)
         except SemalignError:
             return None
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import jinja2
 from semalign_geometry import SemalignError, replace_file
 
+from ..table import markdown
 from ._comparison import comparison_page
 from ._page import Answer, Block, Code, Example, Facts, Page, Picture, Row, Table, Text
 from ._read import ReportedComparison, read_folders
@@ -108,18 +109,7 @@ def _answer(answer: Answer) -> str:
 
 
 def _table(header: Row, rows: Sequence[Row]) -> str:
-    """A Markdown table whose columns are aligned, so that it reads as plain text too."""
-    cells = [[_escaped(cell.replace("\n", "; ")) for cell in row] for row in (header, *rows)]
-    widths = [max(3, *map(len, column)) for column in zip(*cells, strict=True)]
-    aligned = [
-        [
-            cell.ljust(width) if place == 0 else cell.rjust(width)
-            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ]
-        for row in cells
-    ]
-    rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
-    return "\n".join("| " + " | ".join(line) + " |" for line in (aligned[0], rule, *aligned[1:]))
+    return markdown([[_escaped(cell.replace("\n", "; ")) for cell in row] for row in (header, *rows)])
 
 
 def _escaped(text: str) -> str:
