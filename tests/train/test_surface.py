@@ -10,4 +10,4 @@ def test_the_public_surface() -> None:
 
 
 def test_importing_loads_nothing_heavy() -> None:
-    assert_loads_none_of(["datasets", "lm_eval", "matplotlib", "pandas"], semalign_train)
+    assert_loads_none_of(["datasets", "lm_eval", "peft", "matplotlib", "pandas"], semalign_train)

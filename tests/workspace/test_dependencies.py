@@ -29,8 +29,8 @@ MAY_LOAD = {
     "semalign_geometry": set(),
     "semalign_attribution": {"accelerate", "transformers"},
     "semalign_align": {"accelerate", "transformers"},
-    "semalign_train": {"accelerate", "peft", "transformers"},
-    "semalign_harness": {"accelerate", "datasets", "pandas", "peft", "transformers"},
+    "semalign_train": {"accelerate", "transformers"},
+    "semalign_harness": {"accelerate", "transformers"},
 }
 
 each_project = pytest.mark.parametrize("project", PROJECTS, ids=lambda project: project.name)

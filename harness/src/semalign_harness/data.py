@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import datasets
 import torch
 from jinja2 import StrictUndefined, TemplateError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -145,6 +144,8 @@ def _read_jsonl(path: Path) -> Iterator[Row]:
 
 
 def _read_hub(config: RowsConfig) -> list[Row]:
+    import datasets  # a second to import, which only rows from the hub are worth
+
     try:
         found = datasets.load_dataset(config.path, config.subset, split=config.split)
     except Exception as error:  # the hub client has no common base class of errors

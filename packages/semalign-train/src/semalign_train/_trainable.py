@@ -5,7 +5,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from peft import LoraConfig, LoraModel
 from semalign_attribution import DecoderView
 from semalign_geometry import SemalignError
 from torch import nn
@@ -53,6 +52,8 @@ def trained(
     if isinstance(trainable, FullLayer):
         parameters = list(module.parameters())
     else:
+        from peft import LoraConfig, LoraModel  # seconds to import, which only adapters are worth
+
         linear = {name: part for name, part in module.named_modules() if isinstance(part, (nn.Linear, Conv1D))}
         known = sorted({name.rsplit(".", 1)[-1] for name in linear})
         unmatched = sorted(set(trainable.modules) - set(known))
