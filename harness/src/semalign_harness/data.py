@@ -28,6 +28,7 @@ class Example:
     """One row as token ids."""
 
     prompt_ids: tuple[int, ...]
+    """What the answer follows, not supervised."""
     answer_ids: tuple[int, ...]
     """Supervised, end-of-sequence token included."""
     answer: str

@@ -24,6 +24,7 @@ from semalign_train import TransferConfig
 from .settings import merged, parse_overrides, parse_tree, read_tree
 
 Policy = Monotone | Uniform | NearestCritical | SimilarityPairing | Manual | Random
+"""The pairing policies that come along."""
 
 
 class ModelConfig(Settings):
@@ -215,6 +216,10 @@ def load_experiment(
 
     Raises:
         SemalignError: unknown preset, missing file, broken YAML, unknown key, wrong value.
+
+    Example:
+        >>> load_experiment("tiny", overrides=["train.batch_size=4", "pairing.kind=uniform"]).train.batch_size
+        4
     """
     tree = _read(base)
     for config in configs:

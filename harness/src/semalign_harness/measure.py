@@ -130,7 +130,12 @@ def measured(
 
 
 def gap_recovered(source: float, before: float, after: float) -> float | None:
-    """(after − before) / (source − before): 0 nothing, 1 all of the gap; None when there is no gap."""
+    """(after − before) / (source − before): 0 nothing, 1 all of the gap; None when there is no gap.
+
+    Example:
+        >>> gap_recovered(source=0.2, before=1.0, after=0.6)
+        0.5
+    """
     return None if source == before else (after - before) / (source - before)
 
 

@@ -74,7 +74,9 @@ class LoadedModel:
     """A causal language model, checked, with its tokenizer."""
 
     model: PreTrainedModel
+    """The model, on its device, in the dtype that it computes in."""
     tokenizer: PreTrainedTokenizerBase
+    """Its tokenizer."""
     folder: str
     """Hub id or folder that transformers loads it from."""
 

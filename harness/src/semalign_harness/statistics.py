@@ -17,8 +17,9 @@ from semalign_geometry import Contract, SemalignError
 Numbers = Sequence[float | int]
 """One number for each item; outcomes count as 0 and 1."""
 Values = npt.NDArray[np.float64]
-
+"""One number for each item, as an array."""
 CONFIDENCE = 0.95
+"""How often an interval holds the figure of all items."""
 RESAMPLES = 9_999
 """Resamples of a bootstrap."""
 BOOTSTRAP_ITEMS = 5

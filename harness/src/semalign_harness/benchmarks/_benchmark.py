@@ -143,6 +143,7 @@ class Benchmark:
     """Whether responses are programs, which need a judge."""
 
     layout: ClassVar[str] = "<benchmark>/<split>.jsonl.gz"
+    """Where rows lie in a folder of them."""
 
     def documents(self, data: Path | None, split: str = "test") -> list[Document]:
         """All documents of a split.

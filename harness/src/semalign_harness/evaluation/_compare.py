@@ -93,8 +93,9 @@ def pair(first: Evaluated, second: Evaluated, *, source: Evaluated | None = None
     return pairs
 
 
-def over_seeds(evaluations: Sequence[Evaluated]) -> dict[tuple[Name, str], Aggregate]:
-    """Mean and spread of each figure over evaluations of models that differ by their training seed.
+def over_seeds(evaluations: Sequence[Evaluated]) -> dict[tuple[str, str], Aggregate]:
+    """Mean and spread of each figure, by benchmark and metric, over evaluations of models that differ by their
+    training seed.
 
     Raises:
         SemalignError: they were asked different documents or in different ways, or have no benchmark in common.
@@ -103,7 +104,7 @@ def over_seeds(evaluations: Sequence[Evaluated]) -> dict[tuple[Name, str], Aggre
     names = [name for name in first.items if all(name in other.items for other in evaluations)]
     if not names:
         raise SemalignError("the evaluations have no benchmark in common")
-    found: dict[tuple[Name, str], Aggregate] = {}
+    found: dict[tuple[str, str], Aggregate] = {}
     for name in names:
         for other in evaluations[1:]:
             _check_alike(name, first, other)

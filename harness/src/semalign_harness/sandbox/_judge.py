@@ -22,6 +22,7 @@ from semalign_geometry import Contract, SemalignError, Settings
 from ._values import Codec
 
 Reason = Literal["passed", "failed", "timeout", "memory", "output", "exited", "crashed", "broken", "refused"]
+"""Why a verdict is what it is."""
 Namespaces = Literal["bubblewrap", "user", "root", "none"]
 
 FOLDER = Path(__file__).resolve().parent

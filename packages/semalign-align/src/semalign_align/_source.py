@@ -116,6 +116,14 @@ def source_spans(pairing: LayerPairing, residual: str) -> list[Span]:
     """The (a, b) whose h_b − h_a are stored, one for each paired source layer, without repeats.
 
     `layer`: (π(k) − 1, π(k)). `span`: (the next shallower paired layer, or 0, π(k)).
+
+    Example:
+        >>> from semalign_attribution import LayerPairing
+        >>> pairing = LayerPairing(policy="manual", source_depth=6, source_layers=(2, 4, 4, 6))
+        >>> source_spans(pairing, "layer")
+        [(1, 2), (3, 4), (5, 6)]
+        >>> source_spans(pairing, "span")
+        [(0, 2), (2, 4), (4, 6)]
     """
     paired = sorted(set(pairing.source_layers))
     below = [layer - 1 for layer in paired] if residual == "layer" else [0, *paired[:-1]]

@@ -24,7 +24,9 @@ class FinalStates:
     """The source's output distribution as its final hidden states and its head."""
 
     hidden: Float[Tensor, "p s"]
+    """What the source feeds its head at the supervised positions."""
     head: Head
+    """The source's head over the shared entries."""
 
 
 OutputTarget = TopEntries | FinalStates
@@ -51,7 +53,9 @@ class Supervision:
     def __init__(self, folder: Path, manifest: SupervisionManifest) -> None:
         """Use `Supervision.open`, which checks the files first."""
         self.folder = folder
+        """Where the store lies."""
         self.manifest = manifest
+        """What it holds."""
         self._shards: list[Any] = [safe_open(folder / shard.file, framework="pt") for shard in manifest.shards]
         self.lengths: Int[Tensor, " e"] = self._all("lengths")
         """Tokens of each example."""
@@ -113,6 +117,9 @@ class Supervision:
             indices: examples, counted from 0.
             layer: target layer whose residual supervision is wanted, counted from 1; None for none.
             device: where the tensors go.
+
+        Raises:
+            SemalignError: an example or a layer does not exist.
         """
         device = torch.device(device)
         batch = self.tokens(indices, device=device)

@@ -58,7 +58,8 @@ def supervise(
 
     Raises:
         SemalignError: no examples, a pairing for another depth, a transport for another width, or values that are
-        not finite. OSError: the disk is full.
+            not finite.
+        OSError: the disk is full.
 
     Source: method 2.3 and 2.5.
     """

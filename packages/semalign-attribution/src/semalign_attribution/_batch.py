@@ -27,7 +27,7 @@ class Supervised:
     """Supervised positions of each example."""
 
     def example_means(self, values: Tensor) -> Tensor:
-        """Mean of one value per supervised position within each example: (s,) → (b,)."""
+        """Mean of one value per supervised position within each example: (s,) → (b,), in the dtype of the values."""
         counts = self.counts.to(values.device)
         example = torch.arange(len(counts), device=values.device).repeat_interleave(counts)
         sums = torch.zeros(len(counts), dtype=values.dtype, device=values.device).index_add(0, example, values)

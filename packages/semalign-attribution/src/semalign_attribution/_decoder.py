@@ -47,9 +47,13 @@ class DecoderView:
             SemalignError: no head, no final norm, or no stack of layers.
         """
         self.model = model
+        """The whole model."""
         self.head = Head.from_model(model)
+        """Its head."""
         self.final_norm = final_norm(model)
+        """The norm between the last layer and the head."""
         self.decoder: nn.Module = model.get_decoder()
+        """The model without its head."""
         depth = model.config.get_text_config().num_hidden_layers
         stacks = [m for m in self.decoder.children() if isinstance(m, nn.ModuleList) and len(m) == depth]
         if not stacks:
@@ -57,6 +61,7 @@ class DecoderView:
                 f"{type(model).__name__} holds no stack of its {depth} layers: it is not a plain decoder"
             )
         self.layers = stacks[0]
+        """The layers, shallow to deep, counted from 0."""
 
     @property
     def depth(self) -> int:
@@ -74,7 +79,11 @@ class DecoderView:
         return self.head.weight.device
 
     def layer(self, number: int) -> nn.Module:
-        """Layer `number`, counted from 1."""
+        """Layer `number`, counted from 1.
+
+        Raises:
+            SemalignError: there is none.
+        """
         if not 1 <= number <= self.depth:
             raise SemalignError(f"layer {number} does not exist: the model has layers 1 to {self.depth}")
         return self.layers[number - 1]
@@ -96,7 +105,7 @@ class DecoderView:
             batch: input_ids and attention_mask, (b, n).
             keep: layers whose input and output are kept.
             start: first layer that runs; the layers before it hand on `hidden`. depth + 1 runs the final norm alone.
-            hidden: h_{start−1}, the replayed input of layer `start`; needed exactly when start > 1.
+            hidden: h_{start−1}, (b, n, d), the replayed input of layer `start`; needed exactly when start > 1.
             stop: last layer that runs; nothing after it is computed, and `final` is None.
             recompute_from: first layer whose inner activations are dropped, and computed again in the backward run:
                 less memory for more time, the same gradients. None keeps all.
@@ -151,8 +160,7 @@ class DecoderView:
 
         Raises:
             SemalignError: weights are not finite; earlier positions see later ones (an encoder); the stream between
-            layers is not
-                passed on as it is; or logits from the view's head differ from the model's own.
+                layers is not passed on as it is; or logits from the view's head differ from the model's own.
         """
         ids = (torch.arange(6, device=self.device) % len(self.head.weight))[None]
         batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}

@@ -25,7 +25,11 @@ class LayerPairing(Contract):
         return len(self.source_layers)
 
     def source_of(self, target_layer: int) -> int:
-        """π(k), the source layer of target layer k."""
+        """π(k), the source layer of target layer k, both counted from 1.
+
+        Raises:
+            SemalignError: the target has no such layer.
+        """
         if not 1 <= target_layer <= self.target_depth:
             raise SemalignError(
                 f"target layer {target_layer} does not exist: there are layers 1 to {self.target_depth}"
@@ -173,6 +177,16 @@ def pair_layers(scores: LayerScores, target_depth: int, *, policy: str | Pairing
 
     Raises:
         SemalignError: unknown policy, or a pairing of the wrong length, out of range or out of order.
+
+    Example:
+        >>> row = (0.1, 0.9, 0.2, 0.3, 0.8, 0.1)
+        >>> scores = LayerScores(
+        ...     scorer="by hand", examples=1, mean=row, standard_error=row, stability=1.0, top_frequency=row
+        ... )
+        >>> pair_layers(scores, target_depth=3, policy="uniform").source_layers
+        (2, 4, 6)
+        >>> pair_layers(scores, target_depth=3, policy=Monotone(depth_weight=1.0)).source_layers
+        (2, 2, 5)
 
     Source: method 1, selection.
     """

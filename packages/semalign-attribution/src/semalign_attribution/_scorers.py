@@ -51,7 +51,7 @@ class GradientActivation(Settings):
 class Ablation(Settings):
     """score_ℓ = drop of the mean answer log-probability when the layer's residual contribution is left out.
 
-    Only the layers after the one left out run again.
+    Only the layers after the one left out run again. Source: ours.
     """
 
     kind: Literal["ablation"] = "ablation"
@@ -79,13 +79,14 @@ class Ablation(Settings):
 class Similarity:
     """score_{k,ℓ} = linear CKA of target layer k's and source layer ℓ's residual contributions, within each example.
 
-    Learning-free; tokens are the supervised positions.
+    Learning-free; tokens are the supervised positions. Source: ours, with the CKA of Kornblith et al. 2019.
     """
 
     target: PreTrainedModel
     """The target; it must read the source's token ids."""
 
     name = "similarity"
+    """What the scores are called in results."""
 
     @torch.no_grad()
     def __call__(self, source: DecoderView, batch: Batch) -> Float[Tensor, "examples targets layers"]:

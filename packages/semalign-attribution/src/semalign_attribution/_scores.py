@@ -83,6 +83,18 @@ def attribute_layers(
     Raises:
         SemalignError: no examples, no bootstrap samples, or scores that are not finite.
 
+    Example:
+        >>> import torch
+        >>> from semalign_attribution import GradientActivation
+        >>> from transformers import LlamaConfig, LlamaForCausalLM
+        >>> sizes = {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2, "vocab_size": 32}
+        >>> source = LlamaForCausalLM(LlamaConfig(num_hidden_layers=3, **sizes))
+        >>> ids = torch.randint(0, 32, (4, 8))
+        >>> batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids}
+        >>> scores = attribute_layers(source, [batch], scorer=GradientActivation())
+        >>> scores.examples, scores.depth
+        (4, 3)
+
     Source: v2 stage 1.
     """
     if bootstrap < 1:

@@ -14,6 +14,7 @@ from ._errors import SemalignError
 from ._files import new_folder
 
 MANIFEST = "manifest.json"
+"""Name of the contract in an artifact's folder."""
 
 
 class ArtifactManifest(Contract):

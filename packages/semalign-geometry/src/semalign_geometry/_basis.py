@@ -39,6 +39,15 @@ class SemanticBasis:
     """Semantic basis of a head: column i of B = W⁺ = (WᵀW)⁻¹Wᵀ is the direction that means vocabulary entry i.
 
     Only WᵀW is held; columns of B are made chunk by chunk, so that no (d, v) matrix exists.
+
+    Example:
+        >>> import torch
+        >>> basis = SemanticBasis.from_head(torch.randn(100, 8))
+        >>> columns = torch.cat(list(basis.columns()), dim=1)
+        >>> columns.shape, basis.manifest.rank
+        (torch.Size([8, 100]), 8)
+        >>> torch.testing.assert_close(columns @ basis.weight, torch.eye(8), rtol=0, atol=1e-4)
+
     Source: VDS; v1 §3.1.
     """
 
@@ -53,6 +62,7 @@ class SemanticBasis:
     inverse: Float[Tensor, "d d"] | None
     """(WᵀW)⁻¹, float64, where `gram` lies; None where the rank is deficient."""
     manifest: BasisManifest
+    """Sizes, rank and conditioning."""
 
     @classmethod
     def from_model(cls, model: nn.Module, *, entries: Int[Tensor, " v"] | None = None) -> "SemanticBasis":
@@ -60,7 +70,7 @@ class SemanticBasis:
 
         Args:
             model: the language model.
-            entries: vocabulary ids that span the basis; None takes every row of the head.
+            entries: (v,) vocabulary ids that span the basis; None takes every row of the head.
 
         Raises:
             SemalignError: no head, no final norm, or an id outside of the head.
@@ -85,8 +95,8 @@ class SemanticBasis:
 
         Args:
             weight: (rows, d) head, any floating dtype.
-            gain: final-norm gain; kept for frames that fold it.
-            entries: row ids; None takes all.
+            gain: (d,) gain of the final norm; kept for frames that fold it.
+            entries: (v,) row ids; None takes all.
             chunk: rows in memory at a time.
 
         Raises:
@@ -124,7 +134,15 @@ class SemanticBasis:
         return torch.float64 if self.manifest.products == "float64" else torch.float32
 
     def rows(self, *, fold_gain: bool = False, chunk: int = CHUNK) -> Iterator[Float[Tensor, "w d"]]:
-        """W, or W·diag(gain), over the basis' entries, chunk by chunk, in the basis' dtype."""
+        """W, or W·diag(gain), over the basis' entries, chunk by chunk, in the basis' dtype.
+
+        Args:
+            fold_gain: multiply each column by the gain of the final norm.
+            chunk: rows of a chunk, w; the last may have fewer.
+
+        Raises:
+            SemalignError: the gain is asked for and missing.
+        """
         gain = self._gain(fold_gain)
         for rows_VD in _rows(self.weight, self.ids, self.dtype, chunk):
             yield rows_VD if gain is None else rows_VD * gain.to(rows_VD)
@@ -134,6 +152,9 @@ class SemanticBasis:
 
         Power 1 is the inverse (by Cholesky), 0.5 the inverse square root, 0 the identity. A rank-deficient head
         gives the Moore–Penrose power: directions that no entry reads map to zero.
+
+        Raises:
+            SemalignError: the gain is asked for and missing.
         """
         gain = self._gain(fold_gain)
         gram_DD = self.gram if gain is None else gain[:, None] * self.gram * gain
@@ -149,7 +170,15 @@ class SemanticBasis:
         return power_DD
 
     def columns(self, *, fold_gain: bool = False, chunk: int = CHUNK) -> Iterator[Float[Tensor, "d w"]]:
-        """Columns of the semantic basis B = W⁺, chunk by chunk over the entries."""
+        """Columns of the semantic basis B = W⁺, chunk by chunk over the entries, in the basis' dtype.
+
+        Args:
+            fold_gain: those of the effective readout W·diag(gain).
+            chunk: columns of a chunk, w; the last may have fewer.
+
+        Raises:
+            SemalignError: the gain is asked for and missing.
+        """
         inverse_DD = self.gram_power(1.0, fold_gain=fold_gain)
         for rows_VD in self.rows(fold_gain=fold_gain, chunk=chunk):
             yield inverse_DD.to(rows_VD) @ rows_VD.T

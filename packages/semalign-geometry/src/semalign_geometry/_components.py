@@ -41,11 +41,15 @@ class Components(Generic[ComponentT]):
             name_of: the name that it gives itself, which must be its entry point's.
         """
         self.group = group
+        """Group of the entry points of installed packages."""
         self.what = what
+        """The sort in a word."""
         self.built_in = built_in
+        """The components that come along, by name."""
+        self.fits = fits
+        """Whether something is a component of this sort."""
         self._expected = expected
         self._name_of = name_of
-        self.fits = fits
 
     def find(self, name: str, *, besides: Sequence[str] = ()) -> ComponentT:
         """A component by name.

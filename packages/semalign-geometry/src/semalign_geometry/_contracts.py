@@ -48,6 +48,7 @@ class Contract(Settings):
     """
 
     current_version: ClassVar[int] = 1
+    """The newest format version that this class reads, and the one that it writes."""
 
     version: int = 1
     """Format version of this contract; a reader refuses versions newer than its own."""

@@ -26,6 +26,7 @@ class TopEntries:
     """A source distribution kept as its k likeliest entries and the mass of all others, one row for each token."""
 
     ids: Int[Tensor, "n k"]
+    """The kept vocabulary entries, likeliest first."""
     log_probs: Float[Tensor, "n k"]
     """Natural logarithms, at the temperature that they were taken at."""
     tail: Float[Tensor, " n"]
@@ -46,15 +47,27 @@ def output_divergence(
     Laws: ≥ 0; 0 for equal logits; independent of the chunk size. No factor temperature² is applied.
 
     Args:
-        source_hidden: what the source feeds its head; constant, no gradient.
+        source_hidden: (n, d_S), what the source feeds its head; constant, no gradient.
         source_head: the source's head over the shared entries.
-        target_hidden: what the target feeds its head.
+        target_hidden: (n, d_T), what the target feeds its head.
         target_head: the target's head over the same entries in the same order.
         temperature: divides the logits of both.
         chunk: vocabulary entries in memory at a time.
 
+    Returns:
+        (n,) float32 (float64 where a head is float64).
+
     Raises:
         SemalignError: the heads have different numbers of entries, or the temperature is not positive.
+
+    Example:
+        >>> import torch
+        >>> source_head, target_head = Head(torch.randn(100, 8)), Head(torch.randn(100, 6))
+        >>> source_hidden, target_hidden = torch.randn(5, 8), torch.randn(5, 6, requires_grad=True)
+        >>> nats = output_divergence(source_hidden, source_head, target_hidden, target_head)
+        >>> nats.sum().backward()
+        >>> nats.shape, target_hidden.grad.shape
+        (torch.Size([5]), torch.Size([5, 6]))
 
     Source: method 2.5.
     """
@@ -79,16 +92,22 @@ def coarse_divergence(
     chunk: int = CHUNK,
 ) -> Float[Tensor, " n"]:
     """KL of each token between source and target distributions coarsened to the source's top entries and one tail
-    bucket.
+    bucket, in nats.
 
     Law: a lower bound on the exact KL (data processing), equal to it when the kept entries are the whole vocabulary.
 
     Args:
-        source: top entries at the same temperature.
-        target_hidden: what the target feeds its head.
+        source: top entries at the same temperature, with the ids of `target_head`; constant, no gradient.
+        target_hidden: (n, d_T), what the target feeds its head.
         target_head: the target's head.
         temperature: divides the target's logits.
         chunk: vocabulary entries in memory at a time.
+
+    Returns:
+        (n,) float32 (float64 for a float64 head).
+
+    Raises:
+        SemalignError: an id outside of the head, or a temperature that is not positive.
 
     Source: method 2.5.
     """
@@ -110,11 +129,14 @@ def top_entries(
     """The k likeliest entries of each token's distribution with their log-probabilities, and the rest as one bucket.
 
     Args:
-        hidden: what the model feeds its head.
+        hidden: (n, d), what the model feeds its head.
         head: the head; k is cut to its number of entries.
         k: entries to keep.
         temperature: divides the logits.
         chunk: vocabulary entries in memory at a time.
+
+    Raises:
+        SemalignError: the temperature is not positive.
     """
     _check_temperature(temperature)
     k = min(k, len(head.weight))
@@ -159,9 +181,9 @@ def head_statistics(
     """Logits of some entries of each token, and the logsumexp of all others: enough for NLL and coarsened KL.
 
     Args:
-        hidden: what the model feeds its head.
+        hidden: (n, d), what the model feeds its head.
         head: the head.
-        ids: k different entries for each token.
+        ids: (n, k), k different entries for each token.
         temperature: divides the logits.
         chunk: vocabulary entries in memory at a time.
 
@@ -182,7 +204,20 @@ def head_statistics(
 def answer_nll(
     hidden: Float[Tensor, "n d"], head: Head, labels: Int[Tensor, " n"], *, chunk: int = CHUNK
 ) -> Float[Tensor, " n"]:
-    """Negative log-likelihood of each token's label, in nats."""
+    """Negative log-likelihood of each token's label, in nats.
+
+    Args:
+        hidden: (n, d), what the model feeds its head.
+        head: the head.
+        labels: (n,) vocabulary ids.
+        chunk: vocabulary entries in memory at a time.
+
+    Returns:
+        (n,) float32 (float64 for a float64 head).
+
+    Raises:
+        SemalignError: a label outside of the head.
+    """
     found = head_statistics(hidden, head, labels[:, None], chunk=chunk)
     return found.normaliser - found.selected[:, 0]
 
@@ -195,6 +230,15 @@ def quadratic_divergence(
     The second-order expansion of KL(softmax z̃ ‖ softmax z): half the variance, under p, of the difference of the
     logits. Bias, scale and soft-cap of the head play no part (a lens reads contributions, not the stream). No
     gradient to `reference`.
+
+    Args:
+        target: (n, d) residual contributions of the target.
+        reference: (n, d) supervisory ones, at the target's width; constant, no gradient.
+        head: the target's head.
+        chunk: vocabulary entries in memory at a time.
+
+    Returns:
+        (n,) nats, float32 (float64 for a float64 head).
 
     Source: ACL (method 2.7, `fisher`).
     """

@@ -17,9 +17,13 @@ class PairedResiduals:
     """Residual contributions of one pair of layers at the same n tokens."""
 
     target_layer: int
+    """k, counted from 1."""
     source_layer: int
+    """π(k), counted from 1."""
     target: Float[Tensor, "n t"]
+    """Those of the target, at its width."""
     source: Float[Tensor, "n s"]
+    """Those of the source, at its own."""
 
 
 class LayerFidelity(Contract):

@@ -1,16 +1,5 @@
 """Frames: how a vector becomes one coefficient for each vocabulary entry, and how coefficients become a vector.
 
-With W the head over v entries and G = WᵀW, a frame has the analysis rows A and the synthesis columns S
-
-    coefficients a = A r,   A = N⁻¹ W G^(−analysis)          (v, d)
-    recomposed r̃ = S a,     S = G^(−synthesis) Wᵀ N⁻¹        (d, v)
-
-with N = diag(‖column of B = W⁺‖) for unit columns, else the identity. The three published and measured frames:
-
-    cosine     B̂ᵀ r/‖r‖            B̂ a           v1 eq. 1–2
-    dual       W r                 W⁺ a          ACL, "target-space aligned logits"
-    parseval   W G^(−½) r          G^(−½)Wᵀ a    ours: a tight frame, S = Aᵀ, S A = I
-
 Shape suffixes: N tokens, V vocabulary entries, D width.
 """
 
@@ -29,9 +18,22 @@ from ._head import accumulation_dtype
 
 @dataclass(frozen=True)
 class Frame:
-    """A frame on the rows of a head; write your own by choosing the powers."""
+    """A frame on the rows of a head; write your own by choosing the powers.
+
+    With W the head over v entries and G = WᵀW, a frame has the analysis rows A and the synthesis columns S
+
+        coefficients a = A r,   A = N⁻¹ W G^(−analysis)          (v, d)
+        recomposed r̃ = S a,     S = G^(−synthesis) Wᵀ N⁻¹        (d, v)
+
+    with N = diag(‖column of B = W⁺‖) for unit columns, else the identity. The three published and measured frames:
+
+        cosine     B̂ᵀ r/‖r‖            B̂ a           v1 eq. 1–2
+        dual       W r                 W⁺ a          ACL, "target-space aligned logits"
+        parseval   W G^(−½) r          G^(−½)Wᵀ a    ours: a tight frame, S = Aᵀ, S A = I
+    """
 
     name: str
+    """What configurations and results call it."""
     analysis: float
     """Power p of A = W G^(−p)."""
     synthesis: float
@@ -85,6 +87,9 @@ def decompose(
     Returns:
         (n, v) coefficients, float32 (float64 for float64 input).
 
+    Raises:
+        SemalignError: an unknown frame, a `top_k` below 1, or a gain that is asked for and missing.
+
     Source: v1 eq. 1 (`cosine`); method of ACL (`dual`); ours (`parseval`).
     """
     frame = find_frame(frame)
@@ -115,8 +120,18 @@ def recompose(
 ) -> Float[Tensor, "n d"]:
     """Vectors from coefficients, in the space of the basis' model.
 
+    Args:
+        basis: the semantic basis of the model that the vectors go to.
+        coefficients: (n, v), one for each entry of the basis.
+        frame: name or `Frame`.
+        fold_gain: whether to read through the gain of the final norm.
+
+    Returns:
+        (n, d) vectors, float32 (float64 for float64 coefficients).
+
     Raises:
-        SemalignError: the number of coefficients is not the number of entries.
+        SemalignError: the number of coefficients is not the number of entries, an unknown frame, or a gain that is
+            asked for and missing.
 
     Source: v1 eq. 2 (`cosine`), method of ACL (`dual`), ours (`parseval`).
     """

@@ -47,12 +47,17 @@ class Head:
         )
 
     def select(self, ids: Int[Tensor, " e"]) -> "Head":
-        """The head over the vocabulary entries `ids` only; a view when they are the first rows in order."""
+        """The head over the vocabulary entries `ids`, (e,), only; a view when they are the first rows in order."""
         bias = None if self.bias is None else select_rows(self.bias, ids)
         return replace(self, weight=select_rows(self.weight, ids), bias=bias)
 
     def logits(self, hidden: Float[Tensor, "*n d"], rows: slice = slice(None)) -> Float[Tensor, "*n w"]:
-        """Logits in float32 (float64 for float64 heads) of some vocabulary rows; the product runs in W's dtype."""
+        """Logits in float32 (float64 for float64 heads) of some vocabulary rows; the product runs in W's dtype.
+
+        Args:
+            hidden: (…, d), what the model feeds its head.
+            rows: the vocabulary entries, w of them; all by default.
+        """
         weight_WD = self.weight[rows]
         with torch.autocast(hidden.device.type, enabled=False):
             product = (hidden.to(weight_WD.dtype) @ weight_WD.T).to(accumulation_dtype(weight_WD))
@@ -108,7 +113,14 @@ def final_norm(model: nn.Module) -> nn.Module:
 def norm_gain(norm: nn.Module, width: int) -> Float[Tensor, " d"]:
     """Effective gain g of an RMSNorm or LayerNorm, measured: norm(x) − norm(−x) = 2 g ⊙ x / rms(x) for zero-mean x.
 
-    Measuring covers the (1 + weight) of Gemma and norms with a bias alike. float32.
+    Measuring covers the (1 + weight) of Gemma and norms with a bias alike.
+
+    Args:
+        norm: the norm.
+        width: d, the model's width.
+
+    Returns:
+        (d,) float32.
     """
     parameter = next(norm.parameters())
     signs = torch.ones(width, dtype=torch.float32)

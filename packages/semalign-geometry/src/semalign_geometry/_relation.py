@@ -50,6 +50,14 @@ def relation_distance(
     Raises:
         SemalignError: the two sides have different tokens.
 
+    Example:
+        >>> import torch
+        >>> vectors, rotation = torch.randn(10, 4), torch.linalg.qr(torch.randn(4, 4)).Q
+        >>> round(float(relation_distance(3 * vectors @ rotation + 1, vectors)), 4)
+        0.0
+        >>> float(relation_distance(torch.zeros(10, 7), vectors))
+        0.5
+
     Source: v2, reading (method 2.4); definitions at n < 2 and zero variance ours.
     """
     distances, counted = relation_distances(
@@ -67,7 +75,13 @@ def relation_distances(
     unit_tokens: bool = False,
     route: Route = "auto",
 ) -> tuple[Float[Tensor, " s"], Bool[Tensor, " s"]]:
-    """`relation_distance` of each sequence (one for scope `batch`), and which of them have two tokens or more."""
+    """`relation_distance` of each sequence (one for scope `batch`), and which of them have two tokens or more.
+
+    The arguments and errors are those of `relation_distance`.
+
+    Returns:
+        (s,) distances, float32 (float64 for float64 input), and (s,) truth values.
+    """
     similarities, target_squares, reference_squares, counted = _alignments(
         target, reference, mask, scope, unit_tokens, route
     )
@@ -80,6 +94,9 @@ def linear_cka(x: Float[Tensor, "n d"], y: Float[Tensor, "n e"]) -> Float[Tensor
     """Linear centred kernel alignment ⟨K, L⟩ / (‖K‖‖L‖) of two representations of the same n tokens, in [0, 1].
 
     0 when either side has no variance. float32 (float64 for float64 input).
+
+    Raises:
+        SemalignError: the two sides have different numbers of tokens.
 
     Source: Kornblith et al. 2019, eq. 2 with linear kernels.
     """

@@ -41,6 +41,7 @@ class Transport:
     matrix: Float[Tensor, "t s"]
     """float32; float64 when a head is float64. It follows the vectors to their device when it is applied."""
     manifest: TransportManifest
+    """Frame and widths."""
 
     @classmethod
     def identity(cls, width: int) -> "Transport":
@@ -51,7 +52,11 @@ class Transport:
         return cls(torch.eye(width), manifest)
 
     def __call__(self, residual: Float[Tensor, "*n s"]) -> Float[Tensor, "*n t"]:
-        """Transport vectors: (…, d_S) → (…, d_T), float32 (float64 for float64 input)."""
+        """Transport vectors: (…, d_S) → (…, d_T), float32 (float64 for float64 input).
+
+        Raises:
+            SemalignError: the vectors have another width.
+        """
         if residual.shape[-1] != self.manifest.source_width:
             raise SemalignError(
                 f"the transport takes vectors of width {self.manifest.source_width}, got {residual.shape[-1]}"
@@ -67,7 +72,11 @@ class Transport:
 
     @classmethod
     def load(cls, folder: str | Path) -> "Transport":
-        """Read what `save` wrote; damaged or missing files are a `SemalignError`."""
+        """Read what `save` wrote.
+
+        Raises:
+            SemalignError: a file is missing or damaged.
+        """
         manifest, tensors = read_artifact(folder, TransportManifest)
         return cls(tensors["matrix"], manifest)
 
@@ -95,6 +104,14 @@ def fit_transport(
 
     Raises:
         SemalignError: the bases have different numbers of entries, or a gain is asked for and missing.
+
+    Example:
+        >>> import torch
+        >>> source, target = (SemanticBasis.from_head(torch.randn(500, width)) for width in (32, 16))
+        >>> transport = fit_transport(source, target)
+        >>> transport(torch.randn(5, 32)).shape
+        torch.Size([5, 16])
+        >>> torch.testing.assert_close(fit_transport(target, target).matrix, torch.eye(16), rtol=0, atol=1e-4)
 
     Source: v1 eq. 1–2 (`cosine`), ACL (`dual`), ours (`parseval` and the collapse).
     """

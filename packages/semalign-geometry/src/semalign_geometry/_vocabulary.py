@@ -19,8 +19,9 @@ class SharedVocabulary:
     """
 
     source_ids: Int[Tensor, " e"]
-    """Ascending."""
+    """Ids in the source's vocabulary, ascending."""
     target_ids: Int[Tensor, " e"]
+    """Ids of the same entries in the target's."""
     only_in_source: int
     """Entries of the source's tokenizer that the target's lacks."""
     only_in_target: int

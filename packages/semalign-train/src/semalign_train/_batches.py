@@ -9,6 +9,7 @@ from semalign_align import LiveSupervision, Ranks, Supervision
 from ._settings import TransferConfig
 
 AnySupervision = Supervision | LiveSupervision
+"""What a target can be trained on: stored supervision, or that of a source in memory."""
 
 
 def optimisation_batches(config: TransferConfig, examples: int) -> Iterator[list[int]]:

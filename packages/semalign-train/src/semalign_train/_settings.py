@@ -129,7 +129,7 @@ class TransferConfig(Contract):
 
         Raises:
             SemalignError: a layer does not exist, `steps` or `train_final_norm` do not fit the layers, two settings
-            exclude each other, or every term has weight 0.
+                exclude each other, or every term has weight 0.
         """
         layers = tuple(range(1, depth + 1)) if self.layers is None else self.layers
         if not layers or list(layers) != sorted(set(layers)) or not 1 <= layers[0] <= layers[-1] <= depth:
@@ -150,6 +150,15 @@ class TransferConfig(Contract):
         Args:
             depth: layers of the target.
             examples: how many there are to train on.
+
+        Raises:
+            SemalignError: as `stages`.
+
+        Example:
+            >>> TransferConfig(passes=3, batch_size=16).stage_steps(depth=4, examples=100)
+            (5, 5, 5, 5)
+            >>> TransferConfig(layers=(2, 4), steps=(10, 20)).stage_steps(depth=4, examples=100)
+            (10, 20)
         """
         layers = self.stages(depth)
         if isinstance(self.steps, tuple):

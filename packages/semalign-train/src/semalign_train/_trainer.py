@@ -93,13 +93,17 @@ class FrontierTrainer:
 
         Raises:
             SemalignError: the store was made for another depth, width or vocabulary, the target is float16, a layer
-            does not exist, every term has weight 0, `held_out` was supervised in another way, or checkpoints are asked
-            for with live supervision without a key.
+                does not exist, every term has weight 0, `held_out` was supervised in another way, or checkpoints are
+                asked for with live supervision without a key.
         """
         self.view = view_of(target)
+        """The target."""
         self.supervision = supervision
+        """What it is trained to match."""
         self.config = config or TransferConfig()
+        """Settings."""
         self.callback = callback or (lambda record: None)
+        """Told of every step and stage that this process runs."""
         self._scratch = scratch
         self._ranks = Ranks.current()
         manifest = supervision.manifest
@@ -124,6 +128,7 @@ class FrontierTrainer:
                 f"{len(self.view.head.weight)} rows: supervise with entries=… of the shared vocabulary"
             )
         self.layers = self.config.stages(self.view.depth)
+        """The layers that get a stage, shallow to deep."""
         weights = self.config.weights
         terms: list[tuple[float, Objective]] = [
             (weights.geometry, objective or self.config.objective),
