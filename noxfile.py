@@ -95,6 +95,13 @@ def _check_contents(session: nox.Session, wheel: Path) -> None:
 
 
 @nox.session(default=False)
+def docs(session: nox.Session) -> None:
+    """Write the API pages of the five packages into build/docs, from their docstrings; a warning is an error."""
+    install(session, *FOLDERS.values(), groups=("docs",))
+    session.run("python", "-W", "error", ".ci/docs.py", *(session.posargs or ["build/docs"]))
+
+
+@nox.session(default=False)
 def demo(session: nox.Session) -> None:
     """Run the smallest preset through the command line, on the CPU."""
     install(session, *with_siblings("harness"))
