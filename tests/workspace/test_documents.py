@@ -1,0 +1,125 @@
+"""What the READMEs and CONTRIBUTING.md name is there: files, commands with their settings, sessions of nox."""
+
+import argparse
+import ast
+import re
+import shlex
+from collections.abc import Iterator, Sequence
+
+import pytest
+from semalign_harness import Experiment, load_experiment
+from semalign_harness.cli import COMMANDS, main
+from semalign_harness.comparison import overrides_of_methods
+from semalign_harness.evaluation import EvaluationConfig
+from semalign_harness.experiment import preset_names
+from semalign_harness.matrix import read_matrix
+from semalign_harness.methods import find_methods, known_methods
+from semalign_harness.settings import merged, parse_overrides
+
+from ..components import bring
+from .projects import PROJECTS, ROOT
+from .test_contributing import GROUPS
+
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(project.folder / "README.md" for project in PROJECTS)]
+TEXTS = {str(path.relative_to(ROOT)): path.read_text(encoding="utf-8") for path in DOCUMENTS}
+SOURCES = {project.module: project.source for project in PROJECTS}
+
+each_document = pytest.mark.parametrize("document", TEXTS)
+
+
+@each_document
+def test_links_lead_somewhere(document: str) -> None:
+    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", TEXTS[document]):
+        assert "://" in target or (ROOT / document).parent.joinpath(target).exists(), target
+
+
+@each_document
+def test_named_files_are_there(document: str) -> None:
+    pattern = r"(?<![\w/.-])(?:\./)?((?:packages|harness|tests|\.ci|semalign_\w+)/[\w./-]+|[A-Z]+\.(?:md|cff))\b"
+    for name in re.findall(pattern, TEXTS[document]):
+        first, _, rest = name.partition("/")
+        path = SOURCES[first] / rest if first in SOURCES else ROOT / name
+        assert path.exists(), name
+
+
+def commands() -> list[str]:
+    """Every command line in a fenced block, without what is said about it to the right."""
+    fence = re.compile(r"^```(\w*)[^\n]*\n(.*?)^```$", flags=re.M | re.S)
+    blocks = [block for text in TEXTS.values() for language, block in fence.findall(text) if not language]
+    lines = [line for block in blocks for line in re.sub(r"\\\n *", "", block).splitlines()]
+    named = [line.removeprefix("$ ") for line in lines if re.match(r"(\$ )?semalign ", line)]
+    return sorted({line.partition("  ")[0] for line in named})
+
+
+class Parsed(Exception):
+    """Ends a command once its arguments are parsed."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        super().__init__()
+        self.options = options
+
+
+@pytest.mark.parametrize("line", commands())
+def test_commands_are_understood(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    parse = argparse.ArgumentParser.parse_intermixed_args
+
+    def parse_only(self: argparse.ArgumentParser, arguments: Sequence[str]) -> None:
+        raise Parsed(parse(self, arguments))
+
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_intermixed_args", parse_only)
+    with pytest.raises(Parsed) as parsed:
+        main(shlex.split(line)[1:])
+    bring(monkeypatch, GROUPS)
+    check_settings(parsed.value.options)
+
+
+def check_settings(options: argparse.Namespace) -> None:
+    """The settings that a command names are known, and fit."""
+    overrides, own = getattr(options, "overrides", []), {}
+    if hasattr(options, "methods"):
+        overrides, own = overrides_of_methods(overrides, find_methods(options.methods))
+    if hasattr(options, "model"):
+        EvaluationConfig.parse(parse_overrides(["model.path=model", *overrides]))
+        return
+    base = getattr(options, "experiment", None) or "tiny"
+    if base not in preset_names():
+        assert base.endswith(".yaml"), base
+        base = "tiny"
+    if getattr(options, "over", []):
+        read_matrix(base, over=options.over, overrides=overrides)
+    tree = load_experiment(base, overrides=overrides).model_dump(mode="json")
+    for name, settings in own.items():
+        Experiment.parse(merged(merged(tree, known_methods()[name]), parse_overrides(settings)))
+
+
+@each_document
+def test_commands_named_in_a_sentence_exist(document: str) -> None:
+    for command in re.findall(r"`semalign ([^` ]+)", TEXTS[document]):
+        assert command in COMMANDS
+
+
+def sessions() -> Iterator[tuple[str, list[str]]]:
+    """Name and tags of each session in noxfile.py."""
+    for node in ast.parse((ROOT / "noxfile.py").read_text(encoding="utf-8")).body:
+        for decorator in getattr(node, "decorator_list", []):
+            if isinstance(decorator, ast.Call) and ast.unparse(decorator.func) == "nox.session":
+                given = {keyword.arg: ast.literal_eval(keyword.value) for keyword in decorator.keywords}
+                yield given.get("name", getattr(node, "name", "")), given.get("tags", [])
+
+
+@each_document
+def test_named_sessions_exist(document: str) -> None:
+    tags = {tag for _, tags in sessions() for tag in tags}
+    known = {"-s": {name for name, _ in sessions()}, "-t": tags}
+    for option, named in re.findall(r"nox (-[st]) +\"?(\w+)", TEXTS[document]):
+        assert named in known[option], f"nox {option} {named}"
+
+
+def test_the_readme_names_every_session() -> None:
+    section = TEXTS["README.md"].partition("\n## Development\n")[2].partition("\n## ")[0]
+    for name, _ in sessions():
+        assert f"`{name}`" in section, name
+
+
+def test_there_are_commands_and_sessions() -> None:
+    assert len(commands()) > 20 and len(list(sessions())) > 5
