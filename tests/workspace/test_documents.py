@@ -17,7 +17,7 @@ from semalign_harness.methods import find_methods, known_methods
 from semalign_harness.settings import merged, parse_overrides
 
 from ..components import bring
-from .projects import PROJECTS, ROOT
+from .projects import PROJECTS, ROOT, Project
 from .test_contributing import GROUPS
 
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(project.folder / "README.md" for project in PROJECTS)]
@@ -29,8 +29,25 @@ each_document = pytest.mark.parametrize("document", TEXTS)
 
 @each_document
 def test_links_lead_somewhere(document: str) -> None:
-    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", TEXTS[document]):
-        assert "://" in target or (ROOT / document).parent.joinpath(target).exists(), target
+    for target, place in re.findall(r"\]\(([^)#]*)#?([^)]*)\)", TEXTS[document]):
+        if "://" not in target:
+            path = (ROOT / document).parent / target if target else ROOT / document
+            assert path.exists(), target
+            assert not place or place in places(path.read_text(encoding="utf-8")), f"{target}#{place}"
+
+
+def places(text: str) -> set[str]:
+    """What a link into a Markdown text calls its headings."""
+    titles = re.findall(r"^#+ (.+)", text, flags=re.M)
+    return {re.sub(r"[^\w -]", "", title).replace(" ", "-").lower() for title in titles}
+
+
+@pytest.mark.parametrize("project", PROJECTS[:-1], ids=lambda project: project.name)
+def test_a_library_says_how_to_install_and_extend_it(project: Project) -> None:
+    text = (project.folder / "README.md").read_text(encoding="utf-8")
+    needed = [each for each in PROJECTS if each.name in {project.name, *project.requirements}]
+    assert f"\npip install {' '.join(f'./{each.folder.relative_to(ROOT)}' for each in needed)}\n" in text
+    assert "](../../CONTRIBUTING.md#" in text
 
 
 @each_document

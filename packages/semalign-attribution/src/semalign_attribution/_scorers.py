@@ -51,7 +51,7 @@ class GradientActivation(Settings):
 class Ablation(Settings):
     """score_ℓ = drop of the mean answer log-probability when the layer's residual contribution is left out.
 
-    Only the layers after the one left out run again. Source: ours.
+    Only the layers after the one left out run again. Source: method 1.
     """
 
     kind: Literal["ablation"] = "ablation"
@@ -79,7 +79,7 @@ class Ablation(Settings):
 class Similarity:
     """score_{k,ℓ} = linear CKA of target layer k's and source layer ℓ's residual contributions, within each example.
 
-    Learning-free; tokens are the supervised positions. Source: ours, with the CKA of Kornblith et al. 2019.
+    Learning-free; tokens are the supervised positions. Source: method 1, with the CKA of Kornblith et al. 2019.
     """
 
     target: PreTrainedModel
