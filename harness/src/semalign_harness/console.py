@@ -1,14 +1,18 @@
 """What a person sees while an experiment runs."""
 
+import logging
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import NoReturn, TypeVar
 
+import transformers
 from tqdm import tqdm
 
 T = TypeVar("T")
+OURS = ("semalign_geometry", "semalign_attribution", "semalign_align", "semalign_train", "semalign_harness")
+"""Names of the loggers of the five packages."""
 
 
 class Bar:
@@ -19,10 +23,11 @@ class Bar:
         self._bar = bar
 
     def skip(self, steps: int) -> None:
-        """Steps that were done before."""
-        self._bar.update(steps)
+        """Go on after steps that were done before, which count for no rate."""
+        if steps > self._bar.n:
+            self._bar.initial = self._bar.n = self._bar.last_print_n = steps
 
-    def advance(self, postfix: str) -> None:
+    def advance(self, postfix: str = "") -> None:
         """One step further."""
         self._bar.set_postfix_str(postfix, refresh=False)
         self._bar.update()
@@ -43,6 +48,11 @@ class Console:
         self._started = time.perf_counter()
 
     @property
+    def is_quiet(self) -> bool:
+        """Whether it shows nothing."""
+        return self._quiet
+
+    @property
     def seconds(self) -> float:
         """Wall time since the start."""
         return time.perf_counter() - self._started
@@ -54,20 +64,21 @@ class Console:
 
     @contextmanager
     def step(self, label: str) -> Iterator[None]:
-        """A part of the run, shown with its seconds when it ends."""
-        begun = time.perf_counter()
-        yield
-        self.note(f"{label}: {time.perf_counter() - begun:.1f} s")
+        """A part of the run, named while it lasts, and shown with its seconds when it ends."""
+        with self._timed(label), self._tqdm(f"{label} …", bar_format="{desc}"):
+            yield
 
     def progress(self, label: str, items: Sequence[T]) -> Iterator[T]:
         """The items, with a bar."""
-        with self.step(label):
-            yield from tqdm(items, desc=label, disable=self._no_bars, leave=False, file=self._stream)
+        with self.bar(label, len(items)) as bar:
+            for item in items:
+                yield item
+                bar.advance()
 
     @contextmanager
     def bar(self, label: str, total: int) -> Iterator[Bar]:
         """A bar that the caller advances."""
-        with self.step(label), self._tqdm(label, total) as bar:
+        with self._timed(label), self._tqdm(label, total=total) as bar:
             yield Bar(bar)
 
     def ticker(self, label: str) -> Callable[[int, int], None]:
@@ -76,7 +87,7 @@ class Console:
 
         def report(done: int, total: int) -> None:
             if not bars:
-                bars.append(self._tqdm(label, total))
+                bars.append(self._tqdm(label, total=total))
             bars[0].update(done - bars[0].n)
             if done == total:
                 bars[0].close()
@@ -94,5 +105,46 @@ class Console:
 
         return report
 
-    def _tqdm(self, label: str, total: int) -> "tqdm[NoReturn]":
-        return tqdm(total=total, desc=label, disable=self._no_bars, leave=False, file=self._stream)
+    @contextmanager
+    def _timed(self, label: str) -> Iterator[None]:
+        begun = time.perf_counter()
+        yield
+        self.note(f"{label}: {time.perf_counter() - begun:.1f} s")
+
+    def _tqdm(self, label: str, *, total: int | None = None, bar_format: str | None = None) -> "tqdm[NoReturn]":
+        return tqdm(
+            total=total,
+            desc=label,
+            bar_format=bar_format,
+            disable=self._no_bars,
+            leave=False,
+            file=self._stream,
+            dynamic_ncols=True,
+        )
+
+
+class _Lines(logging.Handler):
+    """Log lines on standard error, above the bars."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        tqdm.write(self.format(record), file=sys.stderr)
+
+
+@contextmanager
+def logged(*, verbose: bool) -> Iterator[None]:
+    """Show log lines while the block runs: warnings of the five packages and errors of transformers, or with `verbose`
+    every line of the former and warnings of the latter, with their time."""
+    form = "%(asctime)s %(levelname)s %(name)s: %(message)s" if verbose else "%(levelname)s: %(message)s"
+    handler = _Lines()
+    handler.setFormatter(logging.Formatter(form))
+    wanted = dict.fromkeys(OURS, logging.DEBUG if verbose else logging.WARNING)
+    wanted["transformers"] = logging.WARNING if verbose else logging.ERROR
+    with ExitStack() as stack:
+        stack.callback(transformers.logging.enable_default_handler)
+        transformers.logging.disable_default_handler()  # which knows of no bars
+        for logger, level in ((logging.getLogger(name), level) for name, level in wanted.items()):
+            stack.callback(logger.setLevel, logger.level)
+            stack.callback(logger.removeHandler, handler)
+            logger.setLevel(level)
+            logger.addHandler(handler)
+        yield

@@ -1,7 +1,8 @@
 """What arrived: the target against the source on held-out rows."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 
 import torch
 from semalign_align import FinalStates, Ranks, Supervision
@@ -55,9 +56,21 @@ class Measurement(Contract):
 
 
 @torch.no_grad()
-def measure(view: DecoderView, held_out: Supervision, *, batch_size: int) -> Measurement:
+def measure(
+    view: DecoderView,
+    held_out: Supervision,
+    *,
+    batch_size: int,
+    progress: Callable[[Sequence[range]], Iterable[range]] = iter,
+) -> Measurement:
     """Measure a model against the source's stored final states (output supervision `final_hidden`); the processes of a
     job share the rows.
+
+    Args:
+        view: the model.
+        held_out: the source's states on rows.
+        batch_size: rows at a time.
+        progress: passes the batches of this process on, and may show how far they are.
 
     Raises:
         SemalignError: the store keeps top entries only.
@@ -66,7 +79,7 @@ def measure(view: DecoderView, held_out: Supervision, *, batch_size: int) -> Mea
     sums = torch.zeros(len(held_out), 3, dtype=torch.float64)
     chunks = [range(start, min(start + batch_size, len(held_out))) for start in range(0, len(held_out), batch_size)]
     with undisturbed(view.model):
-        for indices in chunks[ranks.rank :: ranks.size]:
+        for indices in progress(chunks[ranks.rank :: ranks.size]):
             data = held_out.collate(indices, device=view.device)
             if not isinstance(data.output, FinalStates):
                 raise SemalignError("measuring the exact KL needs a store with output supervision final_hidden")
@@ -95,7 +108,12 @@ def measure(view: DecoderView, held_out: Supervision, *, batch_size: int) -> Mea
 
 @torch.no_grad()
 def right_answers(
-    loaded: LoadedModel, examples: Sequence[Example], *, max_new_tokens: int, batch_size: int
+    loaded: LoadedModel,
+    examples: Sequence[Example],
+    *,
+    max_new_tokens: int,
+    batch_size: int,
+    progress: Callable[[Sequence[list[int]]], Iterable[list[int]]] = iter,
 ) -> list[bool]:
     """Whether the last number of each greedily generated answer is the last number of the reference answer."""
     ends, ranks = end_ids(loaded.model, loaded.tokenizer), Ranks.current()
@@ -103,7 +121,7 @@ def right_answers(
     order = sorted(range(len(examples)), key=lambda place: len(examples[place].prompt_ids))
     parts = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
     with undisturbed(loaded.model):
-        for part in parts[ranks.rank :: ranks.size]:
+        for part in progress(parts[ranks.rank :: ranks.size]):
             prompts = [examples[place].prompt_ids for place in part]
             output = generate(loaded.model, prompts, max_new_tokens=max_new_tokens, ends=ends)
             texts = loaded.tokenizer.batch_decode(output, skip_special_tokens=True)
@@ -116,17 +134,25 @@ def measured(
     experiment: Experiment, console: Console, label: str, loaded: LoadedModel, held_out: Supervision, split: Split
 ) -> Measurement:
     """The figures of one model that an experiment asks for."""
-    with console.step(f"measure {label}"):
-        found = measure(DecoderView(loaded.model), held_out, batch_size=experiment.batch_size)
-        wanted = split.held_out[: experiment.measure.answer_rows]
-        if not wanted:
-            return found
-        right = right_answers(
-            loaded, wanted, max_new_tokens=experiment.measure.max_new_tokens, batch_size=4 * experiment.batch_size
-        )
-        by_row = found.by_row.model_copy(update={"correct": tuple(right)})
-        accuracy = sum(right) / len(right)
-        return found.model_copy(update={"accuracy": accuracy, "answer_rows": len(wanted), "by_row": by_row})
+    found = measure(
+        DecoderView(loaded.model),
+        held_out,
+        batch_size=experiment.batch_size,
+        progress=partial(console.progress, f"measure {label}"),
+    )
+    wanted = split.held_out[: experiment.measure.answer_rows]
+    if not wanted:
+        return found
+    right = right_answers(
+        loaded,
+        wanted,
+        max_new_tokens=experiment.measure.max_new_tokens,
+        batch_size=4 * experiment.batch_size,
+        progress=partial(console.progress, f"{len(wanted)} answers of {label}"),
+    )
+    by_row = found.by_row.model_copy(update={"correct": tuple(right)})
+    accuracy = sum(right) / len(right)
+    return found.model_copy(update={"accuracy": accuracy, "answer_rows": len(wanted), "by_row": by_row})
 
 
 def gap_recovered(source: float, before: float, after: float) -> float | None:

@@ -2,7 +2,7 @@
 
 import contextlib
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -242,12 +242,12 @@ def _read_target(
 ) -> tuple[TargetGeometry, Scorer]:
     target = load(console, "target", inputs.target, device)
     view = DecoderView(target.model)
-    with console.step("read the target's geometry"):
-        basis = None
-        if experiment.transport.frame != "none":
+    basis = None
+    if experiment.transport.frame != "none":
+        with console.step("the target's semantic basis"):
             basis = SemanticBasis.from_model(target.model, entries=inputs.shared.target_ids)
-        rows = _attribution_rows(experiment, inputs.split)
-        geometry = TargetGeometry(view.depth, basis, contributions(view, rows, range(1, view.depth + 1)))
+    rows = console.progress("read the target's layers", _attribution_rows(experiment, inputs.split))
+    geometry = TargetGeometry(view.depth, basis, contributions(view, rows, range(1, view.depth + 1)))
     scorer: Scorer = Similarity(target.model) if experiment.scorer.kind == "similarity" else experiment.scorer
     return geometry, scorer
 
@@ -278,7 +278,9 @@ def _plan(
             basis = SemanticBasis.from_model(source.model, entries=inputs.shared.source_ids)
             transport = fit_transport(basis, geometry.basis, frame=frame, fold_gain=fold_gain)
             within_source = fit_transport(basis, basis, frame=frame, fold_gain=fold_gain)
-        of_source = contributions(view, rows, sorted(set(pairing.source_layers)))
+    read = console.progress("read the source's layers", rows)
+    of_source = contributions(view, read, sorted(set(pairing.source_layers)))
+    with console.step("fidelity of the transport"):
         pairs = (
             PairedResiduals(layer, source_layer, geometry.residuals[layer], of_source[source_layer])
             for layer, source_layer in enumerate(pairing.source_layers, 1)
@@ -292,7 +294,7 @@ def _plan(
 
 
 @torch.no_grad()
-def contributions(view: DecoderView, rows: Sequence[Batch], layers: Sequence[int]) -> dict[int, Tensor]:
+def contributions(view: DecoderView, rows: Iterable[Batch], layers: Sequence[int]) -> dict[int, Tensor]:
     """Residual contributions of layers at the supervised positions of all rows, (p, d) for each layer."""
     parts: dict[int, list[Tensor]] = {layer: [] for layer in layers}
     with undisturbed(view.model):

@@ -1,0 +1,53 @@
+"""What the command shows: bars on a terminal alone, and log lines as they were asked for."""
+
+import io
+import logging
+import sys
+
+import pytest
+from semalign_harness.cli import main
+from semalign_harness.console import Console, logged
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("stream", [io.StringIO, Terminal])
+def test_bars_are_for_terminals(stream: type[io.StringIO], monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = stream()
+    monkeypatch.setattr(sys, "stderr", shown)
+    console = Console()
+    assert list(console.progress("count", [1, 2, 3])) == [1, 2, 3]
+    with console.step("think"), console.bar("train", 4) as bar:
+        bar.skip(2)
+        bar.advance("loss 1")
+    assert ("\r" in shown.getvalue()) == shown.isatty()
+    assert all(f"{label}: " in shown.getvalue() for label in ("count", "think", "train"))
+    if shown.isatty():
+        assert "think …" in shown.getvalue() and "it/s" in shown.getvalue()
+
+
+def test_log_lines_are_warnings_or_all(capsys: pytest.CaptureFixture[str]) -> None:
+    logger = logging.getLogger("semalign_train._trainer")
+    with logged(verbose=False):
+        logger.info("one")
+        logger.warning("two")
+        logging.getLogger("transformers").warning("three")
+    assert capsys.readouterr().err == "WARNING: two\n"
+    with logged(verbose=True):
+        logger.debug("one")
+        logging.getLogger("transformers").warning("three")
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.partition(",")[2][4:] for line in lines] == [
+        "DEBUG semalign_train._trainer: one",
+        "WARNING transformers: three",
+    ]
+
+
+@pytest.mark.parametrize("command", ["run", "submit", "compare", "sweep", "evaluate"])
+def test_quiet_and_verbose_exclude_each_other(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main([command, "tiny", "--quiet", "--verbose"])
+    assert "argument --verbose: not allowed with argument --quiet" in capsys.readouterr().err
