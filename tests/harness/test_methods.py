@@ -27,6 +27,7 @@ from semalign_harness.methods import (
 from semalign_harness.methods._joint import answer_loss, output_loss
 from semalign_harness.pipeline import run_experiment
 from semalign_harness.settings import merged
+from semalign_harness.tracking import Metrics
 from semalign_train import StepRecord, TransferConfig
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
@@ -90,7 +91,7 @@ def context(tmp_path: Path, store: Supervision, target: Any, **train: Any) -> Me
     tmp_path.mkdir(exist_ok=True)
     loaded = SimpleNamespace(model=target, tokenizer=None)
     stores = SimpleNamespace(train=store)
-    rest: Any = (None, loaded, stores, None, tmp_path, Console(quiet=True), torch.device("cpu"))
+    rest: Any = (None, loaded, stores, None, tmp_path, Console(quiet=True), torch.device("cpu"), Metrics(tmp_path))
     return MethodContext(experiment, *rest)
 
 

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import random
+import shlex
 import shutil
 import signal
 import subprocess
@@ -121,6 +122,23 @@ def test_an_interrupted_run_goes_on(
         assert steps_run[0] == (layer, number - (number - 1) % 2), "it goes on from the last state that was kept"
     read = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     assert [(r["layer"], r["step"]) for r in read] == [(layer, n) for layer in (1, 2, 3) for n in range(1, 13)]
+
+
+def test_ctrl_c_says_how_to_go_on(tmp_path: Path, longer: list[str]) -> None:
+    given = ["run", "tiny", *longer, "train.steps=3000", "--out", str(tmp_path / "run")]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "semalign_harness", *given], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    metrics, deadline = tmp_path / "run" / "metrics.jsonl", time.monotonic() + 60
+    while not metrics.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, out) == (130, "")
+    last = err.splitlines()[-1]
+    assert last == f"semalign: interrupted; the same command goes on from here: semalign {shlex.join(given)}"
+    assert "\r" not in err and "Traceback" not in err
+    assert (tmp_path / "run" / "experiment.json").is_file() and not (tmp_path / "run" / "result.json").exists()
 
 
 def test_a_finished_run_is_shown_not_repeated(

@@ -34,6 +34,7 @@ from semalign_harness.methods._seeking import (
     sensitivities,
 )
 from semalign_harness.models import LoadedModel
+from semalign_harness.tracking import Metrics
 from semalign_train import StepRecord, TransferConfig
 from torch import Tensor, nn
 from torch.testing import assert_close
@@ -269,6 +270,7 @@ def run(store: Supervision, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
             folder=tmp_path,
             console=Console(quiet=True),
             device=torch.device("cpu"),
+            metrics=Metrics(tmp_path),
         )
         return method.run(context)
 

@@ -4,6 +4,7 @@ import argparse
 import errno
 import logging
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +14,7 @@ import yaml
 from semalign_align import RaisedElsewhere
 from semalign_geometry import SemalignError
 
-from .console import Console
+from .console import Console, logged
 from .estimate import describe, presets_table
 from .experiment import Experiment, load_experiment, preset_names
 from .models import cache_folder
@@ -23,6 +24,7 @@ from .resources import join, leave
 from .run_folder import pick_folder
 from .settings import merged, parse_overrides, read_tree
 from .table import entries_table, result_table
+from .tracking import find_trackers
 
 COMMANDS = {
     "run": "transfer from a source into a target, and measure what arrived",
@@ -41,6 +43,7 @@ EXAMPLES = """\
 examples:
   semalign run tiny
   semalign run tiny train.passes=2 train.weights.geometry=0.5 --out runs/mine
+  semalign run tiny --track tensorboard
   semalign run qwen2.5-coder --dry-run
   semalign run qwen2.5-coder source.path=source.gguf target.path=target.gguf data.train.path=train.jsonl.gz
   semalign run my-experiment.yaml --config my-machine.yaml
@@ -84,7 +87,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # Each command has a parser of its own, as argparse does not intermix options and overrides of subcommands.
     options = parser.parse_intermixed_args(given[1:])
     try:
-        return run(options)
+        with logged(verbose=getattr(options, "verbose", False)):
+            return run(options)
     except RaisedElsewhere:
         return 2  # the first process tells
     except SemalignError as error:
@@ -92,12 +96,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         return _fail(_disk_message(error))
     except KeyboardInterrupt:
-        goes_on = (
-            "; the same command goes on from here"
-            if command in ("run", "submit", "compare", "sweep", "evaluate")
-            else ""
-        )
-        print(f"semalign: interrupted{goes_on}", file=sys.stderr)
+        print(f"semalign: interrupted{_way_on(command, given)}", file=sys.stderr)
         return 130
     finally:
         leave()
@@ -118,6 +117,7 @@ def _top_parser() -> argparse.ArgumentParser:
 def _run_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("experiment", nargs="?", help="name of a preset, or path of a YAML file")
     parser.add_argument("overrides", nargs="*", metavar="key.key=value", help="settings that override the experiment's")
+    _track_argument(parser)
     _common_arguments(
         parser,
         "run folder, where an interrupted run goes on (default: runs/NAME, numbered when taken)",
@@ -151,6 +151,7 @@ def _submit_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--wait", action="store_true", help="wait for the jobs")
     parser.add_argument("--dry-run", action="store_true", help="print where each cell stands, run nothing")
+    _track_argument(parser)
     _common_arguments(parser, "folder of the matrix, which goes on there (default: runs/NAME-matrix)")
 
 
@@ -175,6 +176,7 @@ def _compare_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", metavar="DIR", help="take their rows from DIR/<task>/test.jsonl.gz, not from the hub")
     parser.add_argument("--limit", type=int, metavar="N", help="documents of each task (default: all)")
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="runs at a time (default: 1)")
+    _track_argument(parser)
     _common_arguments(
         parser,
         "folder of the comparison, which goes on there, and takes further methods and seeds (default: "
@@ -192,6 +194,7 @@ def _sweep_arguments(parser: argparse.ArgumentParser) -> None:
         "--rungs", type=int, default=1, metavar="N", help="halve the cells N − 1 times, passes doubling (default: 1)"
     )
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="cells at a time (default: 1)")
+    _track_argument(parser)
     _common_arguments(parser, "folder of the sweep, which goes on there (default: runs/NAME-sweep)")
     parser.epilog = "Settings are tuned on further rows of the training split: data.held_out plays no part."
 
@@ -211,7 +214,23 @@ def _common_arguments(parser: argparse.ArgumentParser, out: str) -> None:
         "--config", action="append", default=[], metavar="FILE", help="YAML file merged on top; repeatable"
     )
     parser.add_argument("--out", type=Path, metavar="DIR", help=out)
-    parser.add_argument("--quiet", action="store_true", help="print the result only")
+    _volume_arguments(parser, "result")
+
+
+def _volume_arguments(parser: argparse.ArgumentParser, result: str) -> None:
+    volume = parser.add_mutually_exclusive_group()
+    volume.add_argument("--quiet", action="store_true", help=f"print the {result} only, and warnings")
+    volume.add_argument("--verbose", action="store_true", help="show log lines with their time, on standard error")
+
+
+def _track_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--track",
+        action="append",
+        default=[],
+        metavar="NAMES",
+        help="tell every step to tensorboard, wandb or trackio too; with commas, repeatable",
+    )
 
 
 def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
@@ -254,7 +273,7 @@ def _models_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("action", choices=("list", "pull", "where"), help="show all, fetch one, or print its path")
     parser.add_argument("name", nargs="?", help="its name in the list, or its hub id")
     parser.add_argument("--via", choices=("hub", "index"), help="what pull fetches it from (default: hub, else index)")
-    parser.add_argument("--quiet", action="store_true", help="print the path only")
+    _volume_arguments(parser, "path")
 
 
 def _store_arguments(parser: argparse.ArgumentParser) -> None:
@@ -320,7 +339,7 @@ def _run(options: argparse.Namespace) -> int:
     _hush()
     ranks, _ = join(experiment.device)
     folder = ranks.from_first(lambda: options.out or pick_folder(Path("runs"), experiment))
-    result = run_experiment(experiment, folder, console=Console(quiet=options.quiet))
+    result = run_experiment(experiment, folder, console=Console(quiet=options.quiet), trackers=options.track)
     if ranks.is_first:
         print(result_table(result))
         print(f"run folder: {folder.resolve()}")
@@ -348,7 +367,7 @@ def _submit(options: argparse.Namespace) -> int:
 
     if options.experiment is None:
         raise SemalignError(f"submit needs an experiment: a preset ({', '.join(preset_names())}) or a YAML file")
-    target = Target(options.executor, options.jobs, parse_parameters(options.slurm))
+    target = Target(options.executor, options.jobs, parse_parameters(options.slurm), find_trackers(options.track))
     matrix = read_matrix(options.experiment, over=options.over, configs=options.config, overrides=options.overrides)
     folder = options.out or Path("runs") / f"{matrix.name}-matrix"
     if options.dry_run:
@@ -388,7 +407,9 @@ def _compare(options: argparse.Namespace) -> int:
     )
     _hush()
     folder = options.out or Path("runs") / f"{experiment.name}-comparison"
-    comparison = compare(config, folder, jobs=options.jobs, console=Console(quiet=options.quiet))
+    comparison = compare(
+        config, folder, jobs=options.jobs, trackers=find_trackers(options.track), console=Console(quiet=options.quiet)
+    )
     print(comparison_markdown(comparison))
     for table in published_table(comparison):
         print(table)
@@ -426,6 +447,7 @@ def _sweep(options: argparse.Namespace) -> int:
         overrides=options.overrides,
         rungs=options.rungs,
         jobs=options.jobs,
+        trackers=find_trackers(options.track),
         console=Console(quiet=options.quiet),
     )
     print(sweep_table(found))
@@ -491,10 +513,18 @@ def _pair(options: argparse.Namespace) -> int:
 
 def _hush() -> None:
     """Libraries keep to themselves what the console shows better."""
-    transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     for chatty in ("datasets", "huggingface_hub", "lm_eval", "lm-eval"):
         logging.getLogger(chatty).setLevel(logging.ERROR)
+
+
+def _way_on(command: str, given: Sequence[str]) -> str:
+    """How to go on after an interruption."""
+    pulls = command == "models" and "pull" in given
+    if not pulls and command not in ("run", "submit", "compare", "sweep", "evaluate"):
+        return ""
+    launched = int(os.environ.get("WORLD_SIZE", "1")) > 1  # by a command that is not known here
+    return "; the same command goes on from here" + ("" if launched else f": semalign {shlex.join(given)}")
 
 
 def _disk_message(error: OSError) -> str:

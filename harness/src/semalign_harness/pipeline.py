@@ -28,6 +28,7 @@ from .resources import join, peak_memory
 from .run_folder import ENVIRONMENT, EXPERIMENT, RESULT, claimed
 from .saving import save_model
 from .source_phase import source_stores
+from .tracking import Metrics, find_trackers, tracked
 from .written_answers import with_written_answers
 
 BEFORE = "before.json"
@@ -93,7 +94,9 @@ class RunResult(Contract):
     """Peak memory of the process; on a CUDA device, that device's peak."""
 
 
-def run_experiment(experiment: Experiment, folder: Path, *, console: Console | None = None) -> RunResult:
+def run_experiment(
+    experiment: Experiment, folder: Path, *, console: Console | None = None, trackers: Sequence[str] = ()
+) -> RunResult:
     """Run an experiment into a folder, or go on with an interrupted run of it there.
 
     Inputs are checked before anything is written; each file in the folder is whole or absent. A run that is killed at
@@ -104,14 +107,16 @@ def run_experiment(experiment: Experiment, folder: Path, *, console: Console | N
         experiment: what to run.
         folder: the run folder: new, empty, or of this experiment.
         console: where progress is shown; None shows nothing.
+        trackers: names of trackers that are told of every step; the result does not depend on them.
 
     Raises:
-        SemalignError: the input cannot be used, the folder holds something else, training diverged, or the saved target
-            does not compute what the trained one did.
+        SemalignError: the input cannot be used, the folder holds something else, a tracker does not start, training
+            diverged, or the saved target does not compute what the trained one did.
         OSError: the disk is full or not writable.
     """
     ranks, device = join(experiment.device)
     console = console if console is not None and ranks.is_first else Console(quiet=True)
+    trackers = ranks.from_first(lambda: find_trackers(trackers))
     with contextlib.ExitStack() as stack:
         resumed = ranks.from_first(lambda: stack.enter_context(claimed(folder, experiment)))
         if ranks.from_first(lambda: (folder / RESULT).is_file()):
@@ -124,6 +129,7 @@ def run_experiment(experiment: Experiment, folder: Path, *, console: Console | N
             console.note(f"going on with the interrupted run in {folder}")
         try:
             inputs, environment = _begin(experiment, folder, console, device, resumed=resumed)
+            metrics = _metrics(stack, experiment, folder, trackers, console)
             plan = make_plan(
                 experiment, inputs, device, processes=ranks.size, supervised=is_kept(environment.supervision_key)
             )
@@ -142,7 +148,7 @@ def run_experiment(experiment: Experiment, folder: Path, *, console: Console | N
                 shutil.rmtree(folder, ignore_errors=True)
             raise
         before = _before(experiment, folder, console, target, stores.held_out, inputs.split)
-        context = MethodContext(experiment, inputs, target, stores, plan, folder, console, device)
+        context = MethodContext(experiment, inputs, target, stores, plan, folder, console, device, metrics)
         training = method.run(context)
         saved: list[LoadedModel] = []
         with console.step("save the target, reload it, compare logits"):
@@ -163,6 +169,7 @@ def run_experiment(experiment: Experiment, folder: Path, *, console: Console | N
         )
         if ranks.is_first:
             result.write(folder / RESULT)
+            metrics.add_result(result.model_dump(exclude={"training": {"transfer"}}))
             _tidy(folder)
             _report(folder, console)
         ranks.wait()
@@ -193,6 +200,17 @@ def _begin(
 
     environment = ranks.from_first(note)
     return _in_dtypes(inputs, environment.dtypes), environment
+
+
+def _metrics(
+    stack: contextlib.ExitStack, experiment: Experiment, folder: Path, trackers: Sequence[str], console: Console
+) -> Metrics:
+    """The metrics, which have trackers on the first process."""
+    found: list[Metrics] = []
+    Ranks.current().from_first(
+        lambda: found.append(stack.enter_context(tracked(folder, experiment, trackers, console)))
+    )
+    return found[0] if found else Metrics(folder)
 
 
 def _tidy(folder: Path) -> None:

@@ -59,28 +59,25 @@ def claimed(folder: Path, experiment: Experiment) -> Iterator[bool]:
             folder.rmdir()
 
 
-def cut_metrics(folder: Path, before: StepRecord) -> int:
-    """Cut the metrics back to the steps before a given one, which a resumed stage runs again; returns how many stay."""
-    file = folder / METRICS
-    kept = []
+def steps_of(folder: Path) -> list[dict[str, Any]]:
+    """The steps in the metrics, as far as they are whole."""
+    file, found = folder / METRICS, []
     for line in file.read_text(encoding="utf-8").splitlines() if file.is_file() else []:
         try:
-            record = json.loads(line)
+            found.append(json.loads(line))
         except json.JSONDecodeError:
             break  # cut off while it was written
-        if (record["layer"], record["step"]) >= (before.layer, before.step):
-            break
-        kept.append(line + "\n")
-    replace_file(file, "".join(kept))
-    return len(kept)
+    return found
 
 
-def add_metrics(folder: Path, record: StepRecord) -> None:
-    """Append a step of a training without stages, whose first step drops what an interrupted one left."""
-    if record.step == 1:
-        cut_metrics(folder, record)
-    with (folder / METRICS).open("a", encoding="utf-8") as file:
-        file.write(record.model_dump_json() + "\n")
+def cut_metrics(folder: Path, before: StepRecord) -> int:
+    """Cut the metrics back to the steps before a given one, which a resumed stage runs again; returns how many stay."""
+    found = steps_of(folder)
+    here, file = (before.layer, before.step), folder / METRICS
+    kept = next((n for n, step in enumerate(found) if (step["layer"], step["step"]) >= here), len(found))
+    lines = file.read_text(encoding="utf-8").splitlines()[:kept] if kept else []
+    replace_file(file, "".join(line + "\n" for line in lines))
+    return kept
 
 
 def _is_interrupted(folder: Path, experiment: Experiment) -> bool:
@@ -124,14 +121,15 @@ def _is_unbegun(folder: Path) -> bool:
 
 def differences(there: Experiment, here: Experiment) -> list[str]:
     """What differs between two experiments, setting by setting."""
-    ours, theirs = (dict(_leaves(each.model_dump(mode="json"))) for each in (here, there))
+    ours, theirs = (dict(leaves(each.model_dump(mode="json"))) for each in (here, there))
     keys = [key for key in {**theirs, **ours} if ours.get(key) != theirs.get(key)]
     return [f"{key} is {theirs.get(key)} there, {ours.get(key)} here" for key in keys]
 
 
-def _leaves(tree: Any, place: str = "") -> Iterator[tuple[str, Any]]:
+def leaves(tree: Any, place: str = "") -> Iterator[tuple[str, Any]]:
+    """The values of nested settings, each with its dotted place."""
     if isinstance(tree, dict) and tree:
         for key, value in tree.items():
-            yield from _leaves(value, f"{place}.{key}" if place else key)
+            yield from leaves(value, f"{place}.{key}" if place else key)
     else:
         yield place, tree

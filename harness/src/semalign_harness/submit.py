@@ -17,7 +17,7 @@ import transformers
 import yaml
 from semalign_geometry import Contract, SemalignError, Settings, replace_file
 
-from .console import Console
+from .console import Console, logged
 from .matrix import LOGS, MATRIX, Matrix, Standing, check_folder, claimed_matrix, failure_file, standings
 from .pipeline import run_experiment
 
@@ -63,6 +63,8 @@ class Target:
     """Most cells at a time; None for one on this machine, and for submitit's own limit on Slurm."""
     slurm: Mapping[str, Any] = field(default_factory=dict)
     """Parameters of submitit's executors, such as `partition`, `gpus_per_node` and `timeout_min`."""
+    trackers: tuple[str, ...] = ()
+    """Trackers that are told of every step of every cell."""
 
     def __post_init__(self) -> None:
         if self.executor not in EXECUTORS:
@@ -117,7 +119,7 @@ def submit_matrix(
         _forget(folder, names)
         jobs: dict[str, Job[None]] = {}
         if names and target.executor == "local":
-            _run_here(folder, names, target.at_once or 1, console)
+            _run_here(folder, names, target, console)
         elif names:
             jobs = _submit(matrix, folder, names, target)
             ids = sorted({job.job_id.partition("_")[0] for job in jobs.values()})
@@ -151,6 +153,8 @@ class CellRun:
 
     folder: str
     """Folder of the matrix."""
+    trackers: tuple[str, ...] = ()
+    """Trackers that are told of every step."""
 
     def __call__(self, name: str) -> None:
         """Run a cell; the reason of a failure is kept in a file.
@@ -158,12 +162,12 @@ class CellRun:
         Raises:
             Exception: what the run raised.
         """
-        transformers.logging.set_verbosity_error()
         transformers.logging.disable_progress_bar()
         folder = Path(self.folder)
         (cell,) = (cell for cell in Matrix.read(folder / MATRIX).cells if cell.name == name)
         try:
-            run_experiment(cell.experiment, folder / name, console=Console())
+            with logged(verbose=False):
+                run_experiment(cell.experiment, folder / name, console=Console(), trackers=self.trackers)
         except Exception as error:
             known = isinstance(error, SemalignError | OSError)
             reason = " ".join(str(error).split())
@@ -192,17 +196,19 @@ def _forget(folder: Path, names: Sequence[str]) -> None:
         Jobs(cells=kept).write(folder / JOBS)
 
 
-def _run_here(folder: Path, names: Sequence[str], at_once: int, console: Console) -> None:
+def _run_here(folder: Path, names: Sequence[str], target: Target, console: Console) -> None:
     """Each cell in a process of its own, whose memory and crashes are its own."""
     (folder / LOGS).mkdir(exist_ok=True)
     waiting, running, done = list(names), dict[str, subprocess.Popen[bytes]](), 0
+    tick = console.ticker("runs")
+    tick(0, len(names))
     try:
         while waiting or running:
-            while waiting and len(running) < at_once:
+            while waiting and len(running) < (target.at_once or 1):
                 name = waiting.pop(0)
                 console.note(f"{name} begins, its log is {folder / LOGS / name}.log")
                 with (folder / LOGS / f"{name}.log").open("ab") as log:
-                    command = [sys.executable, "-m", "semalign_harness.submit", str(folder), name]
+                    command = [sys.executable, "-m", "semalign_harness.submit", str(folder), name, *target.trackers]
                     running[name] = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
             time.sleep(0.05)
             for name, process in list(running.items()):
@@ -214,6 +220,7 @@ def _run_here(folder: Path, names: Sequence[str], at_once: int, console: Console
                     why = f"ended by signal {-code}" if code < 0 else f"ended with exit code {code}"
                     _keep_reason(folder, name, f"{why}: see {folder / LOGS / name}.log")
                 console.note(f"{name} {'failed' if code else 'is finished'}, {done} of {len(names)}")
+                tick(done, len(names))
     finally:
         for process in running.values():
             process.terminate()
@@ -231,7 +238,7 @@ def _submit(matrix: Matrix, folder: Path, names: Sequence[str], target: Target) 
         parameters["array_parallelism"] = target.at_once
     executor = _executor(folder / JOB_FILES, cluster, parameters)
     try:
-        submitted = executor.map_array(CellRun(str(folder.resolve())), names)
+        submitted = executor.map_array(CellRun(str(folder.resolve()), target.trackers), names)
     except (FailedJobError, FailedSubmissionError) as error:
         raise SemalignError(f"Slurm refused the jobs: {' '.join(str(error).split())}") from error
     jobs = dict(zip(names, submitted, strict=True))
@@ -326,9 +333,9 @@ def parse_parameters(given: Sequence[str]) -> dict[str, Any]:
 
 
 def _main() -> int:
-    folder, name = sys.argv[1:]
+    folder, name, *trackers = sys.argv[1:]
     try:
-        CellRun(folder)(name)
+        CellRun(folder, tuple(trackers))(name)
     except (SemalignError, OSError) as error:
         print(f"semalign: {error}", file=sys.stderr)
         return 2

@@ -67,6 +67,7 @@ def sweep(
     overrides: Sequence[str] = (),
     rungs: int = 1,
     jobs: int = 1,
+    trackers: Sequence[str] = (),
     console: Console | None = None,
 ) -> Sweep:
     """Run every combination, or with several rungs the better half of each rung with twice the passes.
@@ -82,6 +83,7 @@ def sweep(
         overrides: settings of all trials.
         rungs: 1 for the plain grid.
         jobs: runs at a time.
+        trackers: names of trackers that are told of every step of every run.
         console: where progress is shown; None shows nothing.
 
     Raises:
@@ -95,6 +97,7 @@ def sweep(
             raise SemalignError(f"a sweep is measured on rows of the training split: leave --over {key} out")
         if rungs > 1 and key == "train.passes":
             raise SemalignError(_ALIKE_RUNGS)
+    target = Target(at_once=jobs, trackers=tuple(trackers))
     trials: list[Trial] = []
     names: list[str] | None = None
     matrix: Matrix | None = None
@@ -106,7 +109,7 @@ def sweep(
         if names is not None:
             matrix = matrix.model_copy(update={"cells": [cell for cell in matrix.cells if cell.name in names]})
         # What failed before may be among the better half now: a rung takes further cells.
-        found = submit_matrix(matrix, folder / f"rung-{rung}", Target(at_once=jobs), extend=True, console=console)
+        found = submit_matrix(matrix, folder / f"rung-{rung}", target, extend=True, console=console)
         done = sorted((_trial(each, rung) for each in found), key=lambda t: float("inf") if t.kl is None else t.kl)
         if done[0].kl is None:
             raise SemalignError(f"every run of rung {rung} failed, such as {done[0].note}")

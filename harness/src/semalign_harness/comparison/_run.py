@@ -30,7 +30,14 @@ Cells = dict[tuple[str, int], Cell]
 """By method and seed."""
 
 
-def compare(config: ComparisonConfig, folder: Path, *, jobs: int = 1, console: Console | None = None) -> Comparison:
+def compare(
+    config: ComparisonConfig,
+    folder: Path,
+    *,
+    jobs: int = 1,
+    trackers: Sequence[str] = (),
+    console: Console | None = None,
+) -> Comparison:
     """Run every method with every seed, evaluate what came out, and write `comparison.json`, `.md` and `.csv`.
 
     The folder goes on where it was interrupted, and takes further methods and seeds; finished runs are kept. A run that
@@ -40,12 +47,14 @@ def compare(config: ComparisonConfig, folder: Path, *, jobs: int = 1, console: C
         config: what to compare.
         folder: where the run folders and the tables are.
         jobs: runs at a time.
+        trackers: names of trackers that are told of every step of every run.
         console: where progress is shown; None shows nothing.
 
     Raises:
         SemalignError: a setting is wrong, the folder holds runs of another experiment, or every method failed.
     """
-    console, target, folder = console or Console(quiet=True), Target(at_once=jobs), folder.resolve()
+    console, folder = console or Console(quiet=True), folder.resolve()
+    target = Target(at_once=jobs, trackers=tuple(trackers))
     cells = _cells(config)
     same = _same(cells, config)
     first, second = _rounds({key: cell for key, cell in cells.items() if key[0] not in same}, config)

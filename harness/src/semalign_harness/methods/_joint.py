@@ -34,7 +34,6 @@ from semalign_train import (
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, kl_div
 
-from ..run_folder import add_metrics
 from ._method import MethodContext, MethodReport
 
 Losses = Callable[[Trace, SupervisedBatch], dict[str, Tensor]]
@@ -203,7 +202,7 @@ def train_jointly(
                 examples=tuple(indices),
             )
             if ranks.is_first:
-                add_metrics(context.folder, record)
+                context.metrics.add(record)
             bar.advance(", ".join(f"{name} {value:.3f}" for name, value in record.losses.items()))
     return MethodReport(
         method=method.kind,

@@ -15,7 +15,6 @@ from semalign_train import StepRecord, optimisation_batches
 from torch import Tensor, nn
 
 from ..data import Example, batches
-from ..run_folder import add_metrics
 from ._method import MethodContext, MethodReport
 from ._neurons import Located, Place, Variant, locate, parts_of, places, until_last_word
 
@@ -180,7 +179,7 @@ class LaTen(Settings):
                     examples=tuple(indices),
                 )
                 if ranks.is_first:
-                    add_metrics(context.folder, record)
+                    context.metrics.add(record)
                 bar.advance(", ".join(f"{name} {value:.3f}" for name, value in record.losses.items()))
         return seen
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from ..models import LoadedModel
     from ..plan import Plan
     from ..source_phase import SourceStores
+    from ..tracking import Metrics
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,6 +38,8 @@ class MethodContext:
     """Where progress is shown."""
     device: torch.device
     """Device of the models."""
+    metrics: "Metrics"
+    """What the first process tells of every step."""
 
     def load_source(self) -> "LoadedModel":
         """The source's weights, anew; whoever calls this lets go of them."""

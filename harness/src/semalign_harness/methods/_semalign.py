@@ -5,7 +5,7 @@ import json
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import ClassVar, Literal, TextIO
+from typing import ClassVar, Literal
 
 from semalign_align import RaisedElsewhere, Ranks
 from semalign_attribution import LayerScores
@@ -22,7 +22,6 @@ from semalign_train import (
 
 from ..models import LoadedModel
 from ..plan import Clock, duration
-from ..run_folder import METRICS, cut_metrics
 from ._method import MethodContext, MethodReport
 
 TELL_EVERY = 60.0
@@ -77,13 +76,13 @@ def _train(context: MethodContext, config: TransferConfig) -> TransferReport:
             checkpoints=folder / "checkpoints",
         )
         bar = stack.enter_context(console.bar("train", sum(trainer.stage_steps)))
-        metrics: TextIO | None = None
         planned = len(context.plan.training) == len(trainer.layers)
         clock, told = Clock(context.plan, trainer.layers), console.seconds
 
         def record(entry: StepRecord | StageRecord) -> None:
-            nonlocal metrics, told
+            nonlocal told
             if isinstance(entry, StageRecord):
+                context.metrics.add_stage(entry)
                 for fact in _incidents(entry):
                     console.note(f"layer {entry.layer}: {fact}")
                 left = clock.after(entry.layer, entry.seconds)
@@ -91,11 +90,7 @@ def _train(context: MethodContext, config: TransferConfig) -> TransferReport:
                     told = console.seconds
                     console.note(f"layer {entry.layer} of {trainer.view.depth}: about {duration(left)} left")
                 return
-            if metrics is None:
-                bar.skip(cut_metrics(folder, entry))
-                metrics = stack.enter_context((folder / METRICS).open("a", encoding="utf-8"))
-            metrics.write(entry.model_dump_json() + "\n")
-            metrics.flush()
+            bar.skip(context.metrics.add(entry))
             losses = ", ".join(f"{name} {value:.3f}" for name, value in entry.losses.items())
             bar.advance(f"layer {entry.layer}: {losses}")
 
