@@ -138,5 +138,12 @@ def test_the_readme_names_every_session() -> None:
         assert f"`{name}`" in section, name
 
 
+def test_every_public_package_has_an_api_page() -> None:
+    text = (ROOT / ".ci/docs.py").read_text(encoding="utf-8")
+    parts = [path.parent.name for path in SOURCES["semalign_harness"].glob("*/__init__.py")]
+    for name in [*SOURCES, *(f"semalign_harness.{part}" for part in parts)]:
+        assert f'"{name}",' in text, name
+
+
 def test_there_are_commands_and_sessions() -> None:
     assert len(commands()) > 20 and len(list(sessions())) > 5
