@@ -607,6 +607,13 @@ def test_the_markdown_table_has_a_row_for_each_method(tmp_path: Path, runs: Runs
     assert [row[1] for row in tests[1:] if row[0] == best[0]] == ["–"]
 
 
+@pytest.mark.parametrize("option", [("--plain",), ("--chat",), ("--limit", "3"), ("--data", "here")], ids=" ".join)
+def test_options_of_benchmarks_need_benchmarks(
+    option: tuple[str, ...], tmp_path: Path, runs: Runs, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "name some with --tasks" in refused(tmp_path, capsys, "--methods", "sft", *option)
+
+
 def test_what_is_unbounded_is_called_so(tmp_path: Path, runs: Runs) -> None:
     runs.rows = 1
     assert compared(tmp_path, "--methods", "semalign,sft") == 0
@@ -813,6 +820,7 @@ def test_benchmarks_that_cannot_be_had_cost_no_training(
     assert compared(tmp_path, *call) == 0
     capsys.readouterr()
     assert "another evaluation (limit differs)" in refused(tmp_path, capsys, *call, "--limit", "1")
+    assert "another evaluation (chat differs)" in refused(tmp_path, capsys, *call, "--plain")
     text = "".join(json.dumps({**row, "answer": "#### 1"}) + "\n" for row in ROWS["gsm8k"])
     (benched.data / "gsm8k" / "test.jsonl.gz").write_bytes(gzip.compress(text.encode()))
     assert compared(tmp_path, *call[:-3], "semalign,sft", "--tasks", "gsm8k") == 2

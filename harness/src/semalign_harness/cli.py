@@ -175,6 +175,7 @@ def _compare_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tasks", metavar="NAMES", help="benchmarks of mmlu, gsm8k, humaneval, mbpp (default: none)")
     parser.add_argument("--data", metavar="DIR", help="take their rows from DIR/<task>/test.jsonl.gz, not from the hub")
     parser.add_argument("--limit", type=int, metavar="N", help="documents of each task (default: all)")
+    _chat_arguments(parser)
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="runs at a time (default: 1)")
     _track_argument(parser)
     _common_arguments(
@@ -241,11 +242,15 @@ def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", metavar="DIR", help="take the rows from DIR/<task>/test.jsonl.gz, not from the hub")
     parser.add_argument("--limit", type=int, metavar="N", help="documents of each task, drawn by --seed (default: all)")
     parser.add_argument("--seed", type=int, metavar="N", help="seed of the draw (default: 0)")
+    _chat_arguments(parser)
+    parser.add_argument("--allow-weak-sandbox", action="store_const", const=True, help="see allow_weak_sandbox")
+    _common_arguments(parser, "folder of the result (default: evaluations/NAME)")
+
+
+def _chat_arguments(parser: argparse.ArgumentParser) -> None:
     chat = parser.add_mutually_exclusive_group()
     chat.add_argument("--chat", action="store_const", const=True, help="prompts through the model's chat template")
     chat.add_argument("--plain", dest="chat", action="store_const", const=False, help="prompts as they are")
-    parser.add_argument("--allow-weak-sandbox", action="store_const", const=True, help="see allow_weak_sandbox")
-    _common_arguments(parser, "folder of the result (default: evaluations/NAME)")
 
 
 def _report_arguments(parser: argparse.ArgumentParser) -> None:
@@ -394,10 +399,10 @@ def _compare(options: argparse.Namespace) -> int:
     benchmarks = None
     if options.tasks is not None:
         tasks = [task.strip() for task in options.tasks.split(",")]
-        tree = {"tasks": tasks, "data": options.data, "limit": options.limit}
+        tree = {"tasks": tasks, "data": options.data, "limit": options.limit, "chat": options.chat}
         benchmarks = Benchmarks.parse(tree, origin="benchmarks")
-    elif options.data is not None or options.limit is not None:
-        raise SemalignError("--data and --limit are about benchmarks: name some with --tasks")
+    elif any(value is not None for value in (options.data, options.limit, options.chat)):
+        raise SemalignError("--data, --limit, --chat and --plain are about benchmarks: name some with --tasks")
     config = ComparisonConfig(
         experiment=experiment,
         methods=own,
