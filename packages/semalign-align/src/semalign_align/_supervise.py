@@ -2,6 +2,7 @@
 
 import hashlib
 import itertools
+import logging
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ from ._settings import Progress, Shard, SupervisionManifest, SupervisionSettings
 from ._source import SupervisingSource
 from ._store import VOCABULARY, Supervision
 
+LOGGER = logging.getLogger(__name__)
 PARTIAL = ".partial"
 """Ends the name of the folder in which a store grows that can be resumed, or that several processes write."""
 
@@ -68,10 +70,13 @@ def supervise(
     ranks, place = Ranks.current(), Path(folder)
     key = "" if resume_key is None else _key(resume_key, pairing, settings, reader.transport, entries)
     if key and ranks.from_first(lambda: _is_finished(place, key)):
+        LOGGER.info("%s holds this supervision already", place)
         return Supervision.open(place)
 
     with _workplace(place, key, ranks) as temporary:
         writer = _Writer(temporary, key, ranks)
+        if writer.progress.shards:
+            LOGGER.info("going on after %d whole shards of %s", len(writer.progress.shards), temporary)
         mine = batches if ranks.size == 1 else _share(list(batches), ranks)
         for batch in itertools.islice(mine, writer.progress.batches, None):
             if not len(next(iter(batch.values()), ())):
@@ -142,6 +147,7 @@ class _Writer:
         )
         if self._key:
             self.progress.write(self._file)
+        LOGGER.info("wrote %s: %d examples", name, len(tensors["lengths"]))
         self._pending.clear()
 
     def _found(self) -> Progress | None:

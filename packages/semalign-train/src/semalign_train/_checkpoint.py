@@ -95,6 +95,7 @@ class Checkpoints:
         if not folder.exists():
             return None
         manifest, tensors = read_artifact(folder, StageManifest)
+        LOGGER.info("layer %d was trained before: %s", layer, folder)
         return manifest.record, tensors
 
     def save_stage(self, record: StageRecord, tensors: dict[str, Tensor]) -> None:
@@ -114,6 +115,7 @@ class Checkpoints:
         if not states:
             return None
         manifest, tensors = read_artifact(states[-1], StateManifest)
+        LOGGER.info("going on from %s", states[-1])
         return State(manifest.records, tensors)
 
     def save_state(self, state: State) -> None:
@@ -126,6 +128,7 @@ class Checkpoints:
             StateManifest(training=self._training, records=state.records),
             state.tensors,
         )
+        LOGGER.debug("kept the state after step %d of layer %d", last.step, last.layer)
         self._drop_states(keep=KEPT_STATES)
 
     def _stage_folder(self, layer: int) -> Path:

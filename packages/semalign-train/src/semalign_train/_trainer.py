@@ -287,6 +287,7 @@ class FrontierTrainer:
         )
         if self._checkpoints is not None:
             self._checkpoints.save_stage(record, self._stage_tensors(layer))
+        LOGGER.info("layer %d: %d steps, losses %s → %s", layer, steps, record.first_losses, record.last_losses)
         self.callback(record)
         return record
 
