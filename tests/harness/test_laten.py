@@ -20,6 +20,7 @@ from semalign_harness.methods import Method, MethodContext, MethodReport, _neuro
 from semalign_harness.methods._laten import LaTen, _hypernetworks
 from semalign_harness.methods._neurons import Lens, Located, locate, observe, parts_of, places, until_last_word
 from semalign_harness.tiny import arithmetic_rows, build_tokenizer
+from semalign_harness.tracking import Metrics
 from semalign_train import TransferConfig
 from torch import Tensor
 from torch.testing import assert_close
@@ -232,7 +233,8 @@ def context_of(folder: Path, source: Any, target: Any, **train: Any) -> Context:
     )
     inputs = SimpleNamespace(split=SimpleNamespace(train=rows_of(16)))
     loaded, other = SimpleNamespace(model=target, tokenizer=TOKENIZER), SimpleNamespace()
-    context: Any = Context(experiment, inputs, loaded, other, other, folder, QUIET, torch.device("cpu"))  # type: ignore[arg-type]
+    rest: Any = (loaded, other, other, folder, QUIET, torch.device("cpu"), Metrics(folder))
+    context: Any = Context(experiment, inputs, *rest)  # type: ignore[arg-type]
     object.__setattr__(context, "source", SimpleNamespace(model=source, tokenizer=TOKENIZER))
     found: Context = context
     return found
