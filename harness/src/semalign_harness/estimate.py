@@ -211,10 +211,9 @@ def estimate(
 
 def _totals(experiment: Experiment, source: ModelNeeds, target: ModelNeeds) -> Totals:
     data, train = experiment.data, experiment.train
-    attributed = _activations(source, data.max_length)  # one row at a time
-    supervised = experiment.batch_size * data.max_length * _streams(source)
+    attributed = min(experiment.batch_size, data.attribution_rows) * data.max_length
     kept = target.weight_bytes if experiment.scorer.kind == "similarity" else target.head_bytes
-    source_phase = source.weight_bytes + kept + max(attributed, supervised)
+    source_phase = source.weight_bytes + kept + _activations(source, attributed)
     trained = min(train.micro_batch_size, train.batch_size) * data.max_length
     training_state = _training_state(experiment, target.shape)
     beside = source.weight_bytes if experiment.live else source.head_bytes
@@ -332,16 +331,12 @@ def _activations(model: ModelNeeds, tokens: int) -> int:
     return tokens * shape.layers * values * _bytes(model.dtype)
 
 
-def _streams(model: ModelNeeds) -> int:
-    """The residual stream of a token at every layer."""
-    return model.shape.layers * model.shape.width * _bytes(model.dtype)
-
-
 def _training_activations(model: ModelNeeds, tokens: int, train: TransferConfig) -> int:
     """In the stage of layer 1; recomputed layers keep their inputs, and two layers are whole at a time."""
     if not train.recompute_suffix:
         return _activations(model, tokens)
-    return tokens * _streams(model) + 2 * _activations(model, tokens) // model.shape.layers
+    inputs = tokens * model.shape.layers * model.shape.width * _bytes(model.dtype)
+    return inputs + 2 * _activations(model, tokens) // model.shape.layers
 
 
 def _training_state(experiment: Experiment, shape: ModelShape) -> int:
