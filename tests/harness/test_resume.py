@@ -126,14 +126,19 @@ def test_an_interrupted_run_goes_on(
 
 def test_ctrl_c_says_how_to_go_on(tmp_path: Path, longer: list[str]) -> None:
     given = ["run", "tiny", *longer, "train.steps=3000", "--out", str(tmp_path / "run")]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "semalign_harness", *given], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
     metrics, deadline = tmp_path / "run" / "metrics.jsonl", time.monotonic() + 60
-    while not metrics.exists() and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
+    # A child would inherit that Ctrl-C is ignored, as it is for what a shell runs in the background.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    command = [sys.executable, "-m", "semalign_harness", *given]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        signal.signal(signal.SIGINT, before)
+        try:
+            while not metrics.exists() and process.poll() is None and time.monotonic() < deadline:
+                time.sleep(0.05)
+            process.send_signal(signal.SIGINT)
+            out, err = process.communicate(timeout=60)
+        finally:
+            process.kill()
     assert (process.returncode, out) == (130, "")
     last = err.splitlines()[-1]
     assert last == f"semalign: interrupted; the same command goes on from here: semalign {shlex.join(given)}"

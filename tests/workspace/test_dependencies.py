@@ -17,11 +17,16 @@ IMPORT_NAMES = {"pyyaml": "yaml"}
 NOT_IMPORTED = {
     ("semalign-harness", "bitsandbytes"): "transformers needs it to load a model in 4 bits",
     ("semalign-harness", "gguf"): "transformers needs it to load a GGUF file",
+    ("semalign-harness", "tensorboard"): "torch needs it to write event files",
     ("semalign-harness", "vllm"): "lm-eval needs it for its backend of that name",
 }
 
 # Declared without a pin, and why.
-NOT_CONSTRAINED = {"vllm": "no check installs it: it needs a GPU, and each release asks for one release of torch"}
+NOT_CONSTRAINED = {
+    "trackio": "no check installs it, nor can beside the pin of pillow",
+    "vllm": "no check installs it: it needs a GPU, and each release asks for one release of torch",
+    "wandb": "no check installs it",
+}
 
 # Slow to import. Importing a project may load only those that its row names.
 HEAVY = {"accelerate", "datasets", "lm_eval", "matplotlib", "pandas", "peft", "transformers"}
