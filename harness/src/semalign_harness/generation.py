@@ -1,5 +1,6 @@
 """Generation in batches that shrink: a row that has ended costs nothing while the others go on."""
 
+import inspect
 from collections.abc import Callable, Sequence
 
 import torch
@@ -53,15 +54,16 @@ def generate(
     ids_BN, mask_BN = ids_BN.to(model.device), mask_BN.to(model.device)
     positions_BN = (mask_BN.cumsum(1) - 1).clamp_min(0)
     cache = DynamicCache(config=model.config)
+    named = "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"  # before 5.24
     rows = list(range(len(prompts)))  # which prompt each row of the batch continues
     for step in range(1, max_new_tokens + 1):
         logits_BV = model(
             input_ids=ids_BN,
             attention_mask=mask_BN,
             position_ids=positions_BN,
-            past_key_values=cache,
             use_cache=True,
             logits_to_keep=1,
+            **{named: cache},
         ).logits[:, -1]
         chosen_B = pick(logits_BV, rows)
         for row, token in zip(rows, chosen_B.tolist(), strict=True):
