@@ -120,13 +120,19 @@ def evaluation(session: nox.Session, task: str) -> None:
 
 
 EVERY_METHOD = ("tiny", "--methods", "all", "--seeds", "0,1,2", "--jobs", "2", "data.train_rows=512", "train.passes=3")
+# Each with its own learning rate: harness/LOG.md.
+RATES = (
+    "train.learning_rate=1e-3",
+    *(f"{method}:method.learning_rate=3e-3" for method in ("sft_full", "kd_full", "pissa")),
+    *(f"{method}:method.learning_rate=1e-2" for method in ("sft", "kd", "hidden")),
+)
 
 
 @nox.session(tags=["eval"], default=False)
 def compare(session: nox.Session) -> None:
     """Methods side by side: every method on the tiny pair, or `nox -s compare -- EXPERIMENT --methods …`."""
     install(session, *with_siblings("harness"))
-    session.run("semalign", "compare", *(session.posargs or EVERY_METHOD))
+    session.run("semalign", "compare", *(session.posargs or (*EVERY_METHOD, *RATES)))
 
 
 @nox.session(tags=["bench"], default=False)
