@@ -2,6 +2,7 @@
 
 import doctest
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
@@ -9,11 +10,11 @@ import torch
 
 def examples_of(package: ModuleType) -> pytest.MarkDecorator:
     """Parametrises a test with each docstring of the package's public names that holds an example, as `example`."""
-    finder = doctest.DocTestFinder()
+    finder: Any = doctest.DocTestFinder()  # the types of `find` do not know `module=False`
     public = [(name, getattr(package, name)) for name in package.__all__]
     # A type checked at run time does not look as if the package's modules had defined it: the finder takes it as given.
     ours = [(name, value) for name, value in public if getattr(value, "__module__", "").startswith(package.__name__)]
-    docstrings = [found for name, value in ours for found in finder.find(value, name, module=False)]  # type: ignore[arg-type]
+    docstrings = [found for name, value in ours for found in finder.find(value, name, module=False)]
     examples = [found for found in docstrings if found.examples]
     assert examples, f"{package.__name__} shows no example"
     for example in examples:

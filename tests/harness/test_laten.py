@@ -233,11 +233,10 @@ def context_of(folder: Path, source: Any, target: Any, **train: Any) -> Context:
     )
     inputs = SimpleNamespace(split=SimpleNamespace(train=rows_of(16)))
     loaded, other = SimpleNamespace(model=target, tokenizer=TOKENIZER), SimpleNamespace()
-    rest: Any = (loaded, other, other, folder, QUIET, torch.device("cpu"), Metrics(folder))
-    context: Any = Context(experiment, inputs, *rest)  # type: ignore[arg-type]
+    parts: Any = (experiment, inputs, loaded, other, other, folder, QUIET, torch.device("cpu"), Metrics(folder))
+    context = Context(*parts)
     object.__setattr__(context, "source", SimpleNamespace(model=source, tokenizer=TOKENIZER))
-    found: Context = context
-    return found
+    return context
 
 
 def pair_of(dtype: torch.dtype = torch.float64) -> tuple[Any, Any]:

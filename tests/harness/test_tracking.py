@@ -20,7 +20,9 @@ class Recorder:
     """A tracker that keeps what it is told."""
 
     def __init__(self, start: Start) -> None:
-        self.start, self.told, self.whole = start, [], None  # type: ignore[var-annotated]
+        self.start = start
+        self.told: list[tuple[int, dict[str, float]]] = []
+        self.whole: bool | None = None
 
     def log(self, values: Mapping[str, float], step: int) -> None:
         self.told.append((step, dict(values)))

@@ -23,7 +23,7 @@ NOT_IMPORTED = {
 
 # Declared without a pin, and why.
 NOT_CONSTRAINED = {
-    "trackio": "no check installs it, nor can beside the pin of pillow",
+    "trackio": "no check installs it: it asks for an older pillow than the pin",
     "vllm": "no check installs it: it needs a GPU, and each release asks for one release of torch",
     "wandb": "no check installs it",
 }

@@ -67,6 +67,10 @@ class Remote:
         return str(self._link.ask("repr", self))
 
 
+OUT_OF_MEMORY = ("without exception set", "without setting an exception")
+"""How the SystemError ends that CPython raises in place of a MemoryError where an allocation inside it fails."""
+
+
 class Link(Codec):
     """Calls into the player's process."""
 
@@ -141,6 +145,8 @@ class Link(Codec):
         return Stopped()
 
     def _error(self, kind: str, message: str) -> BaseException:
+        if kind == "SystemError" and message.endswith(OUT_OF_MEMORY):
+            return MemoryError()
         found = getattr(builtins, kind, None)
         if not (isinstance(found, type) and issubclass(found, Exception)):
             return self._stop(ENDED, f"{kind}: {message}")
