@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from transformers import (
 )
 from transformers.utils.hub import cached_file, extract_commit_hash
 
+from .estimate import ModelShape, shape_of
 from .experiment import ModelConfig
 from .known_models import known_path
 from .resources import bfloat16_is_fast
@@ -35,6 +37,7 @@ from .saving import save_model
 from .tiny import Role, build_tiny_model, tiny_folder_name
 
 GENERATED: dict[str, Role] = {"generated:tiny-source": "source", "generated:tiny-target": "target"}
+FILLER = re.compile(r"\[PAD\d+\]")
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,6 +58,17 @@ class OpenedModel:
     def positions(self) -> int | None:
         """Longest input in tokens; None when the architecture sets no limit."""
         return getattr(self.config, "max_position_embeddings", None)
+
+    @cached_property
+    def shape(self) -> ModelShape:
+        """Its sizes."""
+        return shape_of(self.config)
+
+    @cached_property
+    def entries(self) -> dict[str, int]:
+        """The vocabulary of its tokenizer, without the fillers that GGUF files give to the padded rows of a head."""
+        vocabulary = self.tokenizer.get_vocab()
+        return {token: i for token, i in vocabulary.items() if not (token[:4] == "[PAD" and FILLER.fullmatch(token))}
 
     def dtype(self, device: torch.device) -> torch.dtype:
         """The dtype that the weights are loaded in.
@@ -181,7 +195,7 @@ def check_tokenizers(source: OpenedModel, target: OpenedModel, texts: list[str])
     Raises:
         SemalignError: entries have different ids, or texts are encoded differently.
     """
-    source_vocabulary, target_vocabulary = (_entries(opened.tokenizer) for opened in (source, target))
+    source_vocabulary, target_vocabulary = (opened.entries for opened in (source, target))
     shared = align_vocabularies(source_vocabulary, target_vocabulary)
     remedy = "choose a source and a target of one family, which share a tokenizer"
     if not shared.same_ids:
@@ -198,11 +212,6 @@ def check_tokenizers(source: OpenedModel, target: OpenedModel, texts: list[str])
     return SharedVocabulary(
         shared.source_ids[kept], shared.target_ids[kept], shared.only_in_source, shared.only_in_target
     )
-
-
-def _entries(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
-    """The vocabulary without the fillers that GGUF files give to the padded rows of a head."""
-    return {token: i for token, i in tokenizer.get_vocab().items() if not re.fullmatch(r"\[PAD\d+\]", token)}
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from semalign_align import TopK
 from semalign_geometry import Contract
 from semalign_train import TransferConfig
 
-from .estimate import ModelShape, estimate, gb, shape_of
+from .estimate import ModelShape, estimate, gb
 from .experiment import Experiment
 from .inputs import Inputs
 
@@ -54,7 +54,7 @@ def make_plan(
         processes: how many share the work.
         supervised: whether the supervision is kept already.
     """
-    source, target = (shape_of(opened.config) for opened in (inputs.source, inputs.target))
+    source, target = inputs.source.shape, inputs.target.shape
     train, held_out = inputs.split.train, inputs.split.held_out
     tokens, answers = sum(map(len, train)), sum(len(row.answer_ids) for row in train)
     held_tokens, held_answers = sum(map(len, held_out)), sum(len(row.answer_ids) for row in held_out)
@@ -96,8 +96,8 @@ def describe_plan(plan: Plan, experiment: Experiment, inputs: Inputs) -> list[st
     models = {"source": inputs.source.settings, "target": inputs.target.settings}  # with the dtypes that were found
     totals = estimate(
         experiment.model_copy(update={"data": data, **models}),
-        source_shape=shape_of(inputs.source.config),
-        target_shape=shape_of(inputs.target.config),
+        source_shape=inputs.source.shape,
+        target_shape=inputs.target.shape,
     ).totals
     assert totals is not None
     parts = {"source": plan.source, "training": sum(plan.training), "measuring": plan.measuring}

@@ -10,9 +10,9 @@ from semalign_geometry import SemalignError
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedTokenizerBase
 
 from ..data import Example, encode_row, load_rows
-from ..estimate import ModelShape, shape_of
+from ..estimate import ModelShape
 from ..experiment import DataConfig, Experiment, ModelConfig
-from ..models import OpenedModel, _entries, open_model
+from ..models import OpenedModel, open_model
 from ._findings import Finding, error
 
 SAMPLED = 512
@@ -27,11 +27,18 @@ class Candidate:
     opened: OpenedModel
     view: DecoderView
     """Of a model without memory for its weights."""
-    shape: ModelShape
     dtype: torch.dtype
     """That the weights would be loaded in here."""
-    entries: dict[str, int]
-    """Vocabulary of its tokenizer, without fillers of padded rows."""
+
+    @property
+    def shape(self) -> ModelShape:
+        """Its sizes."""
+        return self.opened.shape
+
+    @property
+    def entries(self) -> dict[str, int]:
+        """Vocabulary of its tokenizer, without fillers of padded rows."""
+        return self.opened.entries
 
     @property
     def path(self) -> str:
@@ -80,16 +87,17 @@ def open_candidate(
         if not _is_there(settings):
             raise
         return error(role, str(failure), remedy)
+    dtype = opened.dtype(device)
+    known = settings.model_copy(update={"dtype": str(dtype).removeprefix("torch.")})  # found once, as it is by trying
+    candidate = replace(opened, settings=known)
     try:
         with torch.device("meta"):
             view = DecoderView(AutoModelForCausalLM.from_config(opened.config))
-        shape = shape_of(opened.config)
+        _ = candidate.shape  # which can fail in the same ways
     except Exception as failure:  # transformers has no common base class of errors
         reason = " ".join(str(failure).split())[:200]
         return error(role, f"{settings.path} is no decoder-only causal language model: {reason}", remedy)
-    dtype = opened.dtype(device)
-    known = settings.model_copy(update={"dtype": str(dtype).removeprefix("torch.")})  # found once, as it is by trying
-    return Candidate(role, replace(opened, settings=known), view, shape, dtype, _entries(opened.tokenizer))
+    return Candidate(role, candidate, view, dtype)
 
 
 def draw_sample(data: DataConfig, tokenizer: PreTrainedTokenizerBase) -> Sample:
