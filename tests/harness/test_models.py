@@ -3,6 +3,8 @@
 import importlib.util
 import json
 import shutil
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -36,7 +38,27 @@ def test_a_broken_gguf_is_named_and_leaves_nothing(tmp_path: Path, monkeypatch: 
     (tmp_path / "model.gguf").write_bytes(b"GGUF but not really")
     with pytest.raises(SemalignError, match="cannot be read as a GGUF model"):
         load_model(ModelConfig(path=str(tmp_path / "model.gguf")))
-    assert not (tmp_path / "cache").exists() or not any((tmp_path / "cache").iterdir())
+    assert [file for file in (tmp_path / "cache").iterdir() if file.suffix != ".lock"] == []
+
+
+def test_processes_that_lack_the_same_model_make_it_once(
+    pair: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SEMALIGN_CACHE", str(tmp_path / "cache"))
+    made = []
+
+    def build(role: str, folder: Path, **_: object) -> Path:
+        if not folder.exists():
+            time.sleep(0.3)
+            shutil.copytree(pair[0], folder)
+            made.append(role)
+        return folder
+
+    monkeypatch.setattr("semalign_harness.models.build_tiny_model", build)
+    with ThreadPoolExecutor(4) as pool:  # locks exclude threads as they exclude processes
+        opened = list(pool.map(open_model, [ModelConfig(path="generated:tiny-source")] * 4))
+    assert made == ["source"]
+    assert len({each.place for each in opened}) == 1
 
 
 def test_values_that_are_not_finite_are_found(pair: tuple[Path, Path], tmp_path: Path) -> None:

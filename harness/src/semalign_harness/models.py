@@ -5,7 +5,7 @@ import importlib.util
 import os
 import re
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -32,6 +32,7 @@ from transformers.utils.hub import cached_file, extract_commit_hash
 from .estimate import ModelShape, shape_of
 from .experiment import ModelConfig
 from .known_models import known_path
+from .locking import lock_of
 from .resources import bfloat16_is_fast
 from .saving import save_model
 from .tiny import Role, build_tiny_model, tiny_folder_name
@@ -251,7 +252,9 @@ def _resolve(config: ModelConfig, progress: Callable[[int, int], None] | None) -
         if config.path not in GENERATED:
             raise SemalignError(f"unknown generated model {config.path!r}: known are {', '.join(GENERATED)}")
         role = GENERATED[config.path]
-        return str(build_tiny_model(role, cache_folder() / tiny_folder_name(role), progress=progress))
+        folder = cache_folder() / tiny_folder_name(role)
+        with _made_by_one(folder):
+            return str(build_tiny_model(role, folder, progress=progress))
     path = Path(config.path).expanduser()
     known = known_path(config.path)
     if known is not None:
@@ -274,8 +277,20 @@ def _resolve(config: ModelConfig, progress: Callable[[int, int], None] | None) -
 def _converted(path: Path) -> Path:
     """The GGUF file as a folder of bfloat16 safetensors, converted once for each content."""
     folder = cache_folder() / f"{path.stem}-{sha256_of(path)[:16]}"
-    if (folder / "config.json").is_file():
-        return folder
+    with _made_by_one(folder):
+        if not (folder / "config.json").is_file():
+            _convert(path, folder)
+    return folder
+
+
+@contextmanager
+def _made_by_one(folder: Path) -> Iterator[None]:
+    """Other processes wait while one makes a model of the cache; a finished one needs no lock."""
+    with nullcontext() if (folder / "config.json").is_file() else lock_of(folder):
+        yield
+
+
+def _convert(path: Path, folder: Path) -> None:
     try:
         model = AutoModelForCausalLM.from_pretrained(
             path.parent,
@@ -294,7 +309,6 @@ def _converted(path: Path) -> Path:
     model.config._name_or_path = path.stem
     with new_folder(folder) as temporary:
         save_model(model, tokenizer, temporary)
-    return folder
 
 
 def _tie_like_upstream(model: PreTrainedModel) -> None:

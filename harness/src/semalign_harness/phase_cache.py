@@ -20,6 +20,7 @@ from semalign_geometry import KNOWN_FRAMES, Contract, SemalignError
 from .console import Console
 from .experiment import KNOWN_PAIRINGS, KNOWN_SCORERS, Experiment
 from .inputs import Inputs
+from .locking import lock_of
 from .measure import Measurement
 from .models import cache_folder
 
@@ -110,9 +111,8 @@ def phase_folder(key: str, console: Console) -> Iterator[Path]:
     A finished place that cannot be written to, such as a colleague's, is given without a lock.
     """
     place = _cache() / key[:16]
-    lock = _lock(place)
+    lock = lock_of(place)
     try:
-        place.parent.mkdir(parents=True, exist_ok=True)
         try:
             lock.acquire(timeout=0)
         except Timeout:
@@ -166,7 +166,7 @@ def prune(*, unused_days: float) -> list[Entry]:
         if entry.unused_days < unused_days:
             continue
         try:
-            with _lock(entry.folder).acquire(timeout=0):
+            with lock_of(entry.folder).acquire(timeout=0):
                 if _unused_days(entry.folder) < unused_days or _has_users(entry.folder):
                     continue
                 shutil.rmtree(entry.folder)
@@ -201,7 +201,3 @@ def _has_users(folder: Path) -> bool:
 
 def _cache() -> Path:
     return cache_folder() / "supervision"
-
-
-def _lock(folder: Path) -> FileLock:
-    return FileLock(folder.with_name(f".{folder.name}.lock"))

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import BinaryIO, Literal, NoReturn
 
 import huggingface_hub
-from filelock import FileLock, Timeout
+from filelock import Timeout
 from huggingface_hub.errors import GatedRepoError, OfflineModeIsEnabled, RepositoryNotFoundError, RevisionNotFoundError
 from semalign_geometry import SemalignError, sha256_of
 
@@ -29,6 +29,7 @@ from .console import Console
 from .estimate import catalogue, checkpoint_bytes, find_shape, gb
 from .experiment import ModelConfig
 from .known_models import DataWheels, KnownFile, KnownModel
+from .locking import lock_of
 from .models import cache_folder
 from .phase_cache import bytes_in
 from .table import aligned
@@ -282,8 +283,7 @@ def _watched(folder: Path, report: Callable[[int], None], *, at_most: int, befor
 @contextmanager
 def _alone(folder: Path, console: Console) -> Iterator[None]:
     """Keeps other processes from the same model; waits for one that pulls it."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder.with_name(f".{folder.name}.lock"))
+    lock = lock_of(folder)
     try:
         lock.acquire(timeout=0)
     except Timeout:
