@@ -202,7 +202,7 @@ def test_every_figure_follows_from_the_rows_of_the_runs(seeds: tuple[int, ...], 
         assert described.lower_is_better == (metric in ("KL", "answer NLL")) == (not described.percent)
         assert described.items == DIGITS
         best = (min if described.lower_is_better else max)(baselines, key=value.__getitem__)
-        assert described.best_baseline == best
+        assert described.rival == best
         for name in names:
             figure = found.methods[name].figures[metric]
             assert figure.estimate.value == pytest.approx(value[name])
@@ -214,10 +214,10 @@ def test_every_figure_follows_from_the_rows_of_the_runs(seeds: tuple[int, ...], 
                 spread = math.sqrt(sum((one - mean) ** 2 for one in each_seed) / (len(seeds) - 1))
                 assert figure.over_seeds.spread == pytest.approx(spread)
             if name == best:
-                assert figure.versus_best is None
+                assert figure.versus_rival is None
             else:
-                assert figure.versus_best is not None
-                assert figure.versus_best.difference.value == pytest.approx(value[name] - value[best])
+                assert figure.versus_rival is not None
+                assert figure.versus_rival.difference.value == pytest.approx(value[name] - value[best])
 
     # The interval of a weighted mean, the gap's, and the paired test, of one method.
     figure, weights = found.methods["semalign"].figures["KL"], list(of["sft"][0].after.by_row.tokens)
@@ -230,12 +230,12 @@ def test_every_figure_follows_from_the_rows_of_the_runs(seeds: tuple[int, ...], 
     )
     untrained = (of["sft"][0].source.by_row.kl, of["sft"][0].before.by_row.kl)
     assert figure.gap == estimate_gap_recovered(*untrained, ours, weights=weights, seed=0)
-    rivals = {metric: str(described.best_baseline) for metric, described in found.metrics.items()}
+    rivals = {metric: str(described.rival) for metric, described in found.metrics.items()}
     theirs = [sum(rows) / len(seeds) for rows in zip(*(r.after.by_row.kl for r in of[rivals["KL"]]), strict=True)]
-    assert figure.versus_best == compare_values(ours, theirs, weights=weights, seed=0)
+    assert figure.versus_rival == compare_values(ours, theirs, weights=weights, seed=0)
     # Right and wrong answers: Wilson and McNemar where there is one seed; shares of seeds are values.
     answers = found.methods["semalign"].figures["exact answers"]
-    assert answers.versus_best is not None
+    assert answers.versus_rival is not None
     if len(seeds) == 1:
         (mine,), (other,) = (
             [r.after.by_row.correct for r in of[name]] for name in ("semalign", rivals["exact answers"])
@@ -243,8 +243,8 @@ def test_every_figure_follows_from_the_rows_of_the_runs(seeds: tuple[int, ...], 
         interval = stats.binomtest(sum(mine), DIGITS).proportion_ci(method="wilson")
         assert (answers.estimate.low, answers.estimate.high) == pytest.approx((interval.low, interval.high))
         alone = [sum(a and not b for a, b in zip(*pair, strict=True)) for pair in ((mine, other), (other, mine))]
-        assert answers.versus_best.p_value == pytest.approx(stats.binomtest(alone[0], sum(alone)).pvalue)
-    assert answers.versus_best.method == ("mcnemar" if len(seeds) == 1 else "paired_bootstrap")
+        assert answers.versus_rival.p_value == pytest.approx(stats.binomtest(alone[0], sum(alone)).pvalue)
+    assert answers.versus_rival.method == ("mcnemar" if len(seeds) == 1 else "paired_bootstrap")
 
     for name in names:
         costs, trainings = found.methods[name], [result.training for result in of[name]]
@@ -255,6 +255,37 @@ def test_every_figure_follows_from_the_rows_of_the_runs(seeds: tuple[int, ...], 
         assert (costs.source_seconds > 0) == (costs.stored_bytes > 0) == (name not in ("sft", "laten"))
 
 
+def test_variants_of_a_method_are_tested_against_the_one_that_is_named(tmp_path: Path, runs: Runs) -> None:
+    names = ["semalign", "sft", "semalign.wide", "kd.cold", "semalign.again"]
+    asked = ["--methods", ",".join(names), "--against", "semalign.again"]
+    own = ["semalign.wide:transport.frame=none", "kd.cold:train.warmup=0"]
+    assert compared(tmp_path, *asked, *own) == 0
+    ran, found = settings_of(tmp_path), comparison(tmp_path)
+    assert runs.ran == [f"{name}_seed-0" for name in names[:-1]]
+    assert [ran[name].transport.frame for name in ("semalign_seed-0", "semalign.wide_seed-0")] == ["parseval", "none"]
+    kd = ran["kd.cold_seed-0"]
+    assert (kd.method.kind, kd.train.warmup) == ("kd", 0)  # type: ignore[attr-defined]
+    assert found.methods["semalign.again"].same_as == "semalign"
+    assert {metric.rival for metric in found.metrics.values()} == {"semalign"}  # whose runs those are
+    for name in names[1:-1]:
+        figures = found.methods[name].figures.values()
+        assert all(figure.versus_rival is not None for figure in figures)
+    assert "Against semalign.again, paired" in (tmp_path / "out" / "comparison.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [("--methods", "semalgin.wide"), ("--methods", "semalign."), ("--methods", "semalign.a b"),
+     ("--methods", "semalign,sft", "--against", "kd"), ("--methods", "semalign", "semalign.wide:train.passes=1")],
+    ids=" ".join,
+)  # fmt: skip
+def test_variants_that_cannot_be(
+    asked: tuple[str, ...], tmp_path: Path, runs: Runs, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sentence = refused(tmp_path, capsys, *asked)
+    assert "choose of semalign" in sentence or "among --methods" in sentence
+
+
 def test_the_figures_of_one_run_are_its_result(tmp_path: Path, runs: Runs) -> None:
     assert compared(tmp_path, "--methods", "semalign") == 0
     figures = comparison(tmp_path).methods["semalign"].figures
@@ -263,7 +294,7 @@ def test_the_figures_of_one_run_are_its_result(tmp_path: Path, runs: Runs) -> No
     assert [found[metric] for metric in METRICS] == pytest.approx(
         [after.kl, after.answer_nll, after.agreement, after.accuracy]
     )
-    assert all(each.versus_best is None and each.over_seeds.spread is None for each in figures.values())
+    assert all(each.versus_rival is None and each.over_seeds.spread is None for each in figures.values())
 
 
 def written(tmp_path: Path) -> dict[str, bytes]:
@@ -523,7 +554,7 @@ def test_the_function_refuses_what_the_command_refuses(tmp_path: Path, runs: Run
     for name, own in (("semalgin", ()), ("sft", ("method.rate=1",))):
         with pytest.raises(SemalignError):
             compare(config_of({name: own}), tmp_path / "out")
-    for wrong in ('{"methods": {}}', '{"seeds": []}', '{"seeds": [0, 0]}'):
+    for wrong in ('{"methods": {}}', '{"against": "kd"}', '{"seeds": []}', '{"seeds": [0, 0]}'):
         tree = {"experiment": load_experiment("tiny"), "methods": {"sft": ()}, **json.loads(wrong)}
         with pytest.raises(SemalignError):
             ComparisonConfig.parse(tree)
@@ -553,17 +584,17 @@ def test_the_csv_equals_the_json(tmp_path: Path, runs: Runs) -> None:
 
     for line in lines:
         method = found.methods[line["method"]]
-        figure, best = method.figures[line["metric"]], found.metrics[line["metric"]].best_baseline
-        estimate, gap, versus = figure.estimate, figure.gap, figure.versus_best
+        figure, best = method.figures[line["metric"]], found.metrics[line["metric"]].rival
+        estimate, gap, versus = figure.estimate, figure.gap, figure.versus_rival
         assert [number(line[key]) for key in ("value", "low", "high", "spread", "gap", "gap_low", "gap_high")] == [
             estimate.value, estimate.low, estimate.high, figure.over_seeds.spread, gap.value, gap.low, gap.high,
         ]  # fmt: skip
         differences = [number(line[key]) for key in ("difference", "difference_low", "difference_high", "p")]
         if versus is None:
-            assert differences == [None] * 4 and line["best_baseline"] == ""
+            assert differences == [None] * 4 and line["rival"] == ""
         else:
             apart = versus.difference
-            assert differences == [apart.value, apart.low, apart.high, versus.p_value] and line["best_baseline"] == best
+            assert differences == [apart.value, apart.low, apart.high, versus.p_value] and line["rival"] == best
         for key in ("trained_parameters", "steps", "supervised_tokens", "training_seconds", "source_seconds"):
             assert number(line[key]) == getattr(method, key)
         assert [int(line[key]) for key in ("peak_bytes", "stored_bytes")] == [method.peak_bytes, method.stored_bytes]
@@ -598,10 +629,10 @@ def test_the_markdown_table_has_a_row_for_each_method(tmp_path: Path, runs: Runs
     assert "Budget: 500 supervised tokens for every method but laten;" in text
     assert [row[0] for row in table(text, 1)] == ["", "semalign", "sft", "kd", "laten"]
     assert table(text, 1)[2][1] == f"{found.methods['sft'].figures['KL'].over_seeds.spread:.3f}"
-    best = [metric.best_baseline for metric in found.metrics.values()]
+    best = [metric.rival for metric in found.metrics.values()]
     tests = table(text, 2)
     assert tests[0][1:] == [f"{name} − {other}" for name, other in zip(METRICS, best, strict=True)]
-    versus = found.methods["semalign"].figures["KL"].versus_best
+    versus = found.methods["semalign"].figures["KL"].versus_rival
     assert versus is not None
     assert tests[1][1].startswith(f"{versus.difference.value:+.3f} [") and f"p {versus.p_value:.3f}" in tests[1][1]
     assert [row[1] for row in tests[1:] if row[0] == best[0]] == ["–"]
@@ -777,10 +808,10 @@ def test_benchmarks_enter_the_table(tmp_path: Path, runs: Runs, benched: Benched
     found = comparison(tmp_path)
     assert tuple(found.metrics) == (*METRICS, "gsm8k")
     metric, figure = found.metrics["gsm8k"], found.methods["semalign"].figures["gsm8k"]
-    assert (metric.items, metric.source.value, metric.before.value, metric.best_baseline) == (3, 1.0, 0.0, "sft")
+    assert (metric.items, metric.source.value, metric.before.value, metric.rival) == (3, 1.0, 0.0, "sft")
     assert metric.percent and not metric.lower_is_better
     assert figure.estimate == proportion([True, True, False]) and figure.gap.value == pytest.approx(2 / 3)
-    assert figure.versus_best is not None and figure.versus_best.method == "mcnemar"
+    assert figure.versus_rival is not None and figure.versus_rival.method == "mcnemar"
     assert "gsm8k ↑" in table((tmp_path / "out" / "comparison.md").read_text(encoding="utf-8"))[0]
     assert benched.loaded == ["source", "target", "semalign_seed-2", "sft_seed-2"], "what is untrained before the runs"
     items = read_evaluation(tmp_path / "out" / "runs" / "sft_seed-2" / "evaluation").items["gsm8k"]

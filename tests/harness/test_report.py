@@ -457,13 +457,13 @@ def comparison(run: Path, tmp_path: Path) -> Path:
                 estimate=mean(values),
                 over_seeds=across_seeds([mean(values).value, mean(values).value + 0.125]),
                 gap=estimate_gap_recovered(columns["source"], columns["before"], values, seed=0),
-                versus_best=None if name == "sft" else compare_values(values, methods["sft"], seed=0),
+                versus_rival=None if name == "sft" else compare_values(values, methods["sft"], seed=0),
             ),
             "gsm8k": Figure(
                 estimate=proportion(OUTCOMES["after"]),
                 over_seeds=across_seeds([0.5, 0.75]),
                 gap=estimate_gap_recovered(*(8 * outcomes for outcomes in OUTCOMES.values()), seed=0),
-                versus_best=None,
+                versus_rival=None,
             ),
         }
         for name, values in methods.items()
@@ -486,8 +486,8 @@ def comparison(run: Path, tmp_path: Path) -> Path:
             benchmarks=Benchmarks(tasks=("gsm8k",), limit=8),
         ),
         metrics={
-            "KL": Metric(lower_is_better=True, percent=False, items=6, best_baseline="sft", **estimates),
-            "gsm8k": Metric(lower_is_better=False, percent=True, items=8, best_baseline=None, **shares),
+            "KL": Metric(lower_is_better=True, percent=False, items=6, rival="sft", **estimates),
+            "gsm8k": Metric(lower_is_better=False, percent=True, items=8, rival=None, **shares),
         },
         methods={
             **{
@@ -525,7 +525,7 @@ def test_a_comparison_is_reported(comparison: Path, capsys: pytest.CaptureFixtur
             ends = "unbounded" if gap.low is None else f"{gap.low:.0%}, {gap.high:.0%}"
             assert cell == f"{value} [{low}, {high}]; gap {gap.value:.0%} [{ends}]"
     assert result[5] == ["kd", "–", "–"]
-    versus = found.methods["semalign"].figures["KL"].versus_best
+    versus = found.methods["semalign"].figures["KL"].versus_rival
     assert versus is not None
     assert tests[0] == ["", "KL, − sft"] and tests[1][1].startswith(f"{versus.difference.value:+.4f} [")
     assert tests[1][1].endswith(f", p {versus.p_value:.3f}") and tests[2] == ["sft", "–"]
@@ -546,7 +546,7 @@ def test_a_comparison_without_seeds_tests_and_evaluations_leaves_them_out(compar
 
     def plain(tree: dict[str, Any]) -> None:
         tree["config"].update(seeds=[3])
-        tree["metrics"]["KL"].update(best_baseline=None)
+        tree["metrics"]["KL"].update(rival=None)
 
     edit(comparison / "comparison.json", plain)
     assert parsed(write_report([comparison])).headings == ["Result", "Figures", "Cost", "Protocol"]

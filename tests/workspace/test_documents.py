@@ -13,7 +13,7 @@ from semalign_harness.comparison import overrides_of_methods
 from semalign_harness.evaluation import EvaluationConfig
 from semalign_harness.experiment import preset_names
 from semalign_harness.matrix import read_matrix
-from semalign_harness.methods import find_methods, known_methods
+from semalign_harness.methods import find_methods, known_methods, settings_of
 from semalign_harness.settings import merged, parse_overrides
 
 from ..components import bring
@@ -106,7 +106,7 @@ def check_settings(options: argparse.Namespace) -> None:
         read_matrix(base, over=options.over, overrides=overrides)
     tree = load_experiment(base, overrides=overrides).model_dump(mode="json")
     for name, settings in own.items():
-        Experiment.parse(merged(merged(tree, known_methods()[name]), parse_overrides(settings)))
+        Experiment.parse(merged(merged(tree, settings_of(name)), parse_overrides(settings)))
 
 
 @each_document

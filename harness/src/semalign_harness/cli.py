@@ -52,6 +52,7 @@ examples:
   semalign submit qwen2.5-coder --over train.seed=0,1 --executor slurm --slurm partition=gpu gpus_per_node=1
   semalign compare tiny --methods all --seeds 0,1,2
   semalign compare qwen2.5-coder --methods semalign,sft,kd sft:method.learning_rate=3e-4 --tasks gsm8k --limit 100
+  semalign compare tiny --methods semalign,semalign.late --against semalign semalign.late:train.layers=[2,3]
   semalign sweep tiny --over train.learning_rate=1e-3,3e-3 --over train.weights.geometry=0,0.1 --rungs 2
   semalign models pull qwen2.5-coder-0.5b-instruct-q4_k_m
   semalign run qwen2.5-coder-gguf --dry-run
@@ -162,7 +163,15 @@ def _compare_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "overrides", nargs="*", metavar="[METHOD:]key.key=value", help="settings of all methods, or of one"
     )
-    parser.add_argument("--methods", default="all", metavar="NAMES", help="with commas (default: all that are below)")
+    parser.add_argument(
+        "--methods",
+        default="all",
+        metavar="NAMES",
+        help="with commas (default: all that are below); METHOD.NAME is a method once more, under settings of its own",
+    )
+    parser.add_argument(
+        "--against", metavar="METHOD", help="what the others are tested against (default: each metric's best baseline)"
+    )
     parser.add_argument(
         "--seeds", metavar="N,N", help="training seeds, of random pairings too (default: the experiment's train.seed)"
     )
@@ -394,6 +403,8 @@ def _compare(options: argparse.Namespace) -> int:
     if options.experiment is None:
         raise SemalignError(f"compare needs an experiment: a preset ({', '.join(preset_names())}) or a YAML file")
     names = find_methods(options.methods)
+    if options.against is not None and options.against not in names:
+        raise SemalignError(f"--against {options.against}: name it among --methods too")
     shared, own = overrides_of_methods(options.overrides, names)
     experiment = load_experiment(options.experiment, configs=options.config, overrides=shared)
     benchmarks = None
@@ -408,6 +419,7 @@ def _compare(options: argparse.Namespace) -> int:
         methods=own,
         seeds=_seeds(options.seeds, experiment, shared),
         equal=options.equal,
+        against=options.against,
         benchmarks=benchmarks,
     )
     _hush()

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 from semalign_geometry import Contract, Settings
 
 from ..evaluation import Name
@@ -31,14 +31,22 @@ class ComparisonConfig(Contract):
     experiment: Experiment
     """What all methods have in common."""
     methods: Annotated[dict[str, tuple[str, ...]], Field(min_length=1)]
-    """Overrides of each method's own, by its name, in the order of the table."""
+    """Overrides of each method's own, by its name (`METHOD`, or `METHOD.VARIANT`), in the order of the table."""
     seeds: Annotated[tuple[int, ...], Field(min_length=1)] = (0,)
     """Seeds of the order of the examples, and of what a method draws; each once."""
     equal: Equal = "tokens"
     """What the methods have alike: the supervised tokens that the trainable part sees, or the wall time of `semalign`,
     the making of the supervision included, for the methods that have a wall time among their settings."""
+    against: str | None = None
+    """The method that every other one is tested against; None for the best baseline of each metric."""
     benchmarks: Benchmarks | None = None
     """Benchmarks; None for the held-out rows alone."""
+
+    @model_validator(mode="after")
+    def _against_is_compared(self) -> "ComparisonConfig":
+        if self.against is not None and self.against not in self.methods:
+            raise ValueError(f"the others are tested against {self.against}: name it among the methods too")
+        return self
 
     @field_validator("seeds")
     @classmethod
@@ -61,8 +69,9 @@ class Metric(Settings):
     """The source's."""
     before: Estimate
     """The target's before any training."""
-    best_baseline: str | None
-    """Which method of others is best in it; None where there is none."""
+    rival: str | None
+    """The method that the others are tested against in it: the one that was asked for, else the best baseline; None
+    where there is none."""
 
 
 class Figure(Settings):
@@ -74,8 +83,8 @@ class Figure(Settings):
     """Mean and interval over the seeds."""
     gap: GapRecovered
     """Share of the gap between target and source that was closed."""
-    versus_best: PairedComparison | None
-    """This method − the best baseline, item by item; None for that baseline itself, or without any."""
+    versus_rival: PairedComparison | None
+    """This method − the rival, item by item; None for the rival itself, or without one."""
 
 
 class MethodFigures(Settings):

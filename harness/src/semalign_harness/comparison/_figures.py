@@ -72,20 +72,20 @@ def describe_metrics(
     source: Mapping[str, Values],
     before: Mapping[str, Values],
     runs: Mapping[str, Sequence[Run]],
-    baselines: Sequence[str],
+    rivals: Sequence[str],
 ) -> dict[str, Metric]:
-    """What is known of every metric before methods are looked at one by one."""
+    """What is known of every metric before methods are looked at one by one; the best of `rivals` is its rival."""
     found = {}
     for name, values in before.items():
         sign = 1 if name in LOWER else -1
-        others = {method: sign * _averaged(runs[method], name).value for method in baselines if runs.get(method)}
+        others = {method: sign * _averaged(runs[method], name).value for method in rivals if runs.get(method)}
         found[name] = Metric(
             lower_is_better=name in LOWER,
             percent=name not in LOWER,
             items=len(values.items),
             source=source[name].estimate(),
             before=values.estimate(),
-            best_baseline=min(others, key=others.__getitem__) if others else None,
+            rival=min(others, key=others.__getitem__) if others else None,
         )
     return found
 
@@ -103,9 +103,9 @@ def figures_of(
     found = {}
     for name, metric in metrics.items():
         ours = _averaged(runs[method], name)
-        rival = None if metric.best_baseline in (None, method) else _averaged(runs[str(metric.best_baseline)], name)
+        rival = None if metric.rival in (None, method) else _averaged(runs[str(metric.rival)], name)
         versus = None
-        if rival is not None and ours.outcomes and len(runs[method]) == len(runs[str(metric.best_baseline)]) == 1:
+        if rival is not None and ours.outcomes and len(runs[method]) == len(runs[str(metric.rival)]) == 1:
             versus = compare_outcomes(*([bool(item) for item in each.items] for each in (ours, rival)))
         elif rival is not None:
             versus = compare_values(ours.items, rival.items, weights=ours.weights, seed=seed)
@@ -116,7 +116,7 @@ def figures_of(
             estimate=ours.estimate(),
             over_seeds=across_seeds([_of_run(run)[name].value for run in runs[method]]),
             gap=gap,
-            versus_best=versus,
+            versus_rival=versus,
         )
     return found
 

@@ -13,7 +13,7 @@ from ..console import Console
 from ..evaluation import Evaluated, EvaluationConfig, evaluate, read_evaluation
 from ..experiment import Experiment, ModelConfig
 from ..matrix import Cell, Matrix, Standing, check_folder, measured_differently
-from ..methods import BASELINES, as_method, find_methods, known_methods
+from ..methods import BASELINES, as_method, find_methods, settings_of
 from ..pipeline import RunResult
 from ..run_folder import RESULT
 from ..settings import merged, parse_overrides
@@ -103,7 +103,7 @@ def _settings(name: str, own: Sequence[str]) -> dict[str, Any]:
             )
     if "name" in overrides:
         raise SemalignError(f"override {name}:name: runs are named by their method: leave it out")
-    tree: dict[str, Any] = merged(dict(known_methods()[name]), overrides)
+    tree: dict[str, Any] = merged(dict(settings_of(name)), overrides)
     return tree
 
 
@@ -232,7 +232,7 @@ def _summary(
             _check_alike(name, run, any_run.result, untrained)
     source = metrics_of(any_run.result.source, untrained[0])
     before = metrics_of(any_run.result.before, untrained[1])
-    metrics = describe_metrics(source, before, whole, BASELINES)
+    metrics = describe_metrics(source, before, whole, _rivals(config, same))
     methods = {}
     for name in config.methods:
         first = same.get(name, name)
@@ -254,6 +254,11 @@ def _summary(
             stored_bytes=round(fmean(result.supervision_bytes for result in results)),
         )
     return Comparison(config=config, metrics=metrics, methods=methods)
+
+
+def _rivals(config: ComparisonConfig, same: Mapping[str, str]) -> Sequence[str]:
+    """Whom the others are tested against, under the names that ran."""
+    return BASELINES if config.against is None else [same.get(config.against, config.against)]
 
 
 def _check_alike(name: str, run: Run, first: RunResult, untrained: tuple[Evaluated | None, Evaluated | None]) -> None:

@@ -24,7 +24,7 @@ _COST_FIELDS = (
 
 
 def comparison_markdown(comparison: Comparison) -> str:
-    """One table of figures and costs, one of tests against the best baseline, and what they are."""
+    """One table of figures and costs, one of tests against a rival, and what they are."""
     metrics, config = comparison.metrics, comparison.config
     arrows = {name: "↓" if metric.lower_is_better else "↑" for name, metric in metrics.items()}
     header = ["", *(f"{name} {arrows[name]}" for name in metrics), *COSTS]
@@ -51,7 +51,8 @@ def comparison_markdown(comparison: Comparison) -> str:
         lines += ["Spread (standard deviation) over the seeds:", _spreads(comparison)]
     tested = _tests(comparison)
     if tested:
-        lines += ["Against the best baseline of each metric, paired by item, p-values of single tests:", tested]
+        rival = config.against or "the best baseline of each metric"
+        lines += [f"Against {rival}, paired by item, p-values of single tests:", tested]
     return "\n\n".join(lines) + "\n"
 
 
@@ -60,7 +61,7 @@ def comparison_csv(comparison: Comparison) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     figures = ["value", "low", "high", "spread", "gap", "gap_low", "gap_high"]
-    figures += ["best_baseline", "difference", "difference_low", "difference_high", "p"]
+    figures += ["rival", "difference", "difference_low", "difference_high", "p"]
     writer.writerow(["method", "metric", *figures, *_COST_FIELDS, "note"])
     for name, found in comparison.methods.items():
         if not found.figures:
@@ -68,7 +69,7 @@ def comparison_csv(comparison: Comparison) -> str:
         cost = [getattr(found, field) for field in _COST_FIELDS]
         note = "" if found.same_as is None else f"same settings as {found.same_as}"
         for metric, figure in found.figures.items():
-            versus, best = figure.versus_best, comparison.metrics[metric].best_baseline
+            versus, best = figure.versus_rival, comparison.metrics[metric].rival
             tested: list[object] = ["", "", "", "", ""]
             if versus is not None:
                 apart = versus.difference
@@ -110,13 +111,13 @@ def _budget(comparison: Comparison) -> str:
 
 
 def _tests(comparison: Comparison) -> str:
-    metrics = {name: metric for name, metric in comparison.metrics.items() if metric.best_baseline is not None}
+    metrics = {name: metric for name, metric in comparison.metrics.items() if metric.rival is not None}
     rows = [
         [name, *(_test(found.figures[key], metric) for key, metric in metrics.items())]
         for name, found in comparison.methods.items()
         if found.figures and found.same_as is None
     ]
-    header = ["", *(f"{name} − {metric.best_baseline}" for name, metric in metrics.items())]
+    header = ["", *(f"{name} − {metric.rival}" for name, metric in metrics.items())]
     return _table(header, rows) if metrics and len(rows) > 1 else ""
 
 
@@ -131,9 +132,9 @@ def _spreads(comparison: Comparison) -> str:
 
 
 def _test(figure: Figure, metric: Metric) -> str:
-    if figure.versus_best is None:
+    if figure.versus_rival is None:
         return "–"
-    return f"{_interval(figure.versus_best.difference, metric, sign='+')}, p {figure.versus_best.p_value:.3f}"
+    return f"{_interval(figure.versus_rival.difference, metric, sign='+')}, p {figure.versus_rival.p_value:.3f}"
 
 
 def _interval(estimate: Estimate, metric: Metric, sign: str = "") -> str:

@@ -6,6 +6,7 @@ from ._method import MethodReport as MethodReport
 from ._named import BASELINES as BASELINES
 from ._named import find_methods as find_methods
 from ._named import known_methods as known_methods
+from ._named import settings_of as settings_of
 from ._registry import KNOWN_METHODS as KNOWN_METHODS
 from ._registry import as_method as as_method
 from ._registry import known_kinds as known_kinds
@@ -22,4 +23,5 @@ __all__ = [
     "known_kinds",
     "known_methods",
     "parse_method",
+    "settings_of",
 ]

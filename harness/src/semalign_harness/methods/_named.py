@@ -1,6 +1,7 @@
 """What a comparison calls its methods: settings laid over an experiment."""
 
 import json
+import re
 import textwrap
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -47,6 +48,9 @@ without a kind of method is SemAlign's, whatever the experiment trains with."""
 BASELINES = ("sft", "sft_full", "kd", "kd_full", "hidden", "pissa", "seeking", "laten", "laten_as_released")
 """Methods of others, the best of which every method is tested against."""
 
+VARIANT = r"\w+\.[\w-]+"
+"""A method with settings of its own, which are overrides of that name."""
+
 
 def known_methods() -> dict[str, Mapping[str, Any]]:
     """Settings of every method by name; those of installed packages by their kind."""
@@ -55,8 +59,14 @@ def known_methods() -> dict[str, Mapping[str, Any]]:
     return {**named, **{kind: {"method": {"kind": kind}} for kind in known_kinds() if kind not in taken}}
 
 
+def settings_of(name: str) -> Mapping[str, Any]:
+    """Settings of a method of `find_methods`; a variant has those of its method."""
+    known = known_methods()
+    return known[name] if name in known else known[name.partition(".")[0]]
+
+
 def find_methods(names: str) -> list[str]:
-    """The names in a list with commas; `all` for all that come along.
+    """The names in a list with commas; `all` for all that come along, `METHOD.VARIANT` for a method once more.
 
     Raises:
         SemalignError: one is unknown or named twice.
@@ -64,7 +74,7 @@ def find_methods(names: str) -> list[str]:
     known = known_methods()
     asked = [name for part in map(str.strip, names.split(",")) for name in (NAMED if part == "all" else [part])]
     for name in asked:
-        if name not in known:
+        if name not in known and not (re.fullmatch(VARIANT, name) and name.partition(".")[0] in known):
             raise SemalignError(f"unknown method {name!r}: choose of {', '.join(known)}, or all")
         if asked.count(name) > 1:
             raise SemalignError(f"method {name} is named twice: leave one out")

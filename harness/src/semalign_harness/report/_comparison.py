@@ -100,23 +100,26 @@ def _pictures(comparison: "Comparison") -> list[Block]:
 
 
 def _tests(comparison: "Comparison") -> list[Block]:
-    metrics = {key: metric for key, metric in comparison.metrics.items() if metric.best_baseline is not None}
+    metrics = {key: metric for key, metric in comparison.metrics.items() if metric.rival is not None}
     rows: list[Row] = []
     for name, found in comparison.methods.items():
         if not found.figures or found.same_as is not None:
             continue
         cells = []
         for key, metric in metrics.items():
-            versus = found.figures[key].versus_best
+            versus = found.figures[key].versus_rival
             apart = NOTHING if versus is None else interval(versus.difference, percent=metric.percent, sign="+")
             cells.append(apart if versus is None else f"{apart}, p {versus.p_value:.3f}")
         rows.append((name, *cells))
     if not metrics or len(rows) < 2:
         return []
-    header = ("", *(f"{key}, − {metric.best_baseline}" for key, metric in metrics.items()))
+    header = ("", *(f"{key}, − {metric.rival}" for key, metric in metrics.items()))
     return [
         Table(header, tuple(rows)),
-        Text("Each method − the best baseline of the metric, paired by item, with p-values of single tests."),
+        Text(
+            f"Each method − {comparison.config.against or 'the best baseline of the metric'}, paired by item, with "
+            "p-values of single tests."
+        ),
     ]
 
 
@@ -167,6 +170,7 @@ def _command(comparison: "Comparison") -> str:
     config = comparison.config
     words = ["semalign", "compare", "experiment.yaml", "--methods", ",".join(config.methods)]
     words += ["--seeds", ",".join(map(str, config.seeds)), "--equal", config.equal]
+    words += [] if config.against is None else ["--against", config.against]
     if config.benchmarks is not None:
         words += ["--tasks", ",".join(config.benchmarks.tasks)]
         words += [] if config.benchmarks.data is None else ["--data", config.benchmarks.data]
