@@ -218,6 +218,7 @@ def test_processes_share_the_supervision(tmp_path: Path, overrides: list[str], m
     logs = [path.read_text(encoding="utf-8") for path in sorted((tmp_path / "matrix" / "logs").glob("*.log"))]
     assert len(logs) == 2
     assert sum("supervise 16 rows" in log for log in logs) == 1, "the source ran once"
+    assert all("INFO semalign_train" in log for log in logs), "log lines are there, whatever the matrix shows"
     assert sum("check the supervision kept" in log for log in logs) == 1, "the other cell found what it left"
     assert len({row["kl_after"] for row in table(tmp_path)}) == 2
 

@@ -166,7 +166,7 @@ class CellRun:
         folder = Path(self.folder)
         (cell,) = (cell for cell in Matrix.read(folder / MATRIX).cells if cell.name == name)
         try:
-            with logged(verbose=False):
+            with logged(verbose=True):  # into its own log
                 run_experiment(cell.experiment, folder / name, console=Console(), trackers=self.trackers)
         except Exception as error:
             known = isinstance(error, SemalignError | OSError)
