@@ -19,9 +19,11 @@ from filelock import FileLock
 from semalign_harness import Experiment, pipeline, source_phase
 from semalign_harness.cli import main
 from semalign_harness.experiment import load_experiment
-from semalign_harness.methods import _semalign
+from semalign_harness.methods import _semalign, settings_of
+from semalign_harness.methods._joint_training import _JointTrainer
 from semalign_harness.phase_cache import SourcePhase
-from semalign_harness.run_folder import claimed, cut_metrics, differences, pick_folder
+from semalign_harness.pipeline import RunResult
+from semalign_harness.run_folder import claimed, cut_metrics, differences, pick_folder, steps_of
 from semalign_train import FrontierTrainer, StepRecord
 
 KILLS = int(os.environ.get("SEMALIGN_KILLS", "3"))
@@ -122,6 +124,39 @@ def test_an_interrupted_run_goes_on(
         assert steps_run[0] == (layer, number - (number - 1) % 2), "it goes on from the last state that was kept"
     read = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     assert [(r["layer"], r["step"]) for r in read] == [(layer, n) for layer in (1, 2, 3) for n in range(1, 13)]
+
+
+@pytest.mark.parametrize("method", ["kd", "kd_full", "pissa", "hidden", "seeking"])
+def test_an_interrupted_method_without_stages_goes_on_from_the_state_that_was_kept(
+    method: str, tmp_path: Path, overrides: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    named = [f"{key}={json.dumps(value)}" for key, value in settings_of(method).items()]
+    given = [*overrides, *named, "train.steps=4", "train.checkpoint_steps=5", "--quiet"]
+    assert run(tmp_path / "whole", given) == 0
+    step, ran = _JointTrainer._step, list[int]()
+
+    def stopping(self: _JointTrainer, number: int, indices: list[int], rate: float) -> StepRecord:
+        if number == 8:
+            raise KeyboardInterrupt
+        return step(self, number, indices, rate)
+
+    def counting(self: _JointTrainer, number: int, indices: list[int], rate: float) -> StepRecord:
+        ran.append(number)
+        return step(self, number, indices, rate)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(_JointTrainer, "_step", stopping)
+        assert run(tmp_path / "run", given) == 130
+    monkeypatch.setattr(_JointTrainer, "_step", counting)
+    random_state = torch.get_rng_state()
+    assert run(tmp_path / "run", given) == 0
+    assert torch.equal(torch.get_rng_state(), random_state)
+    assert ran == list(range(6, 13)), "it goes on from the last state that was kept"
+    assert weights(tmp_path / "run") == weights(tmp_path / "whole")
+    assert [step["step"] for step in steps_of(tmp_path / "run")] == list(range(1, 13))
+    reports = [RunResult.read(tmp_path / name / "result.json").training for name in ("run", "whole")]
+    assert len({(each.steps, each.supervised_tokens, each.trained_parameters) for each in reports}) == 1
+    assert not (tmp_path / "run" / "checkpoints").exists()
 
 
 def test_ctrl_c_says_how_to_go_on(tmp_path: Path, longer: list[str]) -> None:

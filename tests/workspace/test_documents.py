@@ -13,7 +13,7 @@ from semalign_harness.comparison import overrides_of_methods
 from semalign_harness.evaluation import EvaluationConfig
 from semalign_harness.experiment import preset_names
 from semalign_harness.matrix import read_matrix
-from semalign_harness.methods import find_methods, known_methods, settings_of
+from semalign_harness.methods import find_methods, settings_of
 from semalign_harness.settings import merged, parse_overrides
 
 from ..components import bring

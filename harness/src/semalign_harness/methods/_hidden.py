@@ -8,7 +8,8 @@ from semalign_align import SupervisedBatch
 from semalign_attribution import DecoderView, Trace, undisturbed
 from torch import Tensor, nn
 
-from ._joint import JointMethod, output_loss, train_jointly
+from ._joint import JointMethod, output_loss
+from ._joint_training import train_jointly
 from ._method import MethodContext, MethodReport
 
 

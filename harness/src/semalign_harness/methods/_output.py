@@ -7,7 +7,8 @@ from semalign_align import SupervisedBatch
 from semalign_attribution import DecoderView, Trace
 from torch import Tensor
 
-from ._joint import JointMethod, answer_loss, output_loss, train_jointly
+from ._joint import JointMethod, answer_loss, output_loss
+from ._joint_training import train_jointly
 from ._method import MethodContext, MethodReport
 
 

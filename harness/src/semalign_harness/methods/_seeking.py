@@ -18,7 +18,8 @@ from torch.nn.functional import pad
 from transformers.pytorch_utils import Conv1D
 
 from ..data import batches
-from ._joint import JointMethod, answer_loss, train_jointly
+from ._joint import JointMethod, answer_loss
+from ._joint_training import train_jointly
 from ._method import MethodContext, MethodReport
 
 # Matrices are outputs × inputs throughout, as in nn.Linear; those of a Conv1D are looked at transposed.

@@ -5,6 +5,11 @@ from ._batches import micro_batches as micro_batches
 from ._batches import optimisation_batches as optimisation_batches
 from ._batches import rate_factor as rate_factor
 from ._checkpoint import KEPT_STATES as KEPT_STATES
+from ._checkpoint import Checkpoints as Checkpoints
+from ._checkpoint import State as State
+from ._checkpoint import fingerprint as fingerprint
+from ._checkpoint import load_optimiser_tensors as load_optimiser_tensors
+from ._checkpoint import optimiser_tensors as optimiser_tensors
 from ._prefix import PrefixCache as PrefixCache
 from ._settings import KNOWN_OBJECTIVES as KNOWN_OBJECTIVES
 from ._settings import FullLayer as FullLayer
@@ -24,6 +29,7 @@ from ._trainer import FrontierTrainer as FrontierTrainer
 __all__ = [
     "AnySupervision",
     "Callback",
+    "Checkpoints",
     "DivergedError",
     "FrontierTrainer",
     "FullLayer",
@@ -33,13 +39,17 @@ __all__ = [
     "LoraLayer",
     "LossWeights",
     "PrefixCache",
+    "State",
     "StageRecord",
     "StepRecord",
     "TransferConfig",
     "TransferReport",
+    "fingerprint",
     "frontier",
+    "load_optimiser_tensors",
     "micro_batches",
     "optimisation_batches",
+    "optimiser_tensors",
     "rate_factor",
     "trained",
 ]

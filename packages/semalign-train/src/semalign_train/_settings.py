@@ -121,8 +121,8 @@ class TransferConfig(Contract):
     seed: int = 0
     """Seed of the order of the examples."""
     checkpoint_steps: PositiveInt | None = None
-    """Steps between two saved states within a stage, where checkpoints are kept; None saves after each stage only.
-    The result does not depend on it."""
+    """Steps between two saved states within a stage, or of a method without stages, where checkpoints are kept; None
+    saves after each stage only. The result does not depend on it."""
 
     def stages(self, depth: int) -> tuple[int, ...]:
         """The layers that get a stage in a target of some depth, shallow to deep.

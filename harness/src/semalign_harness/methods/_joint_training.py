@@ -1,0 +1,215 @@
+"""Training of all layers at once, on the batches and with the schedule of frontier training."""
+
+import itertools
+import math
+import time
+from collections.abc import Callable, Collection, Sequence
+
+import torch
+from semalign_align import Ranks, SupervisedBatch
+from semalign_attribution import DecoderView, Trace
+from semalign_geometry import SemalignError
+from semalign_train import (
+    Checkpoints,
+    State,
+    StepRecord,
+    TransferConfig,
+    fingerprint,
+    load_optimiser_tensors,
+    micro_batches,
+    optimisation_batches,
+    optimiser_tensors,
+    rate_factor,
+)
+from torch import Tensor, nn
+
+from ._joint import JointMethod
+from ._method import MethodContext, MethodReport
+
+Losses = Callable[[Trace, SupervisedBatch], dict[str, Tensor]]
+"""The terms of the loss, each with its weight, summed over the supervised tokens of a micro-batch."""
+MOMENTS = 1000
+"""Parts of a given wall time in which the learning rate changes."""
+_RANDOM, _RANDOM_OF_DEVICE = "random.cpu", "random.device"
+
+
+def train_jointly(
+    context: MethodContext,
+    method: JointMethod,
+    view: DecoderView,
+    parameters: Sequence[nn.Parameter],
+    losses: Losses,
+    *,
+    config: TransferConfig,
+    keep: Collection[int] = (),
+) -> MethodReport:
+    """Minimise the mean of a loss over the supervised tokens of each optimisation batch, all layers at once.
+
+    Batches, learning rate, clipping and guards are those of frontier training, so that methods see the same tokens in
+    the same order. Several processes share every batch. An interrupted training goes on from the last state that
+    `config.checkpoint_steps` has kept, on a CPU to the same bits; without any it begins anew.
+
+    Args:
+        context: of the method.
+        method: for its wall time and its name.
+        view: the target.
+        parameters: what trains.
+        losses: the terms of the loss.
+        config: settings of the training.
+        keep: layers whose streams the loss looks at.
+
+    Raises:
+        SemalignError: more gradients were not finite than `config.guards` allows, or the folder holds the states of
+            another training.
+    """
+    return _JointTrainer(context, method, view, list(parameters), losses, config, keep).run()
+
+
+class _JointTrainer:
+    def __init__(
+        self,
+        context: MethodContext,
+        method: JointMethod,
+        view: DecoderView,
+        parameters: list[nn.Parameter],
+        losses: Losses,
+        config: TransferConfig,
+        keep: Collection[int],
+    ) -> None:
+        self._context, self._method, self._view, self._config = context, method, view, config
+        self._parameters, self._losses, self._keep_layers = parameters, losses, keep
+        self._store, self._ranks = context.stores.train, Ranks.current()
+        self._steps = sum(config.stage_steps(view.depth, len(self._store)))
+        self._autocast = config.autocast == "bfloat16" or view.model.dtype == torch.bfloat16
+        self._optimiser = torch.optim.AdamW(
+            parameters, lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay
+        )
+
+    def run(self) -> MethodReport:
+        device = self._view.device
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            return self._run(Checkpoints(self._context.folder / "checkpoints", self._fingerprint(), self._ranks))
+
+    def _run(self, checkpoints: Checkpoints) -> MethodReport:
+        records = self._restored(checkpoints)
+        started = time.perf_counter() - sum(record.seconds for record in records)
+        batches = optimisation_batches(self._config, len(self._store))
+        for _ in records:
+            next(batches)
+        with self._context.console.bar("train", self._steps) as bar:
+            for number in itertools.count(len(records) + 1):
+                place, of = self._place(number, started)
+                if place > of:
+                    break
+                rate = self._config.learning_rate * rate_factor(place, of, self._config)
+                records.append(self._step(number, next(batches), rate))
+                self._check_skipped(records)
+                if self._ranks.is_first:
+                    bar.skip(self._context.metrics.add(records[-1]))
+                bar.advance(", ".join(f"{name} {value:.3f}" for name, value in records[-1].losses.items()))
+                self._keep(checkpoints, records)
+        return MethodReport(
+            method=self._method.kind,
+            trained_parameters=sum(parameter.numel() for parameter in self._parameters),
+            steps=len(records),
+            supervised_tokens=sum(record.supervised_tokens for record in records),
+            seconds=time.perf_counter() - started,
+        )
+
+    def _place(self, number: int, started: float) -> tuple[int, int]:
+        """A step among all of them; where the wall time is given, the moment in it."""
+        allowed = self._method.seconds
+        if allowed is None:
+            return number, self._steps
+        elapsed = self._ranks.from_first(lambda: time.perf_counter() - started)
+        return math.floor(elapsed / allowed * MOMENTS) + 1, MOMENTS
+
+    def _step(self, number: int, indices: list[int], rate: float) -> StepRecord:
+        begun = time.perf_counter()
+        losses, count = self._gradients(indices)
+        norm = float(
+            nn.utils.clip_grad_norm_(self._parameters, math.inf if self._config.clip is None else self._config.clip)
+        )
+        for group in self._optimiser.param_groups:
+            group["lr"] = rate
+        if math.isfinite(norm):
+            self._optimiser.step()
+        self._optimiser.zero_grad()
+        tokens, seconds = int(self._store.lengths[indices].sum()), time.perf_counter() - begun
+        return StepRecord(
+            layer=0,
+            step=number,
+            steps=self._steps,
+            losses=losses,
+            gradient_norms={},
+            gradient_norm=norm,
+            skipped=not math.isfinite(norm),
+            learning_rate=rate,
+            supervised_tokens=count,
+            tokens=tokens,
+            seconds=seconds,
+            tokens_per_second=tokens / seconds,
+            examples=tuple(indices),
+        )
+
+    def _gradients(self, indices: list[int]) -> tuple[dict[str, float], int]:
+        """Leave the gradient of the mean loss over an optimisation batch in the parameters; the terms, and the tokens
+        that they are means over."""
+        count = max(1, int(self._store.counts[indices].sum()))
+        terms: dict[str, float] = {}
+        for micro, mine in self._ranks.deal(micro_batches(self._config, self._store, indices, self._ranks)):
+            data = self._store.collate(micro, device=self._view.device)
+            with torch.enable_grad(), torch.autocast(self._view.device.type, torch.bfloat16, enabled=self._autocast):
+                trace = self._view.trace(data.batch, keep=self._keep_layers)
+                found = {name: mine * value / count for name, value in self._losses(trace, data).items()}
+                torch.stack([value.float() for value in found.values()]).sum().backward()
+            terms = {name: terms.get(name, 0.0) + float(value.detach()) for name, value in found.items()}
+        values = self._ranks.add([torch.tensor(list(terms.values()), dtype=torch.float64)])[0]
+        gradients = self._ranks.add([_gradient(parameter) for parameter in self._parameters])
+        for parameter, gradient in zip(self._parameters, gradients, strict=True):
+            parameter.grad = gradient
+        return dict(zip(terms, values.tolist(), strict=True)), count
+
+    def _check_skipped(self, records: Sequence[StepRecord]) -> None:
+        skipped = sum(record.skipped for record in records)
+        if skipped > self._config.guards.max_skipped:
+            raise SemalignError(
+                f"step {records[-1].step}: the gradient is not finite for the {skipped}. time; lower the learning rate "
+                f"of {self._method.kind}"
+            )
+
+    def _fingerprint(self) -> str:
+        """Hash of all that decides the trained weights."""
+        return fingerprint(
+            self._config.model_copy(update={"checkpoint_steps": None}).model_dump_json(),
+            self._method.model_dump_json(),
+            self._store.manifest.model_dump_json(),
+            self._view.model.config.to_json_string(),
+            tensors={f"{place}": parameter for place, parameter in enumerate(self._parameters)}
+            | dict(self._view.model.named_parameters()),
+        )
+
+    def _keep(self, checkpoints: Checkpoints, records: Sequence[StepRecord]) -> None:
+        """Save the state after a step, when it is due; with the random state, as adapters may have dropout."""
+        every, last = self._config.checkpoint_steps, records[-1]
+        if every is None or last.step % every and last.step < last.steps:
+            return
+        tensors = optimiser_tensors(self._parameters, self._optimiser) | {_RANDOM: torch.get_rng_state()}
+        if self._view.device.type == "cuda":
+            tensors[_RANDOM_OF_DEVICE] = torch.cuda.get_rng_state(self._view.device)
+        checkpoints.save_state(State(tuple(records), tensors))
+
+    def _restored(self, checkpoints: Checkpoints) -> list[StepRecord]:
+        """The steps of an interrupted training, with their weights, moments and random state loaded."""
+        state = checkpoints.state(0)
+        if state is None:
+            return []
+        torch.set_rng_state(state.tensors.pop(_RANDOM))
+        if _RANDOM_OF_DEVICE in state.tensors:
+            torch.cuda.set_rng_state(state.tensors.pop(_RANDOM_OF_DEVICE), self._view.device)
+        load_optimiser_tensors(state.tensors, self._parameters, self._optimiser)
+        return list(state.records)
+
+
+def _gradient(parameter: nn.Parameter) -> Tensor:
+    return torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
