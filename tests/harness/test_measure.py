@@ -50,9 +50,16 @@ def test_figures_equal_a_plain_forward_pass(models: tuple[LoadedModel, LoadedMod
     assert found.agreement == pytest.approx(agreement / tokens)
 
 
-def test_the_source_agrees_with_itself(models: tuple[LoadedModel, LoadedModel], tmp_path: Path) -> None:
-    found = measure(DecoderView(models[0].model), store(models[0], tmp_path / "store", FinalHidden()), batch_size=3)
+def test_the_source_agrees_with_itself(
+    models: tuple[LoadedModel, LoadedModel], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    view, held_out = DecoderView(models[0].model), store(models[0], tmp_path / "store", FinalHidden())
+    found = measure(view, held_out, batch_size=3)
     assert found.kl == pytest.approx(0, abs=1e-5) and found.agreement == 1
+    monkeypatch.setattr(DecoderView, "trace", None)  # its layers do not run again
+    stored = measure(view, held_out, batch_size=3, is_source=True)
+    assert stored.kl == 0 and stored.agreement == 1
+    assert stored.answer_nll == pytest.approx(found.answer_nll, rel=1e-5)
 
 
 def test_top_entries_do_not_give_the_exact_kl(models: tuple[LoadedModel, LoadedModel], tmp_path: Path) -> None:

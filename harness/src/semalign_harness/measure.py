@@ -5,9 +5,11 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 
 import torch
-from semalign_align import FinalStates, Ranks, Supervision
+from jaxtyping import Float
+from semalign_align import FinalStates, Ranks, SupervisedBatch, Supervision
 from semalign_attribution import DecoderView, undisturbed
 from semalign_geometry import Contract, SemalignError, Settings, answer_nll, output_divergence
+from torch import Tensor
 
 from .console import Console
 from .data import Example, Split
@@ -61,6 +63,7 @@ def measure(
     held_out: Supervision,
     *,
     batch_size: int,
+    is_source: bool = False,
     progress: Callable[[Sequence[range]], Iterable[range]] = iter,
 ) -> Measurement:
     """Measure a model against the source's stored final states (output supervision `final_hidden`); the processes of a
@@ -70,6 +73,7 @@ def measure(
         view: the model.
         held_out: the source's states on rows.
         batch_size: rows at a time.
+        is_source: whether it is the source itself, whose states are read from the store: its layers do not run again.
         progress: passes the batches of this process on, and may show how far they are.
 
     Raises:
@@ -83,10 +87,8 @@ def measure(
             data = held_out.collate(indices, device=view.device)
             if not isinstance(data.output, FinalStates):
                 raise SemalignError("measuring the exact KL needs a store with output supervision final_hidden")
-            trace = view.trace(data.batch)
-            assert trace.final is not None
-            hidden = trace.final[data.positions.mask]
             source = data.output
+            hidden = source.hidden if is_source else _final_states(view, data)
             alike = []
             for some in torch.arange(len(hidden)).split(TOKENS_AT_ONCE):
                 ours, theirs = head.logits(hidden[some]), source.head.logits(source.hidden[some])
@@ -104,6 +106,12 @@ def measure(
     columns = (sums / held_out.counts[:, None]).T.tolist()
     by_row = RowFigures(tokens=held_out.counts.tolist(), nll=columns[0], kl=columns[1], agreement=columns[2])
     return Measurement(answer_nll=nll, kl=kl, agreement=agreement, tokens=tokens, rows=len(held_out), by_row=by_row)
+
+
+def _final_states(view: DecoderView, data: SupervisedBatch) -> Float[Tensor, "p d"]:
+    trace = view.trace(data.batch)
+    assert trace.final is not None
+    return trace.final[data.positions.mask]
 
 
 @torch.no_grad()
@@ -131,13 +139,21 @@ def right_answers(
 
 
 def measured(
-    experiment: Experiment, console: Console, label: str, loaded: LoadedModel, held_out: Supervision, split: Split
+    experiment: Experiment,
+    console: Console,
+    label: str,
+    loaded: LoadedModel,
+    held_out: Supervision,
+    split: Split,
+    *,
+    is_source: bool = False,
 ) -> Measurement:
-    """The figures of one model that an experiment asks for."""
+    """The figures of one model that an experiment asks for; `is_source` as in `measure`."""
     found = measure(
         DecoderView(loaded.model),
         held_out,
         batch_size=experiment.batch_size,
+        is_source=is_source,
         progress=partial(console.progress, f"measure {label}"),
     )
     wanted = split.held_out[: experiment.measure.answer_rows]

@@ -175,7 +175,7 @@ def _make(
             resume_key=key,
         )
     seconds = console.seconds - began
-    measurement = measured(experiment, console, "source", source, stores[HELD_OUT], inputs.split)
+    measurement = measured(experiment, console, "source", source, stores[HELD_OUT], inputs.split, is_source=True)
     phase = SourcePhase(
         key=key,
         folder=str(place),
