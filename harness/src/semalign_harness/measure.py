@@ -5,11 +5,12 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from semalign_align import FinalStates, Ranks, SupervisedBatch, Supervision
 from semalign_attribution import DecoderView, undisturbed
-from semalign_geometry import Contract, SemalignError, Settings, answer_nll, output_divergence
+from semalign_geometry import Contract, SemalignError, Settings
 from torch import Tensor
+from torch.nn.functional import cross_entropy, kl_div
 
 from .console import Console
 from .data import Example, Split
@@ -17,7 +18,7 @@ from .experiment import Experiment
 from .generation import end_ids, generate
 from .models import LoadedModel
 
-TOKENS_AT_ONCE = 256
+TOKENS_AT_ONCE = 128
 """Supervised tokens whose full logits are in memory at a time."""
 
 
@@ -79,7 +80,7 @@ def measure(
     Raises:
         SemalignError: the store keeps top entries only.
     """
-    head, ranks = view.head.select(held_out.entries), Ranks.current()
+    entries, ranks = held_out.entries.to(view.device), Ranks.current()
     sums = torch.zeros(len(held_out), 3, dtype=torch.float64)
     chunks = [range(start, min(start + batch_size, len(held_out))) for start in range(0, len(held_out), batch_size)]
     with undisturbed(view.model):
@@ -89,23 +90,30 @@ def measure(
                 raise SemalignError("measuring the exact KL needs a store with output supervision final_hidden")
             source = data.output
             hidden = source.hidden if is_source else _final_states(view, data)
-            alike = []
-            for some in torch.arange(len(hidden)).split(TOKENS_AT_ONCE):
-                ours, theirs = head.logits(hidden[some]), source.head.logits(source.hidden[some])
-                alike.append(ours.argmax(1) == theirs.argmax(1))
-            of_token = [
-                answer_nll(hidden, view.head, data.positions.labels),
-                output_divergence(source.hidden, source.head, hidden, head),
-                torch.cat(alike),
+            of_tokens = (hidden, source.hidden, data.positions.labels)
+            found = [
+                _figures(view.head.logits(ours), labels, entries, source.head.logits(theirs))
+                for ours, theirs, labels in zip(*(each.split(TOKENS_AT_ONCE) for each in of_tokens), strict=True)
             ]
             row = torch.tensor(indices).repeat_interleave(data.positions.counts.cpu())
-            sums.index_add_(0, row, torch.stack([values.cpu().double() for values in of_token], 1))
+            sums.index_add_(0, row, torch.cat(found).cpu().double())
     (sums,) = ranks.add([sums])
     tokens = held_out.manifest.supervised_tokens
     nll, kl, agreement = (sums.sum(0) / tokens).tolist()
     columns = (sums / held_out.counts[:, None]).T.tolist()
     by_row = RowFigures(tokens=held_out.counts.tolist(), nll=columns[0], kl=columns[1], agreement=columns[2])
     return Measurement(answer_nll=nll, kl=kl, agreement=agreement, tokens=tokens, rows=len(held_out), by_row=by_row)
+
+
+def _figures(
+    logits: Float[Tensor, "n v"], labels: Int[Tensor, " n"], entries: Int[Tensor, " e"], source: Float[Tensor, "n e"]
+) -> Float[Tensor, "n 3"]:
+    """NLL over the whole vocabulary; KL and agreement over the entries that both models have."""
+    nll = cross_entropy(logits, labels, reduction="none")
+    ours, theirs = logits.index_select(1, entries), source
+    agreement = ours.argmax(1) == theirs.argmax(1)
+    kl = kl_div(ours.log_softmax(1), theirs.log_softmax(1), reduction="none", log_target=True).sum(1)
+    return torch.stack([nll, kl, agreement.to(nll)], 1)
 
 
 def _final_states(view: DecoderView, data: SupervisedBatch) -> Float[Tensor, "p d"]:

@@ -65,7 +65,7 @@ def make_plan(
         heads = isinstance(experiment.supervision.output, TopK) * answers + 2 * held_answers
         rows = held_tokens + (0 if experiment.live else tokens)
         supervising = _layers(source, source.layers) * (2 * attributed + rows) + _head(source) * heads
-    measuring = 2 * (_layers(target, target.layers) * held_tokens + (2 * _head(target) + _head(source)) * held_answers)
+    measuring = 2 * (_layers(target, target.layers) * held_tokens + (_head(target) + _head(source)) * held_answers)
 
     config = experiment.train
     layers = config.stages(target.layers)
