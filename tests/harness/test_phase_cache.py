@@ -14,6 +14,7 @@ from semalign_harness.console import Console
 from semalign_harness.inputs import read_inputs
 from semalign_harness.methods import _semalign
 from semalign_harness.phase_cache import SourcePhase, entries, in_use, phase_folder, phase_key, prune
+from semalign_harness.pipeline import BEFORE
 from semalign_harness.resources import pick_device
 
 
@@ -31,9 +32,12 @@ def test_training_settings_share_the_supervision(
 ) -> None:
     assert run(tmp_path / "one", overrides) == 0
     monkeypatch.setattr(source_phase, "_make", None)  # the source does not run again
+    capsys.readouterr()
     more = ["train.learning_rate=0.01", "train.steps=1", "name=other", "train.objective.kind=cosine"]
     assert run(tmp_path / "two", overrides, *more) == 0
-    for name in source_phase.RECORDS:
+    said = capsys.readouterr().err
+    assert "measure target before" not in said and "measure target after" in said
+    for name in (*source_phase.RECORDS, BEFORE):
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
     assert len(entries()) == 1
     capsys.readouterr()

@@ -27,7 +27,7 @@ from .plan import describe_plan, make_plan
 from .resources import join, peak_memory
 from .run_folder import ENVIRONMENT, EXPERIMENT, RESULT, claimed
 from .saving import save_model
-from .source_phase import source_stores
+from .source_phase import SourceStores, source_stores
 from .tracking import Metrics, find_trackers, tracked
 from .written_answers import with_written_answers
 
@@ -147,7 +147,7 @@ def run_experiment(
             if not resumed and ranks.is_first:
                 shutil.rmtree(folder, ignore_errors=True)
             raise
-        before = _before(experiment, folder, console, target, stores.held_out, inputs.split)
+        before = _before(experiment, folder, console, target, stores, inputs.split)
         context = MethodContext(experiment, inputs, target, stores, plan, folder, console, device, metrics)
         training = method.run(context)
         saved: list[LoadedModel] = []
@@ -304,13 +304,21 @@ def _check_unchanged(now: Environment, began: Environment, folder: Path, console
 
 
 def _before(
-    experiment: Experiment, folder: Path, console: Console, target: LoadedModel, held_out: Supervision, split: Split
+    experiment: Experiment, folder: Path, console: Console, target: LoadedModel, stores: SourceStores, split: Split
 ) -> Measurement:
-    """The target's figures before the transfer, measured once."""
-    ranks = Ranks.current()
-    if ranks.from_first(lambda: (folder / BEFORE).is_file()):
-        return Measurement.read(folder / BEFORE)
-    before = measured(experiment, console, "target before", target, held_out, split)
+    """The target's figures before the transfer, measured once for all runs that use the same supervision."""
+    ranks, shared = Ranks.current(), Path(stores.phase.folder) / BEFORE
+
+    def known() -> Measurement | None:
+        found = [file for file in (folder / BEFORE, shared) if file.is_file()]
+        return Measurement.read(found[0]) if found else None
+
+    before = ranks.from_first(known)
+    if before is None:
+        before = measured(experiment, console, "target before", target, stores.held_out, split)
+        if ranks.is_first:
+            with contextlib.suppress(OSError):  # a cache that only others may write to
+                before.write(shared)
     if ranks.is_first:
         before.write(folder / BEFORE)
     return before
