@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 from semalign_align import Ranks, Supervision
-from semalign_attribution import undisturbed
+from semalign_attribution import DecoderView, undisturbed
 from semalign_geometry import Contract, SemalignError, new_folder, sha256_of
 from semalign_train import KNOWN_OBJECTIVES, FrontierTrainer
 from transformers import AutoModelForCausalLM
@@ -27,11 +27,12 @@ from .plan import describe_plan, make_plan
 from .resources import join, peak_memory
 from .run_folder import ENVIRONMENT, EXPERIMENT, RESULT, claimed
 from .saving import save_model
+from .similarity import LayerSimilarity, Matrix, compare_layers
 from .source_phase import SourceStores, source_stores
 from .tracking import Metrics, find_trackers, tracked
 from .written_answers import with_written_answers
 
-BEFORE = "before.json"
+BEFORE, SIMILARITY = "before.json", "similarity.json"
 PACKAGES = (
     "semalign-harness",
     "semalign-train",
@@ -148,6 +149,7 @@ def run_experiment(
                 shutil.rmtree(folder, ignore_errors=True)
             raise
         before = _before(experiment, folder, console, target, stores, inputs.split)
+        _, layers_before = _layers(target, stores.held_out, console)
         context = MethodContext(experiment, inputs, target, stores, plan, folder, console, device, metrics)
         training = method.run(context)
         saved: list[LoadedModel] = []
@@ -155,6 +157,13 @@ def run_experiment(
             ranks.from_first(lambda: saved.append(save_and_reload(target, folder / "model")))
         reloaded = saved[0] if saved else target  # which computes the same, as the first process has seen
         after = measured(experiment, console, "target after", reloaded, stores.held_out, inputs.split)
+        tokens, layers_after = _layers(reloaded, stores.held_out, console)
+        similarity = LayerSimilarity(
+            source_layers=tuple(sorted(set(stores.held_out.manifest.pairing.source_layers))),
+            tokens=tokens,
+            before=layers_before,
+            after=layers_after,
+        )
         result = RunResult(
             name=experiment.name,
             source=stores.phase.measurement,
@@ -168,6 +177,7 @@ def run_experiment(
             peak_bytes=max(ranks.from_all(peak_memory(device))),
         )
         if ranks.is_first:
+            similarity.write(folder / SIMILARITY)
             result.write(folder / RESULT)
             metrics.add_result(result.model_dump(exclude={"training": {"transfer"}}))
             _tidy(folder)
@@ -301,6 +311,12 @@ def _check_unchanged(now: Environment, began: Environment, folder: Path, console
         )
     if fields:
         console.note(f"{', '.join(fields)} changed since the run began: the last bits of the weights may differ")
+
+
+def _layers(loaded: LoadedModel, held_out: Supervision, console: Console) -> tuple[int, Matrix]:
+    """The target's layers against those that the source left behind."""
+    with console.step("compare the layers with the source's"):
+        return compare_layers(DecoderView(loaded.model), held_out)
 
 
 def _before(

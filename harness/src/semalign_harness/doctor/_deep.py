@@ -1,14 +1,9 @@
-"""What only the weights tell: how alike the layers are, and what each frame keeps of it.
-
-Shape suffixes: N tokens, D width, T target layers, S source layers.
-"""
+"""What only the weights tell: how alike the layers are, and what each frame keeps of it."""
 
 import gc
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
-from jaxtyping import Float
 from semalign_attribution import (
     DecoderView,
     LayerPairing,
@@ -35,6 +30,7 @@ from ..console import Console
 from ..data import Example, batches
 from ..experiment import Experiment
 from ..inputs import load
+from ..similarity import Contributions, layer_similarity
 from ..source_phase import contributions
 from ._findings import Finding, error, ok, warning
 from ._pair import Candidate, Pair
@@ -43,8 +39,6 @@ ROWS = 8
 """Rows that the layers are compared on."""
 LOST = 0.1
 """Loss of mean CKA from which on another frame is advised."""
-
-Contributions = Mapping[int, Float[Tensor, "n _"]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,25 +79,6 @@ def check_layers(pair: Pair, shared: SharedVocabulary, console: Console) -> Dept
             reports.append(_fidelity(pairs, source_basis, target_basis, frame, pair.experiment.transport.fold_gain))
     loaded = ok("weights", "both models load, are finite and causal, and their logits are understood")
     return Depths([loaded, _verdict(pair.experiment, reports, len(examples))], tuple(reports), rows)
-
-
-@torch.no_grad()
-def layer_similarity(target: Contributions, source: Contributions) -> Float[Tensor, "t s"]:
-    """Linear CKA of each target layer and each source layer, in order: `linear_cka`, each Gram matrix made once."""
-    target_TK, source_SK = (
-        torch.stack([_gram(vectors) for _, vectors in sorted(side.items())]) for side in (target, source)
-    )
-    similarity_TS: Tensor = (target_TK @ source_SK.T).clamp(0, 1)
-    return similarity_TS
-
-
-def _gram(vectors: Float[Tensor, "n d"]) -> Float[Tensor, " k"]:
-    """The centred Gram matrix over tokens, of norm 1, as one row; zeros without variance."""
-    centred_ND = vectors.float() - vectors.float().mean(0)
-    centred_ND /= centred_ND.abs().max().clamp_min(torch.finfo(torch.float32).tiny)
-    gram_NN = centred_ND @ centred_ND.T
-    norm = gram_NN.norm()
-    return (gram_NN / torch.where(norm > 0, norm, 1.0)).flatten().cpu()
 
 
 def _side(
