@@ -1,0 +1,71 @@
+"""How alike the layers of source and target are, before a transfer and after it.
+
+Shape suffixes: N tokens, D width, T target layers, S source layers.
+"""
+
+import math
+from collections.abc import Mapping
+
+import torch
+from jaxtyping import Float
+from semalign_align import Supervision
+from semalign_attribution import DecoderView
+from semalign_geometry import Contract
+from torch import Tensor
+
+from .source_phase import contributions
+
+ROWS, TOKENS = 8, 1024
+"""Held-out rows and supervised tokens that layers are compared on, at most."""
+
+Contributions = Mapping[int, Float[Tensor, "n _"]]
+Matrix = tuple[tuple[float, ...], ...]
+
+
+class LayerSimilarity(Contract):
+    """Linear CKA of what the target's layers and the paired source layers, as transported, add to the residual stream,
+    on held-out rows; a row for each target layer."""
+
+    source_layers: tuple[int, ...]
+    """The paired source layers in order, without repeats: one for each column."""
+    tokens: int
+    """Supervised tokens that were compared."""
+    before: Matrix
+    """With the target before the transfer."""
+    after: Matrix
+    """With the target after it."""
+
+
+@torch.no_grad()
+def compare_layers(view: DecoderView, held_out: Supervision) -> tuple[int, Matrix]:
+    """The tokens that were compared, and the linear CKA of each layer with each one that the store keeps."""
+    rows = range(0, len(held_out), math.ceil(len(held_out) / ROWS))  # they are sorted by length
+    every = math.ceil(int(held_out.counts[list(rows)].sum()) / TOKENS)
+    supervised_by = {source: k for k, source in enumerate(held_out.manifest.pairing.source_layers, 1)}
+    source: dict[int, Tensor] = {}
+    for layer, k in sorted(supervised_by.items()):
+        references = [held_out.collate([row], layer=k).reference for row in rows]
+        source[layer] = torch.cat([each[0] for each in references if each is not None])[::every]
+    batches = [held_out.tokens([row], device=view.device) for row in rows]
+    target = {k: vectors[::every] for k, vectors in contributions(view, batches, range(1, view.depth + 1)).items()}
+    similarity = layer_similarity(target, source)
+    return len(target[1]), tuple(tuple(row) for row in similarity.tolist())
+
+
+@torch.no_grad()
+def layer_similarity(target: Contributions, source: Contributions) -> Float[Tensor, "t s"]:
+    """Linear CKA of each target layer and each source layer, in order: `linear_cka`, each Gram matrix made once."""
+    target_TK, source_SK = (
+        torch.stack([_gram(vectors) for _, vectors in sorted(side.items())]) for side in (target, source)
+    )
+    similarity_TS: Tensor = (target_TK @ source_SK.T).clamp(0, 1)
+    return similarity_TS
+
+
+def _gram(vectors: Float[Tensor, "n d"]) -> Float[Tensor, " k"]:
+    """The centred Gram matrix over tokens, of norm 1, as one row; zeros without variance."""
+    centred_ND = vectors.float() - vectors.float().mean(0)
+    centred_ND /= centred_ND.abs().max().clamp_min(torch.finfo(torch.float32).tiny)
+    gram_NN = centred_ND @ centred_ND.T
+    norm = gram_NN.norm()
+    return (gram_NN / torch.where(norm > 0, norm, 1.0)).flatten().cpu()

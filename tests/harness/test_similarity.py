@@ -1,0 +1,59 @@
+"""The likeness of layers before and after a transfer is linear CKA on held-out rows."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from semalign_align import Supervision
+from semalign_attribution import DecoderView, LayerPairing
+from semalign_geometry import linear_cka
+from semalign_harness import similarity
+from semalign_harness.cli import main
+from semalign_harness.phase_cache import SourcePhase
+from semalign_harness.similarity import LayerSimilarity, compare_layers, layer_similarity
+from semalign_harness.source_phase import contributions
+from transformers import AutoModelForCausalLM
+
+
+def test_similarity_is_linear_cka() -> None:
+    generator = torch.Generator().manual_seed(0)
+
+    def sides(width: int, layers: int) -> dict[int, torch.Tensor]:
+        return {layer: torch.randn(12, width, generator=generator) * 10.0**layer for layer in range(1, layers + 1)}
+
+    target, source = sides(5, 3), sides(7, 4)
+    source[2] = torch.ones(12, 7)  # without variance
+    found = layer_similarity(target, source)
+    exact = torch.stack(
+        [torch.stack([linear_cka(target[k], source[s]) for s in sorted(source)]) for k in sorted(target)]
+    )
+    torch.testing.assert_close(found, exact, rtol=1e-4, atol=1e-5)
+    assert not found[:, 1].any()
+
+
+def test_a_run_compares_its_layers_with_the_sources(
+    tmp_path: Path, overrides: list[str], pair: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, settings = tmp_path / "run", [*overrides, "measure.answer_rows=0", "transport.frame=none"]
+    assert main(["run", "tiny", *settings, "--quiet", "--out", str(run)]) == 0
+    found = LayerSimilarity.read(run / "similarity.json")
+    pairing = LayerPairing.read(run / "pairing.json")
+    assert list(found.source_layers) == sorted(set(pairing.source_layers))
+    held_out = Supervision.open(Path(SourcePhase.read(run / "supervision.json").folder) / "held_out")
+    assert found.tokens == held_out.manifest.supervised_tokens
+
+    def added(model: Path, layers: Sequence[int]) -> dict[int, torch.Tensor]:
+        view = DecoderView(AutoModelForCausalLM.from_pretrained(model))
+        return contributions(view, [held_out.tokens([row]) for row in range(len(held_out))], layers)
+
+    source = added(pair[0], found.source_layers)
+    for model, matrix in ((pair[1], found.before), (run / "model", found.after)):
+        target = added(model, range(1, pairing.target_depth + 1))
+        exact = [[float(linear_cka(mine, theirs)) for theirs in source.values()] for mine in target.values()]
+        torch.testing.assert_close(torch.tensor(matrix), torch.tensor(exact), rtol=1e-4, atol=1e-5)
+    assert found.before != found.after
+
+    monkeypatch.setattr(similarity, "TOKENS", 10)
+    tokens, matrix = compare_layers(DecoderView(AutoModelForCausalLM.from_pretrained(pair[1])), held_out)
+    assert 5 <= tokens <= 10 and len(matrix) == pairing.target_depth
