@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import shutil
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -39,6 +40,20 @@ def test_a_broken_gguf_is_named_and_leaves_nothing(tmp_path: Path, monkeypatch: 
     with pytest.raises(SemalignError, match="cannot be read as a GGUF model"):
         load_model(ModelConfig(path=str(tmp_path / "model.gguf")))
     assert [file for file in (tmp_path / "cache").iterdir() if file.suffix != ".lock"] == []
+
+
+def test_no_bar_of_a_library_is_drawn_while_a_file_is_converted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def draw(*_: object, **__: object) -> None:
+        print("Converting ...: 1%", file=sys.stderr)
+        raise ValueError("enough")
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", draw)
+    (tmp_path / "model.gguf").write_bytes(b"GGUF")
+    with pytest.raises(SemalignError, match="cannot be read as a GGUF model: enough"):
+        load_model(ModelConfig(path=str(tmp_path / "model.gguf")))
+    assert capsys.readouterr().err == ""
 
 
 def test_processes_that_lack_the_same_model_make_it_once(

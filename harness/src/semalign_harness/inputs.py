@@ -8,7 +8,7 @@ from semalign_geometry import SemalignError, SharedVocabulary
 from .console import Console
 from .data import Split, read_rows, split_rows
 from .experiment import Experiment
-from .models import LoadedModel, OpenedModel, check_tokenizers, identity, load_model, open_model
+from .models import LoadedModel, OpenedModel, check_pulled, check_tokenizers, identity, load_model, open_model
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,9 +32,11 @@ def read_inputs(experiment: Experiment, console: Console) -> Inputs:
         SemalignError: they cannot be used, or do not fit together.
     """
     with console.step("read rows, tokenizers and configurations"):
+        for model in (experiment.source, experiment.target):
+            check_pulled(model)
         pools = read_rows(experiment.data)
-        target = open_model(experiment.target, progress=console.ticker("pre-train the target"))
-        source = open_model(experiment.source, progress=console.ticker("pre-train the source"))
+        target = open_model(experiment.target, progress=console.ticker("pre-train the target"), note=console.note)
+        source = open_model(experiment.source, progress=console.ticker("pre-train the source"), note=console.note)
         split = split_rows(experiment.data, pools, target.tokenizer)
         texts = [str(target.tokenizer.decode(list(e.prompt_ids + e.answer_ids))) for e in split.train[:8]]
         shared = check_tokenizers(source, target, texts)

@@ -2,10 +2,12 @@
 
 import hashlib
 import importlib.util
+import io
 import os
 import re
+import shlex
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, redirect_stderr
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -31,7 +33,7 @@ from transformers.utils.hub import cached_file, extract_commit_hash
 
 from .estimate import ModelShape, shape_of
 from .experiment import ModelConfig
-from .known_models import known_path
+from .known_models import KnownModel, known_path
 from .locking import lock_of
 from .resources import bfloat16_is_fast
 from .saving import save_model
@@ -101,7 +103,12 @@ def cache_folder() -> Path:
     return Path(os.environ.get("SEMALIGN_CACHE") or platformdirs.user_cache_dir("semalign"))
 
 
-def open_model(settings: ModelConfig, *, progress: Callable[[int, int], None] | None = None) -> OpenedModel:
+def open_model(
+    settings: ModelConfig,
+    *,
+    progress: Callable[[int, int], None] | None = None,
+    note: Callable[[str], None] | None = None,
+) -> OpenedModel:
     """Read the configuration and the tokenizer of a model, without its weights.
 
     A generated or GGUF model is built or converted on its first use, and kept in `cache_folder()`.
@@ -109,11 +116,12 @@ def open_model(settings: ModelConfig, *, progress: Callable[[int, int], None] | 
     Args:
         settings: where it comes from.
         progress: told of the steps done and of all steps while a generated model is built.
+        note: told before a GGUF file is converted, which takes a while.
 
     Raises:
         SemalignError: nothing is found there, or it is no decoder-only causal language model.
     """
-    place = _resolve(settings, progress)
+    place = _resolve(settings, progress, note)
     commit = None
     with _named(settings, place):
         if not Path(place).is_dir():
@@ -129,6 +137,17 @@ def open_model(settings: ModelConfig, *, progress: Callable[[int, int], None] | 
             raise SemalignError(f"{settings.path} is a {kinds[0]}, expected a decoder-only causal language model")
         tokenizer = AutoTokenizer.from_pretrained(place, revision=commit)
     return OpenedModel(settings, place, commit, config.get_text_config(decoder=True), tokenizer)
+
+
+def check_pulled(settings: ModelConfig) -> None:
+    """See to it that a model that is named by `catalogue:` is here, before anything that takes longer.
+
+    Raises:
+        SemalignError: it is unknown, or not pulled yet.
+    """
+    known = known_path(settings.path)
+    if known is not None:
+        known.pulled(cache_folder())
 
 
 def identity(opened: OpenedModel) -> str:
@@ -246,7 +265,9 @@ def _make_savable(model: PreTrainedModel, path: str) -> None:
             ) from error
 
 
-def _resolve(config: ModelConfig, progress: Callable[[int, int], None] | None) -> str:
+def _resolve(
+    config: ModelConfig, progress: Callable[[int, int], None] | None, note: Callable[[str], None] | None
+) -> str:
     """The folder or hub id that transformers can load; generated and GGUF models are made once and kept."""
     if config.path.startswith("generated:"):
         if config.path not in GENERATED:
@@ -264,7 +285,7 @@ def _resolve(config: ModelConfig, progress: Callable[[int, int], None] | None) -
     if path.suffix == ".gguf":
         if not path.is_file():
             raise SemalignError(f"{path} does not exist: give a .gguf file, a model folder or a hub id")
-        return str(_converted(path))
+        return str(_converted(path, known, note))
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise SemalignError(f"{path} holds no config.json: it is not the folder of a transformers model")
@@ -274,11 +295,18 @@ def _resolve(config: ModelConfig, progress: Callable[[int, int], None] | None) -
     return config.path
 
 
-def _converted(path: Path) -> Path:
-    """The GGUF file as a folder of bfloat16 safetensors, converted once for each content."""
-    folder = cache_folder() / f"{path.stem}-{sha256_of(path)[:16]}"
+def _converted(path: Path, known: KnownModel | None, note: Callable[[str], None] | None) -> Path:
+    """The GGUF file as a folder of bfloat16 safetensors, converted once for each content; that of a known model was
+    told when it was pulled."""
+    pulled = known.file.sha256 if known and known.file else None
+    folder = cache_folder() / f"{path.stem}-{(pulled or sha256_of(path))[:16]}"
     with _made_by_one(folder):
         if not (folder / "config.json").is_file():
+            if known and pulled and sha256_of(path) != pulled:
+                again = f"rm -r {shlex.quote(str(path.parent))} && semalign models pull {known.name}"
+                raise SemalignError(f"{path} has changed since it was pulled: {again}")
+            if note:
+                note(f"{path.name} is converted into {cache_folder()}, once")
             _convert(path, folder)
     return folder
 
@@ -292,12 +320,13 @@ def _made_by_one(folder: Path) -> Iterator[None]:
 
 def _convert(path: Path, folder: Path) -> None:
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            path.parent,
-            gguf_file=path.name,
-            dtype=torch.bfloat16,
-            quantization_config=GgufConfig(dequantize=True),
-        )
+        with redirect_stderr(io.StringIO()):  # of a bar that is drawn in pipes too
+            model = AutoModelForCausalLM.from_pretrained(
+                path.parent,
+                gguf_file=path.name,
+                dtype=torch.bfloat16,
+                quantization_config=GgufConfig(dequantize=True),
+            )
         tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
     except Exception as error:  # a damaged file can fail anywhere in the reader
         raise SemalignError(f"{path} cannot be read as a GGUF model: {' '.join(str(error).split())[:200]}") from error

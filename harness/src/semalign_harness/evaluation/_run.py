@@ -60,8 +60,10 @@ def evaluate(config: EvaluationConfig, folder: Path, *, console: Console | None 
     console = console or Console(quiet=True)
     with console.step("read rows, tokenizers and configurations"):
         drawn = {name: _draw(find_benchmark(name), config) for name in config.tasks}
-        opened = open_model(config.model, progress=console.ticker("pre-train the model"))
-        source = open_model(config.source, progress=console.ticker("pre-train the source")) if config.source else None
+        opened = open_model(config.model, progress=console.ticker("pre-train the model"), note=console.note)
+        source = None
+        if config.source:
+            source = open_model(config.source, progress=console.ticker("pre-train the source"), note=console.note)
         chat = opened.tokenizer.chat_template is not None if config.chat is None else config.chat
         if chat and opened.tokenizer.chat_template is None:
             raise SemalignError(f"{config.model.path} has no chat template: set chat=false, or leave it out")
