@@ -21,7 +21,6 @@ from semalign_geometry import (
     SemalignError,
     SemanticBasis,
     fit_transport,
-    linear_cka,
     measure_fidelity,
 )
 from semalign_harness import build_tokenizer, load_experiment, load_model, run_experiment
@@ -34,6 +33,7 @@ from semalign_harness.doctor import _machine as machine
 from semalign_harness.doctor._pair import Candidate, open_candidate
 from semalign_harness.experiment import ModelConfig, RowsConfig
 from tokenizers.normalizers import Lowercase
+from tokenizers.processors import TemplateProcessing
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -155,7 +155,7 @@ def test_entries_with_other_ids_are_shown(pair: tuple[Path, Path], other: Path, 
     edit(other / "tokenizer.json", swap)
     ids = build_tokenizer().get_vocab()
     found = of(doctor(pair[0], other), "tokenizers")
-    assert found.level == "error" and found.remedy is not None and "one family" in found.remedy
+    assert found.level == "error" and found.remedy is not None and "semalign presets" in found.remedy
     assert "310 entries shared, 6 of them with other ids" in found.message
     assert f"'answer' is {ids['answer']} in the source and {ids['apples']} in the target" in found.message
     assert found.message.endswith("and 3 more")
@@ -207,7 +207,8 @@ def test_texts_that_are_split_differently(
     [
         ({"eos_token": None}, "warning", "no end of sequence"),
         ({"eos_token": "<pad>"}, "warning", "EOS differ"),
-        ({"bos_token": "<unk>", "eos_token": "<pad>"}, "warning", "BOS and EOS differ"),
+        ({"bos_token": "<unk>"}, "ok", "rows do not begin with BOS"),
+        ({"bos_token": "<unk>", "eos_token": "<pad>"}, "warning", "EOS differ"),
         ({"pad_token": "<eos>"}, "ok", "masked"),
     ],
 )
@@ -217,6 +218,19 @@ def test_special_tokens(
     edit(other / "tokenizer_config.json", lambda data: data.update(change))
     found = of(doctor(pair[0], other), "special tokens")
     assert found.level == level and words in found.message
+
+
+def test_beginnings_matter_where_rows_have_one(pair: tuple[Path, Path], other: Path, doctor: Doctor) -> None:
+    def begin(tokenizer: Any) -> None:
+        ids = [("<unk>", tokenizer.convert_tokens_to_ids("<unk>"))]
+        tokenizer.bos_token, tokenizer.chat_template = "<unk>", None
+        tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="<unk> $A", special_tokens=ids)
+
+    resave(other, begin)
+    found = of(doctor(pair[0], other), "special tokens")
+    assert found.level == "warning" and found.message.startswith("BOS differ")
+    resave(other, lambda tokenizer: setattr(tokenizer, "chat_template", PLAIN))
+    assert of(doctor(pair[0], other), "special tokens").level == "ok", "the template writes what rows begin with"
 
 
 PLAIN = "{% for message in messages %}{{ message['content'] + ' ' }}{% endfor %}"
@@ -307,6 +321,33 @@ def test_rows_are_held_against_positions(pair: tuple[Path, Path], other: Path, r
     assert cured.level == "warning" and cured.remedy == "shorter rows, or models that read longer ones"
 
 
+def test_rows_that_are_short_enough_are_counted(
+    pair: tuple[Path, Path], rows_file: Path, doctor: Doctor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = ("--data", rows_file, "data.max_length=40", "data.train_rows=52", "data.held_out_rows=8")
+    few = doctor(*pair, *asked)
+    assert not few.is_usable and "of them short enough, of the 60 that are asked for" in of(few, "rows").message
+    remedy = str(of(few, "rows").remedy)
+    assert doctor(*pair, *asked[:3], *remedy.split()).is_usable
+    for part in ("train", "held_out"):
+        own = f"data.held_out={{path: {rows_file}}}"
+        others = ("data.train_rows=4", "data.held_out_rows=4", f"data.{part}_rows=61")
+        found = of(doctor(*pair, "--data", rows_file, own, "data.max_length=64", *others), "rows")
+        assert (found.level, found.remedy) == ("error", f"data.{part}_rows=60")
+    monkeypatch.setattr("semalign_harness.doctor._pair.SAMPLED", 30)
+    found = of(doctor(*pair, *asked), "rows")
+    assert found.level == "warning", "what some rows make likely is no error"
+    some = next(f.message for f in doctor(*pair, *asked).findings if f.check == "rows")
+    assert some.startswith("of 60 rows, 30 of which were read, the median has")
+
+
+def test_prompts_leave_room_for_what_is_generated(pair: tuple[Path, Path], rows_file: Path, doctor: Doctor) -> None:
+    asked = ("--data", rows_file, *SETTINGS, "measure.answer_rows=4", "measure.max_new_tokens=120")
+    found = of(doctor(*pair, *asked), "rows")
+    assert found.level == "warning" and "a model reads at most 128" in found.message
+    assert of(doctor(*pair, *asked, str(found.remedy)), "rows").level == "ok"
+
+
 def test_fields_of_the_rows_are_settings(
     pair: tuple[Path, Path], tmp_path: Path, doctor: Doctor, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -361,7 +402,7 @@ def test_every_architecture_is_read_without_its_weights(
 def test_the_condition_number_is_that_of_the_basis(pair: tuple[Path, Path], doctor: Doctor) -> None:
     weight = AutoModelForCausalLM.from_pretrained(pair[1]).get_output_embeddings().weight.detach()
     exact = SemanticBasis.from_head(weight, entries=torch.arange(310)).manifest.condition
-    assert f"condition number about {exact:.1e} over 310 entries" in of(doctor(*pair), "target head").message
+    assert f"condition number of WᵀW about {exact:.1e} over 310 entries" in of(doctor(*pair), "target head").message
 
 
 def test_some_rows_of_a_head_tell_its_rank(
@@ -457,6 +498,25 @@ def test_memory(
     assert of(doctor(*pair), "memory").level == level
 
 
+@pytest.mark.parametrize("setting", ["batch_size=1024", "train.batch_size=1024"])
+def test_the_remedy_for_memory_is_enough(
+    pair: tuple[Path, Path], doctor: Doctor, monkeypatch: pytest.MonkeyPatch, setting: str
+) -> None:
+    settings = ("data.max_length=128", "data.attribution_rows=1024", setting)
+    if setting.startswith("train"):
+        settings += ("train.micro_batch_size=1024",)
+    monkeypatch.setattr(machine, "_memory_of", lambda device: (10**8, 10**12))
+    found = of(doctor(*pair, *settings), "memory")
+    assert found.level == "warning" and str(found.remedy).endswith("batch_size=1")
+    assert of(doctor(*pair, *settings, str(found.remedy)), "memory").level == "ok"
+
+
+def test_memory_is_for_the_longest_row_that_was_seen(pair: tuple[Path, Path], rows_file: Path, doctor: Doctor) -> None:
+    seen = encode_rows(load_rows(RowsConfig(path=str(rows_file))), load_model(ModelConfig(path=str(pair[1]))).tokenizer)
+    found = of(doctor(*pair, "--data", rows_file, "data.train_rows=2", *SETTINGS[1:]), "memory")
+    assert f"for rows of {max(map(len, seen))} tokens" in found.message
+
+
 def test_disk(pair: tuple[Path, Path], doctor: Doctor, monkeypatch: pytest.MonkeyPatch) -> None:
     enough = of(doctor(*pair), "disk")
     assert enough.level == "ok"
@@ -492,6 +552,7 @@ def test_models_of_another_kind_are_refused(
     diagnosis = doctor(tmp_path / "encoder", pair[1])
     assert [finding.check for finding in diagnosis.findings] == ["source"]
     assert "decoder-only" in diagnosis.findings[0].message
+    assert "semalign models list" in str(diagnosis.findings[0].remedy)
     both = doctor(tmp_path / "encoder", tmp_path / "encoder")
     assert [finding.level for finding in both.findings] == ["error", "error"]
 
@@ -513,6 +574,18 @@ def test_what_is_missing_is_bad_input(
         assert main(["doctor", *arguments]) == 2
         printed = capsys.readouterr()
         assert printed.out == "" and words in printed.err and printed.err.count("\n") == 1
+
+
+def test_the_conversion_of_a_file_is_told(
+    pair: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("semalign_harness.models._convert", lambda path, folder: shutil.copytree(pair[0], folder))
+    (tmp_path / "source.gguf").write_bytes(b"GGUF")
+    for told in (1, 0):
+        assert main(["doctor", str(tmp_path / "source.gguf"), str(pair[1]), "--json"]) == 0
+        printed = capsys.readouterr()
+        assert printed.err.count("source.gguf is converted into") == printed.err.count("\n") == told
+        assert json.loads(printed.out)["findings"]
 
 
 def test_a_broken_folder_is_an_error_of_the_pair(pair: tuple[Path, Path], other: Path, doctor: Doctor) -> None:
@@ -608,22 +681,6 @@ def test_the_fidelity_is_that_of_a_run(
     assert theirs.tokens == ours.tokens
     for mine, yours in zip(ours.layers, theirs.layers, strict=True):
         assert mine.model_dump() == pytest.approx(yours.model_dump(), abs=1e-5)
-
-
-def test_similarity_is_linear_cka() -> None:
-    generator = torch.Generator().manual_seed(0)
-
-    def sides(width: int, layers: int) -> dict[int, torch.Tensor]:
-        return {layer: torch.randn(12, width, generator=generator) * 10.0**layer for layer in range(1, layers + 1)}
-
-    target, source = sides(5, 3), sides(7, 4)
-    source[2] = torch.ones(12, 7)  # without variance
-    found = deep.layer_similarity(target, source)
-    exact = torch.stack(
-        [torch.stack([linear_cka(target[k], source[s]) for s in sorted(source)]) for k in sorted(target)]
-    )
-    torch.testing.assert_close(found, exact, rtol=1e-4, atol=1e-5)
-    assert not found[:, 1].any()
 
 
 def test_a_picture_needs_matplotlib(

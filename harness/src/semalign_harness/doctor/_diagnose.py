@@ -7,6 +7,7 @@ from semalign_geometry import SemalignError
 
 from ..console import Console
 from ..experiment import Experiment
+from ..models import check_pulled
 from ..resources import pick_device
 from ..settings import merged, parse_overrides
 from ._architecture import check_architecture
@@ -49,7 +50,7 @@ def diagnose(
 ) -> Diagnosis:
     """Look for what would trouble a run; no weights are loaded, unless a heat map is asked for.
 
-    A model as a GGUF file that was never used before is converted first.
+    A model as a GGUF file that was never used before is converted first, and the console is told.
 
     Args:
         experiment: what would run.
@@ -64,8 +65,10 @@ def diagnose(
         raise SemalignError("--deep compares layers on rows: give --data FILE")
     console = console or Console(quiet=True)
     device = pick_device(experiment.device)
-    source = open_candidate("source", experiment.source, device)
-    target = open_candidate("target", experiment.target, device)
+    for model in (experiment.source, experiment.target):
+        check_pulled(model)
+    source = open_candidate("source", experiment.source, device, note=console.note)
+    target = open_candidate("target", experiment.target, device, note=console.note)
 
     def diagnosis(findings: Sequence[Finding]) -> Diagnosis:
         return Diagnosis(

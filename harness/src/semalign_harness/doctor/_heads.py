@@ -45,7 +45,7 @@ def check_head(candidate: Candidate, ids: Int[Tensor, " v"]) -> Finding:
     if manifest.rank < width:
         message = f"rank {manifest.rank} of {width} {over}: what the head cannot read of a contribution is lost"
         return warning(check, message, "transport.frame=none, which matches geometry in the source's own space")
-    return ok(check, f"rank {manifest.rank} of {width}, condition number about {manifest.condition:.1e} {over}")
+    return ok(check, f"rank {manifest.rank} of {width}, condition number of WᵀW about {manifest.condition:.1e} {over}")
 
 
 def _basis(weight: Tensor, ids: Tensor) -> BasisManifest:

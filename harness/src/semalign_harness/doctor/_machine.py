@@ -17,11 +17,14 @@ from ..experiment import Experiment
 from ..inputs import Inputs
 from ..models import cache_folder
 from ..plan import REACHED, Plan, duration, make_plan
+from ..settings import merged, parse_overrides
 from ._findings import Finding, error, ok, warning
 from ._pair import Pair
 
 PROBE_SECONDS = 2.0
 """How long the speed of matrix products is tried."""
+LEANER = ("batch_size=1", "train.micro_batch_size=1", "train.recompute_suffix=true")
+"""Settings that take less memory; the first is for the source's phase, the others for the target's."""
 LONG = 24 * 3600
 """Seconds from which on a run is called long."""
 
@@ -30,15 +33,6 @@ def check_machine(pair: Pair, shared: SharedVocabulary | None) -> list[Finding]:
     """Memory, disk and time."""
     split = _split(pair)
     experiment = pair.experiment
-    longest = max(map(len, split.train))
-    data = experiment.data.model_copy(update={"max_length": longest})
-    models = {"source": pair.source.opened.settings, "target": pair.target.opened.settings}
-    totals = estimate(
-        experiment.model_copy(update={"data": data, **models}),
-        source_shape=pair.source.shape,
-        target_shape=pair.target.shape,
-    ).totals
-    assert totals is not None
     vocabulary = min(each.shape.vocabulary for each in pair.both)
     ids = torch.arange(vocabulary)
     common = SharedVocabulary(ids, ids, 0, 0) if shared is None else shared
@@ -47,8 +41,8 @@ def check_machine(pair: Pair, shared: SharedVocabulary | None) -> list[Finding]:
     plan = make_plan(experiment, inputs, pair.device, processes=1, supervised=False)
     speed = _speed(pair.device, pair.target.dtype)
     return [
-        _memory(pair, totals, longest),
-        _disk(totals, experiment),
+        _memory(pair, split.longest),
+        _disk(_totals(pair, experiment, split.longest), experiment),
         _time(plan.model_copy(update={"flops": REACHED * speed}), pair, speed),
     ]
 
@@ -65,21 +59,44 @@ def _split(pair: Pair) -> Split:
     return Split(train, held_out, too_long=0, longest=max(map(len, rows)))
 
 
-def _memory(pair: Pair, totals: Totals, longest: int) -> Finding:
+def _totals(pair: Pair, experiment: Experiment, longest: int) -> Totals:
+    """What a run needs with rows of at most so many tokens."""
+    changed = {
+        "data": experiment.data.model_copy(update={"max_length": longest}),
+        "source": pair.source.opened.settings,
+        "target": pair.target.opened.settings,
+    }
+    shapes = {f"{each.role}_shape": each.shape for each in pair.both}
+    totals = estimate(experiment.model_copy(update=changed), **shapes).totals
+    assert totals is not None
+    return totals
+
+
+def _memory(pair: Pair, longest: int) -> Finding:
     free, whole = _memory_of(pair.device)
+    totals = _totals(pair, pair.experiment, longest)
     needs = (
         f"at most {gb(totals.source_phase)} with the source and {gb(totals.target_phase)} with the target, for rows "
         f"of {longest} tokens; {gb(free)} of {gb(whole)} are free on {pair.device}"
     )
-    remedies = "source.load_in_4bit=true, train.recompute_suffix=true, a smaller batch_size and train.micro_batch_size"
-    weights = max(each.shape.parameters * each.dtype.itemsize for each in pair.both)
-    if pair.experiment.source.load_in_4bit:
-        weights = pair.target.shape.parameters * pair.target.dtype.itemsize
-    if weights > whole:
-        return error("memory", f"the weights of one model alone take {gb(weights)}: {needs}", remedies)
+    source, target = (each.shape.parameters * each.dtype.itemsize for each in pair.both)
+    if target > whole:
+        remedy = "a smaller target: semalign models list shows sizes"
+        return error("memory", f"the target's weights alone take {gb(target)}: {needs}", remedy)
+    if source > whole and not pair.experiment.source.load_in_4bit:
+        return error("memory", f"the source's weights alone take {gb(source)}: {needs}", "source.load_in_4bit=true")
     if totals.memory > free:
-        return warning("memory", needs, f"end what else runs; or {remedies}")
+        return warning("memory", needs, _leaner(pair, longest, free))
     return ok("memory", needs)
+
+
+def _leaner(pair: Pair, longest: int, free: int) -> str:
+    """Settings with which a run fits, as few as do."""
+    for settings in (*((setting,) for setting in LEANER), LEANER):
+        tree = merged(pair.experiment.model_dump(mode="json"), parse_overrides(settings))
+        if _totals(pair, Experiment.parse(tree, origin="doctor"), longest).memory <= free:
+            return " ".join(settings)
+    return f"end what else runs, and {' '.join(LEANER)}"
 
 
 def _disk(totals: Totals, experiment: Experiment) -> Finding:

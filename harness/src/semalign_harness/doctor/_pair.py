@@ -1,5 +1,6 @@
 """Both models as far as they are known without their weights, and a sample of the rows."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -47,12 +48,31 @@ class Candidate:
 
 
 @dataclass(frozen=True, eq=False)
+class Pool:
+    """Data that rows are drawn from."""
+
+    part: str
+    """`train` or `held_out`."""
+    path: str
+    """Where they come from."""
+    examples: list[Example]
+    total: int
+    """Rows, those not encoded included."""
+    wanted: int
+    """Rows that a run takes."""
+
+
+@dataclass(frozen=True, eq=False)
 class Sample:
     """Rows over the whole length of the data, encoded by the target's tokenizer."""
 
-    examples: list[Example]
-    total: int
-    """Rows of the training data, those not encoded included."""
+    pools: tuple[Pool, ...]
+    """The training data, and the held-out data where it is another."""
+
+    @property
+    def examples(self) -> list[Example]:
+        """Those of all data."""
+        return [example for pool in self.pools for example in pool.examples]
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,16 +93,20 @@ class Pair:
 
 
 def open_candidate(
-    role: Literal["source", "target"], settings: ModelConfig, device: torch.device
+    role: Literal["source", "target"],
+    settings: ModelConfig,
+    device: torch.device,
+    *,
+    note: Callable[[str], None] | None = None,
 ) -> Candidate | Finding:
-    """A model of the pair, or why it cannot be one.
+    """A model of the pair, or why it cannot be one; `note` is told when its file is converted.
 
     Raises:
         SemalignError: nothing is found there.
     """
-    remedy = f"{role}.path=…: a decoder-only language model, whose class ends in ForCausalLM"
+    remedy = f"a decoder-only language model as the {role}: semalign models list shows some"
     try:
-        opened = open_model(settings)
+        opened = open_model(settings, note=note)
     except SemalignError as failure:
         if not _is_there(settings):
             raise
@@ -106,13 +130,14 @@ def draw_sample(data: DataConfig, tokenizer: PreTrainedTokenizerBase) -> Sample:
     Raises:
         SemalignError: no rows are there, or rows without a prompt or an answer.
     """
-    examples, totals = [], []
-    for origin in (data.train, data.held_out):
+    of_train = data.train_rows + (data.held_out_rows if data.held_out is None else 0)
+    pools = []
+    for part, origin, wanted in (("train", data.train, of_train), ("held_out", data.held_out, data.held_out_rows)):
         if origin is not None:
             rows = load_rows(origin)
-            totals.append(len(rows))
-            examples += [encode_row(row, tokenizer, origin) for row in rows[:: -(-len(rows) // SAMPLED)]]
-    return Sample(examples, totals[0])
+            examples = [encode_row(row, tokenizer, origin) for row in rows[:: -(-len(rows) // SAMPLED)]]
+            pools.append(Pool(part, origin.path, examples, len(rows), wanted))
+    return Sample(tuple(pools))
 
 
 def _is_there(settings: ModelConfig) -> bool:

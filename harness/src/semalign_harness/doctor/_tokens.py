@@ -19,7 +19,7 @@ from ._pair import Candidate, Pair
 
 SHOWN, TRIED = 3, 8
 """Differences that are shown, and rows that both tokenizers split, as many as in a run."""
-ONE_FAMILY = "choose a source and a target of one family, such as Qwen/Qwen2.5-1.5B and Qwen/Qwen2.5-0.5B"
+ONE_FAMILY = "a source and a target of one family: semalign presets shows such pairs"
 PROBES = [
     "Natalia sold 48/2 = 24 clips in May, and 1,234.5 altogether.",
     "def f(x):\n\treturn [x**2  for x in range(10)]  # naïve café",
@@ -60,14 +60,16 @@ def check_special_tokens(pair: Pair) -> Finding:
     if theirs["EOS"] is None:
         message = f"the target's tokenizer has no end of sequence, so that answers do not end: {shown}"
         return warning(check, message, f'"eos_token": "…" in the tokenizer_config.json of {pair.target.path}')
-    differing = [name for name in ("BOS", "EOS") if ours[name] != theirs[name]]
+    begins = _begins_rows(target)
+    matter = ("BOS", "EOS") if begins else ("EOS",)
+    differing = [name for name in matter if ours[name] != theirs[name]]
     if differing:
         message = f"{' and '.join(differing)} differ, and the target's are used for both: {shown}"
         keys = " and ".join(f'"{name.lower()}_token"' for name in differing)
         return warning(check, message, f"the same {keys} in the tokenizer_config.json of both models")
     shown = ", ".join(f"{name} {token!r}" for name, token in theirs.items())
     padding = "" if ours["padding"] == theirs["padding"] else f" (the source's: {ours['padding']!r}; it is masked)"
-    return ok(check, f"{shown}{padding}")
+    return ok(check, f"{shown}{padding}" + ("" if begins else "; rows do not begin with BOS"))
 
 
 def check_chat_template(pair: Pair) -> Finding:
@@ -112,8 +114,7 @@ def check_rows(pair: Pair, shared: SharedVocabulary | None) -> list[Finding]:
             return [warning("rows", message, f"data.max_length={positions}")]
         reads = "without a limit" if positions is None else f"up to {positions} tokens"
         return [ok("rows", f"none given; both models read rows {reads}, and data.max_length={limit}")]
-    found = _lengths(pair, limit, positions)
-    found += _enough(pair)
+    found = [*_lengths(pair, limit, positions), *_enough(pair), *_generated(pair, positions)]
     if shared is not None:
         known = set(shared.target_ids.tolist())
         strange = {i for e in pair.sample.examples for i in e.prompt_ids + e.answer_ids} - known
@@ -128,7 +129,9 @@ def _lengths(pair: Pair, limit: int, positions: int | None) -> list[Finding]:
     assert pair.sample is not None
     lengths = sorted(map(len, pair.sample.examples))
     count, longest = len(lengths), lengths[-1]
-    shown = f"of {count} rows the median has {lengths[count // 2]} tokens, the longest {longest}"
+    total = sum(pool.total for pool in pair.sample.pools)
+    some = f"of {total} rows" + (f", {count} of which were read," if count < total else "")
+    shown = f"{some} the median has {lengths[count // 2]} tokens, the longest {longest}"
     too_long = sum(length > limit for length in lengths)
     reach = longest if positions is None else min(longest, positions)
     if positions is not None and any(positions < length <= limit for length in lengths):
@@ -150,13 +153,39 @@ def _enough(pair: Pair) -> list[Finding]:
     """Whether a run would find as many rows as it asks for."""
     assert pair.sample is not None
     data = pair.experiment.data
-    wanted = data.train_rows + (data.held_out_rows if data.held_out is None else 0)
-    if pair.sample.total >= wanted:
+    found = []
+    for pool in pair.sample.pools:
+        short = sum(len(example) <= data.max_length for example in pool.examples)
+        fitting = short * pool.total // len(pool.examples)
+        if fitting >= pool.wanted or not short:  # rows that are all too long are told with the lengths
+            continue
+        known = len(pool.examples) == pool.total or pool.total < pool.wanted
+        of_them = "" if fitting == pool.total else f", {'' if known else 'about '}{fitting} of them short enough,"
+        message = f"{pool.path} has {pool.total} rows{of_them} of the {pool.wanted} that are asked for"
+        if pool.part == "held_out":
+            remedy = f"data.held_out_rows={fitting}"
+        elif data.held_out is not None:
+            remedy = f"data.train_rows={fitting}"
+        else:
+            held_out = min(data.held_out_rows, max(1, fitting // 6))
+            remedy = f"data.train_rows={fitting - held_out} data.held_out_rows={held_out}"
+        found.append((error if known else warning)("rows", message, remedy if fitting > 1 else "more rows"))
+    return found
+
+
+def _generated(pair: Pair, positions: int | None) -> list[Finding]:
+    """Whether prompts leave room for what is generated after them."""
+    assert pair.sample is not None
+    measure = pair.experiment.measure
+    prompts = [len(e.prompt_ids) for e in pair.sample.examples if len(e) <= pair.experiment.data.max_length]
+    longest = max(prompts, default=0)
+    if positions is None or not measure.answer_rows or longest + measure.max_new_tokens <= positions:
         return []
-    message = f"{data.train.path} has {pair.sample.total} rows of the {wanted} that are asked for"
-    held_out = min(data.held_out_rows, max(1, pair.sample.total // 6))
-    remedy = f"data.train_rows={pair.sample.total - held_out} data.held_out_rows={held_out}"
-    return [error("rows", message, remedy if pair.sample.total > held_out else "more rows")]
+    message = (
+        f"the longest prompt has {longest} tokens, and measure.max_new_tokens={measure.max_new_tokens} may follow; a "
+        f"model reads at most {positions}"
+    )
+    return [warning("rows", message, f"measure.max_new_tokens={max(1, positions - longest)}")]
 
 
 def _counts(pair: Pair, source: Mapping[str, int], target: Mapping[str, int]) -> str:
@@ -195,6 +224,11 @@ def _moved(source: Mapping[str, int], target: Mapping[str, int]) -> list[str]:
 
 def _some(items: list[str]) -> str:
     return ", ".join(items[:SHOWN]) + (f" and {len(items) - SHOWN} more" if len(items) > SHOWN else "")
+
+
+def _begins_rows(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether the tokenizer puts BOS before the rows; what a chat template writes is looked at with the template."""
+    return tokenizer.chat_template is None and tokenizer.bos_token_id in tokenizer("")["input_ids"]
 
 
 def _special(tokenizer: PreTrainedTokenizerBase) -> dict[str, str | None]:
