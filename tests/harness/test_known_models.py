@@ -26,7 +26,7 @@ from semalign_harness.estimate import catalogue, estimate
 from semalign_harness.experiment import ModelConfig
 from semalign_harness.known_models import DataWheels, KnownFile, KnownModel, find_known, known_models
 from semalign_harness.models import cache_folder, open_model
-from semalign_harness.pull import pull
+from semalign_harness.pull import models_table, pull
 
 CONTENT = bytes(range(256)) * 40
 """Bytes of the fake model: 10,240, in parts of 4,000."""
@@ -143,9 +143,9 @@ def test_a_model_is_assembled_once(
     assert main(["models", "where", "fake-q4"]) == 2
     assert capsys.readouterr().err == "semalign: fake-q4 is not here yet: semalign models pull fake-q4\n"
     assert main(["models", "list"]) == 0
-    head, row = capsys.readouterr().out.splitlines()
+    head, row, _ = capsys.readouterr().out.splitlines()
     assert head.split() == ["name", "size", "licence", "upstream", "here"]
-    assert row.split() == ["fake-q4", "0.0", "MB", "Apache-2.0", "somebody/Fake-GGUF", "no"]
+    assert row.split() == ["fake-q4", "0.0", "MB", "Apache-2.0", "somebody", "no"]
 
     assert main(["models", "pull", "fake-q4", "--via", "index"]) == 0
     path = Path(capsys.readouterr().out.strip())
@@ -154,8 +154,38 @@ def test_a_model_is_assembled_once(
     assert main(["models", "where", "Fake-Q4"]) == 0
     assert capsys.readouterr().out.strip() == str(path)
     assert main(["models", "list"]) == 0
-    assert capsys.readouterr().out.split()[-1] == "yes"
+    assert capsys.readouterr().out.splitlines()[1].split()[-1] == "yes"
     assert pull(model) == path and index.asked.total() == 3, "what is here is not asked for"
+
+
+def test_the_list_fits_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in known_models():
+        (cache_folder() / "models" / f".{name}.partial").mkdir(parents=True)
+    lines = models_table(list(known_models().values())).splitlines()
+    assert len(lines) == len(known_models()) + 2 and max(map(len, lines)) <= 80
+    assert {line.split()[-1] for line in lines[1:-1]} == {"part"}
+    assert [line for line in lines if line.startswith("gemma-3-1b-it")][0].split()[3] == "Gemma*"
+
+
+def test_a_file_where_the_cache_should_be_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    for place in (tmp_path / "file", tmp_path / "file" / "below"):
+        monkeypatch.setenv("SEMALIGN_CACHE", str(place))
+        assert main(["models", "pull", "smollm2-135m-instruct-q4_1"]) == 2
+        said = capsys.readouterr().err
+        assert f"{place}/models cannot be written to" in said and "SEMALIGN_CACHE" in said and said.count("\n") == 1
+
+
+@pytest.mark.slow
+def test_a_reader_that_has_seen_enough_is_no_error(tmp_path: Path) -> None:
+    reads, writes = os.pipe()
+    os.close(reads)
+    command = [sys.executable, "-m", "semalign_harness", "models", "list"]
+    process = subprocess.run(command, stdout=writes, stderr=subprocess.PIPE, text=True)
+    os.close(writes)
+    assert (process.returncode, process.stderr) == (0, "")
 
 
 @pytest.mark.slow
@@ -417,6 +447,40 @@ def test_the_preset_of_files_is_that_of_checkpoints() -> None:
     assert needs.totals.download == 1_117_320_768 + 491_400_064
     assert needs.totals.model_copy(update={"download": 0}) == others.totals.model_copy(update={"download": 0})
     assert needs.source is not None and needs.source.licence == "Apache-2.0"
+
+
+def test_a_model_that_is_not_here_is_told_before_the_rows_are_read(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setattr("semalign_harness.inputs.read_rows", None)
+    for role in ("source", "target"):
+        assert main(["run", "tiny", f"{role}.path=catalogue:pythia-410m", "--out", str(tmp_path / "run")]) == 2
+        said = capsys.readouterr().err
+        assert said == "semalign: pythia-410m is not here yet: semalign models pull pythia-410m\n"
+    assert main(["doctor", "generated:tiny-source", "catalogue:pythia-410m"]) == 2
+    assert "semalign models pull pythia-410m" in capsys.readouterr().err
+    assert not any(cache_folder().glob("tiny-*")), "nothing is made before"
+
+
+def test_a_pulled_file_is_known_by_its_hash(
+    pair: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = fake_model()
+    monkeypatch.setattr("semalign_harness.known_models.known_models", lambda: {model.name: model})
+    monkeypatch.setattr("semalign_harness.models._convert", lambda path, folder: shutil.copytree(pair[0], folder))
+    path, settings = model.place(cache_folder()), ModelConfig(path="catalogue:fake-q4")
+    path.parent.mkdir(parents=True)
+    path.write_bytes(CONTENT[::-1])
+    with pytest.raises(
+        SemalignError, match=r"has changed since it was pulled: rm -r .* && semalign models pull fake-q4"
+    ):
+        open_model(settings)
+    path.write_bytes(CONTENT)
+    notes: list[str] = []
+    place = open_model(settings, note=notes.append).place
+    assert len(notes) == 1 and Path(place).name.endswith(hashlib.sha256(CONTENT).hexdigest()[:16])
+    monkeypatch.setattr("semalign_harness.models.sha256_of", None)
+    assert open_model(settings, note=notes.append).place == place and len(notes) == 1
 
 
 def test_an_unknown_name_in_an_experiment_is_told(capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,7 @@
 
 import argparse
 import errno
+import gc
 import logging
 import os
 import shlex
@@ -68,6 +69,8 @@ examples:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code: 0 done, 1 pair refused, 2 input that cannot be used, 130 interrupted."""
+    if arguments is None:
+        gc.freeze()  # what was imported stays: a second is saved where it is not looked at again and again
     given = list(sys.argv[1:] if arguments is None else arguments)
     command = _top_parser().parse_args(given[:1]).command
     parser = argparse.ArgumentParser(prog=f"semalign {command}", description=COMMANDS[command])
@@ -89,11 +92,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_intermixed_args(given[1:])
     try:
         with logged(verbose=getattr(options, "verbose", False)):
-            return run(options)
+            code = run(options)
+            sys.stdout.flush()
+            return code
     except RaisedElsewhere:
         return 2  # the first process tells
     except SemalignError as error:
         return _fail(str(error))
+    except BrokenPipeError:  # who reads the output has seen enough, as `head` has
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is written when Python ends
+        return 0
     except OSError as error:
         return _fail(_disk_message(error))
     except KeyboardInterrupt:
@@ -369,7 +377,7 @@ def _doctor(options: argparse.Namespace) -> int:
         experiment,
         has_rows=has_rows,
         heat_map=options.out if options.deep else None,
-        console=Console(quiet=not options.deep),
+        console=Console(),
     )
     print(diagnosis.model_dump_json(indent=2) if options.json else diagnosis_text(diagnosis))
     return 0 if diagnosis.is_usable else 1
@@ -550,7 +558,7 @@ def _disk_message(error: OSError) -> str:
             f"the disk is full ({error}): free some space, or choose another place with --out, and for the cache of "
             "models with the environment variable SEMALIGN_CACHE"
         )
-    if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+    if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST):
         return (
             f"{error.filename} cannot be written to ({error.strerror}): choose another place with --out, and for the "
             "cache of models and supervision with the environment variable SEMALIGN_CACHE"

@@ -70,7 +70,7 @@ def pull(model: KnownModel, *, via: Way | None = None, console: Console | None =
 
 
 def models_table(models: Sequence[KnownModel]) -> str:
-    """Models with their size, licence and origin, and whether they are here."""
+    """Models with their size, licence and owner, and whether they are here; no line is longer than 80 characters."""
     rows = [("name", "size", "licence", "upstream", "here")]
     for model in models:
         entry = catalogue()[model.weights]
@@ -78,9 +78,10 @@ def models_table(models: Sequence[KnownModel]) -> str:
         assert shape is not None  # it is in the catalogue
         size = model.file.size if model.file else checkpoint_bytes(shape)
         folder = model.folder(cache_folder())
-        here = "yes" if folder.is_dir() else "in part" if _partial(folder).is_dir() else "no"
-        rows.append((model.name, gb(size), entry.licence + " (gated)" * entry.gated, model.upstream, here))
-    return aligned(rows)
+        here = "yes" if folder.is_dir() else "part" if _partial(folder).is_dir() else "no"
+        owner = model.upstream.partition("/")[0]
+        rows.append((model.name, gb(size), entry.licence + "*" * entry.gated, owner, here))
+    return f"{aligned(rows)}\n* gated: the hub asks to accept the licence first"
 
 
 def _fetch(model: KnownModel, folder: Path, via: Way | None, console: Console) -> None:
