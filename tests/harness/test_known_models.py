@@ -176,6 +176,7 @@ def test_a_file_where_the_cache_should_be_is_told(
         assert main(["models", "pull", "smollm2-135m-instruct-q4_1"]) == 2
         said = capsys.readouterr().err
         assert f"{place}/models cannot be written to" in said and "SEMALIGN_CACHE" in said and said.count("\n") == 1
+        assert "--out" not in said, "which pull does not have"
 
 
 @pytest.mark.slow

@@ -559,9 +559,11 @@ def _disk_message(error: OSError) -> str:
             "models with the environment variable SEMALIGN_CACHE"
         )
     if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST):
+        of_cache = Path(str(error.filename)).is_relative_to(cache_folder())
+        out = "" if of_cache else "--out, and for the cache of models and supervision with "
         return (
-            f"{error.filename} cannot be written to ({error.strerror}): choose another place with --out, and for the "
-            "cache of models and supervision with the environment variable SEMALIGN_CACHE"
+            f"{error.filename} cannot be written to ({error.strerror}): choose another place with {out}the environment "
+            "variable SEMALIGN_CACHE"
         )
     return str(error)
 
