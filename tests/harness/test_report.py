@@ -19,6 +19,7 @@ from semalign_harness.console import Console
 from semalign_harness.evaluation import BenchmarkResult, EvaluationConfig, EvaluationResult, ItemRecord
 from semalign_harness.experiment import ModelConfig
 from semalign_harness.report import write_report
+from semalign_harness.report._cells import chance
 from semalign_harness.report._draw import Dot, Line, _thinned, draw_dots
 from semalign_harness.report._evaluations import QUESTION
 from semalign_harness.statistics import (
@@ -159,7 +160,7 @@ def run(finished: Path, tmp_path: Path) -> Path:
 @pytest.fixture
 def bare(run: Path) -> Path:
     """The copy without what most figures are drawn of, which takes their time."""
-    for name in ("attribution.json", "fidelity.json", "metrics.jsonl"):
+    for name in ("attribution.json", "fidelity.json", "similarity.json", "metrics.jsonl"):
         (run / name).unlink()
     return run
 
@@ -222,8 +223,8 @@ def write_evaluations(run: Path, folder: Path, **more: Any) -> list[Path]:
 
 def test_a_run_ends_with_a_report_in_one_file(finished: Path) -> None:
     page = parsed(finished / "report.html")
-    assert page.headings == ["Result", "Layers", "Training", "Cost", "Protocol"]
-    assert page.tags.count("figure") == page.tags.count("svg") == len(page.captions) == 5
+    assert page.headings == ["Result", "Layers", "Training", "Benchmarks", "Cost", "Protocol"]
+    assert page.tags.count("figure") == page.tags.count("svg") == len(page.captions) == 6
     assert all(caption.strip() for caption in page.captions)
     assert not {"script", "link", "iframe", "img"} & set(page.tags)
     links = [value for name, value in page.attributes if name in ("src", "href", "xlink:href", "srcset", "action")]
@@ -272,13 +273,42 @@ def test_layers_are_those_of_the_files(finished: Path) -> None:
     assert [row[:2] for row in rows] == [[str(k), str(layer)] for k, layer in enumerate(pairing["source_layers"], 1)]
     for row, layer, stage in zip(rows, fidelity["layers"], stages.stages, strict=True):
         cells = dict(zip(header, row, strict=True))
-        assert cells["score"].startswith(f"{scores['mean'][layer['source_layer'] - 1]:.4g} ±")
+        assert cells["score"].startswith(f"{scores['mean'][layer['source_layer'] - 1]:#.4g} ±")
         assert cells["CKA, no transport"] == f"{layer['cka_direct']:.3f}"
         assert cells["CKA, parseval"] == f"{layer['cka_transported']:.3f}"
         first, last = stage.first_losses["output"], stage.last_losses["output"]
         assert cells["output, first → last step"] == f"{first:.4f} → {last:.4f}"
         assert stage.held_out is not None
         assert cells["held-out loss"].startswith(f"{stage.held_out[0]:.4f} → {stage.held_out[1]:.4f}")
+
+
+def test_captions_hold_what_figures_alone_do_not(finished: Path) -> None:
+    captions = parsed(finished / "report.html").captions
+    pairing, found = (json.loads((finished / f"{name}.json").read_text()) for name in ("pairing", "similarity"))
+    places = [found["source_layers"].index(layer) for layer in pairing["source_layers"]]
+    before, after = (
+        sum(row[place] for row, place in zip(found[when], places, strict=True)) / len(places)
+        for when in ("before", "after")
+    )
+    (layers,) = (caption for caption in captions if "before and after training" in caption)
+    assert f"on average {before:.3f} before and {after:.3f} after" in layers and before != after
+    (losses,) = (caption for caption in captions if "Terms of the loss" in caption)
+    assert "relation: 1 − CKA" in losses and "output: KL to the source" in losses and "answer" not in losses
+
+
+def test_what_was_not_measured_is_told_with_its_remedy(finished: Path, bare: Path) -> None:
+    def without(tree: dict[str, Any]) -> None:
+        for stage in tree["training"]["transfer"]["stages"]:
+            stage["held_out"] = None
+
+    assert "was not measured" not in parsed(finished / "report.html").text
+    edit(bare / "result.json", without)
+    page = parsed(write_report([bare]))
+    assert "was not measured stage by stage; train.guards.rollback=0.05 does so" in page.text
+    source = Experiment.read(bare / "experiment.json").source.path
+    assert f"semalign evaluate {source} --limit 200 --out {bare / 'evaluation-source'}" in page.text
+    edit(bare / "experiment.json", lambda tree: tree["source"].update(path="generated:tiny-source"))
+    assert "semalign evaluate" not in parsed(write_report([bare])).text, "it can solve no benchmark"
 
 
 def test_the_same_run_gives_the_same_report(finished: Path, tmp_path: Path) -> None:
@@ -308,8 +338,9 @@ def test_special_characters_are_text(run: Path) -> None:
 
 
 def test_sections_without_data_are_left_out(run: Path) -> None:
-    for name in ("attribution.json", "pairing.json", "fidelity.json", "metrics.jsonl", "environment.json"):
-        (run / name).unlink()
+    for name in ("attribution", "pairing", "fidelity", "similarity", "environment"):
+        (run / f"{name}.json").unlink()
+    (run / "metrics.jsonl").unlink()
     shutil.rmtree(run / "model")
 
     def plain(tree: dict[str, Any]) -> None:
@@ -360,6 +391,15 @@ def test_an_evaluation_in_the_run_is_reported(bare: Path) -> None:
     cell = f"{figure.value:.1%} [{figure.low:.1%}, {figure.high:.1%}]"
     assert tables(file)[2] == [["benchmark ↑", "target after", "documents"], ["gsm8k accuracy", cell, "8 of 1319"]]
     assert find_benchmark("gsm8k").protocol(chat=False).extraction in page.text, "how responses were read"
+    digests = json.loads((bare / "environment.json").read_text(encoding="utf-8"))["models"]
+    for role, digest, outcomes in zip(("source", "target"), digests, ("source", "before"), strict=True):
+        place = bare / f"evaluation-{role}"
+        assert re.search(rf"semalign evaluate \S+ --tasks gsm8k --seed 0 --out {place}\n", page.text)
+        write_evaluation(place, role, digest, OUTCOMES[outcomes])
+    assert f"semalign report {bare}\n" in page.text
+    page = parsed(write_report([bare]))
+    assert page.tables[2][0][1:4] == ["source", "target before", "target after"]
+    assert "semalign evaluate" not in page.text and "Examples" in page.headings
 
 
 def test_evaluations_of_its_models_belong_to_a_run(bare: Path, tmp_path: Path) -> None:
@@ -432,6 +472,11 @@ def test_runs_of_one_experiment_differ_in_nothing(bare: Path, tmp_path: Path) ->
     file = write_report([bare, other], tmp_path / "two.html")
     assert tables(file)[0][0] == ["", "run", "other"], "named by their folders, as their names are the same"
     assert "the runs repeat one experiment" in parsed(file).text
+
+
+def test_a_method_is_described_by_its_settings(bare: Path) -> None:
+    edit(bare / "experiment.json", lambda tree: tree.update(method={"kind": "kd", "learning_rate": 0.25}))
+    assert re.search(r"method\n?kd: .*trainable lora, .*learning rate 0\.25", parsed(write_report([bare])).text)
 
 
 def test_runs_on_other_rows_are_told(bare: Path, tmp_path: Path) -> None:
@@ -607,6 +652,10 @@ def test_long_curves_are_thinned_to_their_means() -> None:
     assert len(centres) == len(values) == 10
     assert values[0] == 4.5 and centres[0] == 15.5, "steps are counted from 1: ten steps from 11 to 20"
     assert _thinned(0, [3.0], points=1) == ([1.0], [3.0])
+
+
+def test_small_p_values_are_not_zero() -> None:
+    assert [chance(value) for value in (0.0, 0.0004, 0.0006, 0.25)] == ["p < 0.001", "p < 0.001", "p 0.001", "p 0.250"]
 
 
 def test_figures_take_their_colours_from_the_page() -> None:

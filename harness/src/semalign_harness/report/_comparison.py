@@ -4,7 +4,7 @@ import shlex
 from typing import TYPE_CHECKING
 
 from ..estimate import gb
-from ._cells import NOTHING, arrow, interval, many, number, seconds, share
+from ._cells import NOTHING, arrow, chance, interval, many, number, seconds, share
 from ._draw import Dot, Line, draw_dots
 from ._evaluations import example_blocks
 from ._page import Block, Facts, Page, Picture, Row, Table, Text, sections_of
@@ -50,7 +50,7 @@ def _result(comparison: "Comparison") -> list[Block]:
         ("source → target", f"{experiment.source.path} → {experiment.target.path}"),
         ("rows", f"{experiment.data.train_rows:,} of {describe_rows(experiment.data.train)}"),
         ("seeds", ", ".join(map(str, config.seeds))),
-        ("alike", EQUAL[config.equal]),
+        ("equal for all", EQUAL[config.equal]),
         ("measured on", ", ".join(f"{name}: {many(metric.items, 'item')}" for name, metric in metrics.items())),
     ]
     header = ["", *(f"{name} {arrow(lower_is_better=metric.lower_is_better)}" for name, metric in metrics.items())]
@@ -73,7 +73,8 @@ def _result(comparison: "Comparison") -> list[Block]:
         Text(
             f"Means over {many(len(config.seeds), 'seed')}; in brackets 95% intervals over the items. Gap: the share "
             "of the gap between target before and source that was closed, 0% nothing and 100% all of it; unbounded "
-            "where the items cannot tell the gap itself from none. ↓ less is better, ↑ more is."
+            "where the items cannot tell the gap itself from none. ↓ less is better, ↑ more is. KL to the source and "
+            "NLL are in nats per token; agreement is top-1, with the source."
         ),
     ]
     reasons = dict.fromkeys(reason for found in comparison.methods.values() for reason in found.missing)
@@ -109,7 +110,7 @@ def _tests(comparison: "Comparison") -> list[Block]:
         for key, metric in metrics.items():
             versus = found.figures[key].versus_rival
             apart = NOTHING if versus is None else interval(versus.difference, percent=metric.percent, sign="+")
-            cells.append(apart if versus is None else f"{apart}, p {versus.p_value:.3f}")
+            cells.append(apart if versus is None else f"{apart}, {chance(versus.p_value)}")
         rows.append((name, *cells))
     if not metrics or len(rows) < 2:
         return []
@@ -155,7 +156,7 @@ def _costs(comparison: "Comparison") -> list[Block]:
         rows.append((label, *numbers, seconds(found.training_seconds), source, *sizes))
     if not rows:
         return []
-    header = ("", "trained numbers", "steps", "supervised tokens", "training", "source's part", "memory", "stored")
+    header = ("", "trained parameters", "steps", "supervised tokens", "training", "source's part", "memory", "stored")
     return [
         Table(header, tuple(rows)),
         Text(

@@ -12,6 +12,7 @@ from semalign_attribution import LayerPairing, LayerScores
 from semalign_geometry import FidelityReport
 from semalign_train import StageRecord, StepRecord
 
+from ..similarity import LayerSimilarity
 from ..statistics import Estimate
 
 if TYPE_CHECKING:  # slow to load
@@ -35,6 +36,7 @@ _SETTINGS = {
     "svg.fonttype": "none",
     "text.parse_math": False,
     "font.size": 9,
+    "axes.titlesize": 9,
     "legend.fontsize": 8.5,
     "xtick.labelsize": 8.5,
     "ytick.labelsize": 8.5,
@@ -121,6 +123,40 @@ def draw_similarity(similarity: Sequence[Sequence[float]], pairing: LayerPairing
         figure.colorbar(image, label="CKA")
 
     return _drawn("similarity", 3.2, draw)
+
+
+def draw_before_and_after(similarity: LayerSimilarity, pairing: LayerPairing | None) -> str:
+    """Heat maps of the paired source layers × the target layers before and after, the chosen pairing as dots."""
+    targets, sources = len(similarity.before), len(similarity.source_layers)
+
+    def draw(figure: "Figure") -> None:
+        panels = figure.subplots(1, 2, sharey=True)
+        for axes, (title, rows) in zip(
+            panels, (("before", similarity.before), ("after", similarity.after)), strict=True
+        ):
+            axes.grid(False)
+            image = axes.imshow(
+                list(zip(*rows, strict=True)),
+                origin="lower",
+                vmin=0,
+                vmax=1,
+                cmap="viridis",
+                interpolation="none",
+                aspect="auto",
+                extent=(0.5, targets + 0.5, -0.5, sources - 0.5),
+            )
+            if pairing is not None:
+                places = [similarity.source_layers.index(layer) for layer in pairing.source_layers]
+                small = 4 if targets <= MANY else 2.5
+                axes.plot(range(1, targets + 1), places, "o", color="white", markeredgecolor="black", markersize=small)
+            axes.set(xlabel="target layer", title=title)
+            _whole(axes, "x")
+        every = math.ceil(sources / 10)
+        panels[0].set_yticks(range(0, sources, every), [str(layer) for layer in similarity.source_layers[::every]])
+        panels[0].set(ylabel="source layer")
+        figure.colorbar(image, ax=panels, label="CKA")
+
+    return _drawn("before and after", 2.6, draw)
 
 
 def draw_fidelity(report: FidelityReport) -> str:

@@ -1,11 +1,12 @@
 """Benchmarks of source, target before and target after: figures, and questions that they answer differently."""
 
+import shlex
 from typing import TYPE_CHECKING
 
-from ._cells import NOTHING, interval, many, share
+from ._cells import NOTHING, chance, interval, many, share
 from ._draw import Dot, draw_bars
-from ._page import Answer, Block, Example, Picture, Row, Table, Text
-from ._read import ROLES, Evaluations, Role
+from ._page import Answer, Block, Code, Example, Picture, Row, Table, Text
+from ._read import BESIDE, ROLES, Evaluations, ReportedRun, Role
 
 if TYPE_CHECKING:
     from ..evaluation import ItemRecord
@@ -58,11 +59,35 @@ def _pairs(evaluations: Evaluations) -> dict[str, tuple[str, str]]:
     pairs = pair(before, after, source=evaluations.get("source"))
     return {
         found.name: (
-            f"{interval(found.correct.difference, percent=True, sign='+')}, p {found.correct.p_value:.3f}",
+            f"{interval(found.correct.difference, percent=True, sign='+')}, {chance(found.correct.p_value)}",
             share(found.gap),
         )
         for found in pairs
     }
+
+
+def missing_blocks(run: ReportedRun) -> list[Block]:
+    """How the models of a run that were not put to benchmarks are; generated ones have nothing to say there."""
+    paths = (run.experiment.source.path, run.experiment.target.path, str(run.folder / "model"))
+    missing = {role: path for role, path in zip(ROLES, paths, strict=True) if role not in run.evaluations}
+    if not missing or not run.model_bytes or any(path.startswith("generated:") for path in paths):
+        return []
+    known = [found.result.config for found in run.evaluations.values()]
+    flags = ["--limit", "200"]
+    if known:  # the same documents
+        flags = ["--tasks", ",".join(known[0].tasks), "--seed", str(known[0].seed)]
+        flags += [] if known[0].data is None else ["--data", known[0].data]
+        flags += [] if known[0].limit is None else ["--limit", str(known[0].limit)]
+    places = {role: run.folder / name for role, name in BESIDE.items()}
+    elsewhere = [str(each.folder) for role, each in run.evaluations.items() if each.folder != places[role]]
+    commands = [["semalign", "evaluate", path, *flags, "--out", str(places[role])] for role, path in missing.items()]
+    commands.append(["semalign", "report", str(run.folder), *elsewhere])
+    return [
+        Text(
+            f"Not put to benchmarks: {', '.join(missing)}. These commands do so, and add what they find to this page:"
+        ),
+        Code("\n".join(map(shlex.join, commands))),
+    ]
 
 
 def example_blocks(evaluations: Evaluations) -> list[Block]:

@@ -18,10 +18,12 @@ Pairs = list[tuple[str, str]]
 
 
 def describe_method(experiment: Experiment) -> str:
-    """The method; of frontier training, what it matches too."""
+    """The method with what it can be set to; of frontier training, what it matches."""
     kind, train = as_method(experiment.method).kind, experiment.train
     if kind != "semalign":
-        return kind
+        own = {name: getattr(value, "kind", value) for name, value in experiment.method if name != "kind"}
+        shown = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in own.items() if value is not None)
+        return f"{kind}: {shown}" if shown else kind
     return (
         f"{kind}: {train.objective.kind} objective, {experiment.transport.frame} frame, {experiment.pairing.kind} "
         f"pairing, {train.trainable.kind} training of each layer"
@@ -29,7 +31,9 @@ def describe_method(experiment: Experiment) -> str:
 
 
 def describe_rows(rows: RowsConfig) -> str:
-    """Where rows come from."""
+    """Where rows come from; a file has neither subset nor split."""
+    if Path(rows.path).suffix in (".jsonl", ".gz", ".json"):
+        return rows.path
     subset = "" if rows.subset is None else f", subset {rows.subset}"
     return f"{rows.path}{subset}, split {rows.split}"
 
@@ -43,10 +47,11 @@ def experiment_facts(experiment: Experiment) -> Pairs:
     """Prompts, extractors and seeds."""
     data, measure = experiment.data, experiment.measure
     held_out = data.held_out or data.train
+    held_out_rows = "others of these" if data.held_out is None else describe_rows(data.held_out)
     pairs = [
         ("training rows", describe_rows(data.train)),
-        ("held-out rows", describe_rows(held_out)),
-        ("prompt and answer", _fields(data.train)),
+        ("held-out rows", f"{held_out_rows}, none with the prompt of a training row"),
+        ("prompt and answer", f"{_fields(data.train)}; through the chat template, where the tokenizer has one"),
     ]
     if held_out is not data.train and _fields(held_out) != _fields(data.train):
         pairs.append(("prompt and answer, held out", _fields(held_out)))
@@ -80,9 +85,12 @@ def environment_facts(environment: Environment | None) -> Pairs:
     if environment is None:
         return []
     models = zip(("source", "target"), environment.models, strict=False)
-    machine = f"{environment.platform}, {environment.device} ({', '.join(environment.dtypes)})"
+    hashes = ", ".join(f"{digest} ({place})" for place, digest in environment.data_sha256.items())
+    dtypes = zip(("source", "target"), environment.dtypes, strict=False)
+    computed = "".join(f", {role} in {dtype}" for role, dtype in dtypes)
+    machine = f"{environment.platform}, {environment.device}{computed}"
     return [
-        *((f"sha256 of {place}", digest) for place, digest in environment.data_sha256.items()),
+        *([("sha256 of the data", hashes)] if hashes else []),
         *((f"hash of the {role}", identity) for role, identity in models),
         ("hash of the supervision", environment.supervision_key),
         (

@@ -11,8 +11,9 @@ from semalign_geometry import Contract, FidelityReport, SemalignError
 from semalign_train import StageRecord, StepRecord
 
 from ..experiment import Experiment
-from ..pipeline import Environment, RunResult
+from ..pipeline import SIMILARITY, Environment, RunResult
 from ..run_folder import ENVIRONMENT, EXPERIMENT, METRICS, RESULT
+from ..similarity import LayerSimilarity
 
 if TYPE_CHECKING:  # these load lm-eval
     from ..comparison import Comparison
@@ -24,6 +25,12 @@ EXPECTED = "give the folder of a finished run, comparison or evaluation"
 ContractT = TypeVar("ContractT", bound=Contract)
 Role = Literal["source", "target before", "target after"]
 ROLES: tuple[Role, ...] = ("source", "target before", "target after")
+BESIDE: dict[Role, str] = {
+    "source": "evaluation-source",
+    "target before": "evaluation-target",
+    "target after": EVALUATION,
+}
+"""Where a run folder has evaluations of its models, if they were made there."""
 Evaluations = dict[Role, "Evaluated"]
 
 
@@ -38,6 +45,7 @@ class ReportedRun:
     scores: LayerScores | None
     pairing: LayerPairing | None
     fidelity: FidelityReport | None
+    similarity: LayerSimilarity | None
     steps: tuple[StepRecord, ...]
     model_bytes: int
     """Size of the trained target on disk."""
@@ -101,9 +109,9 @@ def _kind(folder: Path) -> Literal["run", "comparison", "evaluation"]:
 
 
 def _read_run(folder: Path) -> ReportedRun:
-    evaluations: Evaluations = {}
-    if (folder / EVALUATION / RESULT).is_file():
-        evaluations["target after"] = _evaluated(folder / EVALUATION)
+    evaluations: Evaluations = {
+        role: _evaluated(folder / name) for role, name in BESIDE.items() if (folder / name / RESULT).is_file()
+    }
     model = folder / "model"
     return ReportedRun(
         folder=folder,
@@ -113,6 +121,7 @@ def _read_run(folder: Path) -> ReportedRun:
         scores=_optional(LayerScores, folder / "attribution.json"),
         pairing=_optional(LayerPairing, folder / "pairing.json"),
         fidelity=_optional(FidelityReport, folder / "fidelity.json"),
+        similarity=_optional(LayerSimilarity, folder / SIMILARITY),
         steps=_steps(folder / METRICS),
         model_bytes=sum(file.stat().st_size for file in model.iterdir()) if model.is_dir() else 0,
         evaluations=evaluations,

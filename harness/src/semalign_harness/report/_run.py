@@ -4,8 +4,15 @@ import math
 
 from ..estimate import gb
 from ._cells import NOTHING, many, seconds
-from ._draw import draw_attribution, draw_fidelity, draw_held_out, draw_losses, draw_similarity
-from ._evaluations import benchmark_blocks, example_blocks
+from ._draw import (
+    draw_attribution,
+    draw_before_and_after,
+    draw_fidelity,
+    draw_held_out,
+    draw_losses,
+    draw_similarity,
+)
+from ._evaluations import benchmark_blocks, example_blocks, missing_blocks
 from ._metrics import result_rows
 from ._page import Block, Facts, Page, Picture, Row, Table, Text, sections_of
 from ._protocol import describe_method, describe_rows, protocol_blocks, repeat_command
@@ -18,6 +25,16 @@ INTERVALS = (
 )
 
 
+TERMS = {
+    "relation": "1 − CKA of what the layer adds and what its source layer adds",
+    "cosine": "1 − cosine of what the layer adds and what its source layer adds",
+    "output": "KL to the source, in nats per token",
+    "answer": "NLL of the answers, in nats per token",
+    "label": "1 − cosine of the logits and the answer token",
+}
+"""What terms of the loss are; others have the name that their component gives them."""
+
+
 def run_page(run: ReportedRun) -> Page:
     """What was transferred and what came of it, then how, at what cost, and by which protocol."""
     return Page(
@@ -26,7 +43,7 @@ def run_page(run: ReportedRun) -> Page:
             ("Result", _result(run)),
             ("Layers", _layers(run)),
             ("Training", _training(run)),
-            ("Benchmarks", benchmark_blocks(run.evaluations)),
+            ("Benchmarks", [*benchmark_blocks(run.evaluations), *missing_blocks(run)]),
             ("Cost", [_cost(run)]),
             ("Examples", example_blocks(run.evaluations)),
             (
@@ -43,7 +60,7 @@ def describe_budget(run: ReportedRun) -> str:
     stages = f"{many(len(run.stages), 'stage')}, " if run.stages else ""
     return (
         f"{stages}{many(training.steps, 'step')}, {many(training.supervised_tokens, 'supervised token')}, "
-        f"{many(training.trained_parameters, 'trained number')}"
+        f"{many(training.trained_parameters, 'trained parameter')}"
     )
 
 
@@ -74,13 +91,23 @@ def _layers(run: ReportedRun) -> list[Block]:
                 f"{many(scores.examples, 'example')}.{drawn}",
             )
         )
-        if scores.similarity:
+        if scores.similarity:  # of all source layers
             blocks.append(
                 Picture(
                     draw_similarity(scores.similarity, run.pairing),
-                    "Linear CKA of contributions before training, 1 for the same geometry; dots: the pairing.",
+                    "Linear CKA of what the layers add, before training, within each example; 1: the same geometry. "
+                    "Dots: the pairing.",
                 )
             )
+    if run.similarity is not None:
+        blocks.append(
+            Picture(
+                draw_before_and_after(run.similarity, run.pairing),
+                "Linear CKA of what target layers and paired source layers add, before and after training, over "
+                f"{run.similarity.tokens:,} held-out tokens; 1: the same geometry. Dots: the pairing"
+                f"{_mean_of_pairs(run)}.",
+            )
+        )
     if run.fidelity is not None:
         blocks.append(
             Picture(
@@ -99,6 +126,17 @@ def _layers(run: ReportedRun) -> list[Block]:
     return [*blocks, *_layer_table(run)]
 
 
+def _mean_of_pairs(run: ReportedRun) -> str:
+    if run.pairing is None or run.similarity is None:
+        return ""
+    columns = [run.similarity.source_layers.index(layer) for layer in run.pairing.source_layers]
+    before, after = (
+        math.fsum(row[column] for row, column in zip(rows, columns, strict=True)) / len(rows)
+        for rows in (run.similarity.before, run.similarity.after)
+    )
+    return f", on average {before:.3f} before and {after:.3f} after"
+
+
 def _layer_table(run: ReportedRun) -> list[Block]:
     """One row for each target layer, of all that is known of it."""
     if run.pairing is None:
@@ -115,7 +153,7 @@ def _layer_table(run: ReportedRun) -> list[Block]:
     for target, source in enumerate(run.pairing.source_layers, 1):
         row = [str(target), str(source)]
         if run.scores is not None:
-            row.append(f"{run.scores.mean[source - 1]:.4g} ± {run.scores.standard_error[source - 1]:.2g}")
+            row.append(f"{run.scores.mean[source - 1]:#.4g} ± {run.scores.standard_error[source - 1]:#.2g}")
         if run.fidelity is not None:
             of = fidelity.get(target)
             figures = [] if of is None else [of.cka_direct, of.cka_transported, of.recomposition_cosine]
@@ -136,17 +174,23 @@ def _layer_table(run: ReportedRun) -> list[Block]:
 def _training(run: ReportedRun) -> list[Block]:
     blocks: list[Block] = []
     if any(step.losses for step in run.steps):
+        terms = dict.fromkeys(name for step in run.steps for name in step.losses)
+        meant = "".join(f" {name}: {TERMS[name]}." for name in terms if name in TERMS)
         parted = " Lines part the stages, each of which trains one layer." if len(run.stages) > 1 else ""
-        blocks.append(
-            Picture(
-                draw_losses(run.steps), f"Each term of the loss over the steps, unweighted; lower is better.{parted}"
-            )
-        )
+        caption = f"Terms of the loss, unweighted, each step on its own batch; lower is better.{meant}{parted}"
+        blocks.append(Picture(draw_losses(run.steps), caption))
     if any(stage.held_out is not None for stage in run.stages):
         blocks.append(
             Picture(
                 draw_held_out(run.stages),
                 "Weighted loss on held-out rows, where it was measured; crosses: stages that raised it, undone.",
+            )
+        )
+    elif run.stages:
+        blocks.append(
+            Text(
+                "The loss on held-out rows was not measured stage by stage; train.guards.rollback=0.05 does so, and "
+                "undoes each stage that raises it by more than 5%."
             )
         )
     skipped = sum(step.skipped for step in run.steps)

@@ -5,13 +5,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..experiment import Experiment
-from ..pipeline import Environment
 from ..run_folder import differences
 from ._cells import NOTHING, interval, share
 from ._draw import Dot, Line, draw_bars, draw_dots
 from ._metrics import METRICS, Metric, metrics_of
 from ._page import Block, Code, Facts, Page, Picture, Row, Table, Text, sections_of
-from ._protocol import describe_method, describe_rows, repeat_command
+from ._protocol import describe_method, describe_rows, environment_facts, repeat_command
 from ._read import ReportedRun
 from ._run import INTERVALS, cost_pairs, describe_budget
 
@@ -159,25 +158,12 @@ def _benchmarks(runs: Sequence[ReportedRun], names: Sequence[str]) -> list[Block
 
 def _environments(runs: Sequence[ReportedRun], names: Sequence[str]) -> list[Block]:
     """What the runs ran on: in one where it is the same, by run where it differs."""
-    known = [run.environment for run in runs]
-    there = [each for each in known if each is not None]
-    if not there:
-        return []
-    keys = [key for key in Environment.model_fields if key != "version"]
-    same = [key for key in keys if len({str(getattr(each, key)) for each in there}) == 1]
-    blocks: list[Block] = [Facts(tuple((key.replace("_", " "), _plain(getattr(there[0], key))) for key in same))]
-    if len(there) == len(runs) and len(same) < len(keys):
-        columns = [
-            {key.replace("_", " "): _plain(getattr(each, key)) for key in keys if key not in same} for each in there
-        ]
-        blocks.append(_by_run(names, columns))
-    return blocks
-
-
-def _plain(value: object) -> str:
-    if isinstance(value, dict):
-        return ", ".join(f"{key} {each}" for key, each in value.items()) or NOTHING
-    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+    columns = [dict(environment_facts(run.environment)) for run in runs]
+    keys = dict.fromkeys(key for column in columns for key in column)
+    same = [key for key in keys if len({column.get(key) for column in columns}) == 1]
+    apart = [{key: value for key, value in column.items() if key not in same} for column in columns]
+    blocks: list[Block] = [Facts(tuple((key, columns[0][key]) for key in same))] if same else []
+    return [*blocks, _by_run(names, apart)] if any(apart) else blocks
 
 
 def _by_run(names: Sequence[str], columns: Sequence[dict[str, str]]) -> Table:
