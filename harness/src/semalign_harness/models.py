@@ -191,7 +191,9 @@ def load_model(source: OpenedModel | ModelConfig, *, device: torch.device | str 
                 f"{settings.path} holds values that are not finite in {name}: fetch the checkpoint again"
             )
     _make_savable(model, settings.path)
-    if not settings.load_in_4bit:  # which is there already, and cannot be moved
+    if settings.load_in_4bit:  # which is there already, and cannot be moved
+        _without_odd_packing(model)
+    else:
         model.to(device)
     DecoderView(model).verify()
     return LoadedModel(model, opened.tokenizer, opened.place)
@@ -207,6 +209,15 @@ def _in_4bit(dtype: torch.dtype, device: torch.device | str) -> dict[str, Any]:
         raise SemalignError('load_in_4bit needs bitsandbytes: pip install "semalign-harness[4bit]"')
     quantisation = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
     return {"quantization_config": quantisation, "device_map": {"": torch.device(device)}}
+
+
+def _without_odd_packing(model: nn.Module) -> None:
+    """Keep bitsandbytes from packing layers for processors with bfloat16 products where that fails: it packs their
+    outputs in parts of 32."""
+    layers: list[Any] = [module for module in model.modules() if type(module).__name__ == "Linear4bit"]
+    for layer in layers:
+        if layer.out_features % 32:
+            layer.support_avx512bf16_for_cpu = False
 
 
 def check_tokenizers(source: OpenedModel, target: OpenedModel, texts: list[str]) -> SharedVocabulary:
