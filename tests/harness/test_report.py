@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 from semalign_geometry import SemalignError
@@ -584,6 +585,18 @@ def test_a_comparison_is_reported(comparison: Path, capsys: pytest.CaptureFixtur
         "semalign compare experiment.yaml --methods semalign,sft,kd --seeds 3,4 --equal tokens --tasks gsm8k --limit 8 "
         "sft:train.learning_rate=0.5" in page.text
     )
+
+
+def test_figures_are_files_too(comparison: Path, tmp_path: Path) -> None:
+    assert main(["report", str(comparison), "--figures", str(tmp_path / "figures")]) == 0
+    files = sorted((tmp_path / "figures").iterdir())
+    page = (comparison / "report.html").read_text(encoding="utf-8")
+    assert {file.name for file in files} == {f"figure-{n}.svg" for n in range(1, 1 + page.count("<figure "))} != set()
+    for file in files:
+        root = ElementTree.parse(file).getroot()  # whole on its own
+        assert root.tag == "{http://www.w3.org/2000/svg}svg"
+        named = set(re.findall(r"var\((--\w+)\)", file.read_text(encoding="utf-8")))
+        assert named and named <= set(re.findall(r"(--\w+):#", root.attrib["style"]))
 
 
 def test_a_comparison_without_seeds_tests_and_evaluations_leaves_them_out(comparison: Path) -> None:

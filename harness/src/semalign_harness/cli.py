@@ -281,6 +281,7 @@ def _report_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out", type=Path, metavar="FILE", help="HTML file (default: report.html in the folder; of several runs, here)"
     )
+    parser.add_argument("--figures", type=Path, metavar="DIR", help="write each figure into DIR too, as an SVG file")
 
 
 def _pair_arguments(parser: argparse.ArgumentParser) -> None:
@@ -518,7 +519,7 @@ def _evaluate(options: argparse.Namespace) -> int:
 def _report(options: argparse.Namespace) -> int:
     from .report import write_report
 
-    file = write_report(options.folders, options.out)
+    file = write_report(options.folders, options.out, figures=options.figures)
     print(f"report: {file.resolve()} and {file.with_suffix('.md').name}")
     return 0
 

@@ -346,3 +346,10 @@ def _inline(svg: str) -> str:
     for colour, name in _NAMES.items():
         svg = svg.replace(colour, f"var(--{name})")
     return re.sub(r"\n\s*\n", "\n", svg).strip()
+
+
+def standalone(svg: str) -> str:
+    """A figure as a file of its own, on white, with the colours that a page would name."""
+    colours = "".join(f"--{name}:{colour};" for colour, name in _NAMES.items())
+    spaces = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
+    return svg.replace("<svg ", f'<svg {spaces} style="background:#fff;{colours}" ', 1) + "\n"

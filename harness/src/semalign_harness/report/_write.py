@@ -11,6 +11,7 @@ from semalign_geometry import SemalignError, replace_file
 
 from ..table import markdown
 from ._comparison import comparison_page
+from ._draw import standalone
 from ._page import Answer, Block, Code, Example, Facts, Page, Picture, Row, Table, Text
 from ._read import ReportedComparison, read_folders
 from ._run import run_page
@@ -23,12 +24,13 @@ _SPECIAL = re.compile(r"[\\`*<>|$~]|&(?=[#\w]+;)|(?<![^\W_])_|_(?![^\W_])|\](?=[
 """What Markdown would take for its own; an underscore only at the edge of a word."""
 
 
-def write_report(folders: Sequence[Path], out: Path | None = None) -> Path:
+def write_report(folders: Sequence[Path], out: Path | None = None, *, figures: Path | None = None) -> Path:
     """Report a run, several runs side by side, or a comparison: an HTML file, and the same in Markdown beside it.
 
     Args:
         folders: run folders, with evaluations of the models of a single one among them; or the folder of a comparison.
         out: the HTML file; None for `report.html` in the folder of a single run or comparison, else in this one.
+        figures: where each figure is written as an SVG file too, in the order of the page; None for nowhere.
 
     Returns:
         The HTML file.
@@ -50,6 +52,11 @@ def write_report(folders: Sequence[Path], out: Path | None = None) -> Path:
     file = out or own / NAME
     if file.is_dir():
         raise SemalignError(f"{file} is a folder: name another file with --out")
+    if figures is not None:
+        figures.mkdir(parents=True, exist_ok=True)
+        pictures = [block for section in page.sections for block in section.blocks if isinstance(block, Picture)]
+        for number, picture in enumerate(pictures, 1):
+            replace_file(figures / f"figure-{number}.svg", standalone(picture.svg))
     replace_file(file.with_suffix(".md"), as_markdown(page))
     return replace_file(file, as_html(page))
 
