@@ -18,6 +18,7 @@ from ..statistics import Estimate
 if TYPE_CHECKING:  # slow to load
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.image import AxesImage
 
 WIDTH = 4.4
 """Inches; the page scales figures to its columns."""
@@ -99,21 +100,10 @@ def draw_attribution(scores: LayerScores, pairing: LayerPairing | None) -> str:
 
 def draw_similarity(similarity: Sequence[Sequence[float]], pairing: LayerPairing | None) -> str:
     """Heat map of source × target layers, the chosen pairing as dots."""
-    targets, sources = len(similarity), len(similarity[0])
 
     def draw(figure: "Figure") -> None:
         axes = figure.add_subplot()
-        axes.grid(False)
-        image = axes.imshow(
-            list(zip(*similarity, strict=True)),
-            origin="lower",
-            vmin=0,
-            vmax=1,
-            cmap="viridis",
-            interpolation="none",
-            aspect="auto",
-            extent=(0.5, targets + 0.5, 0.5, sources + 0.5),
-        )
+        image = _heat(axes, similarity, bottom=0.5)
         if pairing is not None:
             places = range(1, pairing.target_depth + 1)
             axes.plot(places, pairing.source_layers, "o", color="white", markeredgecolor="black", markersize=4)
@@ -134,17 +124,7 @@ def draw_before_and_after(similarity: LayerSimilarity, pairing: LayerPairing | N
         for axes, (title, rows) in zip(
             panels, (("before", similarity.before), ("after", similarity.after)), strict=True
         ):
-            axes.grid(False)
-            image = axes.imshow(
-                list(zip(*rows, strict=True)),
-                origin="lower",
-                vmin=0,
-                vmax=1,
-                cmap="viridis",
-                interpolation="none",
-                aspect="auto",
-                extent=(0.5, targets + 0.5, -0.5, sources - 0.5),
-            )
+            image = _heat(axes, rows, bottom=-0.5)
             if pairing is not None:
                 places = [similarity.source_layers.index(layer) for layer in pairing.source_layers]
                 small = 4 if targets <= MANY else 2.5
@@ -298,6 +278,21 @@ def _thinned(begin: int, values: Sequence[float], points: int) -> tuple[list[flo
 
 def _short(name: str) -> str:
     return name if len(name) <= LABEL else f"{name[: LABEL - 1]}…"
+
+
+def _heat(axes: "Axes", rows: Sequence[Sequence[float]], *, bottom: float) -> "AxesImage":
+    """Shares of 0 to 1 as colours: a column for each row, counted from 1, and its values upwards from `bottom`."""
+    axes.grid(False)
+    return axes.imshow(
+        list(zip(*rows, strict=True)),
+        origin="lower",
+        vmin=0,
+        vmax=1,
+        cmap="viridis",
+        interpolation="none",
+        aspect="auto",
+        extent=(0.5, len(rows) + 0.5, bottom, bottom + len(rows[0])),
+    )
 
 
 def _whole(axes: "Axes", which: str) -> None:
