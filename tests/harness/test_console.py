@@ -2,11 +2,14 @@
 
 import io
 import logging
+import os
+import signal
 import sys
+from collections.abc import Iterator
 
 import pytest
 from semalign_harness.cli import main
-from semalign_harness.console import Console, logged
+from semalign_harness.console import Console, interruptible, logged
 
 
 class Terminal(io.StringIO):
@@ -51,3 +54,32 @@ def test_quiet_and_verbose_exclude_each_other(command: str, capsys: pytest.Captu
     with pytest.raises(SystemExit, match="2"):
         main([command, "tiny", "--quiet", "--verbose"])
     assert "argument --verbose: not allowed with argument --quiet" in capsys.readouterr().err
+
+
+@pytest.fixture
+def ctrl_c() -> Iterator[None]:
+    """Ctrl-C as Python sets it up, also where the tests run in the background of a shell."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    assert signal.signal(signal.SIGINT, before) is signal.default_int_handler, "the handler is put back"
+
+
+def test_ctrl_c_that_an_extension_made_another_error_is_an_interruption(ctrl_c: None) -> None:
+    with pytest.raises(KeyboardInterrupt) as raised, interruptible():
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+        except KeyboardInterrupt:
+            raise ValueError("could not determine the shape of object type") from None
+    assert isinstance(raised.value.__cause__, ValueError)
+
+
+def test_an_error_without_ctrl_c_stays_what_it_is(ctrl_c: None) -> None:
+    with pytest.raises(ValueError, match="shape"), interruptible():
+        raise ValueError("shape")
+
+
+def test_ignored_ctrl_c_stays_ignored(ctrl_c: None) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with interruptible():
+        os.kill(os.getpid(), signal.SIGINT)
+    assert signal.signal(signal.SIGINT, signal.default_int_handler) is signal.SIG_IGN

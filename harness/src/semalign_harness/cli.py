@@ -15,7 +15,7 @@ import yaml
 from semalign_align import RaisedElsewhere
 from semalign_geometry import SemalignError
 
-from .console import Console, logged
+from .console import Console, interruptible, logged
 from .estimate import describe, presets_table
 from .experiment import Experiment, load_experiment, preset_names
 from .models import cache_folder
@@ -91,7 +91,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # Each command has a parser of its own, as argparse does not intermix options and overrides of subcommands.
     options = parser.parse_intermixed_args(given[1:])
     try:
-        with logged(verbose=getattr(options, "verbose", False)):
+        with interruptible(), logged(verbose=getattr(options, "verbose", False)):
             code = run(options)
             sys.stdout.flush()
             return code

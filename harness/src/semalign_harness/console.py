@@ -1,10 +1,13 @@
 """What a person sees while an experiment runs."""
 
 import logging
+import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from types import FrameType
 from typing import NoReturn, TypeVar
 
 import transformers
@@ -148,3 +151,28 @@ def logged(*, verbose: bool) -> Iterator[None]:
             logger.setLevel(level)
             logger.addHandler(handler)
         yield
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Let Ctrl-C be a `KeyboardInterrupt` of the block also where an extension made another error of it, as torch does
+    when it is interrupted while it asks what an object is. Only in the main thread, and where Ctrl-C is not ignored."""
+    before, pressed = signal.getsignal(signal.SIGINT), False
+    if before is not signal.default_int_handler or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def noted(number: int, frame: FrameType | None) -> None:
+        nonlocal pressed
+        pressed = True
+        signal.default_int_handler(number, frame)
+
+    signal.signal(signal.SIGINT, noted)
+    try:
+        yield
+    except Exception as error:
+        if pressed:
+            raise KeyboardInterrupt from error
+        raise
+    finally:
+        signal.signal(signal.SIGINT, before)

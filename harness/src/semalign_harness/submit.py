@@ -17,7 +17,7 @@ import transformers
 import yaml
 from semalign_geometry import Contract, SemalignError, Settings, replace_file
 
-from .console import Console, logged
+from .console import Console, interruptible, logged
 from .matrix import LOGS, MATRIX, Matrix, Standing, check_folder, claimed_matrix, failure_file, standings
 from .pipeline import run_experiment
 
@@ -166,7 +166,7 @@ class CellRun:
         folder = Path(self.folder)
         (cell,) = (cell for cell in Matrix.read(folder / MATRIX).cells if cell.name == name)
         try:
-            with logged(verbose=True):  # into its own log
+            with interruptible(), logged(verbose=True):  # into its own log
                 run_experiment(cell.experiment, folder / name, console=Console(), trackers=self.trackers)
         except Exception as error:
             known = isinstance(error, SemalignError | OSError)
