@@ -59,7 +59,7 @@ GROUPS: dict[type[Settings], st.SearchStrategy[Any]] = {
     FinalHidden: st.just(FinalHidden()),
     Fisher: st.just(Fisher()),
     LabelCosine: st.just(LabelCosine()),
-    OutputKL: st.just(OutputKL()),
+    OutputKL: st.builds(OutputKL, divergence=st.sampled_from(["forward", "reverse", "jensen_shannon"])),
     Relation: st.builds(Relation, scope=st.sampled_from(["sequence", "batch"]), unit_tokens=st.booleans()),
     Shard: _shards,
     SupervisionManifest: _manifests,

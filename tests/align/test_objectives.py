@@ -23,7 +23,7 @@ from semalign_align import (
     supervise,
 )
 from semalign_attribution import view_of
-from semalign_geometry import Head, SemalignError, TopEntries, Transport, relation_distance
+from semalign_geometry import Divergence, Head, SemalignError, TopEntries, Transport, cell_divergence, relation_distance
 from torch import Tensor
 
 from ..models import collate
@@ -271,6 +271,21 @@ def test_top_entries_give_a_lower_bound(seed: int, counts: list[int]) -> None:
     tail = (1 - best.values.exp().sum(1)).clamp_min(1e-300).log()
     coarse = OutputKL().total(replace(step, output=TopEntries(best.indices, best.values, tail)))
     assert float(coarse) <= float(OutputKL().total(step)) + 1e-9
+
+
+@pytest.mark.parametrize("kind", ["reverse", "jensen_shannon"])
+def test_other_divergences_are_those_of_the_cells_and_need_top_entries(kind: Divergence) -> None:
+    step, objective = random_step(3, [2, 4], final=False), OutputKL(divergence=kind)
+    assert isinstance(step.output, TopEntries) and step.hidden is not None
+    q = (step.hidden @ step.shared_head.weight.T / 1.5).log_softmax(1)
+    tail = q.scatter(1, step.output.ids, -torch.inf).logsumexp(1)
+    log_q = torch.cat([q.gather(1, step.output.ids), tail[:, None]], 1)
+    log_p = torch.cat([step.output.log_probs, step.output.tail[:, None]], 1)
+    expected = cell_divergence(log_p, log_q, kind=kind).sum()
+    torch.testing.assert_close(objective.total(step), expected)
+    assert not torch.isclose(expected, OutputKL().total(step))
+    with pytest.raises(SemalignError, match=f"no {kind} divergence: supervise by top entries"):
+        objective.total(random_step(3, [2, 4], final=True))
 
 
 # On stores

@@ -1,5 +1,6 @@
 """Laws of the output divergences: each against its dense counterpart, value and gradient."""
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -8,11 +9,13 @@ import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from semalign_geometry import (
+    Divergence,
     Head,
     SemalignError,
     TopEntries,
     _divergence,
     answer_nll,
+    cell_divergence,
     coarse_divergence,
     head_statistics,
     output_divergence,
@@ -26,6 +29,8 @@ from torch.testing import assert_close
 
 from .strategies import Outputs, dense_logits, normal, output_heads, outputs, seeds
 
+KINDS: tuple[Divergence, ...] = ("forward", "reverse", "jensen_shannon")
+each_kind = pytest.mark.parametrize("kind", KINDS)
 TIGHT = {"rtol": 1e-9, "atol": 1e-10}
 
 
@@ -64,9 +69,9 @@ def kept(case: Outputs, k: int) -> TopEntries:
     return top_entries(case.source, case.source_head, k, temperature=case.temperature, chunk=case.chunk)
 
 
-def coarse(case: Outputs, top: TopEntries) -> Callable[[Tensor], Tensor]:
+def coarse(case: Outputs, top: TopEntries, kind: Divergence = "forward") -> Callable[[Tensor], Tensor]:
     return lambda hidden: coarse_divergence(
-        top, hidden, case.target_head, temperature=case.temperature, chunk=case.chunk
+        top, hidden, case.target_head, temperature=case.temperature, kind=kind, chunk=case.chunk
     )
 
 
@@ -81,8 +86,8 @@ def even(case: Outputs) -> Outputs:
     return case
 
 
-def dense_coarse(case: Outputs, ids: Tensor) -> Callable[[Tensor], Tensor]:
-    """KL of the distributions coarsened to `ids` and all others, written out."""
+def dense_coarse(case: Outputs, ids: Tensor, kind: Divergence = "forward") -> Callable[[Tensor], Tensor]:
+    """Divergence of the distributions coarsened to `ids` and all others, written out."""
     outside = torch.ones(len(ids), case.entries).scatter(1, ids, 0).bool()
 
     def coarsened(logits: Tensor) -> Tensor:
@@ -92,12 +97,18 @@ def dense_coarse(case: Outputs, ids: Tensor) -> Callable[[Tensor], Tensor]:
         tail = torch.where(outside, log_p, -torch.inf).logsumexp(1, keepdim=True)
         return torch.cat([log_p.gather(1, ids), tail], 1)
 
-    def kl(hidden: Tensor) -> Tensor:
+    def divergence(hidden: Tensor) -> Tensor:
         log_p = coarsened(case.logits()[0])
         log_q = coarsened(dense_logits(hidden, case.target_head) / case.temperature)
-        return (log_p.exp() * (log_p - log_q)).sum(1)
+        p, q = log_p.exp(), log_q.exp()
+        log_m = ((p + q) / 2).log()
+        return {
+            "forward": p * (log_p - log_q),
+            "reverse": q * (log_q - log_p),
+            "jensen_shannon": (p * (log_p - log_m) + q * (log_q - log_m)) / 2,
+        }[kind].sum(1)
 
-    return kl
+    return divergence
 
 
 @given(outputs())
@@ -179,28 +190,48 @@ def test_top_entries_are_a_dense_top_k(case: Outputs, k: int) -> None:
     assert bool(torch.isinf(top.tail).all()) == (k == case.entries)
 
 
+@each_kind
 @given(outputs(), st.integers(1, 9))
-def test_coarse_divergence_is_the_dense_one(case: Outputs, k: int) -> None:
+def test_coarse_divergence_is_the_dense_one(kind: Divergence, case: Outputs, k: int) -> None:
     case = even(case)
     top = kept(case, k)
-    assert_same_gradient(coarse(case, top), dense_coarse(case, top.ids), case.target)
+    assert_same_gradient(coarse(case, top, kind), dense_coarse(case, top.ids, kind), case.target)
 
 
+@each_kind
 @given(outputs())
-def test_coarse_divergence_grows_with_k_up_to_the_exact_one(case: Outputs) -> None:
+def test_coarse_divergence_grows_with_k_up_to_the_exact_one(kind: Divergence, case: Outputs) -> None:
     case = even(case)
     # Prefixes of one order: among ties, top-k with another k may keep other entries, not nested ones.
     full = kept(case, case.entries)
     values = []
     for k in range(1, case.entries + 1):
         tail = full.log_probs[:, k:].logsumexp(1) if k < case.entries else full.tail
-        values.append(coarse(case, TopEntries(full.ids[:, :k], full.log_probs[:, :k], tail))(case.target))
+        values.append(coarse(case, TopEntries(full.ids[:, :k], full.log_probs[:, :k], tail), kind)(case.target))
     for coarser, finer in zip(values, values[1:], strict=False):
         assert (coarser <= finer + 1e-9).all()
     assert (values[0] >= 0).all()
     for k in range(1, case.entries):
-        assert (coarse(case, kept(case, k))(case.target) <= values[-1] + 1e-9).all()
-    assert_close(values[-1], exact(case)(case.target), **TIGHT)
+        assert (coarse(case, kept(case, k), kind)(case.target) <= values[-1] + 1e-9).all()
+    if kind == "forward":
+        assert_close(values[-1], exact(case)(case.target), **TIGHT)
+
+
+@given(seeds, seeds, st.integers(1, 5), st.integers(1, 9), st.floats(0.1, 30))
+def test_cell_divergences_swap_their_sides(first: int, second: int, rows: int, cells: int, spread: float) -> None:
+    p, q = (F.log_softmax(spread * normal(seed, rows, cells), dim=1) for seed in (first, second))
+    assert_close(cell_divergence(p, q, kind="reverse"), cell_divergence(q, p))
+    mixed = cell_divergence(p, q, kind="jensen_shannon")
+    assert_close(mixed, cell_divergence(q, p, kind="jensen_shannon"))
+    assert (mixed <= math.log(2) + 1e-9).all()
+    for kind in KINDS:
+        assert (cell_divergence(p, q, kind=kind) >= 0).all()
+        assert_close(cell_divergence(p, p, kind=kind), torch.zeros(rows, dtype=p.dtype), **TIGHT)
+        empty = torch.full((rows, 1), -torch.inf, dtype=p.dtype)  # a tail without entries
+        assert_close(
+            cell_divergence(torch.cat([p, empty], 1), torch.cat([q, empty], 1), kind=kind),
+            cell_divergence(p, q, kind=kind),
+        )
 
 
 @given(outputs(), st.data())

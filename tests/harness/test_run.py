@@ -141,6 +141,8 @@ def test_bad_settings_are_one_sentence(
     assert "every weight of the loss is 0" in refused(
         tmp_path, overrides, capsys, "train.weights.output=0", "train.weights.geometry=0"
     )
+    exact = "supervision.output.kind=final_hidden"
+    assert "needs supervision by top entries" in refused(tmp_path, overrides, capsys, "train.divergence=reverse", exact)
     assert "cannot be in 4 bits" in refused(tmp_path, overrides, capsys, "target.load_in_4bit=true")
     assert "device 'cuba'" in refused(tmp_path, overrides, capsys, "device=cuba")
     assert main(["run", "nonsense"]) == 2

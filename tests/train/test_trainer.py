@@ -22,8 +22,8 @@ from semalign_align import (
     Supervision,
     supervise,
 )
-from semalign_attribution import view_of
-from semalign_geometry import Head, SemalignError, Transport
+from semalign_attribution import DecoderView, view_of
+from semalign_geometry import Divergence, Head, SemalignError, Transport
 from semalign_train import (
     FrontierTrainer,
     FullLayer,
@@ -773,6 +773,21 @@ def test_terms_have_the_names_of_their_objectives(top: Supervision) -> None:
     config = quick(steps=1, layers=(1,), weights=LossWeights(geometry=1, output=1, answer=1))
     _, (record,) = fit(target_model(), top, config)
     assert list(record.losses) == [Relation().name, OutputKL().name, AnswerNLL().name]
+
+
+@pytest.mark.parametrize("kind", ["forward", "reverse", "jensen_shannon"])
+def test_the_output_is_trained_by_the_divergence_that_is_set(kind: Divergence, top: Supervision) -> None:
+    config = quick(steps=1, layers=(1,), batch_size=len(top), weights=LossWeights(geometry=0), divergence=kind)
+    target = target_model()
+    view, data = DecoderView(target), top.collate(range(len(top)))
+    with torch.no_grad():
+        final = view.trace(data.batch).final
+        assert final is not None
+        hidden, head = final[data.positions.mask], view.head.select(top.entries)
+        temperature = top.manifest.settings.temperature
+        values = OutputKL(divergence=kind).of(data.output, hidden, head, temperature)
+    _, (record,) = fit(target, top, config)
+    assert record.losses["output"] == pytest.approx(float(values.mean()), rel=1e-4)
 
 
 # Compiled layers

@@ -197,6 +197,15 @@ class Experiment(Contract):
             raise ValueError("the similarity pairing needs the similarity scorer: set scorer.kind=similarity")
         return self
 
+    @model_validator(mode="after")
+    def _divergence_fits_the_supervision(self) -> "Experiment":
+        if self.train.divergence != "forward" and self.supervision.output.kind != "top_k":
+            raise ValueError(
+                f"train.divergence={self.train.divergence} needs supervision by top entries: set "
+                "supervision.output.kind=top_k, or train.divergence=forward"
+            )
+        return self
+
 
 def preset_names() -> list[str]:
     """Names of the presets that come with the harness."""

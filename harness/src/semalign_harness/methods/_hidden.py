@@ -52,7 +52,7 @@ class Hidden(JointMethod):
                     states = trace.outputs[layer][mask].float() @ projection.T
                     # Relative, as a few channels of a stream are hundreds of times larger than the rest.
                     matched = matched + (states - wanted).square().sum(1).div(wanted.square().sum(1)).sum()
-                terms = {"output": output_loss(target, trace, data, store.entries, temperature)}
+                terms = {"output": output_loss(target, trace, data, store.entries, temperature, config.divergence)}
                 return terms | {"hidden": self.weight * matched / target.depth}
 
             return train_jointly(context, self, target, [*found, *projections], losses, config=config, keep=layers)

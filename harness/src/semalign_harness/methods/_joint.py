@@ -7,12 +7,12 @@ from typing import Annotated, Any, ClassVar
 
 import torch
 from pydantic import Field
-from semalign_align import SupervisedBatch
+from semalign_align import OutputKL, SupervisedBatch
 from semalign_attribution import DecoderView, Trace, undisturbed
-from semalign_geometry import Head, Settings, TopEntries, answer_nll, coarse_divergence, output_divergence
+from semalign_geometry import Divergence, Head, Settings, TopEntries, answer_nll, cell_divergence
 from semalign_train import FullLayer, LoraLayer, TransferConfig, trained
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, kl_div
+from torch.nn.functional import cross_entropy
 
 from ._method import MethodContext
 
@@ -52,25 +52,31 @@ def answer_loss(view: DecoderView, trace: Trace, data: SupervisedBatch) -> Tenso
     return answer_nll(hidden, head, labels).sum()
 
 
-def output_loss(view: DecoderView, trace: Trace, data: SupervisedBatch, entries: Tensor, temperature: float) -> Tensor:
-    """KL(p_S ‖ p_T) at the supervised positions, their sum in nats; a lower bound where the source's top entries were
-    stored."""
+def output_loss(
+    view: DecoderView,
+    trace: Trace,
+    data: SupervisedBatch,
+    entries: Tensor,
+    temperature: float,
+    divergence: Divergence = "forward",
+) -> Tensor:
+    """KL(p_S ‖ p_T), or another divergence, at the supervised positions, their sum in nats; a lower bound where the
+    source's top entries were stored.
+
+    Raises:
+        SemalignError: another one, where the source's final states were stored.
+    """
     hidden, head, source = final_states(trace, data), live_head(view).select(entries), data.output
     if not head.weight.requires_grad:
-        if isinstance(source, TopEntries):
-            return coarse_divergence(source, hidden, head, temperature=temperature).sum()
-        return output_divergence(source.hidden, source.head, hidden, head, temperature=temperature).sum()
+        return OutputKL(divergence=divergence).of(source, hidden, head, temperature).sum()
     log_q = (head.logits(hidden) / temperature).log_softmax(1)
     if isinstance(source, TopEntries):
         ids = source.ids.long()
         log_p = torch.cat([source.log_probs.to(log_q), source.tail[:, None].to(log_q)], 1)
         rest = log_q.scatter(1, ids, -torch.inf).logsumexp(1, keepdim=True)
-        log_q = torch.cat([log_q.gather(1, ids), rest], 1)
-        kept = torch.isfinite(log_p)  # no tail where all entries are kept
-        log_p, log_q = log_p[kept], log_q[kept]
-    else:
-        log_p = (source.head.logits(source.hidden) / temperature).log_softmax(1)
-    return kl_div(log_q, log_p, reduction="sum", log_target=True)
+        return cell_divergence(log_p, torch.cat([log_q.gather(1, ids), rest], 1), kind=divergence).sum()
+    log_p = (source.head.logits(source.hidden) / temperature).log_softmax(1)
+    return cell_divergence(log_p, log_q, kind=divergence).sum()
 
 
 def final_states(trace: Trace, data: SupervisedBatch) -> Tensor:

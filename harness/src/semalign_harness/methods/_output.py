@@ -49,7 +49,8 @@ class Kd(JointMethod):
         with self.parameters(view, config) as found:
 
             def losses(trace: Trace, data: SupervisedBatch) -> dict[str, Tensor]:
-                terms = {"output": (1 - self.answer) * output_loss(view, trace, data, store.entries, temperature)}
+                output = output_loss(view, trace, data, store.entries, temperature, config.divergence)
+                terms = {"output": (1 - self.answer) * output}
                 if self.answer:
                     terms["answer"] = self.answer * answer_loss(view, trace, data)
                 return terms

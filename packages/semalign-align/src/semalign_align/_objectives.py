@@ -10,6 +10,7 @@ from typing import Literal, Protocol, runtime_checkable
 import torch
 from jaxtyping import Bool, Float, Int
 from semalign_geometry import (
+    Divergence,
     Head,
     Scope,
     SemalignError,
@@ -151,6 +152,9 @@ class OutputKL(Settings):
     """KL(p_S ‖ p_T) at the supervised positions: exact on final hidden states, a lower bound on top entries. Method
     2.5."""
 
+    divergence: Divergence = "forward"
+    """Which divergence; on final hidden states the forward KL alone."""
+
     @property
     def name(self) -> str:
         """`output`."""
@@ -164,14 +168,31 @@ class OutputKL(Settings):
     def total(self, step: Step) -> Float[Tensor, ""]:
         """Sum over the supervised tokens, in nats."""
         assert step.hidden is not None
-        if isinstance(step.output, TopEntries):
-            values = coarse_divergence(step.output, step.hidden, step.shared_head, temperature=step.temperature)
-        else:
-            assert isinstance(step.output, FinalStates)
-            values = output_divergence(
-                step.output.hidden, step.output.head, step.hidden, step.shared_head, temperature=step.temperature
+        return self.of(step.output, step.hidden, step.shared_head, step.temperature).sum()
+
+    def of(
+        self, source: OutputTarget, hidden: Float[Tensor, "p t"], head: Head, temperature: float
+    ) -> Float[Tensor, " p"]:
+        """Each token's value, in nats.
+
+        Args:
+            source: the source's output distribution.
+            hidden: what the target feeds its head.
+            head: the target's head over the entries that `source` is over.
+            temperature: divides the logits of both.
+
+        Raises:
+            SemalignError: another divergence than `forward` on final hidden states.
+        """
+        if isinstance(source, TopEntries):
+            return coarse_divergence(source, hidden, head, temperature=temperature, kind=self.divergence)
+        assert isinstance(source, FinalStates)
+        if self.divergence != "forward":
+            raise SemalignError(
+                f"on final hidden states there is no {self.divergence} divergence: supervise by top entries "
+                "(supervision.output.kind=top_k), or set train.divergence=forward"
             )
-        return values.sum()
+        return output_divergence(source.hidden, source.head, hidden, head, temperature=temperature)
 
     def count(self, counts: Int[Tensor, " b"]) -> int:
         """Supervised tokens."""

@@ -13,9 +13,11 @@ from ._components import Components as Components
 from ._components import Kinds as Kinds
 from ._contracts import Contract as Contract
 from ._contracts import Settings as Settings
+from ._divergence import Divergence as Divergence
 from ._divergence import HeadStatistics as HeadStatistics
 from ._divergence import TopEntries as TopEntries
 from ._divergence import answer_nll as answer_nll
+from ._divergence import cell_divergence as cell_divergence
 from ._divergence import coarse_divergence as coarse_divergence
 from ._divergence import head_statistics as head_statistics
 from ._divergence import output_divergence as output_divergence
@@ -53,6 +55,7 @@ __all__ = [
     "BasisManifest",
     "Components",
     "Contract",
+    "Divergence",
     "FRAMES",
     "FidelityReport",
     "Frame",
@@ -75,6 +78,7 @@ __all__ = [
     "accumulation_dtype",
     "align_vocabularies",
     "answer_nll",
+    "cell_divergence",
     "coarse_divergence",
     "decompose",
     "final_norm",

@@ -8,8 +8,9 @@ accumulates it beside the value, if it is needed, and keeps it for the backward 
 Shape suffixes: N tokens, V vocabulary entries, W a vocabulary chunk, K entries kept per token.
 """
 
+import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -19,6 +20,10 @@ from torch.autograd.function import once_differentiable
 from ._basis import CHUNK
 from ._errors import SemalignError
 from ._head import Head, accumulation_dtype
+
+Divergence = Literal["forward", "reverse", "jensen_shannon"]
+"""KL(p_S ‖ p_T), which covers what the source may say; KL(p_T ‖ p_S), which keeps to what it is likely to say; or half
+of each, against their mean."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,18 +94,20 @@ def coarse_divergence(
     target_head: Head,
     *,
     temperature: float = 1.0,
+    kind: Divergence = "forward",
     chunk: int = CHUNK,
 ) -> Float[Tensor, " n"]:
-    """KL of each token between source and target distributions coarsened to the source's top entries and one tail
-    bucket, in nats.
+    """Divergence of each token between source and target distributions coarsened to the source's top entries and one
+    tail bucket, in nats.
 
-    Law: a lower bound on the exact KL (data processing), equal to it when the kept entries are the whole vocabulary.
+    Law: a lower bound on the exact one (data processing), equal to it when the kept entries are the whole vocabulary.
 
     Args:
         source: top entries at the same temperature, with the ids of `target_head`; constant, no gradient.
         target_hidden: (n, d_T), what the target feeds its head.
         target_head: the target's head.
         temperature: divides the target's logits.
+        kind: which divergence.
         chunk: vocabulary entries in memory at a time.
 
     Returns:
@@ -109,17 +116,37 @@ def coarse_divergence(
     Raises:
         SemalignError: an id outside of the head, or a temperature that is not positive.
 
-    Source: method 2.5.
+    Source: method 2.5; the kinds but for `forward`: generalised knowledge distillation (arXiv 2306.13649).
     """
     found = head_statistics(target_hidden, target_head, source.ids, temperature=temperature, chunk=chunk)
-    log_q_NK = found.selected - found.normaliser[:, None]
-    log_p_NK = source.log_probs.to(log_q_NK.dtype)
-    kept = (log_p_NK.exp() * (log_p_NK - log_q_NK)).sum(1)
-    tail = source.tail.to(log_q_NK.dtype)
-    has_tail = torch.isfinite(tail)
-    safe_tail = torch.where(has_tail, tail, 0.0)
-    bucket = safe_tail.exp() * (safe_tail - (found.rest - found.normaliser))
-    return (kept + torch.where(has_tail, bucket, 0.0)).clamp_min(0)
+    log_q_NC = torch.cat([found.selected, found.rest[:, None]], 1) - found.normaliser[:, None]
+    log_p_NC = torch.cat([source.log_probs, source.tail[:, None]], 1).to(log_q_NC.dtype)
+    return cell_divergence(log_p_NC, log_q_NC, kind=kind)
+
+
+def cell_divergence(
+    log_p: Float[Tensor, "n c"], log_q: Float[Tensor, "n c"], *, kind: Divergence = "forward"
+) -> Float[Tensor, " n"]:
+    """Divergence of each row of q from that of p, in nats; plain torch, so the gradient is that of `log_q`.
+
+    Laws: ≥ 0; 0 for equal rows; `reverse` is `forward` with the sides swapped; `jensen_shannon` is the same both ways
+    and at most ln 2.
+
+    Args:
+        log_p: natural logarithms of probabilities; cells at −inf, an empty tail, are left out on both sides.
+        log_q: likewise, of the same cells.
+        kind: which divergence.
+    """
+    present = torch.isfinite(log_p)
+    log_p, log_q = torch.where(present, log_p, 0.0), torch.where(present, log_q, 0.0)
+    if kind == "forward":
+        terms = log_p.exp() * (log_p - log_q)
+    elif kind == "reverse":
+        terms = log_q.exp() * (log_q - log_p)
+    else:
+        log_m = torch.logaddexp(log_p, log_q) - math.log(2)
+        terms = (log_p.exp() * (log_p - log_m) + log_q.exp() * (log_q - log_m)) / 2
+    return terms.sum(1).clamp_min(0)  # rounding alone can make it negative
 
 
 @torch.no_grad()

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, PositiveInt, SerializeAsAny, WrapValidator
 from semalign_align import Cosine, Fisher, Relation
-from semalign_geometry import Contract, Kinds, SemalignError, Settings
+from semalign_geometry import Contract, Divergence, Kinds, SemalignError, Settings
 
 KNOWN_OBJECTIVES = Kinds(
     "semalign.objectives",
@@ -76,6 +76,9 @@ class TransferConfig(Contract):
     ] = Relation()
     """What the frontier layer's residual contribution is trained to match, and how; also a kind that an installed
     package brings."""
+    divergence: Divergence = "forward"
+    """What the term of the output is: the KL of the source's distribution from the target's; the other way round; or
+    their Jensen-Shannon divergence. All but the first need supervision by top entries."""
     weights: LossWeights = LossWeights()
     """Weights of the terms."""
     trainable: Annotated[FullLayer | LoraLayer, Field(discriminator="kind")] = FullLayer()

@@ -132,7 +132,7 @@ class FrontierTrainer:
         weights = self.config.weights
         terms: list[tuple[float, Objective]] = [
             (weights.geometry, objective or self.config.objective),
-            (weights.output, OutputKL()),
+            (weights.output, OutputKL(divergence=self.config.divergence)),
             (weights.answer, AnswerNLL()),
             (weights.label, LabelCosine()),
         ]
