@@ -8,12 +8,13 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from semalign_attribution import DecoderView, supervised
+from semalign_attribution import DecoderView, LayerPairing, supervised
 from semalign_geometry import (
     FidelityReport,
     LayerFidelity,
@@ -32,6 +33,7 @@ from semalign_harness.doctor import _heads as heads
 from semalign_harness.doctor import _machine as machine
 from semalign_harness.doctor._pair import Candidate, open_candidate
 from semalign_harness.experiment import ModelConfig, RowsConfig
+from semalign_harness.figures import draw_similarity, standalone
 from tokenizers.normalizers import Lowercase
 from tokenizers.processors import TemplateProcessing
 from transformers import (
@@ -628,7 +630,9 @@ def test_layers_are_compared_in_depth(
     diagnosis = doctor(*pair, "--data", rows_file, *SETTINGS, "--deep", "--out", picture)
     assert of(diagnosis, "weights").level == "ok" and str(picture) in of(diagnosis, "heat map").message
     first = picture.read_text(encoding="utf-8")
-    assert "<svg" in first and "source layer" in first or "<!-- source layer -->" in first
+    assert first == heat_map(diagnosis)
+    assert ElementTree.fromstring(first).tag == "{http://www.w3.org/2000/svg}svg"
+    assert ">source layer</text>" in first and ">CKA</text>" in first
     assert diagnosis == doctor(*pair, "--data", rows_file, *SETTINGS, "--deep", "--out", picture).model_copy(
         update={"findings": diagnosis.findings}
     )
@@ -644,10 +648,20 @@ def test_layers_are_compared_in_depth(
         recomposed = [layer.recomposition_cosine for layer in report.layers]
         assert (min(recomposed) > 0.9999) == (report.frame != "cosine")
     assert "linear CKA of paired layers" in diagnosis_text(diagnosis)
+    (tmp_path / "kept.svg").hardlink_to(picture)
     manual = ("pairing.kind=manual", "pairing.layers=[2, 2, 4]", "transport.fold_gain=false")
     told = doctor(*pair, "--data", rows_file, *SETTINGS, "--deep", "--out", picture, *manual)
     assert [layer.source_layer for layer in told.fidelity[0].layers] == [2, 2, 4]
     assert not told.fidelity[0].fold_gain
+    assert picture.read_text(encoding="utf-8") == heat_map(told) != first, "with the pairing that is set"
+    assert (tmp_path / "kept.svg").read_text(encoding="utf-8") == first, "a new file takes the place of the old one"
+
+
+def heat_map(diagnosis: Diagnosis) -> str:
+    """The picture of the layers with the pairing that the fidelity was measured by."""
+    paired = tuple(layer.source_layer for layer in diagnosis.fidelity[0].layers)
+    pairing = LayerPairing(policy="any", source_depth=len(diagnosis.similarity[0]), source_layers=paired)
+    return standalone(draw_similarity(diagnosis.similarity, pairing))
 
 
 def test_the_fidelity_is_that_of_a_run(

@@ -10,6 +10,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 import pytest
+from semalign_attribution import LayerPairing
 from semalign_geometry import SemalignError
 from semalign_harness import Experiment, RunResult, load_experiment, pipeline, report
 from semalign_harness.benchmarks import find_benchmark
@@ -19,10 +20,11 @@ from semalign_harness.comparison._contracts import Benchmarks, Figure, MethodFig
 from semalign_harness.console import Console
 from semalign_harness.evaluation import BenchmarkResult, EvaluationConfig, EvaluationResult, ItemRecord
 from semalign_harness.experiment import ModelConfig
+from semalign_harness.figures import Dot, Line, _thinned, draw_before_and_after, draw_dots, draw_similarity
 from semalign_harness.report import write_report
 from semalign_harness.report._cells import chance
-from semalign_harness.report._draw import Dot, Line, _thinned, draw_dots
 from semalign_harness.report._evaluations import QUESTION
+from semalign_harness.similarity import LayerSimilarity
 from semalign_harness.statistics import (
     Estimate,
     across_seeds,
@@ -665,6 +667,16 @@ def test_long_curves_are_thinned_to_their_means() -> None:
     assert len(centres) == len(values) == 10
     assert values[0] == 4.5 and centres[0] == 15.5, "steps are counted from 1: ten steps from 11 to 20"
     assert _thinned(0, [3.0], points=1) == ([1.0], [3.0])
+
+
+@pytest.mark.parametrize(("depth", "radius"), [(16, "2"), (17, "1.25")])
+def test_many_layers_have_small_dots(depth: int, radius: str) -> None:
+    pairing = LayerPairing(policy="uniform", source_depth=depth, source_layers=tuple(range(1, depth + 1)))
+    rows = ((0.5,) * depth,) * depth
+    similarity = LayerSimilarity(source_layers=pairing.source_layers, tokens=9, before=rows, after=rows)
+    for svg in (draw_similarity(rows, pairing), draw_before_and_after(similarity, pairing)):
+        (dot,) = set(re.findall(r'<path id="(\w+)" d="M 0 ([\d.]+) \nC', svg))
+        assert dot[1] == radius and svg.count(f'href="#{dot[0]}"') % depth == 0
 
 
 def test_small_p_values_are_not_zero() -> None:

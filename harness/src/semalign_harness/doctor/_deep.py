@@ -1,8 +1,10 @@
 """What only the weights tell: how alike the layers are, and what each frame keeps of it."""
 
 import gc
+import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from semalign_attribution import (
     DecoderView,
@@ -23,12 +25,14 @@ from semalign_geometry import (
     Transport,
     fit_transport,
     measure_fidelity,
+    replace_file,
 )
 from torch import Tensor
 
 from ..console import Console
 from ..data import Example, batches
 from ..experiment import Experiment
+from ..figures import draw_similarity, standalone
 from ..inputs import load
 from ..similarity import Contributions, layer_similarity
 from ..source_phase import contributions
@@ -48,6 +52,7 @@ class Depths:
     findings: list[Finding]
     fidelity: tuple[FidelityReport, ...] = ()
     similarity: tuple[tuple[float, ...], ...] = ()
+    pairing: LayerPairing | None = None
 
 
 def check_layers(pair: Pair, shared: SharedVocabulary, console: Console) -> Depths:
@@ -78,7 +83,15 @@ def check_layers(pair: Pair, shared: SharedVocabulary, console: Console) -> Dept
         with console.step(f"fit the transport ({frame})"):
             reports.append(_fidelity(pairs, source_basis, target_basis, frame, pair.experiment.transport.fold_gain))
     loaded = ok("weights", "both models load, are finite and causal, and their logits are understood")
-    return Depths([loaded, _verdict(pair.experiment, reports, len(examples))], tuple(reports), rows)
+    return Depths([loaded, _verdict(pair.experiment, reports, len(examples))], tuple(reports), rows, pairing)
+
+
+def draw_heat_map(depths: Depths, file: Path) -> Finding:
+    """CKA of source × target layers, with the pairing as dots, as an SVG file; the same figures give the same file."""
+    if importlib.util.find_spec("matplotlib") is None:
+        return warning("heat map", "not drawn, since matplotlib is not installed", "pip install matplotlib")
+    replace_file(file, standalone(draw_similarity(depths.similarity, depths.pairing)))
+    return ok("heat map", f"{file}, source × target layers, the pairing as dots")
 
 
 def _side(

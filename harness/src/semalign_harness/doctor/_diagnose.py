@@ -11,10 +11,9 @@ from ..models import check_pulled
 from ..resources import pick_device
 from ..settings import merged, parse_overrides
 from ._architecture import check_architecture
-from ._deep import check_layers
+from ._deep import check_layers, draw_heat_map
 from ._findings import Diagnosis, Finding
 from ._heads import check_head
-from ._heat_map import draw_heat_map
 from ._machine import check_machine
 from ._pair import Candidate, Pair, draw_sample, open_candidate
 from ._tokens import check_chat_template, check_entries, check_rows, check_special_tokens, tokenizer_ids
@@ -99,5 +98,5 @@ def diagnose(
     depths = check_layers(pair, shared, console)
     findings += depths.findings
     if depths.fidelity:
-        findings.append(draw_heat_map(depths.similarity, depths.fidelity[0], heat_map))
+        findings.append(draw_heat_map(depths, heat_map))
     return diagnosis(findings).model_copy(update={"fidelity": depths.fidelity, "similarity": depths.similarity})

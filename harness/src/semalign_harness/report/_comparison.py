@@ -4,8 +4,8 @@ import shlex
 from typing import TYPE_CHECKING
 
 from ..estimate import gb
+from ..figures import Dot, Line, draw_dots
 from ._cells import NOTHING, arrow, chance, interval, many, number, seconds, share
-from ._draw import Dot, Line, draw_dots
 from ._evaluations import example_blocks
 from ._page import Block, Facts, Page, Picture, Row, Table, Text, sections_of
 from ._protocol import describe_rows, protocol_blocks

@@ -3,8 +3,8 @@
 import shlex
 from typing import TYPE_CHECKING
 
+from ..figures import Dot, draw_bars
 from ._cells import NOTHING, chance, interval, many, share
-from ._draw import Dot, draw_bars
 from ._page import Answer, Block, Code, Example, Picture, Row, Table, Text
 from ._read import BESIDE, ROLES, Evaluations, ReportedRun, Role
 

@@ -3,8 +3,7 @@
 import math
 
 from ..estimate import gb
-from ._cells import NOTHING, many, seconds
-from ._draw import (
+from ..figures import (
     draw_attribution,
     draw_before_and_after,
     draw_fidelity,
@@ -12,6 +11,7 @@ from ._draw import (
     draw_losses,
     draw_similarity,
 )
+from ._cells import NOTHING, many, seconds
 from ._evaluations import benchmark_blocks, example_blocks, missing_blocks
 from ._metrics import result_rows
 from ._page import Block, Facts, Page, Picture, Row, Table, Text, sections_of

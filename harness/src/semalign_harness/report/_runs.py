@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..experiment import Experiment
+from ..figures import Dot, Line, draw_bars, draw_dots
 from ..run_folder import differences
 from ._cells import NOTHING, interval, share
-from ._draw import Dot, Line, draw_bars, draw_dots
 from ._metrics import METRICS, Metric, metrics_of
 from ._page import Block, Code, Facts, Page, Picture, Row, Table, Text, sections_of
 from ._protocol import describe_method, describe_rows, environment_facts, repeat_command

@@ -9,9 +9,9 @@ from pathlib import Path
 import jinja2
 from semalign_geometry import SemalignError, replace_file
 
+from ..figures import standalone
 from ..table import markdown
 from ._comparison import comparison_page
-from ._draw import standalone
 from ._page import Answer, Block, Code, Example, Facts, Page, Picture, Row, Table, Text
 from ._read import ReportedComparison, read_folders
 from ._run import run_page

@@ -12,8 +12,8 @@ from semalign_attribution import LayerPairing, LayerScores
 from semalign_geometry import FidelityReport
 from semalign_train import StageRecord, StepRecord
 
-from ..similarity import LayerSimilarity
-from ..statistics import Estimate
+from .similarity import LayerSimilarity
+from .statistics import Estimate
 
 if TYPE_CHECKING:  # slow to load
     from matplotlib.axes import Axes
@@ -89,8 +89,8 @@ def draw_attribution(scores: LayerScores, pairing: LayerPairing | None) -> str:
             right.grid(False)
             right.spines["right"].set_visible(True)
             targets = range(1, pairing.target_depth + 1)
-            small = 4 if pairing.target_depth <= MANY else 2.5
-            right.plot(pairing.source_layers, targets, "o-", color=ORANGE, markersize=small, label="pairing")
+            size = _dot_size(pairing.target_depth)
+            right.plot(pairing.source_layers, targets, "o-", color=ORANGE, markersize=size, label="pairing")
             right.set(ylabel="target layer", ylim=(0, pairing.target_depth + 0.5))
             _whole(right, "y")
         _legend(figure)
@@ -106,7 +106,8 @@ def draw_similarity(similarity: Sequence[Sequence[float]], pairing: LayerPairing
         image = _heat(axes, similarity, bottom=0.5)
         if pairing is not None:
             places = range(1, pairing.target_depth + 1)
-            axes.plot(places, pairing.source_layers, "o", color="white", markeredgecolor="black", markersize=4)
+            size = _dot_size(pairing.target_depth)
+            axes.plot(places, pairing.source_layers, "o", color="white", markeredgecolor="black", markersize=size)
         axes.set(xlabel="target layer", ylabel="source layer")
         _whole(axes, "x")
         _whole(axes, "y")
@@ -127,8 +128,8 @@ def draw_before_and_after(similarity: LayerSimilarity, pairing: LayerPairing | N
             image = _heat(axes, rows, bottom=-0.5)
             if pairing is not None:
                 places = [similarity.source_layers.index(layer) for layer in pairing.source_layers]
-                small = 4 if targets <= MANY else 2.5
-                axes.plot(range(1, targets + 1), places, "o", color="white", markeredgecolor="black", markersize=small)
+                size = _dot_size(targets)
+                axes.plot(range(1, targets + 1), places, "o", color="white", markeredgecolor="black", markersize=size)
             axes.set(xlabel="target layer", title=title)
             _whole(axes, "x")
         every = math.ceil(sources / 10)
@@ -148,10 +149,10 @@ def draw_fidelity(report: FidelityReport) -> str:
         direct = [each.cka_direct for each in report.layers]
         moved = [each.cka_transported for each in report.layers]
         kept = [each.recomposition_cosine for each in report.layers]
-        small = 4 if len(layers) <= MANY else 2.5
-        axes.plot(layers, direct, "s--", color=INK, markersize=small, label="CKA, no transport")
-        axes.plot(layers, moved, "o-", color=BLUE, markersize=small, label=f"CKA, {_short(report.frame)}")
-        axes.plot(layers, kept, "^:", color=ORANGE, markersize=small, label="recomposition")
+        size = _dot_size(len(layers))
+        axes.plot(layers, direct, "s--", color=INK, markersize=size, label="CKA, no transport")
+        axes.plot(layers, moved, "o-", color=BLUE, markersize=size, label=f"CKA, {_short(report.frame)}")
+        axes.plot(layers, kept, "^:", color=ORANGE, markersize=size, label="recomposition")
         axes.set(xlabel="target layer", xlim=(0.6, len(layers) + 0.4), ylim=(min(0.0, *kept), 1.05))
         _whole(axes, "x")
         _legend(figure)
@@ -274,6 +275,11 @@ def _thinned(begin: int, values: Sequence[float], points: int) -> tuple[list[flo
     parts = [values[start : start + size] for start in range(0, len(values), size)]
     centres = [begin + start + (min(size, len(values) - start) + 1) / 2 for start in range(0, len(values), size)]
     return centres, [math.fsum(part) / len(part) for part in parts]
+
+
+def _dot_size(layers: int) -> float:
+    """In points, of the dots for this many layers."""
+    return 4.0 if layers <= MANY else 2.5
 
 
 def _short(name: str) -> str:
