@@ -49,6 +49,9 @@ from transformers import (
 
 from tests.models import ARCHITECTURES, tiny_model
 
+from ..components import bring
+from .external.semalign_example import BETWEEN
+
 Doctor = Callable[..., Diagnosis]
 SETTINGS = ("data.train_rows=16", "data.held_out_rows=8", "data.max_length=64")
 """Enough for the sixty rows."""
@@ -695,6 +698,16 @@ def test_the_fidelity_is_that_of_a_run(
     assert theirs.tokens == ours.tokens
     for mine, yours in zip(ours.layers, theirs.layers, strict=True):
         assert mine.model_dump() == pytest.approx(yours.model_dump(), abs=1e-5)
+
+
+def test_a_frame_of_another_package_is_compared_too(
+    pair: tuple[Path, Path], rows_file: Path, doctor: Doctor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bring(monkeypatch, {"semalign.frames": [("between", BETWEEN)]})
+    for frame, more in (("between", ["between"]), ("none", [])):
+        settings = (*SETTINGS, f"transport.frame={frame}", "--deep", "--out", tmp_path / "layers.svg")
+        found = doctor(*pair, "--data", rows_file, *settings).fidelity
+        assert [report.frame for report in found] == ["cosine", "dual", "parseval", *more]
 
 
 def test_a_picture_needs_matplotlib(

@@ -16,6 +16,7 @@ from semalign_harness.benchmarks import find_benchmark
 from semalign_harness.console import Console
 from semalign_harness.evaluation import EvaluationConfig
 from semalign_harness.experiment import preset_names
+from semalign_harness.fidelity import RunFidelity
 from semalign_harness.inputs import read_inputs
 from semalign_harness.phase_cache import phase_key
 from semalign_harness.pipeline import run_experiment
@@ -126,6 +127,19 @@ def test_runs_begun_with_another_version_are_told_so(
     installed(monkeypatch, version="1.6")
     with pytest.raises(SemalignError, match="packages changed since the run in .* began"):
         run_experiment(experiment, tmp_path / "run")
+
+
+def test_a_run_by_a_foreign_frame_measures_it_beside_ours(
+    overrides: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    installed(monkeypatch)
+    experiment = load_experiment("tiny", overrides=[*overrides, "transport.frame=between"])
+    monkeypatch.setattr("semalign_harness.pipeline.measured", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run_experiment(experiment, tmp_path / "run")
+    found = RunFidelity.read(tmp_path / "run" / "fidelity.json")
+    assert [report.frame for report in (found, *found.others)] == ["between", "cosine", "dual", "parseval"]
+    assert len({report.mean_cka_transported for report in (found, *found.others)}) == 4
 
 
 def interrupted(*arguments: object, **more: object) -> None:

@@ -11,7 +11,7 @@ from xml.etree import ElementTree
 
 import pytest
 from semalign_attribution import LayerPairing
-from semalign_geometry import SemalignError
+from semalign_geometry import FidelityReport, LayerFidelity, SemalignError
 from semalign_harness import Experiment, RunResult, load_experiment, pipeline, report
 from semalign_harness.benchmarks import find_benchmark
 from semalign_harness.cli import main
@@ -20,7 +20,16 @@ from semalign_harness.comparison._contracts import Benchmarks, Figure, MethodFig
 from semalign_harness.console import Console
 from semalign_harness.evaluation import BenchmarkResult, EvaluationConfig, EvaluationResult, ItemRecord
 from semalign_harness.experiment import ModelConfig
-from semalign_harness.figures import Dot, Line, _thinned, draw_before_and_after, draw_dots, draw_similarity
+from semalign_harness.fidelity import RunFidelity
+from semalign_harness.figures import (
+    Dot,
+    Line,
+    _thinned,
+    draw_before_and_after,
+    draw_dots,
+    draw_fidelity,
+    draw_similarity,
+)
 from semalign_harness.report import write_report
 from semalign_harness.report._cells import chance
 from semalign_harness.report._evaluations import QUESTION
@@ -279,10 +288,57 @@ def test_layers_are_those_of_the_files(finished: Path) -> None:
         assert cells["score"].startswith(f"{scores['mean'][layer['source_layer'] - 1]:#.4g} ±")
         assert cells["CKA, no transport"] == f"{layer['cka_direct']:.3f}"
         assert cells["CKA, parseval"] == f"{layer['cka_transported']:.3f}"
+        assert cells["recomposition"] == f"{layer['recomposition_cosine']:.3f}"
+        for other in fidelity["others"]:
+            (of,) = (each for each in other["layers"] if each["target_layer"] == layer["target_layer"])
+            assert cells[f"CKA, {other['frame']}"] == f"{of['cka_transported']:.3f}" != cells["CKA, parseval"]
         first, last = stage.first_losses["output"], stage.last_losses["output"]
         assert cells["output, first → last step"] == f"{first:.4f} → {last:.4f}"
         assert stage.held_out is not None
         assert cells["held-out loss"].startswith(f"{stage.held_out[0]:.4f} → {stage.held_out[1]:.4f}")
+
+
+def test_a_run_that_measured_its_own_frame_alone_is_reported(finished: Path, run: Path) -> None:
+    """As runs did once, and as they do without a transport."""
+    whole = parsed(finished / "report.html")
+    assert {"CKA, parseval", "CKA, cosine", "CKA, dual"} < set(whole.tables[1][0])
+    assert "by each frame (full line: parseval, the run's)" in whole.captions[3]
+    assert "recomposition by parseval: cosine" in whole.captions[3]
+    edit(run / "fidelity.json", lambda tree: tree.pop("others"))
+    file = write_report([run])
+    header = tables(file)[1][0]
+    assert header[3:6] == ["CKA, no transport", "CKA, parseval", "recomposition"]
+    page = parsed(file)
+    assert not re.search("cosine frame|CKA, (cosine|dual)|each frame", page.text)
+    tokens = json.loads((run / "fidelity.json").read_text(encoding="utf-8"))["tokens"]
+    assert page.captions[3].startswith(f"CKA: geometry that paired layers share before training, over {tokens} tokens")
+
+
+def test_frames_differ_by_colour_line_and_marker() -> None:
+    def report(frame: str) -> FidelityReport:
+        layers = tuple(
+            LayerFidelity(
+                target_layer=k, source_layer=k, recomposition_cosine=1.0, cka_transported=0.5, cka_direct=0.1 * k
+            )
+            for k in (1, 2, 3)
+        )
+        return FidelityReport(frame=frame, fold_gain=True, tokens=9, layers=layers)
+
+    others = tuple(report(frame) for frame in ("cosine", "dual", "parseval"))
+    svg = draw_fidelity(RunFidelity(**dict(report("between")), others=others))
+    named = re.findall(r">(CKA, [\w ]+|recomposition)</text>", svg)
+    frames = ("no transport", "between", "cosine", "dual", "parseval")
+    assert named == [*(f"CKA, {frame}" for frame in frames), "recomposition"]
+    # In the legend, where nothing is clipped.
+    line = r'\n" style="fill: none; (?:stroke-dasharray: ([\d.,]+); stroke-dashoffset: 0; )?stroke: var\(--(\w+)\); '
+    found = re.findall(line + r"stroke-width: (1\.3|0\.9)", svg)
+    assert len(found) == len({(dashes, colour) for dashes, colour, _ in found}) == 6
+    assert found[1] == ("", "blue", "1.3") and [width for _, _, width in found[2:5]] == ["0.9"] * 3
+    assert [dashes for dashes, _, _ in found].count("") == 1, "the run's own line alone is full"
+    shapes = dict(re.findall(r'<path id="(\w+)" d="([^"]+)"', svg))
+    markers = re.findall(r'href="#(\w+)"[^>]*style="(?![^"]*stroke-width)', svg)
+    assert len({shapes[marker] for marker in markers}) == 6
+    assert svg == draw_fidelity(RunFidelity(**dict(report("between")), others=others))
 
 
 def test_captions_hold_what_figures_alone_do_not(finished: Path) -> None:

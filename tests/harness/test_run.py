@@ -12,10 +12,11 @@ import pytest
 import torch
 from semalign_align import Supervision
 from semalign_attribution import LayerPairing, LayerScores
-from semalign_geometry import FidelityReport, SemalignError
+from semalign_geometry import SemalignError
 from semalign_harness import Experiment, RunResult, load_model, pipeline
 from semalign_harness.cli import main
 from semalign_harness.experiment import ModelConfig
+from semalign_harness.fidelity import RunFidelity
 from semalign_harness.phase_cache import SourcePhase
 from semalign_harness.pipeline import save_and_reload
 from semalign_train import StepRecord, TransferReport
@@ -37,7 +38,7 @@ def test_a_run_fills_its_folder(tmp_path: Path, overrides: list[str], capsys: py
         (Experiment, "experiment.json"),
         (LayerScores, "attribution.json"),
         (LayerPairing, "pairing.json"),
-        (FidelityReport, "fidelity.json"),
+        (RunFidelity, "fidelity.json"),
         (TransferReport, "transfer.json"),
         (RunResult, "result.json"),
     ):

@@ -1,6 +1,7 @@
 """The figures, as SVG that takes its colours from the page: the same data give the same text."""
 
 import io
+import itertools
 import math
 import re
 import warnings
@@ -9,9 +10,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from semalign_attribution import LayerPairing, LayerScores
-from semalign_geometry import FidelityReport
 from semalign_train import StageRecord, StepRecord
 
+from .fidelity import RunFidelity
 from .similarity import LayerSimilarity
 from .statistics import Estimate
 
@@ -31,8 +32,8 @@ LABEL = 22
 
 # Drawn in these colours, which the page then names: ink and rules turn with its scheme, the others are Okabe and Ito's
 # and differ in lightness too.
-INK, FAINT, BLUE, ORANGE, GREEN = "#0b0c0d", "#a1a2a3", "#0072b2", "#d55e00", "#009e73"
-_NAMES = {INK: "ink", FAINT: "faint", BLUE: "blue", ORANGE: "orange", GREEN: "green"}
+INK, FAINT, BLUE, ORANGE, GREEN, PURPLE = "#0b0c0d", "#a1a2a3", "#0072b2", "#d55e00", "#009e73", "#cc79a7"
+_NAMES = {INK: "ink", FAINT: "faint", BLUE: "blue", ORANGE: "orange", GREEN: "green", PURPLE: "purple"}
 _SETTINGS = {
     "svg.fonttype": "none",
     "text.parse_math": False,
@@ -140,8 +141,10 @@ def draw_before_and_after(similarity: LayerSimilarity, pairing: LayerPairing | N
     return _drawn("before and after", 2.6, draw)
 
 
-def draw_fidelity(report: FidelityReport) -> str:
-    """CKA of paired layers without and with the transport, and what recomposition keeps, by target layer."""
+def draw_fidelity(report: RunFidelity) -> str:
+    """CKA of paired layers without a transport, with the run's and, thinner, with those by other frames, and what
+    recomposition keeps, by target layer."""
+    styles = (("D-.", GREEN), ("v--", PURPLE), ("x:", INK))
 
     def draw(figure: "Figure") -> None:
         axes = figure.add_subplot()
@@ -151,13 +154,17 @@ def draw_fidelity(report: FidelityReport) -> str:
         kept = [each.recomposition_cosine for each in report.layers]
         size = _dot_size(len(layers))
         axes.plot(layers, direct, "s--", color=INK, markersize=size, label="CKA, no transport")
-        axes.plot(layers, moved, "o-", color=BLUE, markersize=size, label=f"CKA, {_short(report.frame)}")
+        axes.plot(layers, moved, "o-", color=BLUE, markersize=size, zorder=3, label=f"CKA, {_short(report.frame)}")
+        for other, (style, colour) in zip(report.others, itertools.cycle(styles), strict=False):
+            theirs = [each.cka_transported for each in other.layers]
+            label = f"CKA, {_short(other.frame)}"
+            axes.plot(layers, theirs, style, color=colour, markersize=0.8 * size, linewidth=0.9, label=label)
         axes.plot(layers, kept, "^:", color=ORANGE, markersize=size, label="recomposition")
         axes.set(xlabel="target layer", xlim=(0.6, len(layers) + 0.4), ylim=(min(0.0, *kept), 1.05))
         _whole(axes, "x")
         _legend(figure)
 
-    return _drawn("fidelity", 2.6, draw)
+    return _drawn("fidelity", 3.0 if report.others else 2.6, draw)
 
 
 def draw_losses(steps: Sequence[StepRecord]) -> str:

@@ -29,11 +29,11 @@ from semalign_attribution import (
     undisturbed,
 )
 from semalign_geometry import (
+    FRAMES,
     PairedResiduals,
     SemalignError,
     SemanticBasis,
     Transport,
-    fit_transport,
     measure_fidelity,
     replace_file,
 )
@@ -43,6 +43,7 @@ from .console import Console
 from .data import Example, Split, batches
 from .estimate import gb
 from .experiment import Experiment
+from .fidelity import RunFidelity, fit_and_measure
 from .inputs import Inputs, load
 from .measure import measured
 from .models import LoadedModel
@@ -270,27 +271,43 @@ def _plan(
     pairing.write(folder / "pairing.json")
     console.note("pairing (source layer of each target layer): " + " ".join(map(str, pairing.source_layers)))
 
-    frame, fold_gain = experiment.transport.frame, experiment.transport.fold_gain
-    with console.step(f"fit the transport ({frame})"):
-        if geometry.basis is None:
-            transport = within_source = Transport.identity(view.width)
-        else:
-            basis = SemanticBasis.from_model(source.model, entries=inputs.shared.source_ids)
-            transport = fit_transport(basis, geometry.basis, frame=frame, fold_gain=fold_gain)
-            within_source = fit_transport(basis, basis, frame=frame, fold_gain=fold_gain)
     read = console.progress("read the source's layers", rows)
     of_source = contributions(view, read, sorted(set(pairing.source_layers)))
-    with console.step("fidelity of the transport"):
-        pairs = (
-            PairedResiduals(layer, source_layer, geometry.residuals[layer], of_source[source_layer])
-            for layer, source_layer in enumerate(pairing.source_layers, 1)
-        )
-        fidelity = measure_fidelity(pairs, transport=transport, within_source=within_source)
+    pairs = [
+        PairedResiduals(layer, source_layer, geometry.residuals[layer], of_source[source_layer])
+        for layer, source_layer in enumerate(pairing.source_layers, 1)
+    ]
+    transport, fidelity = _transport(experiment, console, source, inputs, geometry, pairs)
     fidelity.write(folder / "fidelity.json")
     # On the CPU: other processes have other devices.
     transport = Transport(transport.matrix.cpu(), transport.manifest).save(folder / "transport")
     console.note(f"mean CKA of paired contributions after transport: {fidelity.mean_cka_transported:.3f}")
     return pairing, transport
+
+
+def _transport(
+    experiment: Experiment,
+    console: Console,
+    source: LoadedModel,
+    inputs: Inputs,
+    geometry: TargetGeometry,
+    pairs: Sequence[PairedResiduals],
+) -> tuple[Transport, RunFidelity]:
+    """The transport by the experiment's frame, and its fidelity beside that of other frames."""
+    own, fold_gain = experiment.transport.frame, experiment.transport.fold_gain
+    if geometry.basis is None:
+        with console.step("fidelity without a transport"):
+            identity = Transport.identity(DecoderView(source.model).width)
+            report = measure_fidelity(pairs, transport=identity, within_source=identity)
+        return identity, RunFidelity(**dict(report))
+    with console.step("the source's semantic basis"):
+        basis = SemanticBasis.from_model(source.model, entries=inputs.shared.source_ids)
+    fitted = {
+        frame: fit_and_measure(pairs, basis, geometry.basis, frame, fold_gain=fold_gain, console=console)
+        for frame in dict.fromkeys((own, *FRAMES))
+    }
+    transport, report = fitted.pop(own)
+    return transport, RunFidelity(**dict(report), others=tuple(other for _, other in fitted.values()))
 
 
 @torch.no_grad()

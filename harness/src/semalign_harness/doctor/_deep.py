@@ -22,9 +22,6 @@ from semalign_geometry import (
     SemalignError,
     SemanticBasis,
     SharedVocabulary,
-    Transport,
-    fit_transport,
-    measure_fidelity,
     replace_file,
 )
 from torch import Tensor
@@ -32,6 +29,7 @@ from torch import Tensor
 from ..console import Console
 from ..data import Example, batches
 from ..experiment import Experiment
+from ..fidelity import fit_and_measure
 from ..figures import draw_similarity, standalone
 from ..inputs import load
 from ..similarity import Contributions, layer_similarity
@@ -77,11 +75,11 @@ def check_layers(pair: Pair, shared: SharedVocabulary, console: Console) -> Dept
         PairedResiduals(layer, source_layer, of_target[layer], of_source[source_layer])
         for layer, source_layer in enumerate(pairing.source_layers, 1)
     ]
-    reports = []
-    own = pair.experiment.transport.frame
-    for frame in dict.fromkeys((*FRAMES, *([] if own == "none" else [own]))):
-        with console.step(f"fit the transport ({frame})"):
-            reports.append(_fidelity(pairs, source_basis, target_basis, frame, pair.experiment.transport.fold_gain))
+    own, fold_gain = pair.experiment.transport.frame, pair.experiment.transport.fold_gain
+    reports = [
+        fit_and_measure(pairs, source_basis, target_basis, frame, fold_gain=fold_gain, console=console)[1]
+        for frame in dict.fromkeys((*FRAMES, *([] if own == "none" else [own])))
+    ]
     loaded = ok("weights", "both models load, are finite and causal, and their logits are understood")
     return Depths([loaded, _verdict(pair.experiment, reports, len(examples))], tuple(reports), rows, pairing)
 
@@ -124,17 +122,6 @@ def _pairing(experiment: Experiment, similarity: tuple[tuple[float, ...], ...]) 
     )
     policy = own if isinstance(own, Manual | Random | Uniform) else "similarity"
     return pair_layers(scores, len(similarity), policy=policy)
-
-
-def _fidelity(
-    pairs: Sequence[PairedResiduals], source: SemanticBasis, target: SemanticBasis, frame: str, fold_gain: bool
-) -> FidelityReport:
-    transport = fit_transport(source, target, frame=frame, fold_gain=fold_gain)
-    if frame in ("dual", "parseval") and source.inverse is not None:  # exact where the head has full rank
-        within = Transport.identity(source.manifest.width)
-    else:
-        within = fit_transport(source, source, frame=frame, fold_gain=fold_gain)
-    return measure_fidelity(pairs, transport=transport, within_source=within)
 
 
 def _verdict(experiment: Experiment, reports: Sequence[FidelityReport], rows: int) -> Finding:

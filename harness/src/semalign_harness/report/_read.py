@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Literal, TypeVar
 
 from pydantic import ValidationError
 from semalign_attribution import LayerPairing, LayerScores
-from semalign_geometry import Contract, FidelityReport, SemalignError
+from semalign_geometry import Contract, SemalignError
 from semalign_train import StageRecord, StepRecord
 
 from ..experiment import Experiment
+from ..fidelity import RunFidelity
 from ..pipeline import SIMILARITY, Environment, RunResult
 from ..run_folder import ENVIRONMENT, EXPERIMENT, METRICS, RESULT
 from ..similarity import LayerSimilarity
@@ -44,7 +45,7 @@ class ReportedRun:
     result: RunResult
     scores: LayerScores | None
     pairing: LayerPairing | None
-    fidelity: FidelityReport | None
+    fidelity: RunFidelity | None
     similarity: LayerSimilarity | None
     steps: tuple[StepRecord, ...]
     model_bytes: int
@@ -120,7 +121,7 @@ def _read_run(folder: Path) -> ReportedRun:
         result=RunResult.read(folder / RESULT),
         scores=_optional(LayerScores, folder / "attribution.json"),
         pairing=_optional(LayerPairing, folder / "pairing.json"),
-        fidelity=_optional(FidelityReport, folder / "fidelity.json"),
+        fidelity=_optional(RunFidelity, folder / "fidelity.json"),
         similarity=_optional(LayerSimilarity, folder / SIMILARITY),
         steps=_steps(folder / METRICS),
         model_bytes=sum(file.stat().st_size for file in model.iterdir()) if model.is_dir() else 0,

@@ -109,11 +109,16 @@ def _layers(run: ReportedRun) -> list[Block]:
             )
         )
     if run.fidelity is not None:
+        own = run.fidelity.frame
+        by_each, by_own = "", ""
+        if run.fidelity.others:
+            by_each, by_own = f", without a transport and by each frame (full line: {own}, the run's)", f" by {own}"
         blocks.append(
             Picture(
                 draw_fidelity(run.fidelity),
-                f"CKA: geometry that paired layers share before training, over {many(run.fidelity.tokens, 'token')}; "
-                "recomposition: cosine of a contribution with its own recomposition, 1 where nothing is lost.",
+                f"CKA: geometry that paired layers share before training{by_each}, over "
+                f"{many(run.fidelity.tokens, 'token')}; recomposition{by_own}: cosine of a contribution with its own "
+                "recomposition, 1 where nothing is lost.",
             )
         )
     if run.scores is not None:
@@ -141,23 +146,27 @@ def _layer_table(run: ReportedRun) -> list[Block]:
     """One row for each target layer, of all that is known of it."""
     if run.pairing is None:
         return []
-    fidelity = {layer.target_layer: layer for layer in run.fidelity.layers} if run.fidelity else {}
+    reports = [run.fidelity, *run.fidelity.others] if run.fidelity else []
+    layers = zip(*(report.layers for report in reports), strict=True)
+    fidelity = {of[0].target_layer: of for of in layers}
     stages = {stage.layer: stage for stage in run.stages}
     terms = list(dict.fromkeys(name for stage in run.stages for name in stage.first_losses))
     measured = any(stage.held_out is not None for stage in run.stages)
     header = ["target layer", "source layer"]
     header += ["score"] * (run.scores is not None)
-    header += ["CKA, no transport", f"CKA, {run.fidelity.frame}", "recomposition"] if run.fidelity else []
+    if reports:
+        header += ["CKA, no transport", *(f"CKA, {report.frame}" for report in reports), "recomposition"]
     header += [f"{name}, first → last step" for name in terms] + ["held-out loss"] * measured
     rows: list[Row] = []
     for target, source in enumerate(run.pairing.source_layers, 1):
         row = [str(target), str(source)]
         if run.scores is not None:
             row.append(f"{run.scores.mean[source - 1]:#.4g} ± {run.scores.standard_error[source - 1]:#.2g}")
-        if run.fidelity is not None:
-            of = fidelity.get(target)
-            figures = [] if of is None else [of.cka_direct, of.cka_transported, of.recomposition_cosine]
-            row += [f"{figure:.3f}" for figure in figures] or [NOTHING] * 3
+        if reports:
+            of = fidelity.get(target, ())
+            figures = [each.cka_transported for each in of]
+            figures = [of[0].cka_direct, *figures, of[0].recomposition_cosine] if of else []
+            row += [f"{figure:.3f}" for figure in figures] or [NOTHING] * (2 + len(reports))
         stage = stages.get(target)
         for name in terms:
             first, last = ({}, {}) if stage is None else (stage.first_losses, stage.last_losses)
