@@ -60,6 +60,8 @@ class Runs:
     """What a run leaves as its model."""
     rows: int = DIGITS
     """Held-out rows."""
+    models: str = ""
+    """Tells the untrained models from those of other runs."""
 
 
 def measurement(seed: str, *, rows: int, source: bool = False) -> Measurement:
@@ -86,14 +88,14 @@ def measurement(seed: str, *, rows: int, source: bool = False) -> Measurement:
     )
 
 
-def made_up(experiment: Experiment, rows: int) -> RunResult:
+def made_up(experiment: Experiment, rows: int, models: str = "") -> RunResult:
     name, seed = experiment.name, experiment.train.seed
     stored = bool(experiment.method.stored)  # type: ignore[attr-defined]
     number = len(name)
     return RunResult(
         name=name,
-        source=measurement("source", rows=rows, source=True),
-        before=measurement("before", rows=rows),
+        source=measurement(f"source{models}", rows=rows, source=True),
+        before=measurement(f"before{models}", rows=rows),
         after=measurement(f"{name} {seed}", rows=rows),
         training=MethodReport(
             method=name,
@@ -130,7 +132,7 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> Runs:
                 text = json.dumps(settings | {"trained_as": name})  # other weights have another hash
                 (folder / name / "model" / "config.json").write_text(text, encoding="utf-8")
             (folder / name).mkdir(exist_ok=True)
-            made_up(cells[name].experiment, runs.rows).write(folder / name / "result.json")
+            made_up(cells[name].experiment, runs.rows, runs.models).write(folder / name / "result.json")
 
     monkeypatch.setattr(submit, "_run_here", run_here)
     return runs
@@ -529,6 +531,27 @@ def test_rows_that_changed_between_two_calls_are_not_compared(
     runs.rows += 1
     assert compared(tmp_path, "--methods", "semalign,sft") == 2
     assert "a run of sft was measured on other held-out rows" in capsys.readouterr().err
+
+
+def test_models_that_changed_between_two_calls_are_not_compared(
+    tmp_path: Path, runs: Runs, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert compared(tmp_path, "--methods", "semalign") == 0
+    runs.models = " of another day"
+    assert compared(tmp_path, "--methods", "semalign,sft") == 2
+    assert "a run of sft found other figures of the source" in capsys.readouterr().err
+
+
+def test_a_baseline_is_the_rival_under_the_name_that_ran(tmp_path: Path, runs: Runs) -> None:
+    assert compared(tmp_path, "--methods", "semalign,kd.a,kd") == 0
+    found = comparison(tmp_path)
+    assert found.methods["kd"].same_as == "kd.a"
+    assert {metric.rival for metric in found.metrics.values()} == {"kd.a"}
+
+
+def test_a_method_does_not_become_another_one(tmp_path: Path, runs: Runs, capsys: pytest.CaptureFixture[str]) -> None:
+    assert compared(tmp_path, "--methods", "semalign,sft", "sft:method.kind=kd") == 2
+    assert "makes it the method kd: name that among --methods instead" in capsys.readouterr().err
 
 
 def test_help_lists_the_methods_and_what_makes_them(capsys: pytest.CaptureFixture[str]) -> None:

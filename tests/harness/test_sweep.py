@@ -3,6 +3,7 @@
 import contextlib
 import csv
 import json
+import math
 import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -260,3 +261,13 @@ def test_trials_that_train(tmp_path: Path, overrides: list[str], monkeypatch: py
     (name,) = cells(tmp_path, 2)
     run = RunResult.read(tmp_path / "sweep" / "rung-2" / name / "result.json")
     assert result.best.kl == run.after.kl and run.training.steps == 2 * 3 // 2
+
+
+def test_a_run_without_a_finite_kl_has_failed(tmp_path: Path, runs: Runs) -> None:
+    runs.kl = lambda experiment: math.nan if experiment.train.learning_rate == 1 else rate(experiment)
+    assert swept(tmp_path, "--over", "train.learning_rate=1,0.1,0.2") == 2
+    first, *_, last = found(tmp_path).trials
+    assert first.values == {"train.learning_rate": 0.1}
+    assert (
+        last.kl is None and last.note == "learning_rate-1: the KL to the source is not finite: leave this setting out"
+    )

@@ -2,10 +2,12 @@
 
 import functools
 import os
+import re
 import resource
 import sys
 import time
 from datetime import timedelta
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -54,9 +56,15 @@ def leave() -> None:
 
 
 def peak_memory(device: torch.device) -> int:
-    """Peak memory in bytes: of the device for CUDA, else of this process."""
+    """Peak memory in bytes: of the device for CUDA, else of this process alone."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    status = Path("/proc/self/status")
+    # On Linux, ru_maxrss begins at the peak of the process that started this one.
+    if status.is_file() and (found := re.search(r"^VmHWM:\s+(\d+) kB$", status.read_text(), re.MULTILINE)):
+        return int(found[1]) * 1024
+    if sys.platform == "linux":  # where ru_maxrss begins at the peak of the process that started this one
+        return int(re.search(r"^VmHWM:\s+(\d+) kB$", Path("/proc/self/status").read_text(), re.MULTILINE)[1]) * 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import math
 import shlex
 from collections import Counter
 from collections.abc import Sequence
@@ -144,7 +145,9 @@ def _check(matrix: Matrix, passes: float | None) -> None:
 
 
 def _trial(standing: Standing, rung: int) -> Trial:
-    result, train = standing.result, standing.cell.experiment.train
+    result, train, note = standing.result, standing.cell.experiment.train, standing.note or standing.state
+    if result is not None and not math.isfinite(result.after.kl):
+        result, note = None, "the KL to the source is not finite: leave this setting out"
     return Trial(
         rung=rung,
         passes=train.passes if train.steps is None else None,
@@ -152,7 +155,7 @@ def _trial(standing: Standing, rung: int) -> Trial:
         kl=None if result is None else result.after.kl,
         answer_nll=None if result is None else result.after.answer_nll,
         seconds=None if result is None else result.training.seconds,
-        note="" if result is not None else f"{standing.cell.name}: {standing.note or standing.state}",
+        note="" if result is not None else f"{standing.cell.name}: {note}",
     )
 
 

@@ -1,6 +1,7 @@
 """Run methods side by side: same rows, same budget, same evaluation; what is done is not done again."""
 
 import gc
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
@@ -25,6 +26,8 @@ from ._table import comparison_csv, comparison_markdown
 REFERENCE = "semalign"
 """The method whose wall time the others get, where times are equal."""
 RUNS = "runs"
+ALIKE = 0.01
+"""Share by which two runs may differ in the figures of a model that they did not train: rounding, nothing else."""
 
 Cells = dict[tuple[str, int], Cell]
 """By method and seed."""
@@ -103,7 +106,12 @@ def _settings(name: str, own: Sequence[str]) -> dict[str, Any]:
             )
     if "name" in overrides:
         raise SemalignError(f"override {name}:name: runs are named by their method: leave it out")
-    tree: dict[str, Any] = merged(dict(settings_of(name)), overrides)
+    settings = settings_of(name)
+    tree: dict[str, Any] = merged(dict(settings), overrides)
+    if (kind := tree["method"]["kind"]) != settings["method"]["kind"]:
+        raise SemalignError(
+            f"override {name}:method.kind makes it the method {kind}: name that among --methods instead"
+        )
     return tree
 
 
@@ -258,7 +266,8 @@ def _summary(
 
 def _rivals(config: ComparisonConfig, same: Mapping[str, str]) -> Sequence[str]:
     """Whom the others are tested against, under the names that ran."""
-    return BASELINES if config.against is None else [same.get(config.against, config.against)]
+    asked = BASELINES if config.against is None else [config.against]
+    return list(dict.fromkeys(same.get(name, name) for name in asked))
 
 
 def _check_alike(name: str, run: Run, first: RunResult, untrained: tuple[Evaluated | None, Evaluated | None]) -> None:
@@ -272,6 +281,16 @@ def _check_alike(name: str, run: Run, first: RunResult, untrained: tuple[Evaluat
             f"a run of {name} was measured on other held-out rows than the first one: the rows have changed since, so "
             "choose another folder with --out"
         )
+    for role, ours, theirs in (
+        ("source", run.result.source, first.source),
+        ("target before the transfer", run.result.before, first.before),
+    ):
+        pairs = ((ours.kl, theirs.kl), (ours.answer_nll, theirs.answer_nll))
+        if not all(math.isclose(one, other, rel_tol=ALIKE, abs_tol=ALIKE / 10) for one, other in pairs):
+            raise SemalignError(
+                f"a run of {name} found other figures of the {role} than the first one: the rows or the models have "
+                "changed since, so choose another folder with --out"
+            )
     for other in untrained:
         if other is None or run.evaluation is None:
             continue

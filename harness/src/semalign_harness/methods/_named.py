@@ -3,7 +3,7 @@
 import json
 import re
 import textwrap
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from semalign_geometry import SemalignError
@@ -61,7 +61,7 @@ def known_methods() -> dict[str, Mapping[str, Any]]:
 
 def settings_of(name: str) -> Mapping[str, Any]:
     """Settings of a method of `find_methods`; a variant has those of its method."""
-    known = known_methods()
+    known = _known([name])
     return known[name] if name in known else known[name.partition(".")[0]]
 
 
@@ -71,14 +71,21 @@ def find_methods(names: str) -> list[str]:
     Raises:
         SemalignError: one is unknown or named twice.
     """
-    known = known_methods()
     asked = [name for part in map(str.strip, names.split(",")) for name in (NAMED if part == "all" else [part])]
+    known = _known(asked)
     for name in asked:
         if name not in known and not (re.fullmatch(VARIANT, name) and name.partition(".")[0] in known):
             raise SemalignError(f"unknown method {name!r}: choose of {', '.join(known)}, or all")
         if asked.count(name) > 1:
             raise SemalignError(f"method {name} is named twice: leave one out")
     return asked
+
+
+def _known(asked: Sequence[str]) -> dict[str, Mapping[str, Any]]:
+    """Settings by name; what other packages bring is imported only where a name does not come along."""
+    if all(name in NAMED or re.fullmatch(VARIANT, name) and name.partition(".")[0] in NAMED for name in asked):
+        return {name: merged(_SEMALIGN, tree) for name, tree in NAMED.items()}
+    return known_methods()
 
 
 def describe_methods() -> str:
