@@ -20,9 +20,12 @@ from semalign_harness.methods import (
     MethodContext,
     MethodReport,
     as_method,
+    find_methods,
     known_kinds,
     known_methods,
+    layer_use_of,
     parse_method,
+    settings_of,
 )
 from semalign_harness.methods._joint import answer_loss, output_loss
 from semalign_harness.pipeline import run_experiment
@@ -287,6 +290,23 @@ def test_methods_of_installed_packages_are_known(
     assert environment["packages"]["extras"] == "1.5"
 
 
+class Stored(Foreign):
+    """One that trains on what the source left behind."""
+
+    stored: ClassVar[bool] = True
+
+
+def test_what_methods_take_of_the_layers_is_known() -> None:
+    """Methods of other packages need not tell: what they do not store they do not use."""
+    found = {kind: layer_use_of(as_method(parse_method({"kind": kind}))) for kind in known_kinds()}
+    assert found == {
+        "semalign": "transported",
+        "hidden": "paired",
+        **dict.fromkeys(("kd", "sft", "seeking", "laten"), "none"),
+    }
+    assert layer_use_of(Foreign()) == "none" and layer_use_of(Stored()) == "transported"
+
+
 def test_what_packages_bring_is_checked(monkeypatch: pytest.MonkeyPatch) -> None:
     for loaded in (dict, Settings, Circle):
         bring(monkeypatch, {"semalign.methods": [("foreign", loaded)]})
@@ -295,6 +315,14 @@ def test_what_packages_bring_is_checked(monkeypatch: pytest.MonkeyPatch) -> None
     bring(monkeypatch, {"semalign.methods": [("kd", Foreign)]})
     with pytest.raises(SemalignError, match="another name"):
         known_kinds()
+
+
+def test_a_broken_package_is_in_nobody_elses_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    bring(monkeypatch, {"semalign.methods": [("foreign", dict)]})
+    assert find_methods("semalign,sft.late") == ["semalign", "sft.late"]
+    assert settings_of("sft.late") == settings_of("sft")
+    with pytest.raises(SemalignError, match="no class of settings"):
+        find_methods("sft,foreign")
 
 
 @pytest.mark.parametrize(

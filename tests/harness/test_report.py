@@ -341,6 +341,44 @@ def test_frames_differ_by_colour_line_and_marker() -> None:
     assert svg == draw_fidelity(RunFidelity(**dict(report("between")), others=others))
 
 
+@pytest.mark.parametrize("method", [{"kind": kind} for kind in ("kd", "sft", "seeking", "laten")])
+def test_of_methods_without_layers_only_the_comparison_is_shown(method: dict[str, Any], run: Path) -> None:
+    trained_by(run, method)
+    file = write_report([run])
+    page = parsed(file)
+    assert page.headings == ["Result", "Layers", "Training", "Benchmarks", "Cost", "Protocol"]
+    (layers, losses) = page.captions
+    tokens = LayerSimilarity.read(run / "similarity.json").tokens
+    assert layers == (
+        "Linear CKA of what target layers and source layers add, before and after training, over "
+        f"{tokens:,} held-out tokens; 1: the same geometry."
+    )
+    similarity = LayerSimilarity.read(run / "similarity.json")
+    assert draw_before_and_after(similarity, None) in file.read_text(encoding="utf-8"), "without dots"
+    assert losses.startswith("Terms of the loss, each step on its own batch")
+    assert len(tables(file)) == 1, "nothing layer by layer"
+    assert not re.search(r"stability|pairing,|paired|recomposition|score", page.text.partition("To repeat it")[0])
+    assert ("supervision on disk" in page.text) == (method["kind"] == "kd"), "which others do without"
+
+
+def test_of_a_method_that_pairs_layers_the_pairing_is_shown(run: Path) -> None:
+    trained_by(run, {"kind": "hidden"})
+    page = parsed(write_report([run]))
+    assert [caption.partition(":")[0].partition(" of ")[0] for caption in page.captions] == [
+        "Bars",
+        "Linear CKA",
+        "Linear CKA",
+        "Terms",
+    ]
+    assert "Dots: the pairing, on average" in page.captions[2] and "stability" in page.text
+    assert page.tables[1][0] == ["target layer", "source layer", "score"], "nothing is transported"
+
+
+def trained_by(run: Path, method: dict[str, Any]) -> None:
+    edit(run / "experiment.json", lambda tree: tree.update(method=method))
+    edit(run / "result.json", lambda tree: tree["training"].update(method=method["kind"], transfer=None))
+
+
 def test_captions_hold_what_figures_alone_do_not(finished: Path) -> None:
     captions = parsed(finished / "report.html").captions
     pairing, found = (json.loads((finished / f"{name}.json").read_text()) for name in ("pairing", "similarity"))

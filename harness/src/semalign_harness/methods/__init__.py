@@ -1,8 +1,10 @@
 """Methods of transfer: SemAlign, and what it is compared with."""
 
+from ._method import LayerUse as LayerUse
 from ._method import Method as Method
 from ._method import MethodContext as MethodContext
 from ._method import MethodReport as MethodReport
+from ._method import layer_use_of as layer_use_of
 from ._named import BASELINES as BASELINES
 from ._named import find_methods as find_methods
 from ._named import known_methods as known_methods
@@ -15,6 +17,7 @@ from ._registry import parse_method as parse_method
 __all__ = [
     "BASELINES",
     "KNOWN_METHODS",
+    "LayerUse",
     "Method",
     "MethodContext",
     "MethodReport",
@@ -22,6 +25,7 @@ __all__ = [
     "find_methods",
     "known_kinds",
     "known_methods",
+    "layer_use_of",
     "parse_method",
     "settings_of",
 ]

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ._joint import JointMethod, output_loss
 from ._joint_training import train_jointly
-from ._method import MethodContext, MethodReport
+from ._method import LayerUse, MethodContext, MethodReport
 
 
 class Hidden(JointMethod):
@@ -22,6 +22,7 @@ class Hidden(JointMethod):
     """
 
     stored: ClassVar[bool] = True
+    layer_use: ClassVar[LayerUse] = "paired"
     kind: Literal["hidden"] = "hidden"
     """Chooses this method in a configuration."""
     weight: float = Field(1.0, ge=0)

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
 import torch
 from semalign_geometry import Contract
@@ -16,6 +16,11 @@ if TYPE_CHECKING:
     from ..plan import Plan
     from ..source_phase import SourceStores
     from ..tracking import Metrics
+
+
+LayerUse = Literal["none", "paired", "transported"]
+"""What a method takes of the source's layers: nothing; which of them belongs to each target layer; or also what they
+add to the stream, transported to the target's width."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,7 +72,10 @@ class MethodReport(Contract):
 
 @runtime_checkable
 class Method(Protocol):
-    """A way to move knowledge from the source into the target; its settings are its fields (a pydantic model)."""
+    """A way to move knowledge from the source into the target; its settings are its fields (a pydantic model).
+
+    A `LayerUse` named `layer_use` may stand beside `stored`; see `layer_use_of` for methods without it.
+    """
 
     @property
     def kind(self) -> str:
@@ -86,3 +94,10 @@ class Method(Protocol):
             SemalignError: the models, the rows or the settings do not fit the method.
         """
         ...
+
+
+def layer_use_of(method: Method) -> LayerUse:
+    """What a method takes of the source's layers; one without `layer_use` takes all of it where it is `stored`, else
+    nothing."""
+    use: LayerUse = getattr(method, "layer_use", "transported" if method.stored else "none")
+    return use

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ._joint import JointMethod, answer_loss, output_loss
 from ._joint_training import train_jointly
-from ._method import MethodContext, MethodReport
+from ._method import LayerUse, MethodContext, MethodReport
 
 
 class Sft(JointMethod):
@@ -37,6 +37,7 @@ class Kd(JointMethod):
     """Knowledge distillation: KL(p_S ‖ p_T), on what the source left behind, mixed with the NLL of the answers."""
 
     stored: ClassVar[bool] = True
+    layer_use: ClassVar[LayerUse] = "none"
     kind: Literal["kd"] = "kd"
     """Chooses this method in a configuration."""
     answer: float = Field(0.0, ge=0, le=1)

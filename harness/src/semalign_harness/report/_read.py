@@ -12,6 +12,7 @@ from semalign_train import StageRecord, StepRecord
 
 from ..experiment import Experiment
 from ..fidelity import RunFidelity
+from ..methods import as_method, layer_use_of
 from ..pipeline import SIMILARITY, Environment, RunResult
 from ..run_folder import ENVIRONMENT, EXPERIMENT, METRICS, RESULT
 from ..similarity import LayerSimilarity
@@ -44,8 +45,11 @@ class ReportedRun:
     environment: Environment | None
     result: RunResult
     scores: LayerScores | None
+    """None where the method uses no pairing, too."""
     pairing: LayerPairing | None
+    """Likewise."""
     fidelity: RunFidelity | None
+    """None where the method transports nothing, too."""
     similarity: LayerSimilarity | None
     steps: tuple[StepRecord, ...]
     model_bytes: int
@@ -114,14 +118,16 @@ def _read_run(folder: Path) -> ReportedRun:
         role: _evaluated(folder / name) for role, name in BESIDE.items() if (folder / name / RESULT).is_file()
     }
     model = folder / "model"
+    experiment = Experiment.read(folder / EXPERIMENT)
+    use = layer_use_of(as_method(experiment.method))
     return ReportedRun(
         folder=folder,
-        experiment=Experiment.read(folder / EXPERIMENT),
+        experiment=experiment,
         environment=_optional(Environment, folder / ENVIRONMENT),
         result=RunResult.read(folder / RESULT),
-        scores=_optional(LayerScores, folder / "attribution.json"),
-        pairing=_optional(LayerPairing, folder / "pairing.json"),
-        fidelity=_optional(RunFidelity, folder / "fidelity.json"),
+        scores=None if use == "none" else _optional(LayerScores, folder / "attribution.json"),
+        pairing=None if use == "none" else _optional(LayerPairing, folder / "pairing.json"),
+        fidelity=_optional(RunFidelity, folder / "fidelity.json") if use == "transported" else None,
         similarity=_optional(LayerSimilarity, folder / SIMILARITY),
         steps=_steps(folder / METRICS),
         model_bytes=sum(file.stat().st_size for file in model.iterdir()) if model.is_dir() else 0,

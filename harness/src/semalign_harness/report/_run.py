@@ -11,6 +11,7 @@ from ..figures import (
     draw_losses,
     draw_similarity,
 )
+from ..methods import as_method
 from ._cells import NOTHING, many, seconds
 from ._evaluations import benchmark_blocks, example_blocks, missing_blocks
 from ._metrics import result_rows
@@ -100,12 +101,12 @@ def _layers(run: ReportedRun) -> list[Block]:
                 )
             )
     if run.similarity is not None:
+        paired = "paired " if run.pairing else ""
         blocks.append(
             Picture(
                 draw_before_and_after(run.similarity, run.pairing),
-                "Linear CKA of what target layers and paired source layers add, before and after training, over "
-                f"{run.similarity.tokens:,} held-out tokens; 1: the same geometry. Dots: the pairing"
-                f"{_mean_of_pairs(run)}.",
+                f"Linear CKA of what target layers and {paired}source layers add, before and after training, over "
+                f"{run.similarity.tokens:,} held-out tokens; 1: the same geometry.{_mean_of_pairs(run)}",
             )
         )
     if run.fidelity is not None:
@@ -139,7 +140,7 @@ def _mean_of_pairs(run: ReportedRun) -> str:
         math.fsum(row[column] for row, column in zip(rows, columns, strict=True)) / len(rows)
         for rows in (run.similarity.before, run.similarity.after)
     )
-    return f", on average {before:.3f} before and {after:.3f} after"
+    return f" Dots: the pairing, on average {before:.3f} before and {after:.3f} after."
 
 
 def _layer_table(run: ReportedRun) -> list[Block]:
@@ -186,7 +187,8 @@ def _training(run: ReportedRun) -> list[Block]:
         terms = dict.fromkeys(name for step in run.steps for name in step.losses)
         meant = "".join(f" {name}: {TERMS[name]}." for name in terms if name in TERMS)
         parted = " Lines part the stages, each of which trains one layer." if len(run.stages) > 1 else ""
-        caption = f"Terms of the loss, unweighted, each step on its own batch; lower is better.{meant}{parted}"
+        unweighted = ", unweighted" if run.stages else ""
+        caption = f"Terms of the loss{unweighted}, each step on its own batch; lower is better.{meant}{parted}"
         blocks.append(Picture(draw_losses(run.steps), caption))
     if any(stage.held_out is not None for stage in run.stages):
         blocks.append(
@@ -223,7 +225,8 @@ def cost_pairs(run: ReportedRun) -> list[tuple[str, str]]:
         speed = sum(step.tokens for step in run.steps) / took
         pairs.append(("tokens per second within steps", f"{speed:,.0f}"))
     pairs.append(("peak memory", gb(result.peak_bytes)))
-    pairs.append(("supervision on disk", gb(result.supervision_bytes)))
+    if as_method(run.experiment.method).stored:
+        pairs.append(("supervision on disk", gb(result.supervision_bytes)))
     if run.model_bytes:
         pairs.append(("trained target on disk", gb(run.model_bytes)))
     return pairs
