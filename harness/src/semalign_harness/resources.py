@@ -63,8 +63,6 @@ def peak_memory(device: torch.device) -> int:
     # On Linux, ru_maxrss begins at the peak of the process that started this one.
     if status.is_file() and (found := re.search(r"^VmHWM:\s+(\d+) kB$", status.read_text(), re.MULTILINE)):
         return int(found[1]) * 1024
-    if sys.platform == "linux":  # where ru_maxrss begins at the peak of the process that started this one
-        return int(re.search(r"^VmHWM:\s+(\d+) kB$", Path("/proc/self/status").read_text(), re.MULTILINE)[1]) * 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 

@@ -29,7 +29,7 @@ INTERVALS = (
 TERMS = {
     "relation": "1 − CKA of what the layer adds and what its source layer adds",
     "cosine": "1 − cosine of what the layer adds and what its source layer adds",
-    "output": "KL to the source, in nats per token",
+    "output": "divergence from the source, in nats per token",
     "answer": "NLL of the answers, in nats per token",
     "label": "1 − cosine of the logits and the answer token",
 }
