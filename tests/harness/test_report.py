@@ -390,7 +390,7 @@ def test_captions_hold_what_figures_alone_do_not(finished: Path) -> None:
     (layers,) = (caption for caption in captions if "before and after training" in caption)
     assert f"on average {before:.3f} before and {after:.3f} after" in layers and before != after
     (losses,) = (caption for caption in captions if "Terms of the loss" in caption)
-    assert "relation: 1 − CKA" in losses and "output: KL to the source" in losses and "answer" not in losses
+    assert "relation: 1 − CKA" in losses and "output: divergence from the source" in losses and "answer" not in losses
 
 
 def test_what_was_not_measured_is_told_with_its_remedy(finished: Path, bare: Path) -> None:
