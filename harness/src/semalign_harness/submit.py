@@ -2,6 +2,7 @@
 
 import difflib
 import logging
+import os
 import shutil
 import subprocess
 import sys
@@ -13,13 +14,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psutil
+import torch
 import transformers
 import yaml
 from semalign_geometry import Contract, SemalignError, Settings, replace_file
 
 from .console import Console, interruptible, logged
 from .matrix import LOGS, MATRIX, Matrix, Standing, check_folder, claimed_matrix, failure_file, standings
-from .pipeline import run_experiment
+from .pipeline import Environment, run_experiment
+from .run_folder import ENVIRONMENT
 
 if TYPE_CHECKING:
     from submitit import AutoExecutor, Job
@@ -209,7 +212,10 @@ def _run_here(folder: Path, names: Sequence[str], target: Target, console: Conso
                 console.note(f"{name} begins, its log is {folder / LOGS / name}.log")
                 with (folder / LOGS / f"{name}.log").open("ab") as log:
                     command = [sys.executable, "-m", "semalign_harness.submit", str(folder), name, *target.trackers]
-                    running[name] = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+                    environment = {"OMP_NUM_THREADS": str(_threads(folder / name, target.at_once or 1)), **os.environ}
+                    running[name] = subprocess.Popen(
+                        command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment
+                    )
             time.sleep(0.05)
             for name, process in list(running.items()):
                 if (code := process.poll()) is None:
@@ -226,6 +232,14 @@ def _run_here(folder: Path, names: Sequence[str], target: Target, console: Conso
             process.terminate()
         for process in running.values():
             process.wait()
+
+
+def _threads(folder: Path, at_once: int) -> int:
+    """A cell's share of the processors, so that cells do not wait for each other's threads; as many as before for one
+    that was interrupted, since its results hang on their number."""
+    if (folder / ENVIRONMENT).is_file():
+        return Environment.read(folder / ENVIRONMENT).threads
+    return max(1, torch.get_num_threads() // at_once)
 
 
 def _submit(matrix: Matrix, folder: Path, names: Sequence[str], target: Target) -> "dict[str, Job[None]]":
