@@ -28,6 +28,7 @@ from semalign_harness.methods import (
     settings_of,
 )
 from semalign_harness.methods._joint import answer_loss, output_loss
+from semalign_harness.methods._joint_training import _JointTrainer
 from semalign_harness.pipeline import run_experiment
 from semalign_harness.run_folder import steps_of
 from semalign_harness.settings import merged
@@ -239,6 +240,17 @@ def test_seconds_bound_the_training(store: Supervision, tmp_path: Path) -> None:
     assert max(rates) <= 1e-2 and rates[-1] < 0.2 * max(rates)
 
 
+@pytest.mark.parametrize(("seconds", "kept"), [(None, [3, 4]), (1e9, [3, 6])])
+def test_states_are_kept_when_they_are_due_and_at_the_planned_end(
+    seconds: float | None, kept: list[int], store: Supervision, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Four steps are planned; where the wall time is given, training goes past them."""
+    place = _JointTrainer._place
+    monkeypatch.setattr(_JointTrainer, "_place", lambda *given: (given[1], 8) if seconds is not None else place(*given))
+    trained(tmp_path, store, "sft", target_model(), method={"seconds": seconds}, steps=1, checkpoint_steps=3)
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == [f"state-000-{n:06}" for n in kept]
+
+
 def test_training_that_diverges_stops_with_the_remedy(store: Supervision, tmp_path: Path) -> None:
     target = target_model()
     with torch.no_grad():
@@ -247,10 +259,25 @@ def test_training_that_diverges_stops_with_the_remedy(store: Supervision, tmp_pa
         trained(tmp_path, store, "sft", target, passes=100)
 
 
-def test_the_critical_layer_alone_trains(run: Any, tmp_path: Path) -> None:
-    report = run("semalign_v1").training
+@pytest.mark.parametrize("name", ["sft", "kd_full"])
+def test_training_that_ends_without_a_finite_gradient_or_weights_stops_with_the_remedy(
+    name: str, store: Supervision, tmp_path: Path
+) -> None:
+    remedy = f"not finite when training ends; lower the learning rate of {settings_of(name)['method']['kind']}$"
+    with pytest.raises(SemalignError, match=f"step 4: the last gradient is {remedy}"):
+        trained(tmp_path / "skipped", store, name, target_model(), steps=1, learning_rate=1e30, warmup=0)
+    once: dict[str, Any] = {"steps": 1, "layers": (1,), "schedule": "constant", "warmup": 0}
+    with pytest.raises(SemalignError, match=f"step 1: the weights are {remedy}"):
+        trained(tmp_path / "weights", store, name, target_model(), learning_rate=1e30, weight_decay=1e30, **once)
+
+
+@pytest.mark.parametrize(("given", "steps"), [("2", 6), ("[1,2,2]", 5)])
+def test_the_critical_layer_alone_trains(given: str, steps: int, run: Any, tmp_path: Path) -> None:
+    """For the steps of all stages."""
+    report = run("semalign_v1", f"train.steps={given}").training
     assert report.transfer is not None
     (stage,) = report.transfer.stages
+    assert report.steps == stage.steps == steps
     scores = json.loads((tmp_path / "semalign_v1" / "attribution.json").read_text())["mean"]
     assert stage.source_layer == 1 + scores.index(max(scores))
     assert set(stage.first_losses) == {"cosine", "label"}

@@ -59,8 +59,8 @@ def train_jointly(
         keep: layers whose streams the loss looks at.
 
     Raises:
-        SemalignError: more gradients were not finite than `config.guards` allows, or the folder holds the states of
-            another training.
+        SemalignError: more gradients were not finite than `config.guards` allows, the last one or the weights are not
+            finite at the end, or the folder holds the states of another training.
     """
     return _JointTrainer(context, method, view, list(parameters), losses, config, keep).run()
 
@@ -108,6 +108,7 @@ class _JointTrainer:
                     bar.skip(self._context.metrics.add(records[-1]))
                 bar.advance(", ".join(f"{name} {value:.3f}" for name, value in records[-1].losses.items()))
                 self._keep(checkpoints, records)
+        self._check_end(records)
         return MethodReport(
             method=self._method.kind,
             trained_parameters=sum(parameter.numel() for parameter in self._parameters),
@@ -178,6 +179,15 @@ class _JointTrainer:
                 f"of {self._method.kind}"
             )
 
+    def _check_end(self, records: Sequence[StepRecord]) -> None:
+        skipped = bool(records) and records[-1].skipped
+        if skipped or not all(bool(torch.isfinite(parameter).all()) for parameter in self._parameters):
+            what = "the last gradient is" if skipped else "the weights are"
+            raise SemalignError(
+                f"step {len(records)}: {what} not finite when training ends; lower the learning rate of "
+                f"{self._method.kind}"
+            )
+
     def _fingerprint(self) -> str:
         """Hash of all that decides the trained weights."""
         return fingerprint(
@@ -192,7 +202,8 @@ class _JointTrainer:
     def _keep(self, checkpoints: Checkpoints, records: Sequence[StepRecord]) -> None:
         """Save the state after a step, when it is due; with the random state, as adapters may have dropout."""
         every, last = self._config.checkpoint_steps, records[-1]
-        if every is None or last.step % every and last.step < last.steps:
+        ended = self._method.seconds is None and last.step == last.steps
+        if every is None or (last.step % every and not ended):
             return
         tensors = optimiser_tensors(self._parameters, self._optimiser) | {_RANDOM: torch.get_rng_state()}
         if self._view.device.type == "cuda":

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 from semalign_align import RaisedElsewhere, Ranks
-from semalign_attribution import LayerScores
+from semalign_attribution import DecoderView, LayerScores
 from semalign_geometry import SemalignError, Settings, replace_file
 from semalign_train import (
     AnySupervision,
@@ -36,14 +36,16 @@ class SemAlign(Settings):
     """Chooses this method in a configuration."""
     critical_layer_only: bool = False
     """Whether only the first target layer that is paired with the best-scored source layer, or a deeper one, trains,
-    as in v1; it gets the passes of all."""
+    as in v1; it gets the steps of all."""
 
     def run(self, context: MethodContext) -> MethodReport:
         """Run every stage, or go on with an interrupted run."""
         trainer_config = context.experiment.train
         if self.critical_layer_only:
             layer = _critical_layer(context.folder, context.stores.train)
-            trainer_config = trainer_config.model_copy(update={"layers": (layer,)})
+            depth, examples = DecoderView(context.target.model).depth, len(context.stores.train)
+            steps = sum(trainer_config.stage_steps(depth, examples))
+            trainer_config = trainer_config.model_copy(update={"layers": (layer,), "steps": steps})
         report = _train(context, trainer_config)
         return MethodReport(
             method=self.kind,
