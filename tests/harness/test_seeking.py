@@ -17,7 +17,7 @@ from semalign_geometry import SemalignError
 from semalign_harness import build_tokenizer
 from semalign_harness.console import Console
 from semalign_harness.data import Example
-from semalign_harness.methods import MethodContext, MethodReport, _seeking
+from semalign_harness.methods import MethodContext, MethodReport, _joint_training, _seeking
 from semalign_harness.methods._seeking import (
     LowRank,
     Seeking,
@@ -257,9 +257,18 @@ Run = Callable[..., MethodReport]
 def run(store: Supervision, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     """Run the method on a target, with a source that is loaded by a function."""
 
-    def run(method: Seeking, target: Any, load_source: Callable[[], Any] = source_model) -> MethodReport:
+    def run(
+        method: Seeking, target: Any, load_source: Callable[[], Any] = source_model, **train_settings: Any
+    ) -> MethodReport:
         tokenizer = build_tokenizer()
-        train = TransferConfig(steps=2, batch_size=4, micro_batch_size=2, learning_rate=1e-2, seed=5)
+        settings: dict[str, Any] = {
+            "steps": 2,
+            "batch_size": 4,
+            "micro_batch_size": 2,
+            "learning_rate": 1e-2,
+            "seed": 5,
+        }
+        train = TransferConfig(**settings, **train_settings)
         monkeypatch.setattr("semalign_harness.inputs.load", lambda *_: LoadedModel(load_source(), tokenizer, ""))
         context: Any = MethodContext(
             experiment=SimpleNamespace(train=train, data=SimpleNamespace(attribution_rows=3)),
@@ -336,6 +345,44 @@ def test_the_source_is_gone_before_training_begins(run: Run, monkeypatch: pytest
 
     monkeypatch.setattr(_seeking, "train_jointly", watched)
     run(Seeking.parse(SMALL), target_model(), load_source)
+
+
+@pytest.fixture
+def slow_source(monkeypatch: pytest.MonkeyPatch) -> Callable[[], Any]:
+    """A source that takes six seconds to load, by a clock that moves a tenth of one whenever it is read."""
+    now = 0.0
+
+    def tick() -> float:
+        nonlocal now
+        now += 0.1
+        return now
+
+    def load_source() -> Any:
+        nonlocal now
+        now += 6
+        return source_model()
+
+    for module in (_seeking, _joint_training):
+        monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=tick))
+    return load_source
+
+
+@pytest.mark.parametrize("seconds", [5.0, 10.0])
+def test_the_wall_time_counts_seeking(seconds: float, run: Run, tmp_path: Path, slow_source: Callable[[], Any]) -> None:
+    report = run(Seeking.parse({**SMALL, "seconds": seconds, "warmup": 0}), target_model(), slow_source)
+    assert max(6, seconds) < report.seconds < max(6, seconds) + 1
+    assert (report.steps > 5) == (seconds > 6)
+    rates = [step.learning_rate for step in records(tmp_path)] if report.steps else [1e-2, 0.0]
+    assert rates[0] > 0.9e-2 and rates[-1] < 0.2e-2, "the schedule is that of the time that is left"
+
+
+def test_an_interrupted_training_keeps_its_seconds(run: Run, tmp_path: Path, slow_source: Callable[[], Any]) -> None:
+    method = Seeking.parse(SMALL)
+    whole = run(method, target_model(), slow_source, checkpoint_steps=1)
+    before = sum(step.seconds for step in records(tmp_path))
+    again = run(method, target_model(), slow_source, checkpoint_steps=1)
+    assert again.steps == whole.steps == len(records(tmp_path)), "no step is repeated"
+    assert before > 0.7 and before + 6 < again.seconds < before + 7
 
 
 def test_the_schedule_is_linear_with_a_short_warm_up(run: Run, tmp_path: Path) -> None:

@@ -42,6 +42,7 @@ def train_jointly(
     *,
     config: TransferConfig,
     keep: Collection[int] = (),
+    spent: float = 0.0,
 ) -> MethodReport:
     """Minimise the mean of a loss over the supervised tokens of each optimisation batch, all layers at once.
 
@@ -57,12 +58,13 @@ def train_jointly(
         losses: the terms of the loss.
         config: settings of the training.
         keep: layers whose streams the loss looks at.
+        spent: seconds that the method took before; they count as training's.
 
     Raises:
         SemalignError: more gradients were not finite than `config.guards` allows, the last one or the weights are not
             finite at the end, or the folder holds the states of another training.
     """
-    return _JointTrainer(context, method, view, list(parameters), losses, config, keep).run()
+    return _JointTrainer(context, method, view, list(parameters), losses, config, keep, spent).run()
 
 
 class _JointTrainer:
@@ -75,9 +77,11 @@ class _JointTrainer:
         losses: Losses,
         config: TransferConfig,
         keep: Collection[int],
+        spent: float,
     ) -> None:
         self._context, self._method, self._view, self._config = context, method, view, config
         self._parameters, self._losses, self._keep_layers = parameters, losses, keep
+        self._spent = spent
         self._store, self._ranks = context.stores.train, Ranks.current()
         self._steps = sum(config.stage_steps(view.depth, len(self._store)))
         self._autocast = config.autocast == "bfloat16" or view.model.dtype == torch.bfloat16
@@ -114,16 +118,17 @@ class _JointTrainer:
             trained_parameters=sum(parameter.numel() for parameter in self._parameters),
             steps=len(records),
             supervised_tokens=sum(record.supervised_tokens for record in records),
-            seconds=time.perf_counter() - started,
+            seconds=self._spent + time.perf_counter() - started,
         )
 
     def _place(self, number: int, started: float) -> tuple[int, int]:
-        """A step among all of them; where the wall time is given, the moment in it."""
+        """A step among all of them; where the wall time is given, the moment in what is left of it."""
         allowed = self._method.seconds
         if allowed is None:
             return number, self._steps
-        elapsed = self._ranks.from_first(lambda: time.perf_counter() - started)
-        return math.floor(elapsed / allowed * MOMENTS) + 1, MOMENTS
+        left = max(allowed - self._spent, 1e-9)
+        gone = self._ranks.from_first(lambda: (time.perf_counter() - started) / left)
+        return math.floor(gone * MOMENTS) + 1, MOMENTS
 
     def _step(self, number: int, indices: list[int], rate: float) -> StepRecord:
         begun = time.perf_counter()

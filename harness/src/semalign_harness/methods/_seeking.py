@@ -80,8 +80,8 @@ class Seeking(JointMethod):
             def losses(trace: Trace, data: SupervisedBatch) -> dict[str, Tensor]:
                 return {"answer": answer_loss(view, trace, data)}
 
-            report = train_jointly(context, self, view, found, losses, config=config)
-        return report.model_copy(update={"seconds": time.perf_counter() - began})
+            spent = time.perf_counter() - began
+            return train_jointly(context, self, view, found, losses, config=config, spent=spent)
 
     def _seek(self, context: MethodContext, target: DecoderView) -> "dict[str, LowRank]":
         rows = context.inputs.split.train[: context.experiment.data.attribution_rows]
