@@ -19,6 +19,7 @@ from semalign_harness import submit
 from semalign_harness.cli import main
 from semalign_harness.console import Console
 from semalign_harness.matrix import Matrix, read_matrix
+from semalign_harness.pipeline import Environment
 from semalign_train import FrontierTrainer, StepRecord
 from submitit.core.submission import process_job
 
@@ -251,6 +252,39 @@ def test_as_many_processes_as_wanted(
     assert submitted(tmp_path, overrides, "--over", "train.seed=0,1,2", "--jobs", str(jobs)) == 0
     steps = [int(line) for line in events.read_text().split()]
     assert len(steps) == 6 and max(sum(steps[:n]) for n in range(7)) == jobs
+
+
+@pytest.mark.parametrize("given", [None, "5"])
+def test_runs_at_the_same_time_share_the_processors(
+    given: str | None, tmp_path: Path, overrides: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if given is None:
+        monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    else:
+        monkeypatch.setenv("OMP_NUM_THREADS", given)
+    monkeypatch.setattr(submit.torch, "get_num_threads", lambda: 8)
+    instead_of_python(tmp_path, monkeypatch, f"echo $OMP_NUM_THREADS >> {tmp_path}/threads-$1")
+    for jobs in (1, 2, 20):
+        folder = tmp_path / f"matrix-{jobs}"
+        assert main(["submit", "tiny", *overrides, *SEEDS, "--jobs", str(jobs), "--out", str(folder)]) == 0
+    found = (tmp_path / "threads--m").read_text().split()
+    assert found == ([given] * 6 if given else ["8", "8", "4", "4", "1", "1"])
+
+
+def test_an_interrupted_run_keeps_its_number_of_threads(tmp_path: Path) -> None:
+    environment = Environment(
+        packages={},
+        python="",
+        platform="",
+        device="cpu",
+        dtypes=[],
+        threads=3,
+        data_sha256={},
+        models=[],
+        supervision_key="",
+    )
+    environment.write(tmp_path / "environment.json")
+    assert submit._threads(tmp_path, 100) == 3
 
 
 def test_an_interrupted_matrix_leaves_no_process(
