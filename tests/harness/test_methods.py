@@ -156,14 +156,14 @@ def test_full_training_reaches_the_head_and_adapters_do_not(store: Supervision, 
         assert any("layers.3" in key for key in changed) and any("layers.0" in key for key in changed)
 
 
-@pytest.mark.parametrize("divergence", ["forward", "reverse", "jensen_shannon"])
-@pytest.mark.parametrize("kind", ["store", "exact"])
+@pytest.mark.parametrize(
+    ("kind", "divergence"),
+    [("store", "forward"), ("store", "reverse"), ("store", "jensen_shannon"), ("exact", "forward")],
+)
 def test_losses_do_not_depend_on_whether_the_head_trains(
     kind: str, divergence: Divergence, request: pytest.FixtureRequest
 ) -> None:
     store: Supervision = request.getfixturevalue(kind)
-    if kind == "exact" and divergence != "forward":
-        pytest.skip("refused with the experiment")
     view = DecoderView(target_model())
     data = store.collate(range(len(store)))
     trace = view.trace(data.batch)
