@@ -1,5 +1,6 @@
 """What a run needs, told offline: shapes are the published ones, bounds hold, and what is unknown is called so."""
 
+import typing
 from pathlib import Path
 
 import pytest
@@ -126,7 +127,7 @@ def test_the_catalogue_has_the_published_sizes() -> None:
         assert shape is not None and shape.parameters == parameters, path
 
 
-@pytest.mark.parametrize("role", ["source", "target"])
+@pytest.mark.parametrize("role", typing.get_args(Role))
 def test_the_catalogue_has_the_generated_models(role: Role, tmp_path: Path) -> None:
     built = find_shape(ModelConfig(path=str(build_tiny_model(role, tmp_path / role, steps=1))))
     assert built is not None and built == find_shape(ModelConfig(path=f"generated:tiny-{role}"))

@@ -1,8 +1,10 @@
 """The tiny preset: right problems, a tokenizer with two laws, and a build that is whole or absent."""
 
 import inspect
+import itertools
 import random
 import re
+import typing
 from pathlib import Path
 from typing import Any
 
@@ -156,13 +158,14 @@ def test_chat_template() -> None:
 
 
 def test_the_head_has_full_column_rank(tmp_path: Path) -> None:
-    source, target = (
+    models = [
         AutoModelForCausalLM.from_pretrained(tiny.build_tiny_model(role, tmp_path / role, steps=1))
-        for role in ("source", "target")
-    )
-    assert source.config.num_hidden_layers > target.config.num_hidden_layers
-    assert source.config.hidden_size > target.config.hidden_size
-    for model in (source, target):
+        for role in typing.get_args(tiny.Role)
+    ]
+    for larger, smaller in itertools.pairwise(models):
+        assert larger.config.num_hidden_layers > smaller.config.num_hidden_layers
+        assert larger.config.hidden_size > smaller.config.hidden_size
+    for model in models:
         head = model.get_output_embeddings().weight.detach().double()
         assert head.shape[0] == len(TOKENIZER) >= 2 * head.shape[1]
         assert torch.linalg.matrix_rank(head) == head.shape[1]

@@ -31,8 +31,8 @@ class ModelConfig(Settings):
     """Where a model comes from."""
 
     path: str
-    """Hub id, local folder, `.gguf` file, `catalogue:NAME` of `semalign models list`, or `generated:tiny-source` and
-    `generated:tiny-target`."""
+    """Hub id, local folder, `.gguf` file, `catalogue:NAME` of `semalign models list`, or a generated model:
+    `generated:tiny-source`, `generated:tiny-target`, `generated:tiny-small`."""
     revision: str | None = None
     """Revision on the hub; None for the newest."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"

@@ -6,6 +6,7 @@ import io
 import os
 import re
 import shlex
+import typing
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, redirect_stderr
 from dataclasses import dataclass
@@ -39,7 +40,7 @@ from .resources import bfloat16_is_fast
 from .saving import save_model
 from .tiny import Role, build_tiny_model, tiny_folder_name
 
-GENERATED: dict[str, Role] = {"generated:tiny-source": "source", "generated:tiny-target": "target"}
+GENERATED: dict[str, Role] = {f"generated:tiny-{role}": role for role in typing.get_args(Role)}
 FILLER = re.compile(r"\[PAD\d+\]")
 
 

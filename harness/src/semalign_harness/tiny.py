@@ -1,8 +1,8 @@
-"""The embedded `tiny` preset: arithmetic word problems and two small Llama models that learn to solve them.
+"""The embedded `tiny` family: arithmetic word problems and small Llama models that learn to solve them.
 
-Nothing is downloaded. The source and the target learn the same kind of problems in the same way; the target
-is smaller in depth and in width and sees fewer problems, so it is honestly under-trained, never corrupted.
-What it lacks is what a transfer can give it.
+Nothing is downloaded. All learn the same kind of problems in the same way. The target is smaller in depth and in
+width than the source and sees fewer problems, so it is honestly under-trained, never corrupted; the small one is
+a second target, another step down. What they lack is what a transfer can give them.
 
 Every vocabulary entry is a whole word or a whole number. There are more than twice as many entries as the
 source is wide, so that the head W has full column rank and the semantic basis W⁺ exists.
@@ -30,7 +30,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from .muon import Muon
 from .saving import save_model
 
-Role = Literal["source", "target"]
+Role = Literal["source", "target", "small"]
 Split = Literal["train", "held_out"]
 _Record = dict[str, str | int]
 
@@ -116,6 +116,7 @@ class _Recipe:
 _RECIPES: dict[Role, _Recipe] = {
     "source": _Recipe(layers=4, width=128, heads=4, intermediate=256, steps=300),
     "target": _Recipe(layers=3, width=96, heads=4, intermediate=192, steps=95),
+    "small": _Recipe(layers=2, width=64, heads=4, intermediate=128, steps=95),
 }
 
 
@@ -159,7 +160,7 @@ def arithmetic_rows(count: int, *, seed: int, split: Split) -> list[dict[str, An
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
-    """Build the word-level tokenizer of both tiny models.
+    """Build the word-level tokenizer of the tiny models.
 
     Words, punctuation marks and the numbers 0 to 40 are one entry each, and none is merged with its
     neighbour. Hence two laws: text whose words are known and set apart by single spaces survives encoding
@@ -204,7 +205,7 @@ def build_tiny_model(
     is whole or absent: it is filled under a temporary name beside the final one and then renamed.
 
     Args:
-        role: `source`, the larger model with the longer training, or `target`.
+        role: `source`, the largest model with the longest training, `target` or `small`.
         folder: Where the model goes. A folder that holds the same model is returned untouched.
         seed: Seed of the initial weights and of the problems; the global random state is left as found.
         steps: Optimiser steps of 64 problems each, at least 1; by default those of the role's recipe.
@@ -221,7 +222,7 @@ def build_tiny_model(
         ours.
     """
     if role not in _RECIPES:
-        raise SemalignError(f"role is {role!r}; expected 'source' or 'target'")
+        raise SemalignError(f"role is {role!r}; expected one of {', '.join(_RECIPES)}")
     recipe = _RECIPES[role]
     total = recipe.steps if steps is None else steps
     if total < 1:
