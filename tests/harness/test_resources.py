@@ -5,15 +5,30 @@ import sys
 
 import pytest
 import torch
-from semalign_harness.resources import peak_memory
+from semalign_harness.resources import forget_peak_memory, peak_memory
+
+CPU = torch.device("cpu")
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a process does not inherit a peak")
 def test_the_peak_of_a_process_is_its_own() -> None:
     held = torch.ones(2**28, dtype=torch.uint8).fill_(1)  # 256 MiB more than the child has
-    own = peak_memory(torch.device("cpu"))
+    own = peak_memory(CPU)
     command = (
         "import torch; from semalign_harness.resources import peak_memory; print(peak_memory(torch.device('cpu')))"
     )
     child = subprocess.run([sys.executable, "-c", command], check=True, capture_output=True, text=True)
     assert 2**26 < int(child.stdout) <= own - len(held) / 2
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a process has one peak for its whole life")
+def test_a_forgotten_peak_counts_no_more() -> None:
+    held = torch.ones(2**28, dtype=torch.uint8).fill_(1)
+    size = len(held)
+    whole = peak_memory(CPU)
+    del held
+    forget_peak_memory(CPU)
+    later = peak_memory(CPU)
+    assert later <= whole - size / 2
+    again = torch.ones(2**27, dtype=torch.uint8).fill_(1)
+    assert later + len(again) / 2 <= peak_memory(CPU)

@@ -40,9 +40,10 @@ def test_a_run_fills_its_folder(tmp_path: Path, overrides: list[str], capsys: py
         (LayerPairing, "pairing.json"),
         (RunFidelity, "fidelity.json"),
         (TransferReport, "transfer.json"),
-        (RunResult, "result.json"),
     ):
         contract.read(folder / name)
+    result = RunResult.read(folder / "result.json")
+    assert result.training_peak_bytes and 0 < result.training_peak_bytes <= result.peak_bytes
     phase = SourcePhase.read(folder / "supervision.json")
     assert len(Supervision.open(Path(phase.folder) / "supervision")) == phase.train_rows == 16
     steps = [StepRecord.model_validate_json(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]

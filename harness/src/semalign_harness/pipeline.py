@@ -24,7 +24,7 @@ from .methods import KNOWN_METHODS, MethodContext, MethodReport, as_method
 from .models import LoadedModel
 from .phase_cache import bytes_in, foreign_packages, is_kept, phase_key
 from .plan import describe_plan, make_plan
-from .resources import join, peak_memory
+from .resources import forget_peak_memory, join, peak_memory
 from .run_folder import ENVIRONMENT, EXPERIMENT, RESULT, claimed
 from .saving import save_model
 from .similarity import LayerSimilarity, Matrix, compare_layers
@@ -93,6 +93,9 @@ class RunResult(Contract):
     """Wall time of the process that finished the run, the building or conversion of models included."""
     peak_bytes: int
     """Peak memory of the process; on a CUDA device, that device's peak."""
+    training_peak_bytes: int | None = None
+    """The same while the method trained, without the source where it was not needed for that; the whole process's on
+    a system that cannot tell, None for a run of an earlier version."""
 
 
 def run_experiment(
@@ -151,7 +154,10 @@ def run_experiment(
         before = _before(experiment, folder, console, target, stores, inputs.split)
         _, layers_before = _layers(target, stores.held_out, console)
         context = MethodContext(experiment, inputs, target, stores, plan, folder, console, device, metrics)
+        peak = peak_memory(device)
+        forget_peak_memory(device)
         training = method.run(context)
+        training_peak = peak_memory(device)
         saved: list[LoadedModel] = []
         with console.step("save the target, reload it, compare logits"):
             ranks.from_first(lambda: saved.append(save_and_reload(target, folder / "model")))
@@ -174,7 +180,8 @@ def run_experiment(
             supervision_seconds=stores.phase.seconds if method.stored else 0.0,
             train_rows=len(inputs.split.train),
             seconds=console.seconds,
-            peak_bytes=max(ranks.from_all(peak_memory(device))),
+            peak_bytes=max(ranks.from_all(max(peak, peak_memory(device)))),
+            training_peak_bytes=max(ranks.from_all(training_peak)),
         )
         if ranks.is_first:
             similarity.write(folder / SIMILARITY)

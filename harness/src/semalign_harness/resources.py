@@ -1,5 +1,6 @@
 """What the machine is good at, and what a run took of it."""
 
+import contextlib
 import functools
 import os
 import re
@@ -53,6 +54,14 @@ def leave() -> None:
     """Part from the processes that `join` met."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and dist.is_initialized():
         dist.destroy_process_group()
+
+
+def forget_peak_memory(device: torch.device) -> None:
+    """Let the peak begin anew, where the system can: on CUDA and on Linux."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
 
 
 def peak_memory(device: torch.device) -> int:

@@ -258,7 +258,7 @@ def _summary(
             supervised_tokens=round(fmean(training.supervised_tokens for training in trainings)),
             training_seconds=fmean(training.seconds for training in trainings),
             source_seconds=fmean(result.supervision_seconds for result in results),
-            peak_bytes=max(result.peak_bytes for result in results),
+            peak_bytes=max(result.training_peak_bytes or result.peak_bytes for result in results),
             stored_bytes=round(fmean(result.supervision_bytes for result in results)),
         )
     return Comparison(config=config, metrics=metrics, methods=methods)

@@ -45,7 +45,7 @@ def comparison_markdown(comparison: Comparison) -> str:
         f"Budget: {_budget(comparison)}; {config.experiment.data.train_rows} training rows. "
         "Trained: numbers of all stages together. Tokens: supervised ones that were trained on, repeats included. "
         "Seconds: training, then what the source left behind, where the method needs it (made once for all). Memory: "
-        "the largest peak of a run. Stored: supervision on disk.",
+        "the largest peak while a run trained. Stored: supervision on disk.",
     ]
     if len(config.seeds) > 1:
         lines += ["Spread (standard deviation) over the seeds:", _spreads(comparison)]

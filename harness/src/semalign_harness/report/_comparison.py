@@ -160,8 +160,8 @@ def _costs(comparison: "Comparison") -> list[Block]:
     return [
         Table(header, tuple(rows)),
         Text(
-            "Means over the runs; memory: the largest peak. The source's part is made once for all methods that need "
-            "it; stored: its size on disk. Supervised tokens count repeats."
+            "Means over the runs; memory: the largest peak while a run trained. The source's part is made once for all "
+            "methods that need it; stored: its size on disk. Supervised tokens count repeats."
         ),
     ]
 
