@@ -63,15 +63,26 @@ def comparable(report: Any) -> Any:
     return [stage.model_copy(update={"seconds": 0}) for stage in report.stages]
 
 
-@pytest.mark.parametrize("trainable", [FullLayer(), LoraLayer(rank=2)], ids=["full", "lora"])
+@pytest.mark.parametrize(
+    ("trainable", "optimiser"),
+    [(FullLayer(), "adamw"), (LoraLayer(rank=2), "adamw"), (FullLayer(), "muon")],
+    ids=["full", "lora", "muon"],
+)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 @settings(max_examples=5)
 @given(kills=st.lists(st.integers(1, EVENTS), min_size=1, max_size=3), every=st.sampled_from([None, 1, 2, 3]))
 def test_killed_and_resumed_ends_at_the_same_bits(
-    trainable: Any, dtype: torch.dtype, top: Supervision, tmp_path_factory: Any, kills: list[int], every: int | None
+    trainable: Any,
+    optimiser: str,
+    dtype: torch.dtype,
+    top: Supervision,
+    tmp_path_factory: Any,
+    kills: list[int],
+    every: int | None,
 ) -> None:
     more = {
         "trainable": trainable,
+        "optimiser": optimiser,
         "train_final_norm": True,
         "autocast": "bfloat16" if dtype != torch.float32 else "model",
     }

@@ -20,6 +20,7 @@ from typing import Any, Literal
 
 import torch
 from semalign_geometry import SemalignError, new_folder
+from semalign_train import Muon
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
@@ -27,7 +28,6 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from .muon import Muon
 from .saving import save_model
 
 Role = Literal["source", "target", "small"]

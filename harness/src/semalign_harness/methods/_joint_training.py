@@ -11,14 +11,13 @@ from semalign_attribution import DecoderView, Trace
 from semalign_geometry import SemalignError
 from semalign_train import (
     Checkpoints,
+    Optimiser,
     State,
     StepRecord,
     TransferConfig,
     fingerprint,
-    load_optimiser_tensors,
     micro_batches,
     optimisation_batches,
-    optimiser_tensors,
     rate_factor,
 )
 from torch import Tensor, nn
@@ -85,9 +84,7 @@ class _JointTrainer:
         self._store, self._ranks = context.stores.train, Ranks.current()
         self._steps = sum(config.stage_steps(view.depth, len(self._store)))
         self._autocast = config.autocast == "bfloat16" or view.model.dtype == torch.bfloat16
-        self._optimiser = torch.optim.AdamW(
-            parameters, lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay
-        )
+        self._optimiser = Optimiser(parameters, config, products=torch.bfloat16 if self._autocast else None)
 
     def run(self) -> MethodReport:
         device = self._view.device
@@ -136,10 +133,8 @@ class _JointTrainer:
         norm = float(
             nn.utils.clip_grad_norm_(self._parameters, math.inf if self._config.clip is None else self._config.clip)
         )
-        for group in self._optimiser.param_groups:
-            group["lr"] = rate
         if math.isfinite(norm):
-            self._optimiser.step()
+            self._optimiser.step(rate)
         self._optimiser.zero_grad()
         tokens, seconds = int(self._store.lengths[indices].sum()), time.perf_counter() - begun
         return StepRecord(
@@ -210,7 +205,7 @@ class _JointTrainer:
         ended = self._method.seconds is None and last.step == last.steps
         if every is None or (last.step % every and not ended):
             return
-        tensors = optimiser_tensors(self._parameters, self._optimiser) | {_RANDOM: torch.get_rng_state()}
+        tensors = self._optimiser.tensors() | {_RANDOM: torch.get_rng_state()}
         if self._view.device.type == "cuda":
             tensors[_RANDOM_OF_DEVICE] = torch.cuda.get_rng_state(self._view.device)
         checkpoints.save_state(State(tuple(records), tensors))
@@ -223,7 +218,7 @@ class _JointTrainer:
         torch.set_rng_state(state.tensors.pop(_RANDOM))
         if _RANDOM_OF_DEVICE in state.tensors:
             torch.cuda.set_rng_state(state.tensors.pop(_RANDOM_OF_DEVICE), self._view.device)
-        load_optimiser_tensors(state.tensors, self._parameters, self._optimiser)
+        self._optimiser.load(state.tensors)
         return list(state.records)
 
 

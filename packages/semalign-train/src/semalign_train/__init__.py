@@ -8,8 +8,8 @@ from ._checkpoint import KEPT_STATES as KEPT_STATES
 from ._checkpoint import Checkpoints as Checkpoints
 from ._checkpoint import State as State
 from ._checkpoint import fingerprint as fingerprint
-from ._checkpoint import load_optimiser_tensors as load_optimiser_tensors
-from ._checkpoint import optimiser_tensors as optimiser_tensors
+from ._muon import Muon as Muon
+from ._optimiser import Optimiser as Optimiser
 from ._prefix import PrefixCache as PrefixCache
 from ._settings import KNOWN_OBJECTIVES as KNOWN_OBJECTIVES
 from ._settings import FullLayer as FullLayer
@@ -38,6 +38,8 @@ __all__ = [
     "KNOWN_OBJECTIVES",
     "LoraLayer",
     "LossWeights",
+    "Muon",
+    "Optimiser",
     "PrefixCache",
     "StageRecord",
     "State",
@@ -46,10 +48,8 @@ __all__ = [
     "TransferReport",
     "fingerprint",
     "frontier",
-    "load_optimiser_tensors",
     "micro_batches",
     "optimisation_batches",
-    "optimiser_tensors",
     "rate_factor",
     "trained",
 ]

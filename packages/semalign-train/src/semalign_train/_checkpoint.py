@@ -145,30 +145,6 @@ class Checkpoints:
             shutil.rmtree(gone)
 
 
-def optimiser_tensors(parameters: list[torch.nn.Parameter], optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Parameters and the optimiser's state of each, by their place in the list."""
-    tensors = {}
-    for place, parameter in enumerate(parameters):
-        tensors[f"parameter.{place}"] = parameter.detach()
-        tensors |= {f"{name}.{place}": value for name, value in optimiser.state[parameter].items()}
-    return tensors
-
-
-@torch.no_grad()
-def load_optimiser_tensors(
-    tensors: dict[str, Tensor], parameters: list[torch.nn.Parameter], optimiser: torch.optim.Optimizer
-) -> None:
-    """Undo `optimiser_tensors`."""
-    for name, value in tensors.items():
-        kind, _, place = name.rpartition(".")
-        parameter = parameters[int(place)]
-        if kind == "parameter":
-            parameter.copy_(value)
-        else:
-            # AdamW keeps its step count on the CPU wherever the parameter lives.
-            optimiser.state[parameter][kind] = value if kind == "step" else value.to(parameter.device)
-
-
 def fingerprint(*parts: str, tensors: Mapping[str, Tensor]) -> str:
     """sha256 of texts and tensors."""
     digest = hashlib.sha256("\n".join(parts).encode())

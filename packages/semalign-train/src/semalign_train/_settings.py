@@ -96,8 +96,11 @@ class TransferConfig(Contract):
     """Examples in an optimiser step."""
     micro_batch_size: int = Field(8, ge=1)
     """Examples in memory at a time; the result does not depend on it (relation scope `batch` aside)."""
+    optimiser: Literal["adamw", "muon"] = "adamw"
+    """AdamW; or Muon, which moves matrices by their orthogonalised momentum, as far as AdamW would at the same rate,
+    and leaves the rest to AdamW."""
     learning_rate: float = Field(1e-4, gt=0)
-    """Peak learning rate of AdamW."""
+    """Peak learning rate."""
     weight_decay: float = Field(0.0, ge=0)
     """Decoupled weight decay."""
     betas: tuple[float, float] = (0.9, 0.95)

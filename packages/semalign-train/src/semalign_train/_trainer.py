@@ -25,7 +25,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ._batches import AnySupervision, micro_batches, optimisation_batches, rate_factor
-from ._checkpoint import Checkpoints, State, fingerprint, load_optimiser_tensors, optimiser_tensors
+from ._checkpoint import Checkpoints, State, fingerprint
+from ._optimiser import Optimiser
 from ._prefix import PrefixCache
 from ._settings import KNOWN_OBJECTIVES, StageRecord, StepRecord, TransferConfig, TransferReport
 from ._sharding import ShardedLayers
@@ -247,10 +248,8 @@ class FrontierTrainer:
         with frontier(
             self.view, layer, config.trainable, final_norm=self._trains_norm(layer), seed=config.seed
         ) as parameters:
-            optimiser = torch.optim.AdamW(
-                parameters, lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay
-            )
-            records = self._restored(layer, parameters, optimiser)
+            optimiser = Optimiser(parameters, config, products=torch.bfloat16 if self._autocast else None)
+            records = self._restored(layer, optimiser)
             earlier = sum(record.seconds for record in records)
             for _ in records:
                 next(batches)
@@ -258,7 +257,7 @@ class FrontierTrainer:
                 records.append(self._step(layer, number, steps, next(batches), prefix, parameters, optimiser))
                 self.callback(records[-1])
                 self._check_skipped(records)
-                self._keep(records, parameters, optimiser)
+                self._keep(records, optimiser)
             if not all(bool(torch.isfinite(parameter).all()) for parameter in parameters):
                 raise SemalignError(
                     f"layer {layer}, step {steps}: the weights are not finite after the last step; lower "
@@ -299,17 +298,15 @@ class FrontierTrainer:
         indices: list[int],
         prefix: PrefixCache,
         parameters: list[nn.Parameter],
-        optimiser: torch.optim.Optimizer,
+        optimiser: Optimiser,
     ) -> StepRecord:
         begun = time.perf_counter()
         losses, norms = self._gradients(layer, indices, prefix, parameters)
         limit = float("inf") if self.config.clip is None else self.config.clip
         norm = float(nn.utils.clip_grad_norm_(parameters, limit))
         rate = self.config.learning_rate * rate_factor(number, steps, self.config)
-        for group in optimiser.param_groups:
-            group["lr"] = rate
         if math.isfinite(norm):
-            optimiser.step()
+            optimiser.step(rate)
         optimiser.zero_grad()
         seconds = time.perf_counter() - begun
         tokens = int(self.supervision.lengths[indices].sum())
@@ -329,24 +326,20 @@ class FrontierTrainer:
             examples=tuple(indices),
         )
 
-    def _restored(
-        self, layer: int, parameters: list[nn.Parameter], optimiser: torch.optim.Optimizer
-    ) -> list[StepRecord]:
+    def _restored(self, layer: int, optimiser: Optimiser) -> list[StepRecord]:
         """The steps of a stage that an interrupted training did, with their weights and moments loaded."""
         state = None if self._checkpoints is None else self._checkpoints.state(layer)
         if state is None:
             return []
-        load_optimiser_tensors(state.tensors, parameters, optimiser)
+        optimiser.load(state.tensors)
         return list(state.records)
 
-    def _keep(
-        self, records: list[StepRecord], parameters: list[nn.Parameter], optimiser: torch.optim.Optimizer
-    ) -> None:
+    def _keep(self, records: list[StepRecord], optimiser: Optimiser) -> None:
         """Save the state after a step, when it is due."""
         last, every = records[-1], self.config.checkpoint_steps
         due = every is not None and last.step % every == 0 and last.step < last.steps
         if self._checkpoints is not None and due:
-            self._checkpoints.save_state(State(tuple(records), optimiser_tensors(parameters, optimiser)))
+            self._checkpoints.save_state(State(tuple(records), optimiser.tensors()))
 
     def _check_skipped(self, records: list[StepRecord]) -> None:
         last, skipped = records[-1], sum(record.skipped for record in records)

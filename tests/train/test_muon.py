@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from semalign_harness.muon import Muon, orthogonalised
+from semalign_train._muon import Muon, orthogonalised
 from torch import Tensor, nn
 
 seeds = st.integers(0, 2**32 - 1)

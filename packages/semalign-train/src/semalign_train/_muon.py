@@ -1,8 +1,9 @@
-"""Muon in float32, for the generated models: torch's own multiplies in bfloat16, which some processors emulate."""
+"""Muon in a precision of choice: torch's own multiplies in bfloat16, which some processors emulate."""
 
 import math
 from collections import defaultdict
 from collections.abc import Iterable
+from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -12,6 +13,8 @@ MOMENTUM = 0.95
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 """a, b, c of the quintic aX + b(XXᵀ)X + c(XXᵀ)²X."""
 ITERATIONS = 5
+ADAMW_LENGTH = 0.2
+"""Root mean square of AdamW's updates, in units of its rate, as Moonshot AI measured it (arXiv 2502.16982)."""
 
 
 class Muon(torch.optim.Optimizer):
@@ -20,14 +23,25 @@ class Muon(torch.optim.Optimizer):
     Source: Jordan et al. (2024), https://kellerjordan.github.io/posts/muon.
     """
 
-    def __init__(self, matrices: Iterable[nn.Parameter], *, weight_decay: float) -> None:
+    def __init__(
+        self,
+        matrices: Iterable[nn.Parameter],
+        *,
+        weight_decay: float,
+        length: Literal["spectral", "adamw"] = "spectral",
+        dtype: torch.dtype | None = None,
+    ) -> None:
         """Take the matrices that move.
 
         Args:
             matrices: parameters of two dimensions.
             weight_decay: decoupled weight decay.
+            length: of an update: spectral norm √max(1, rows/columns) times the rate, or the root mean square that
+                AdamW's updates have at the same rate.
+            dtype: of the products; None takes that of the matrices.
         """
         super().__init__(matrices, {"lr": 0.0, "weight_decay": weight_decay})
+        self._length, self._dtype = length, dtype
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
@@ -36,17 +50,26 @@ class Muon(torch.optim.Optimizer):
             alike: defaultdict[torch.Size, list[nn.Parameter]] = defaultdict(list)
             for matrix in group["params"]:
                 alike[matrix.shape].append(matrix)
-            for (rows, columns), matrices in alike.items():
-                updates = orthogonalised(torch.stack([self._update(matrix) for matrix in matrices]))
+            for shape, matrices in alike.items():
+                directions = torch.stack([self._direction(matrix) for matrix in matrices])
+                updates = orthogonalised(directions.to(self._dtype or directions.dtype))
                 for matrix, update in zip(matrices, updates, strict=True):
                     matrix.mul_(1 - group["lr"] * group["weight_decay"])
-                    matrix.sub_(group["lr"] * math.sqrt(max(1.0, rows / columns)) * update)
+                    matrix.sub_(group["lr"] * self._factor(*shape) * update)
 
-    def _update(self, matrix: nn.Parameter) -> Tensor:
+    def _direction(self, matrix: nn.Parameter) -> Tensor:
         assert matrix.grad is not None
-        momentum = self.state[matrix].setdefault("momentum", torch.zeros_like(matrix))
+        state = self.state[matrix]
+        if "momentum" not in state:
+            state["momentum"] = torch.zeros_like(matrix)
+        momentum: Tensor = state["momentum"]
         momentum.lerp_(matrix.grad, 1 - MOMENTUM)
         return matrix.grad.lerp(momentum, MOMENTUM)
+
+    def _factor(self, rows: int, columns: int) -> float:
+        if self._length == "adamw":
+            return ADAMW_LENGTH * math.sqrt(max(rows, columns))
+        return math.sqrt(max(1.0, rows / columns))
 
 
 def orthogonalised(matrices: Float[Tensor, "b n m"]) -> Float[Tensor, "b n m"]:
