@@ -156,6 +156,16 @@ def test_full_training_reaches_the_head_and_adapters_do_not(store: Supervision, 
         assert any("layers.3" in key for key in changed) and any("layers.0" in key for key in changed)
 
 
+def test_muon_moves_the_layers_and_leaves_embeddings_and_head_to_adamw(store: Supervision, tmp_path: Path) -> None:
+    after = {}
+    for optimiser in ("adamw", "muon"):
+        target = target_model()
+        trained(tmp_path / optimiser, store, "kd_full", target, optimiser=optimiser, layers=(1,), steps=1)
+        after[optimiser] = dict(target.named_parameters())
+    for key, value in after["muon"].items():
+        assert torch.equal(value, after["adamw"][key]) == (value.ndim == 1 or "layers" not in key), key
+
+
 @pytest.mark.parametrize(
     ("kind", "divergence"),
     [("store", "forward"), ("store", "reverse"), ("store", "jensen_shannon"), ("exact", "forward")],

@@ -76,6 +76,7 @@ def test_the_same_experiment_gives_the_same_target(
         ["source.load_in_4bit=true", "supervision=live", "train.checkpoint_steps=1"],
         ["source.dtype=bfloat16", "target.dtype=bfloat16", "train.weights.output=0"],
         ["pairing.kind=manual", "pairing.layers=[1, 1, 4]", "train.layers=[2]", "train.weights.answer=1"],
+        ["train.optimiser=muon", "train.train_final_norm=true", "train.weight_decay=0.1"],
     ],
 )
 def test_every_choice_runs(more: list[str], tmp_path: Path, overrides: list[str]) -> None:

@@ -61,6 +61,16 @@ def test_muon_moves_matrices_only_and_leaves_the_rest_to_adamw(seed: int, shapes
             assert not torch.equal(mine, before)
 
 
+@given(seeds, shapes, st.data())
+def test_tables_are_left_to_adamw(seed: int, shapes: list[Any], data: st.DataObject) -> None:
+    ours, theirs = parameters(seed, shapes), parameters(seed, shapes)
+    chosen = data.draw(st.lists(st.integers(0, len(shapes) - 1), unique=True))
+    move(Optimiser(ours, config("muon"), tables=[ours[place] for place in chosen]), ours, seed, 0.01)
+    move(Optimiser(theirs, config("adamw")), theirs, seed, 0.01)
+    for place in chosen:
+        assert torch.equal(ours[place], theirs[place])
+
+
 @pytest.mark.filterwarnings("ignore:.*TF32.*")
 @pytest.mark.parametrize("products", [None, torch.bfloat16])
 def test_muon_moves_as_far_as_torch_matched_to_adamw(products: torch.dtype | None) -> None:

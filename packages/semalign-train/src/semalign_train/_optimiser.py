@@ -1,6 +1,6 @@
 """What moves the trainable parameters, with a state that can be kept and restored."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,12 @@ class Optimiser:
     """AdamW, or Muon for the matrices and AdamW for the rest, over parameters in a fixed order."""
 
     def __init__(
-        self, parameters: Sequence[nn.Parameter], config: TransferConfig, *, products: torch.dtype | None = None
+        self,
+        parameters: Sequence[nn.Parameter],
+        config: TransferConfig,
+        *,
+        products: torch.dtype | None = None,
+        tables: Iterable[Tensor] = (),
     ) -> None:
         """Take the parameters.
 
@@ -21,9 +26,13 @@ class Optimiser:
             parameters: all that train; their places name them in the state.
             config: optimiser, weight decay and betas.
             products: dtype of Muon's products; None takes that of the parameters.
+            tables: embeddings and heads, whose rows are entries: never moved by Muon.
         """
         self._parameters = list(parameters)
-        by_muon = [each for each in parameters if config.optimiser == "muon" and each.ndim == 2]
+        rest = set(map(id, tables))
+        by_muon = [
+            each for each in parameters if config.optimiser == "muon" and each.ndim == 2 and id(each) not in rest
+        ]
         moved = set(map(id, by_muon))
         by_adamw = [each for each in parameters if id(each) not in moved]
         self._parts: list[torch.optim.Optimizer] = []

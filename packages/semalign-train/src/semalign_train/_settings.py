@@ -97,8 +97,8 @@ class TransferConfig(Contract):
     micro_batch_size: int = Field(8, ge=1)
     """Examples in memory at a time; the result does not depend on it (relation scope `batch` aside)."""
     optimiser: Literal["adamw", "muon"] = "adamw"
-    """AdamW; or Muon, which moves matrices by their orthogonalised momentum, as far as AdamW would at the same rate,
-    and leaves the rest to AdamW."""
+    """AdamW; or Muon, which moves the layers' matrices by their orthogonalised momentum, as far as AdamW would at the
+    same rate, and leaves the rest to AdamW."""
     learning_rate: float = Field(1e-4, gt=0)
     """Peak learning rate."""
     weight_decay: float = Field(0.0, ge=0)
@@ -183,7 +183,8 @@ class StepRecord(Settings):
     steps: int
     """Steps of the stage."""
     losses: dict[str, float]
-    """Mean of each term over the optimisation batch, unweighted."""
+    """Mean of each term over the optimisation batch: unweighted, but with its weight where all layers train at
+    once."""
     gradient_norms: dict[str, float]
     """Norm of each term's weighted gradient."""
     gradient_norm: float
