@@ -24,6 +24,7 @@ from semalign_harness.fidelity import RunFidelity
 from semalign_harness.figures import (
     Dot,
     Line,
+    Panel,
     _thinned,
     draw_before_and_after,
     draw_dots,
@@ -706,6 +707,26 @@ def test_a_comparison_without_seeds_tests_and_evaluations_leaves_them_out(compar
     assert parsed(write_report([comparison])).headings == ["Result", "Figures", "Cost", "Protocol"]
 
 
+def test_comparisons_are_reported_side_by_side(comparison: Path, tmp_path: Path) -> None:
+    other = shutil.copytree(comparison, tmp_path / "other")
+
+    def renamed(tree: dict[str, Any]) -> None:
+        tree["config"]["experiment"]["name"] = "elsewhere"
+        tree["config"]["methods"]["sft"] = []
+        del tree["config"]["methods"]["kd"], tree["methods"]["kd"]
+
+    edit(other / "comparison.json", renamed)
+    name = Comparison.read(comparison / "comparison.json").config.experiment.name
+    page = parsed(write_report([comparison, other], tmp_path / "both.html"))
+    (both,) = tables(tmp_path / "both.html")
+    (first, *_), (second, *_) = (tables(write_report([folder])) for folder in (comparison, other))
+    assert both[0] == ["", *(f"{of}: {key}" for of in (name, "elsewhere") for key in ("KL ↓", "gsm8k ↑"))]
+    assert both[1:5] == [[*one, *two[1:]] for one, two in zip(first[1:5], second[1:5], strict=True)]
+    assert both[5] == ["kd", "–", "–", "–", "–"]
+    assert page.tags.count("svg") == 2 and "Not the same settings in all comparisons: sft." in page.text
+    assert page.text.count("semalign compare experiment.yaml") == 2 and "# elsewhere" in page.text
+
+
 def test_folders_that_cannot_be_reported_are_told_in_a_sentence(
     run: Path, comparison: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -726,7 +747,7 @@ def test_folders_that_cannot_be_reported_are_told_in_a_sentence(
         ([run, unfinished], "is unfinished: repeat its command"),
         ([broken], "holds a line that is no step"),
         ([evaluation], "give that run's folder too"),
-        ([comparison, run], "give its folder alone"),
+        ([comparison, run], f"leave out {run}"),
         ([run, foreign], "none of the models of"),
         ([run, evaluation, again], "evaluate the same model (source)"),
         ([run, "--out", tmp_path / "report.txt"], "ends in .html"),
@@ -778,6 +799,6 @@ def test_small_p_values_are_not_zero() -> None:
 
 
 def test_figures_take_their_colours_from_the_page() -> None:
-    svg = draw_dots("KL ↓", [Dot("漢字 $x$", mean([1, 2, 3]))], [Line("source", 0.5)], percent=False)
+    svg = draw_dots([Panel("KL ↓", [Dot("漢字 $x$", mean([1, 2, 3]))], [Line("source", 0.5)], percent=False)])
     assert "var(--blue)" in svg and "var(--ink)" in svg and not re.search(r"#0b0c0d|#0072b2|xmlns", svg)
     assert ">漢字 $x$</text>" in svg, "text stays text"

@@ -37,7 +37,7 @@ COMMANDS = {
     "compare": "methods side by side: same rows, same budget, same evaluation, one table",
     "sweep": "vary settings of an experiment, and find the best by the KL on held-out rows",
     "evaluate": "put a model to MMLU, GSM8K, HumanEval and MBPP",
-    "report": "a run, several runs or a comparison as one page, in HTML and Markdown",
+    "report": "runs or comparisons as one page, in HTML and Markdown",
     "compare-evaluations": "the second of two evaluations against the first, item by item; or several over their seeds",
 }
 EXAMPLES = """\
@@ -276,10 +276,13 @@ def _report_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         nargs="+",
         metavar="RUN",
-        help="run folder, and evaluations of its models; several run folders; or the folder of a comparison",
+        help="run folder, and evaluations of its models; several run folders; or folders of comparisons",
     )
     parser.add_argument(
-        "--out", type=Path, metavar="FILE", help="HTML file (default: report.html in the folder; of several runs, here)"
+        "--out",
+        type=Path,
+        metavar="FILE",
+        help="HTML file (default: report.html in the folder; of several folders, here)",
     )
     parser.add_argument("--figures", type=Path, metavar="DIR", help="write each figure into DIR too, as an SVG file")
 

@@ -75,6 +75,17 @@ class Line:
     value: float
 
 
+@dataclass(frozen=True)
+class Panel:
+    """One measure of several methods or runs, and what it is held against."""
+
+    title: str
+    dots: Sequence[Dot]
+    lines: Sequence[Line]
+    percent: bool
+    """Whether the figures are shares."""
+
+
 def draw_attribution(scores: LayerScores, pairing: LayerPairing | None) -> str:
     """Bars of the scores with standard errors; the chosen pairing over them, target layers on the right."""
 
@@ -252,28 +263,37 @@ def draw_bars(groups: Sequence[tuple[str, Sequence[Dot]]]) -> str:
     return _drawn("bars", 0.8 + (0.18 * len(names) + 0.12) * len(groups), draw)
 
 
-def draw_dots(title: str, dots: Sequence[Dot], lines: Sequence[Line], *, percent: bool) -> str:
-    """One figure of several methods or runs with intervals, and what they are held against as vertical lines."""
+def draw_dots(panels: Sequence[Panel]) -> str:
+    """What several methods or runs measured, with intervals, and what it is held against as vertical lines; two panels
+    beside each other, each name in the same place in all of them."""
     from matplotlib.ticker import MaxNLocator
 
+    names = list(dict.fromkeys(dot.name for panel in panels for dot in panel.dots))
+
     def draw(figure: "Figure") -> None:
-        axes = figure.add_subplot()
-        axes.grid(visible=False, axis="y")
-        for line, style in zip(lines, ("--", ":"), strict=False):
-            axes.axvline(line.value, color=ORANGE, linestyle=style, linewidth=1.2, label=line.name)
-        for place, dot in enumerate(dots):
-            low, high = dot.estimate.low, dot.estimate.high
-            if math.isfinite(low) and math.isfinite(high):
-                axes.plot([low, high], [place, place], "-", color=BLUE, linewidth=1)
-            axes.plot([dot.estimate.value], [place], "o", color=BLUE)
-        axes.set_yticks(range(len(dots)), [_short(dot.name) for dot in dots])
-        axes.set(xlabel=title, ylim=(len(dots) - 0.5, -0.5))
-        axes.xaxis.set_major_locator(MaxNLocator(nbins=5))
-        if percent:
-            axes.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+        columns = min(2, len(panels))
+        for number, panel in enumerate(panels):
+            axes = figure.add_subplot(math.ceil(len(panels) / columns), columns, number + 1)
+            axes.grid(visible=False, axis="y")
+            for line, style in zip(panel.lines, ("--", ":"), strict=False):
+                label = line.name if number == 0 else None
+                axes.axvline(line.value, color=ORANGE, linestyle=style, linewidth=1.2, label=label)
+            for dot in panel.dots:
+                place, low, high = names.index(dot.name), dot.estimate.low, dot.estimate.high
+                if math.isfinite(low) and math.isfinite(high):
+                    axes.plot([low, high], [place, place], "-", color=BLUE, linewidth=1)
+                axes.plot([dot.estimate.value], [place], "o", color=BLUE)
+            axes.set_yticks(range(len(names)), [_short(name) for name in names] if number % columns == 0 else [])
+            axes.set(ylim=(len(names) - 0.5, -0.5))
+            axes.set_xlabel(panel.title, fontsize="small" if len(panels) > 1 else None)
+            axes.xaxis.set_major_locator(MaxNLocator(nbins=5))
+            if panel.percent:
+                axes.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
         _legend(figure)
 
-    return _drawn(f"dots {title}", 0.95 + 0.2 * len(dots), draw)
+    rows = math.ceil(len(panels) / 2)
+    title = ", ".join(panel.title for panel in panels)
+    return _drawn(f"dots {title}", 0.4 + (0.55 + 0.2 * len(names)) * rows, draw)
 
 
 def _thinned(begin: int, values: Sequence[float], points: int) -> tuple[list[float], list[float]]:

@@ -1,4 +1,4 @@
-"""A run, several runs or a comparison as one page, in HTML with figures and in Markdown with the same tables."""
+"""Runs or comparisons as one page, in HTML with figures and in Markdown with the same tables."""
 
 from ._write import NAME as NAME
 from ._write import write_report as write_report

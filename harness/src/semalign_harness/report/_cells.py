@@ -1,6 +1,8 @@
 """Figures as they stand in tables."""
 
 import math
+from collections.abc import Sequence
+from pathlib import Path
 
 from ..statistics import Estimate, GapRecovered
 
@@ -48,3 +50,11 @@ def many(count: int, one: str, more: str | None = None) -> str:
 def arrow(*, lower_is_better: bool) -> str:
     """Which way is better."""
     return "↓" if lower_is_better else "↑"
+
+
+def distinct(names: Sequence[str], folders: Sequence[Path]) -> list[str]:
+    """A name for each folder, no two alike: its own, else the folder's, else its whole path."""
+    for found in (names, [folder.name for folder in folders], [str(folder) for folder in folders]):
+        if len(set(found)) == len(found):
+            return list(found)
+    return [f"{number}: {folder}" for number, folder in enumerate(folders, 1)]

@@ -4,7 +4,7 @@ import shlex
 from typing import TYPE_CHECKING
 
 from ..estimate import gb
-from ..figures import Dot, Line, draw_dots
+from ..figures import Dot, Line, Panel, draw_dots
 from ._cells import NOTHING, arrow, chance, interval, many, number, seconds, share
 from ._evaluations import example_blocks
 from ._page import Block, Facts, Page, Picture, Row, Table, Text, sections_of
@@ -14,6 +14,11 @@ from ._read import ReportedComparison
 if TYPE_CHECKING:
     from ..comparison import Comparison
 
+READING = (
+    "in brackets 95% intervals over the items. Gap: the share of the gap between target before and source that was "
+    "closed, 0% nothing and 100% all of it; unbounded where the items cannot tell the gap itself from none. ↓ less is "
+    "better, ↑ more is. KL to the source and NLL are in nats per token; agreement is top-1, with the source."
+)
 EQUAL = {"tokens": "the supervised tokens that the trainable part sees", "time": "the wall time of semalign"}
 
 
@@ -36,7 +41,10 @@ def comparison_page(reported: ReportedComparison) -> Page:
             (
                 "Protocol",
                 protocol_blocks(
-                    config.experiment, reported.environment, reported.evaluations, command=_command(comparison)
+                    config.experiment,
+                    reported.environment,
+                    reported.evaluations,
+                    command=f"# experiment.yaml: all settings, below\n{command_of(comparison)}",
                 ),
             ),
         ),
@@ -60,22 +68,11 @@ def _result(comparison: "Comparison") -> list[Block]:
     ]
     for name, found in comparison.methods.items():
         label = name if found.same_as is None else f"{name} (= {found.same_as})"
-        cells = [
-            f"{interval(found.figures[key].estimate, percent=metric.percent)}\ngap {share(found.figures[key].gap)}"
-            if key in found.figures
-            else NOTHING
-            for key, metric in metrics.items()
-        ]
-        rows.append((label, *cells))
+        rows.append((label, *(cell_of(comparison, name, key) for key in metrics)))
     blocks: list[Block] = [
         Facts(tuple(facts)),
         Table(tuple(header), tuple(rows)),
-        Text(
-            f"Means over {many(len(config.seeds), 'seed')}; in brackets 95% intervals over the items. Gap: the share "
-            "of the gap between target before and source that was closed, 0% nothing and 100% all of it; unbounded "
-            "where the items cannot tell the gap itself from none. ↓ less is better, ↑ more is. KL to the source and "
-            "NLL are in nats per token; agreement is top-1, with the source."
-        ),
+        Text(f"Means over {many(len(config.seeds), 'seed')}; {READING}"),
     ]
     reasons = dict.fromkeys(reason for found in comparison.methods.values() for reason in found.missing)
     blocks += [Text(f"Without figures: {reason}") for reason in reasons]
@@ -85,19 +82,33 @@ def _result(comparison: "Comparison") -> list[Block]:
 def _pictures(comparison: "Comparison") -> list[Block]:
     blocks: list[Block] = []
     for key, metric in comparison.metrics.items():
-        dots = [
-            Dot(name, found.figures[key].estimate)
-            for name, found in comparison.methods.items()
-            if key in found.figures and found.same_as is None
-        ]
-        if not dots:
-            continue
-        lines = [Line("target before", metric.before.value), Line("source", metric.source.value)]
-        better = "left" if metric.lower_is_better else "right"
-        caption = f"{key}: further {better} is better; 95% intervals over {many(metric.items, 'item')}."
-        title = f"{key} {arrow(lower_is_better=metric.lower_is_better)}"
-        blocks.append(Picture(draw_dots(title, dots, lines, percent=metric.percent), caption))
+        drawn = panel_of(comparison, key)
+        if drawn.dots:
+            better = "left" if metric.lower_is_better else "right"
+            caption = f"{key}: further {better} is better; 95% intervals over {many(metric.items, 'item')}."
+            blocks.append(Picture(draw_dots([drawn]), caption))
     return blocks
+
+
+def panel_of(comparison: "Comparison", key: str, title: str | None = None) -> Panel:
+    """One metric of all methods that have it, beside the source and the target before."""
+    metric = comparison.metrics[key]
+    dots = [
+        Dot(name, found.figures[key].estimate)
+        for name, found in comparison.methods.items()
+        if key in found.figures and found.same_as is None
+    ]
+    lines = [Line("target before", metric.before.value), Line("source", metric.source.value)]
+    return Panel(f"{title or key} {arrow(lower_is_better=metric.lower_is_better)}", dots, lines, metric.percent)
+
+
+def cell_of(comparison: "Comparison", name: str, key: str) -> str:
+    """One metric of one method, with the share of the gap."""
+    found = comparison.methods.get(name)
+    if found is None or key not in found.figures:
+        return NOTHING
+    figure = found.figures[key]
+    return f"{interval(figure.estimate, percent=comparison.metrics[key].percent)}\ngap {share(figure.gap)}"
 
 
 def _tests(comparison: "Comparison") -> list[Block]:
@@ -166,8 +177,8 @@ def _costs(comparison: "Comparison") -> list[Block]:
     ]
 
 
-def _command(comparison: "Comparison") -> str:
-    """The command, with the experiment that stands below it in a file."""
+def command_of(comparison: "Comparison") -> str:
+    """The command, with the experiment in a file."""
     config = comparison.config
     words = ["semalign", "compare", "experiment.yaml", "--methods", ",".join(config.methods)]
     words += ["--seeds", ",".join(map(str, config.seeds)), "--equal", config.equal]
@@ -177,4 +188,4 @@ def _command(comparison: "Comparison") -> str:
         words += [] if config.benchmarks.data is None else ["--data", config.benchmarks.data]
         words += [] if config.benchmarks.limit is None else ["--limit", str(config.benchmarks.limit)]
     words += [f"{name}:{override}" for name, own in config.methods.items() for override in own]
-    return f"# experiment.yaml: all settings, below\n{shlex.join(words)}"
+    return shlex.join(words)

@@ -76,17 +76,17 @@ class ReportedComparison:
     """What the first run that is there ran on."""
 
 
-def read_folders(folders: Sequence[Path]) -> list[ReportedRun] | ReportedComparison:
-    """One or more runs, with the evaluations that belong to them; or one comparison.
+def read_folders(folders: Sequence[Path]) -> list[ReportedRun] | list[ReportedComparison]:
+    """One or more runs, with the evaluations that belong to them; or one or more comparisons.
 
     Raises:
         SemalignError: a folder holds nothing of the kind or something unfinished, or the folders do not go together.
     """
     kinds = {folder: _kind(folder) for folder in folders}
     if "comparison" in kinds.values():
-        if len(folders) > 1:
-            raise SemalignError("a comparison has a report of its own: give its folder alone")
-        return _read_comparison(folders[0])
+        if others := [str(folder) for folder, kind in kinds.items() if kind != "comparison"]:
+            raise SemalignError(f"comparisons are reported without runs and evaluations: leave out {', '.join(others)}")
+        return [_read_comparison(folder) for folder in kinds]
     runs = [_read_run(folder) for folder in folders if kinds[folder] == "run"]
     evaluations = [folder for folder in folders if kinds[folder] == "evaluation"]
     if evaluations and len(runs) != 1:

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..experiment import Experiment
-from ..figures import Dot, Line, draw_bars, draw_dots
+from ..figures import Dot, Line, Panel, draw_bars, draw_dots
 from ..run_folder import differences
-from ._cells import NOTHING, interval, share
+from ._cells import NOTHING, distinct, interval, share
 from ._metrics import METRICS, Metric, metrics_of
 from ._page import Block, Code, Facts, Page, Picture, Row, Table, Text, sections_of
 from ._protocol import describe_method, describe_rows, environment_facts, repeat_command
@@ -20,7 +20,7 @@ DRAWN = 24
 
 def runs_page(runs: Sequence[ReportedRun]) -> Page:
     """What came of each run, which settings made the difference, and what each took."""
-    names = _names(runs)
+    names = distinct([run.result.name for run in runs], [run.folder for run in runs])
     commands = "\n".join(repeat_command(run.folder) for run in runs)
     return Page(
         f"{len(runs)} runs",
@@ -33,15 +33,6 @@ def runs_page(runs: Sequence[ReportedRun]) -> Page:
             ("Protocol", [*_environments(runs, names), Text("To repeat them:"), Code(commands)]),
         ),
     )
-
-
-def _names(runs: Sequence[ReportedRun]) -> list[str]:
-    """A name for each run, no two alike."""
-    for of in (lambda run: run.result.name, lambda run: run.folder.name, lambda run: str(run.folder)):
-        names = [str(of(run)) for run in runs]
-        if len(set(names)) == len(names):
-            return names
-    return [f"{number}: {run.folder}" for number, run in enumerate(runs, 1)]
 
 
 def _result(runs: Sequence[ReportedRun], names: Sequence[str]) -> list[Block]:
@@ -117,7 +108,7 @@ def _pictures(runs: Sequence[ReportedRun], names: Sequence[str]) -> list[Block]:
         better = "left" if metric.lower_is_better else "right"
         held = " Lines: what all runs have in common." if lines else ""
         caption = f"{metric.name}: further {better} is better; 95% intervals over the rows.{held}"
-        blocks.append(Picture(draw_dots(metric.title, dots, lines, percent=metric.percent), caption))
+        blocks.append(Picture(draw_dots([Panel(metric.title, dots, lines, metric.percent)]), caption))
     return blocks
 
 

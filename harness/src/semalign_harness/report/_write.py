@@ -12,8 +12,9 @@ from semalign_geometry import SemalignError, replace_file
 from ..figures import standalone
 from ..table import markdown
 from ._comparison import comparison_page
+from ._comparisons import comparisons_page
 from ._page import Answer, Block, Code, Example, Facts, Page, Picture, Row, Table, Text
-from ._read import ReportedComparison, read_folders
+from ._read import ReportedComparison, ReportedRun, read_folders
 from ._run import run_page
 from ._runs import runs_page
 
@@ -25,10 +26,10 @@ _SPECIAL = re.compile(r"[\\`*<>|$~]|&(?=[#\w]+;)|(?<![^\W_])_|_(?![^\W_])|\](?=[
 
 
 def write_report(folders: Sequence[Path], out: Path | None = None, *, figures: Path | None = None) -> Path:
-    """Report a run, several runs side by side, or a comparison: an HTML file, and the same in Markdown beside it.
+    """Report runs or comparisons, several side by side: an HTML file, and the same in Markdown beside it.
 
     Args:
-        folders: run folders, with evaluations of the models of a single one among them; or the folder of a comparison.
+        folders: run folders, with evaluations of the models of a single one among them; or folders of comparisons.
         out: the HTML file; None for `report.html` in the folder of a single run or comparison, else in this one.
         figures: where each figure is written as an SVG file too, in the order of the page; None for nowhere.
 
@@ -43,12 +44,8 @@ def write_report(folders: Sequence[Path], out: Path | None = None, *, figures: P
     if out is not None and out.suffix != ".html":
         raise SemalignError(f"the report goes into a file whose name ends in .html, not {out}: rename it")
     found = read_folders(folders)
-    if isinstance(found, ReportedComparison):
-        page, own = comparison_page(found), found.folder
-    elif len(found) == 1:
-        page, own = run_page(found[0]), found[0].folder
-    else:
-        page, own = runs_page(found), Path()
+    own = found[0].folder if len(found) == 1 else Path()
+    page = _page(found)
     file = out or own / NAME
     if file.is_dir():
         raise SemalignError(f"{file} is a folder: name another file with --out")
@@ -59,6 +56,14 @@ def write_report(folders: Sequence[Path], out: Path | None = None, *, figures: P
             replace_file(figures / f"figure-{number}.svg", standalone(picture.svg))
     replace_file(file.with_suffix(".md"), as_markdown(page))
     return replace_file(file, as_html(page))
+
+
+def _page(found: Sequence[ReportedRun] | Sequence[ReportedComparison]) -> Page:
+    runs = [each for each in found if isinstance(each, ReportedRun)]
+    comparisons = [each for each in found if isinstance(each, ReportedComparison)]
+    if comparisons:
+        return comparison_page(comparisons[0]) if len(comparisons) == 1 else comparisons_page(comparisons)
+    return run_page(runs[0]) if len(runs) == 1 else runs_page(runs)
 
 
 def as_html(page: Page) -> str:
