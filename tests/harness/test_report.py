@@ -714,6 +714,8 @@ def test_comparisons_are_reported_side_by_side(comparison: Path, tmp_path: Path)
         tree["config"]["experiment"]["name"] = "elsewhere"
         tree["config"]["methods"]["sft"] = []
         del tree["config"]["methods"]["kd"], tree["methods"]["kd"]
+        for of in (tree["metrics"], *(found["figures"] for found in tree["methods"].values())):
+            of["agreement"] = of["KL"]  # which is left to the report of each
 
     edit(other / "comparison.json", renamed)
     name = Comparison.read(comparison / "comparison.json").config.experiment.name
@@ -721,7 +723,7 @@ def test_comparisons_are_reported_side_by_side(comparison: Path, tmp_path: Path)
     (both,) = tables(tmp_path / "both.html")
     (first, *_), (second, *_) = (tables(write_report([folder])) for folder in (comparison, other))
     assert both[0] == ["", *(f"{of}: {key}" for of in (name, "elsewhere") for key in ("KL ↓", "gsm8k ↑"))]
-    assert both[1:5] == [[*one, *two[1:]] for one, two in zip(first[1:5], second[1:5], strict=True)]
+    assert both[1:5] == [[*one, *two[1:3]] for one, two in zip(first[1:5], second[1:5], strict=True)]
     assert both[5] == ["kd", "–", "–", "–", "–"]
     assert page.tags.count("svg") == 2 and "Not the same settings in all comparisons: sft." in page.text
     assert page.text.count("semalign compare experiment.yaml") == 2 and "# elsewhere" in page.text
