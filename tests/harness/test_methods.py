@@ -33,7 +33,7 @@ from semalign_harness.pipeline import run_experiment
 from semalign_harness.run_folder import steps_of
 from semalign_harness.settings import merged
 from semalign_harness.tracking import Metrics
-from semalign_train import StepRecord, TransferConfig
+from semalign_train import LoraLayer, Muon, StepRecord, TransferConfig
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
@@ -164,6 +164,20 @@ def test_muon_moves_the_layers_and_leaves_embeddings_and_head_to_adamw(store: Su
         after[optimiser] = dict(target.named_parameters())
     for key, value in after["muon"].items():
         assert torch.equal(value, after["adamw"][key]) == (value.ndim == 1 or "layers" not in key), key
+
+
+def test_the_projections_of_hidden_are_left_to_adamw(store: Supervision, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr(MethodContext, "load_source", lambda self: SimpleNamespace(model=source_model()))
+    given: list[nn.Parameter] = []
+
+    class Seen(Muon):
+        def __init__(self, matrices: Any, **more: Any) -> None:
+            given.extend(matrices)
+            super().__init__(given, **more)
+
+    monkeypatch.setattr("semalign_train._optimiser.Muon", Seen)
+    trained(tmp_path, store, "hidden", target_model(), optimiser="muon", layers=(1,), steps=1)
+    assert given and all(LoraLayer().rank in matrix.shape for matrix in given), "adapters, no projection"
 
 
 @pytest.mark.parametrize(

@@ -641,7 +641,8 @@ def comparison(run: Path, tmp_path: Path) -> Path:
                     supervised_tokens=4321,
                     training_seconds=12.5,
                     source_seconds=2.5 * (name == "semalign"),
-                    peak_bytes=3 * 10**9,
+                    peak_bytes=9 * 10**9,
+                    training_peak_bytes=3 * 10**9 if name == "semalign" else None,
                 )
                 for name, found in figures.items()
             },
@@ -675,6 +676,7 @@ def test_a_comparison_is_reported(comparison: Path, capsys: pytest.CaptureFixtur
     spread = found.methods["semalign"].figures["KL"].over_seeds
     assert spreads[1][1].startswith(f"{spread.mean:.4f} ± {spread.spread:.4f}; [")
     assert costs[1] == ["semalign", "1,234", "7", "4,321", "12.5 s", "2.5 s", "3.0 GB", "none"]
+    assert costs[2][-2] == "–", "the memory of its training is not known"
     page = parsed(comparison / "report.html")
     assert page.tags.count("svg") == 2 and "kd_seed-3: the disk <is> full" in page.text
     assert page.headings[-3:] == ["Cost", "Examples", "Protocol"] and "Target after: semalign, seed 3." in page.text
@@ -713,6 +715,7 @@ def test_comparisons_are_reported_side_by_side(comparison: Path, tmp_path: Path)
     def renamed(tree: dict[str, Any]) -> None:
         tree["config"]["experiment"]["name"] = "elsewhere"
         tree["config"]["methods"]["sft"] = []
+        tree["methods"]["sft"]["same_as"] = "semalign"
         del tree["config"]["methods"]["kd"], tree["methods"]["kd"]
         for of in (tree["metrics"], *(found["figures"] for found in tree["methods"].values())):
             of["agreement"] = of["KL"]  # which is left to the report of each
@@ -720,13 +723,28 @@ def test_comparisons_are_reported_side_by_side(comparison: Path, tmp_path: Path)
     edit(other / "comparison.json", renamed)
     name = Comparison.read(comparison / "comparison.json").config.experiment.name
     page = parsed(write_report([comparison, other], tmp_path / "both.html"))
-    (both,) = tables(tmp_path / "both.html")
+    both, facts = tables(tmp_path / "both.html")
     (first, *_), (second, *_) = (tables(write_report([folder])) for folder in (comparison, other))
     assert both[0] == ["", *(f"{of}: {key}" for of in (name, "elsewhere") for key in ("KL ↓", "gsm8k ↑"))]
     assert both[1:5] == [[*one, *two[1:3]] for one, two in zip(first[1:5], second[1:5], strict=True)]
     assert both[5] == ["kd", "–", "–", "–", "–"]
-    assert page.tags.count("svg") == 2 and "Not the same settings in all comparisons: sft." in page.text
-    assert page.text.count("semalign compare experiment.yaml") == 2 and "# elsewhere" in page.text
+    assert facts[0] == ["", name, "elsewhere"] and facts[1][0] == "source → target"
+    assert "Not the same settings of its own in all comparisons: sft." in page.text
+    assert f"{name}, without figures: kd_seed-3" in page.text and "elsewhere, without" not in page.text
+    assert "elsewhere: sft is semalign, by the same runs." in page.text
+    assert "semalign compare elsewhere.yaml --methods semalign,sft --seeds" in page.text
+    assert f"# elsewhere.yaml: the experiment in {other}/comparison.json" in page.text
+    kl, benchmarks = (
+        figure for figure in re.findall(r"<svg.*?</svg>", (tmp_path / "both.html").read_text(), re.DOTALL)
+    )
+    assert kl.count(">KL ↓<") == 2 == benchmarks.count(">gsm8k ↑<") and "gsm8k" not in kl
+    assert kl.count(">elsewhere<") == kl.count(">target before<") == kl.count(">semalign<") == 1
+
+
+def test_comparisons_that_agree_have_no_notes(comparison: Path, tmp_path: Path) -> None:
+    other = shutil.copytree(comparison, tmp_path / "other")
+    page = parsed(write_report([comparison, other], tmp_path / "both.html"))
+    assert "Not the same settings" not in page.text and "by the same runs" not in page.text
 
 
 def test_folders_that_cannot_be_reported_are_told_in_a_sentence(

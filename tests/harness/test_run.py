@@ -42,8 +42,6 @@ def test_a_run_fills_its_folder(tmp_path: Path, overrides: list[str], capsys: py
         (TransferReport, "transfer.json"),
     ):
         contract.read(folder / name)
-    result = RunResult.read(folder / "result.json")
-    assert result.training_peak_bytes and 0 < result.training_peak_bytes <= result.peak_bytes
     phase = SourcePhase.read(folder / "supervision.json")
     assert len(Supervision.open(Path(phase.folder) / "supervision")) == phase.train_rows == 16
     steps = [StepRecord.model_validate_json(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
@@ -54,6 +52,17 @@ def test_a_run_fills_its_folder(tmp_path: Path, overrides: list[str], capsys: py
     changed = [n for n, p in trained.named_parameters() if not torch.equal(p, dict(before.named_parameters())[n])]
     assert changed and all(name.startswith("model.layers.") for name in changed)
     assert not [path for path in folder.iterdir() if path.name.startswith(".")], "scratch files are gone"
+
+
+def test_the_peak_of_the_training_forgets_what_was_before(
+    tmp_path: Path, overrides: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    peaks = [9 * 10**9]
+    monkeypatch.setattr("semalign_harness.pipeline.peak_memory", lambda device: peaks[-1])
+    monkeypatch.setattr("semalign_harness.pipeline.forget_peak_memory", lambda device: peaks.append(10**9))
+    assert run(tmp_path, overrides) == 0
+    result = RunResult.read(tmp_path / "run" / "result.json")
+    assert (result.peak_bytes, result.training_peak_bytes) == (9 * 10**9, 10**9)
 
 
 def test_the_same_experiment_gives_the_same_target(

@@ -37,6 +37,21 @@ def test_singular_values_come_close_to_one_and_vectors_stay(seed: int, rows: int
     assert 0.6 < float(inner.diagonal().min()) and float(inner.diagonal().max()) < 1.3
 
 
+def test_matrices_move_alike_together_and_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    moved = []
+    for together in (1, 100, 10_000):
+        monkeypatch.setattr("semalign_train._muon.TOGETHER", together)
+        parameters = [nn.Parameter(normal(seed, 6, 8)) for seed in range(5)]
+        muon = Muon(parameters, weight_decay=0.01)
+        for number, parameter in enumerate(parameters):
+            parameter.grad = normal(10 + number, 6, 8)
+        muon.param_groups[0]["lr"] = 0.02
+        muon.step()
+        moved.append(torch.stack(list(parameters)))
+    torch.testing.assert_close(moved[0], moved[1])
+    torch.testing.assert_close(moved[0], moved[2])
+
+
 @pytest.mark.filterwarnings("ignore:.*TF32.*")
 def test_it_moves_as_torch_does_up_to_bfloat16() -> None:
     ours = [nn.Parameter(normal(seed, *shape).float()) for seed, shape in enumerate([(8, 8), (6, 12), (12, 6), (8, 8)])]

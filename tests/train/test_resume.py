@@ -65,8 +65,8 @@ def comparable(report: Any) -> Any:
 
 @pytest.mark.parametrize(
     ("trainable", "optimiser"),
-    [(FullLayer(), "adamw"), (LoraLayer(rank=2), "adamw"), (FullLayer(), "muon")],
-    ids=["full", "lora", "muon"],
+    [(FullLayer(), "adamw"), (LoraLayer(rank=2), "adamw"), (FullLayer(), "muon"), (LoraLayer(rank=2), "muon")],
+    ids=["full", "lora", "muon", "lora-muon"],
 )
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 @settings(max_examples=5)

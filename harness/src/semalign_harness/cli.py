@@ -63,6 +63,7 @@ examples:
   semalign evaluate target.gguf --source source.gguf --data benchmarks --limit 200 --out evaluations/before
   semalign report runs/tiny
   semalign report runs/tiny runs/tiny-2 --out tiny.html
+  semalign report runs/gsm8k-comparison runs/mbpp-comparison --out tasks.html
   semalign compare-evaluations evaluations/before evaluations/after --source evaluations/source
 """
 

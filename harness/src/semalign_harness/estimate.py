@@ -340,10 +340,13 @@ def _training_activations(model: ModelNeeds, tokens: int, train: TransferConfig)
 
 
 def _training_state(experiment: Experiment, shape: ModelShape) -> int:
-    """Of each trained number in float32: itself, two moments, its gradient of each term, and their sum."""
-    weights = experiment.train.weights
+    """Of each trained number in float32: itself, two moments, its gradient of each term, and their sum.
+
+    Muon keeps one moment, and needs at most six copies of the largest matrix, which is a third of a layer or less.
+    """
+    weights, moments = experiment.train.weights, 2 if experiment.train.optimiser == "adamw" else 3
     terms = sum(weight > 0 for weight in (weights.geometry, weights.output, weights.answer, weights.label))
-    return 4 * _trained(experiment, shape) * (3 + terms + 1)
+    return 4 * _trained(experiment, shape) * (1 + moments + terms + 1)
 
 
 def _trained(experiment: Experiment, shape: ModelShape) -> int:

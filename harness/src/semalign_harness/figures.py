@@ -165,10 +165,10 @@ def draw_fidelity(report: RunFidelity) -> str:
         kept = [each.recomposition_cosine for each in report.layers]
         size = _dot_size(len(layers))
         axes.plot(layers, direct, "s--", color=INK, markersize=size, label="CKA, no transport")
-        axes.plot(layers, moved, "o-", color=BLUE, markersize=size, zorder=3, label=f"CKA, {_short(report.frame)}")
+        axes.plot(layers, moved, "o-", color=BLUE, markersize=size, zorder=3, label=f"CKA, {shortened(report.frame)}")
         for other, (style, colour) in zip(report.others, itertools.cycle(styles), strict=False):
             theirs = [each.cka_transported for each in other.layers]
-            label = f"CKA, {_short(other.frame)}"
+            label = f"CKA, {shortened(other.frame)}"
             axes.plot(layers, theirs, style, color=colour, markersize=0.8 * size, linewidth=0.9, label=label)
         axes.plot(layers, kept, "^:", color=ORANGE, markersize=size, label="recomposition")
         axes.set(xlabel="target layer", xlim=(0.6, len(layers) + 0.4), ylim=(min(0.0, *kept), 1.05))
@@ -254,7 +254,7 @@ def draw_bars(groups: Sequence[tuple[str, Sequence[Dot]]]) -> str:
                 bar.set(facecolor="none" if hatch else colour, edgecolor=colour, hatch=hatch)
             reach = [[each.value - each.low for _, each in found], [each.high - each.value for _, each in found]]
             _whiskers(axes, x=values, y=places, xerr=reach)
-        axes.set_yticks(range(len(groups)), [_short(title) for title, _ in groups])
+        axes.set_yticks(range(len(groups)), [shortened(title) for title, _ in groups])
         axes.set(xlim=(0, None))
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
         axes.invert_yaxis()
@@ -269,6 +269,7 @@ def draw_dots(panels: Sequence[Panel]) -> str:
     from matplotlib.ticker import MaxNLocator
 
     names = list(dict.fromkeys(dot.name for panel in panels for dot in panel.dots))
+    first = next((panel for panel in panels if panel.lines), None)
 
     def draw(figure: "Figure") -> None:
         columns = min(2, len(panels))
@@ -276,16 +277,16 @@ def draw_dots(panels: Sequence[Panel]) -> str:
             axes = figure.add_subplot(math.ceil(len(panels) / columns), columns, number + 1)
             axes.grid(visible=False, axis="y")
             for line, style in zip(panel.lines, ("--", ":"), strict=False):
-                label = line.name if number == 0 else None
+                label = line.name if panel is first else None
                 axes.axvline(line.value, color=ORANGE, linestyle=style, linewidth=1.2, label=label)
             for dot in panel.dots:
                 place, low, high = names.index(dot.name), dot.estimate.low, dot.estimate.high
                 if math.isfinite(low) and math.isfinite(high):
                     axes.plot([low, high], [place, place], "-", color=BLUE, linewidth=1)
                 axes.plot([dot.estimate.value], [place], "o", color=BLUE)
-            axes.set_yticks(range(len(names)), [_short(name) for name in names] if number % columns == 0 else [])
+            axes.set_yticks(range(len(names)), [shortened(name) for name in names] if number % columns == 0 else [])
             axes.set(ylim=(len(names) - 0.5, -0.5))
-            axes.set_xlabel(panel.title, fontsize="small" if len(panels) > 1 else None)
+            axes.set_xlabel(panel.title)
             axes.xaxis.set_major_locator(MaxNLocator(nbins=5))
             if panel.percent:
                 axes.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
@@ -293,7 +294,7 @@ def draw_dots(panels: Sequence[Panel]) -> str:
 
     rows = math.ceil(len(panels) / 2)
     title = ", ".join(panel.title for panel in panels)
-    return _drawn(f"dots {title}", 0.4 + (0.55 + 0.2 * len(names)) * rows, draw)
+    return _drawn(f"dots {title}", 0.4 + (0.7 + 0.2 * len(names)) * rows, draw)
 
 
 def _thinned(begin: int, values: Sequence[float], points: int) -> tuple[list[float], list[float]]:
@@ -309,7 +310,8 @@ def _dot_size(layers: int) -> float:
     return 4.0 if layers <= MANY else 2.5
 
 
-def _short(name: str) -> str:
+def shortened(name: str) -> str:
+    """A name that fits beside or below a figure's axes."""
     return name if len(name) <= LABEL else f"{name[: LABEL - 1]}…"
 
 

@@ -92,10 +92,10 @@ class RunResult(Contract):
     seconds: float
     """Wall time of the process that finished the run, the building or conversion of models included."""
     peak_bytes: int
-    """Peak memory of the process; on a CUDA device, that device's peak."""
+    """Peak memory of the process, of several the largest; on a CUDA device, that device's peak."""
     training_peak_bytes: int | None = None
-    """The same while the method trained, without the source where it was not needed for that; the whole process's on
-    a system that cannot tell, None for a run of an earlier version."""
+    """The same while the method trained: `peak_bytes` on a system that cannot tell, None where an earlier process did a
+    part of the training, and in results of earlier versions."""
 
 
 def run_experiment(
@@ -181,7 +181,7 @@ def run_experiment(
             train_rows=len(inputs.split.train),
             seconds=console.seconds,
             peak_bytes=max(ranks.from_all(max(peak, peak_memory(device)))),
-            training_peak_bytes=max(ranks.from_all(training_peak)),
+            training_peak_bytes=None if resumed else max(ranks.from_all(training_peak)),
         )
         if ranks.is_first:
             similarity.write(folder / SIMILARITY)

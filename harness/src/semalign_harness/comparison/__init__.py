@@ -3,12 +3,14 @@
 from ._contracts import Benchmarks as Benchmarks
 from ._contracts import Comparison as Comparison
 from ._contracts import ComparisonConfig as ComparisonConfig
+from ._figures import BESIDES as BESIDES
 from ._run import compare as compare
 from ._run import overrides_of_methods as overrides_of_methods
 from ._table import comparison_csv as comparison_csv
 from ._table import comparison_markdown as comparison_markdown
 
 __all__ = [
+    "BESIDES",
     "Benchmarks",
     "Comparison",
     "ComparisonConfig",

@@ -107,7 +107,9 @@ class MethodFigures(Settings):
     source_seconds: float = 0.0
     """Wall time of what the source left behind, where the method needs it: as it was made, once for all methods."""
     peak_bytes: int = 0
-    """Largest peak memory of its runs while they trained; of the process, or of a CUDA device."""
+    """Largest peak memory of its runs; of the process, or of a CUDA device."""
+    training_peak_bytes: int | None = None
+    """The same while they trained; None where a run does not know it."""
     stored_bytes: int = 0
     """Supervision on disk."""
 

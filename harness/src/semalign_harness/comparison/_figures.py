@@ -41,8 +41,11 @@ class Values:
         return mean(self.items, weights=self.weights)
 
 
-LOWER = ("answer NLL", "KL")
+KL, NLL, AGREEMENT = "KL", "answer NLL", "agreement"
+LOWER = (NLL, KL)
 """Metrics of which less is better."""
+BESIDES = (NLL, AGREEMENT)
+"""Metrics that say how the KL comes about."""
 
 
 @dataclass(frozen=True)
@@ -57,9 +60,9 @@ def metrics_of(measured: Measurement, evaluation: Evaluated | None) -> dict[str,
     """Every metric of one model."""
     rows = measured.by_row
     found = {
-        "KL": Values(rows.kl, rows.tokens, False),
-        "answer NLL": Values(rows.nll, rows.tokens, False),
-        "agreement": Values(rows.agreement, rows.tokens, False),
+        KL: Values(rows.kl, rows.tokens, False),
+        NLL: Values(rows.nll, rows.tokens, False),
+        AGREEMENT: Values(rows.agreement, rows.tokens, False),
     }
     if rows.correct:
         found["exact answers"] = Values([float(right) for right in rows.correct], None, True)

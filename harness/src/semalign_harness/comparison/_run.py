@@ -258,10 +258,16 @@ def _summary(
             supervised_tokens=round(fmean(training.supervised_tokens for training in trainings)),
             training_seconds=fmean(training.seconds for training in trainings),
             source_seconds=fmean(result.supervision_seconds for result in results),
-            peak_bytes=max(result.training_peak_bytes or result.peak_bytes for result in results),
+            peak_bytes=max(result.peak_bytes for result in results),
+            training_peak_bytes=_largest([result.training_peak_bytes for result in results]),
             stored_bytes=round(fmean(result.supervision_bytes for result in results)),
         )
     return Comparison(config=config, metrics=metrics, methods=methods)
+
+
+def _largest(peaks: Sequence[int | None]) -> int | None:
+    known = [peak for peak in peaks if peak is not None]
+    return max(known) if len(known) == len(peaks) else None
 
 
 def _rivals(config: ComparisonConfig, same: Mapping[str, str]) -> Sequence[str]:

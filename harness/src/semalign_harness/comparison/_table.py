@@ -19,6 +19,7 @@ _COST_FIELDS = (
     "training_seconds",
     "source_seconds",
     "peak_bytes",
+    "training_peak_bytes",
     "stored_bytes",
 )
 
@@ -45,7 +46,8 @@ def comparison_markdown(comparison: Comparison) -> str:
         f"Budget: {_budget(comparison)}; {config.experiment.data.train_rows} training rows. "
         "Trained: numbers of all stages together. Tokens: supervised ones that were trained on, repeats included. "
         "Seconds: training, then what the source left behind, where the method needs it (made once for all). Memory: "
-        "the largest peak while a run trained. Stored: supervision on disk.",
+        "the largest peak while a run trained, – where a run went on from an earlier process. Stored: supervision on "
+        "disk.",
     ]
     if len(config.seeds) > 1:
         lines += ["Spread (standard deviation) over the seeds:", _spreads(comparison)]
@@ -66,7 +68,7 @@ def comparison_csv(comparison: Comparison) -> str:
     for name, found in comparison.methods.items():
         if not found.figures:
             writer.writerow([name, "", *[""] * len(figures), *[""] * len(_COST_FIELDS), "; ".join(found.missing)])
-        cost = [getattr(found, field) for field in _COST_FIELDS]
+        cost = ["" if (value := getattr(found, field)) is None else value for field in _COST_FIELDS]
         note = "" if found.same_as is None else f"same settings as {found.same_as}"
         for metric, figure in found.figures.items():
             versus, best = figure.versus_rival, comparison.metrics[metric].rival
@@ -92,7 +94,8 @@ def _row(name: str, found: MethodFigures, metrics: dict[str, Metric]) -> Row:
     ]
     seconds = f"{found.training_seconds:.0f}" + f" + {found.source_seconds:.0f}" * (found.source_seconds > 0)
     numbers = [f"{found.trained_parameters:,}", f"{found.supervised_tokens:,}"]
-    return [label, *cells, *numbers, seconds, gb(found.peak_bytes), gb(found.stored_bytes)]
+    memory = "–" if found.training_peak_bytes is None else gb(found.training_peak_bytes)
+    return [label, *cells, *numbers, seconds, memory, gb(found.stored_bytes)]
 
 
 def _budget(comparison: Comparison) -> str:

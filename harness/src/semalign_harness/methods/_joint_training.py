@@ -84,14 +84,8 @@ class _JointTrainer:
         self._store, self._ranks = context.stores.train, Ranks.current()
         self._steps = sum(config.stage_steps(view.depth, len(self._store)))
         self._autocast = config.autocast == "bfloat16" or view.model.dtype == torch.bfloat16
-        embeddings, head = view.model.get_input_embeddings(), view.model.get_output_embeddings()
-        assert isinstance(head, nn.Module)
-        self._optimiser = Optimiser(
-            parameters,
-            config,
-            products=torch.bfloat16 if self._autocast else None,
-            tables=[*embeddings.parameters(), *head.parameters()],
-        )
+        products = torch.bfloat16 if self._autocast else None
+        self._optimiser = Optimiser(parameters, config, products=products, matrices=view.layers.parameters())
 
     def run(self) -> MethodReport:
         device = self._view.device

@@ -4,7 +4,7 @@ import shlex
 from typing import TYPE_CHECKING
 
 from ..estimate import gb
-from ..figures import Dot, Line, Panel, draw_dots
+from ..figures import Dot, Line, Panel, draw_dots, shortened
 from ._cells import NOTHING, arrow, chance, interval, many, number, seconds, share
 from ._evaluations import example_blocks
 from ._page import Block, Facts, Page, Picture, Row, Table, Text, sections_of
@@ -44,23 +44,33 @@ def comparison_page(reported: ReportedComparison) -> Page:
                     config.experiment,
                     reported.environment,
                     reported.evaluations,
-                    command=f"# experiment.yaml: all settings, below\n{command_of(comparison)}",
+                    command=f"# experiment.yaml: all settings, below\n{command_of(comparison, 'experiment.yaml')}",
                 ),
             ),
         ),
     )
 
 
+def facts_of(comparison: "Comparison") -> dict[str, str]:
+    """Models, rows and budget."""
+    config, experiment = comparison.config, comparison.config.experiment
+    measured = (f"{name}: {many(metric.items, 'item')}" for name, metric in comparison.metrics.items())
+    return {
+        "source → target": f"{experiment.source.path} → {experiment.target.path}",
+        "rows": f"{experiment.data.train_rows:,} of {describe_rows(experiment.data.train)}",
+        "seeds": ", ".join(map(str, config.seeds)),
+        "equal for all": EQUAL[config.equal],
+        "measured on": ", ".join(measured),
+    }
+
+
+def reasons_of(comparison: "Comparison") -> list[str]:
+    """Why methods have no figures."""
+    return list(dict.fromkeys(reason for found in comparison.methods.values() for reason in found.missing))
+
+
 def _result(comparison: "Comparison") -> list[Block]:
     config, metrics = comparison.config, comparison.metrics
-    experiment = config.experiment
-    facts = [
-        ("source → target", f"{experiment.source.path} → {experiment.target.path}"),
-        ("rows", f"{experiment.data.train_rows:,} of {describe_rows(experiment.data.train)}"),
-        ("seeds", ", ".join(map(str, config.seeds))),
-        ("equal for all", EQUAL[config.equal]),
-        ("measured on", ", ".join(f"{name}: {many(metric.items, 'item')}" for name, metric in metrics.items())),
-    ]
     header = ["", *(f"{name} {arrow(lower_is_better=metric.lower_is_better)}" for name, metric in metrics.items())]
     rows: list[Row] = [
         ("source", *(interval(metric.source, percent=metric.percent) for metric in metrics.values())),
@@ -70,12 +80,11 @@ def _result(comparison: "Comparison") -> list[Block]:
         label = name if found.same_as is None else f"{name} (= {found.same_as})"
         rows.append((label, *(cell_of(comparison, name, key) for key in metrics)))
     blocks: list[Block] = [
-        Facts(tuple(facts)),
+        Facts(tuple(facts_of(comparison).items())),
         Table(tuple(header), tuple(rows)),
         Text(f"Means over {many(len(config.seeds), 'seed')}; {READING}"),
     ]
-    reasons = dict.fromkeys(reason for found in comparison.methods.values() for reason in found.missing)
-    blocks += [Text(f"Without figures: {reason}") for reason in reasons]
+    blocks += [Text(f"Without figures: {reason}") for reason in reasons_of(comparison)]
     return blocks
 
 
@@ -91,7 +100,8 @@ def _pictures(comparison: "Comparison") -> list[Block]:
 
 
 def panel_of(comparison: "Comparison", key: str, title: str | None = None) -> Panel:
-    """One metric of all methods that have it, beside the source and the target before."""
+    """One metric of all methods that have it, beside the source and the target before; under a title where there is
+    one."""
     metric = comparison.metrics[key]
     dots = [
         Dot(name, found.figures[key].estimate)
@@ -99,7 +109,8 @@ def panel_of(comparison: "Comparison", key: str, title: str | None = None) -> Pa
         if key in found.figures and found.same_as is None
     ]
     lines = [Line("target before", metric.before.value), Line("source", metric.source.value)]
-    return Panel(f"{title or key} {arrow(lower_is_better=metric.lower_is_better)}", dots, lines, metric.percent)
+    above = "" if title is None else f"{shortened(title)}\n"
+    return Panel(f"{above}{key} {arrow(lower_is_better=metric.lower_is_better)}", dots, lines, metric.percent)
 
 
 def cell_of(comparison: "Comparison", name: str, key: str) -> str:
@@ -163,7 +174,8 @@ def _costs(comparison: "Comparison") -> list[Block]:
         label = name if found.same_as is None else f"{name} (= {found.same_as})"
         source = seconds(found.source_seconds) if found.source_seconds else NOTHING
         numbers = (f"{found.trained_parameters:,}", f"{found.steps:,}", f"{found.supervised_tokens:,}")
-        sizes = (gb(found.peak_bytes), gb(found.stored_bytes))
+        memory = NOTHING if found.training_peak_bytes is None else gb(found.training_peak_bytes)
+        sizes = (memory, gb(found.stored_bytes))
         rows.append((label, *numbers, seconds(found.training_seconds), source, *sizes))
     if not rows:
         return []
@@ -171,16 +183,17 @@ def _costs(comparison: "Comparison") -> list[Block]:
     return [
         Table(header, tuple(rows)),
         Text(
-            "Means over the runs; memory: the largest peak while a run trained. The source's part is made once for all "
-            "methods that need it; stored: its size on disk. Supervised tokens count repeats."
+            "Means over the runs; memory: the largest peak while a run trained, – where a run went on from an earlier "
+            "process. The source's part is made once for all methods that need it; stored: its size on disk. "
+            "Supervised tokens count repeats."
         ),
     ]
 
 
-def command_of(comparison: "Comparison") -> str:
+def command_of(comparison: "Comparison", file: str) -> str:
     """The command, with the experiment in a file."""
     config = comparison.config
-    words = ["semalign", "compare", "experiment.yaml", "--methods", ",".join(config.methods)]
+    words = ["semalign", "compare", file, "--methods", ",".join(config.methods)]
     words += ["--seeds", ",".join(map(str, config.seeds)), "--equal", config.equal]
     words += [] if config.against is None else ["--against", config.against]
     if config.benchmarks is not None:

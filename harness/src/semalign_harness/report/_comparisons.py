@@ -4,79 +4,85 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ..figures import draw_dots
-from ._cells import arrow, distinct, interval, many
-from ._comparison import READING, cell_of, command_of, panel_of
+from ._cells import arrow, distinct, interval
+from ._comparison import READING, cell_of, command_of, facts_of, panel_of, reasons_of
 from ._page import Block, Code, Page, Picture, Row, Table, Text, sections_of
 from ._read import ReportedComparison
 
 if TYPE_CHECKING:
     from ..comparison import Comparison
 
-KL = "KL"
-BESIDES = ("answer NLL", "agreement")
-"""What is left to the report of each comparison."""
-
+Named = dict[str, "Comparison"]
 Columns = Sequence[tuple[str, "Comparison", str]]
-"""Title, comparison and metric."""
+"""Name of a comparison, itself, and one of its metrics."""
 
 
 def comparisons_page(reported: Sequence[ReportedComparison]) -> Page:
     """The KL and the benchmarks of each comparison beside those of the others."""
+    from ..comparison import BESIDES
+
     names = distinct([each.comparison.config.experiment.name for each in reported], [each.folder for each in reported])
-    columns = [
-        (f"{name}: {key}", each.comparison, key)
+    named = {name: each.comparison for name, each in zip(names, reported, strict=True)}
+    columns = [(name, of, key) for name, of in named.items() for key in of.metrics if key not in BESIDES]
+    places = [
+        f"{name}.yaml: the experiment in {each.folder}/comparison.json"
         for name, each in zip(names, reported, strict=True)
-        for key in each.comparison.metrics
-        if key not in BESIDES
     ]
-    commands = [f"# {name}\n{command_of(each.comparison)}" for name, each in zip(names, reported, strict=True)]
+    commands = [
+        f"# {place}\n{command_of(of, f'{name}.yaml')}" for place, (name, of) in zip(places, named.items(), strict=True)
+    ]
     return Page(
         f"{len(reported)} comparisons",
         sections_of(
-            ("Result", _result(columns)),
+            ("Result", [*_result(columns), *_notes(named)]),
             ("Figures", _pictures(columns)),
-            ("Protocol", [Text("To repeat them, each with its experiment in a file:"), Code("\n".join(commands))]),
+            ("What was compared", _facts(named)),
+            ("Protocol", [Text("To repeat them:"), Code("\n".join(commands))]),
         ),
     )
 
 
 def _result(columns: Columns) -> list[Block]:
-    metrics = [comparison.metrics[key] for _, comparison, key in columns]
-    header = [
-        f"{title} {arrow(lower_is_better=metric.lower_is_better)}"
-        for (title, _, _), metric in zip(columns, metrics, strict=True)
-    ]
-    rows: list[Row] = [
-        ("source", *(interval(metric.source, percent=metric.percent) for metric in metrics)),
-        ("target before", *(interval(metric.before, percent=metric.percent) for metric in metrics)),
-    ]
-    methods = list(dict.fromkeys(name for _, comparison, _ in columns for name in comparison.methods))
+    header, source, before = [""], ["source"], ["target before"]
+    for name, comparison, key in columns:
+        metric = comparison.metrics[key]
+        header.append(f"{name}: {key} {arrow(lower_is_better=metric.lower_is_better)}")
+        source.append(interval(metric.source, percent=metric.percent))
+        before.append(interval(metric.before, percent=metric.percent))
+    methods = dict.fromkeys(name for _, comparison, _ in columns for name in comparison.methods)
+    rows: list[Row] = [tuple(source), tuple(before)]
     rows += [(name, *(cell_of(comparison, name, key) for _, comparison, key in columns)) for name in methods]
-    items = ", ".join(
-        f"{title}: {many(metric.items, 'item')}" for (title, _, _), metric in zip(columns, metrics, strict=True)
-    )
-    blocks: list[Block] = [
-        Table(("", *header), tuple(rows)),
-        Text(f"Means over the seeds of each comparison ({items}); {READING}"),
-    ]
-    own = [name for name in methods if len({_overrides(comparison, name) for _, comparison, _ in columns} - {None}) > 1]
-    if own:
-        blocks.append(Text(f"Not the same settings in all comparisons: {', '.join(own)}. The commands say which."))
-    return blocks
+    return [Table(tuple(header), tuple(rows)), Text(f"Means over the seeds of each comparison; {READING}")]
 
 
-def _overrides(comparison: "Comparison", name: str) -> tuple[str, ...] | None:
-    return comparison.config.methods.get(name)
+def _notes(named: Named) -> list[Block]:
+    """Methods that are not the same everywhere, that are another one, or that have no figures."""
+    given: dict[str, set[tuple[str, ...]]] = {}
+    for comparison in named.values():
+        for name, overrides in comparison.config.methods.items():
+            given.setdefault(name, set()).add(overrides)
+    own = [name for name, settings in given.items() if len(settings) > 1]
+    notes = [f"Not the same settings of its own in all comparisons: {', '.join(own)}."] if own else []
+    for title, comparison in named.items():
+        notes += [
+            f"{title}: {name} is {found.same_as}, by the same runs."
+            for name, found in comparison.methods.items()
+            if found.same_as is not None
+        ]
+        notes += [f"{title}, without figures: {reason}" for reason in reasons_of(comparison)]
+    return [Text(note) for note in notes]
+
+
+def _facts(named: Named) -> list[Block]:
+    facts = [facts_of(comparison) for comparison in named.values()]
+    return [Table(("", *named), tuple((key, *(each[key] for each in facts)) for key in facts[0]))]
 
 
 def _pictures(columns: Columns) -> list[Block]:
     blocks: list[Block] = []
-    kinds = {
-        "KL to the source: further left is better": [each for each in columns if each[2] == KL],
-        "Benchmarks: further right is better": [each for each in columns if each[2] != KL],
-    }
-    for caption, of in kinds.items():
-        panels = [panel for title, comparison, key in of if (panel := panel_of(comparison, key, title)).dots]
+    for better, lower in (("left", True), ("right", False)):
+        of = [each for each in columns if each[1].metrics[each[2]].lower_is_better == lower]
+        panels = [panel for name, comparison, key in of if (panel := panel_of(comparison, key, name)).dots]
         if panels:
-            blocks.append(Picture(draw_dots(panels), f"{caption}; 95% intervals over the items."))
+            blocks.append(Picture(draw_dots(panels), f"Further {better} is better; 95% intervals over the items."))
     return blocks

@@ -226,7 +226,7 @@ def cost_pairs(run: ReportedRun) -> list[tuple[str, str]]:
         pairs.append(("tokens per second within steps", f"{speed:,.0f}"))
     if result.training_peak_bytes is not None:
         pairs.append(("peak memory of the training", gb(result.training_peak_bytes)))
-    pairs.append(("peak memory of the whole process", gb(result.peak_bytes)))
+    pairs.append(("peak memory of the run", gb(result.peak_bytes)))
     if as_method(run.experiment.method).stored:
         pairs.append(("supervision on disk", gb(result.supervision_bytes)))
     if run.model_bytes:

@@ -86,7 +86,8 @@ class Checkpoints:
                     continue
                 if found.training != self._training:
                     raise SemalignError(
-                        f"{self.folder} holds the checkpoints of another training: choose another folder"
+                        f"{self.folder} holds the checkpoints of another training: choose another folder, or "
+                        "delete them"
                     )
 
     def stage(self, layer: int) -> tuple[StageRecord, dict[str, Tensor]] | None:

@@ -1,4 +1,4 @@
-"""Muon in a precision of choice: torch's own multiplies in bfloat16, which some processors emulate."""
+"""Muon, with products in a precision of choice: torch's own are in bfloat16, which some processors emulate."""
 
 import math
 from collections import defaultdict
@@ -14,13 +14,16 @@ COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 """a, b, c of the quintic aX + b(XXᵀ)X + c(XXᵀ)²X."""
 ITERATIONS = 5
 ADAMW_LENGTH = 0.2
-"""Root mean square of AdamW's updates, in units of its rate, as Moonshot AI measured it (arXiv 2502.16982)."""
+"""Root mean square of AdamW's updates, in units of its rate. Source: Liu et al. (2025), arXiv 2502.16982."""
+TOGETHER = 2**21
+"""Numbers that are orthogonalised together at the most, unless one matrix has more: small ones save calls, large ones
+would cost memory."""
 
 
 class Muon(torch.optim.Optimizer):
-    """Moves matrices by their orthogonalised Nesterov momentum; `lr` of its group is set by the caller.
+    """Moves matrices by their orthogonalised Nesterov momentum (0.95); `lr` of its group is set by the caller.
 
-    Source: Jordan et al. (2024), https://kellerjordan.github.io/posts/muon.
+    Source: Jordan et al. (2024), https://kellerjordan.github.io/posts/muon; length `adamw`: Liu et al. (2025).
     """
 
     def __init__(
@@ -45,17 +48,20 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """Move every matrix; matrices of one shape are orthogonalised together."""
+        """Move every matrix; small matrices of one shape are orthogonalised together."""
         for group in self.param_groups:
             alike: defaultdict[torch.Size, list[nn.Parameter]] = defaultdict(list)
             for matrix in group["params"]:
                 alike[matrix.shape].append(matrix)
             for shape, matrices in alike.items():
-                directions = torch.stack([self._direction(matrix) for matrix in matrices])
-                updates = orthogonalised(directions.to(self._dtype or directions.dtype))
-                for matrix, update in zip(matrices, updates, strict=True):
-                    matrix.mul_(1 - group["lr"] * group["weight_decay"])
-                    matrix.sub_(group["lr"] * self._factor(*shape) * update)
+                size = max(1, TOGETHER // shape.numel())
+                for start in range(0, len(matrices), size):
+                    some = matrices[start : start + size]
+                    directions = torch.stack([self._direction(matrix) for matrix in some])
+                    updates = orthogonalised(directions.to(self._dtype or directions.dtype))
+                    for matrix, update in zip(some, updates, strict=True):
+                        matrix.mul_(1 - group["lr"] * group["weight_decay"])
+                        matrix.sub_(group["lr"] * self._factor(*shape) * update)
 
     def _direction(self, matrix: nn.Parameter) -> Tensor:
         assert matrix.grad is not None

@@ -10,7 +10,10 @@ from ._settings import TransferConfig
 
 
 class Optimiser:
-    """AdamW, or Muon for the matrices and AdamW for the rest, over parameters in a fixed order."""
+    """AdamW, or Muon for matrices and AdamW for the rest, over parameters in a fixed order.
+
+    Laws: `adamw` moves every parameter as torch's AdamW does; from a kept state both go on to the same bits.
+    """
 
     def __init__(
         self,
@@ -18,7 +21,7 @@ class Optimiser:
         config: TransferConfig,
         *,
         products: torch.dtype | None = None,
-        tables: Iterable[Tensor] = (),
+        matrices: Iterable[nn.Parameter] | None = None,
     ) -> None:
         """Take the parameters.
 
@@ -26,13 +29,12 @@ class Optimiser:
             parameters: all that train; their places name them in the state.
             config: optimiser, weight decay and betas.
             products: dtype of Muon's products; None takes that of the parameters.
-            tables: embeddings and heads, whose rows are entries: never moved by Muon.
+            matrices: those that Muon may move, of which it takes the ones with two dimensions; None for all. Embeddings
+                and heads are none of them: their rows are entries, of which a batch sees few.
         """
         self._parameters = list(parameters)
-        rest = set(map(id, tables))
-        by_muon = [
-            each for each in parameters if config.optimiser == "muon" and each.ndim == 2 and id(each) not in rest
-        ]
+        allowed = set(map(id, parameters if matrices is None else matrices)) if config.optimiser == "muon" else set()
+        by_muon = [each for each in parameters if id(each) in allowed and each.ndim == 2]
         moved = set(map(id, by_muon))
         by_adamw = [each for each in parameters if id(each) not in moved]
         self._parts: list[torch.optim.Optimizer] = []

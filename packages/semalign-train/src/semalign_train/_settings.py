@@ -98,7 +98,7 @@ class TransferConfig(Contract):
     """Examples in memory at a time; the result does not depend on it (relation scope `batch` aside)."""
     optimiser: Literal["adamw", "muon"] = "adamw"
     """AdamW; or Muon, which moves the layers' matrices by their orthogonalised momentum, as far as AdamW would at the
-    same rate, and leaves the rest to AdamW."""
+    same rate, and leaves the rest (gains, biases, stacks of experts) to AdamW."""
     learning_rate: float = Field(1e-4, gt=0)
     """Peak learning rate."""
     weight_decay: float = Field(0.0, ge=0)
