@@ -166,6 +166,24 @@ def test_muon_moves_the_layers_and_leaves_embeddings_and_head_to_adamw(store: Su
         assert torch.equal(value, after["adamw"][key]) == (value.ndim == 1 or "layers" not in key), key
 
 
+@pytest.mark.parametrize("name", ["kd", "kd_full"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_products_are_in_the_precision_of_the_model(
+    name: str, dtype: torch.dtype, store: Supervision, tmp_path: Path, monkeypatch: Any
+) -> None:
+    seen = set()
+    product = nn.functional.linear
+
+    def watched(*given: Any) -> Tensor:
+        found = product(*given)
+        seen.add(found.dtype)
+        return found
+
+    monkeypatch.setattr(nn.functional, "linear", watched)
+    trained(tmp_path, store, name, target_model(dtype=dtype), layers=(1,), steps=1)
+    assert (torch.bfloat16 in seen) == (dtype == torch.bfloat16)
+
+
 def test_the_projections_of_hidden_are_left_to_adamw(store: Supervision, tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setattr(MethodContext, "load_source", lambda self: SimpleNamespace(model=source_model()))
     given: list[nn.Parameter] = []

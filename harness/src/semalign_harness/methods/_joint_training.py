@@ -83,7 +83,8 @@ class _JointTrainer:
         self._spent = spent
         self._store, self._ranks = context.stores.train, Ranks.current()
         self._steps = sum(config.stage_steps(view.depth, len(self._store)))
-        self._autocast = config.autocast == "bfloat16" or view.model.dtype == torch.bfloat16
+        # The view was made before the weights that train became float32.
+        self._autocast = config.autocast == "bfloat16" or view.head.weight.dtype == torch.bfloat16
         products = torch.bfloat16 if self._autocast else None
         self._optimiser = Optimiser(parameters, config, products=products, matrices=view.layers.parameters())
 
