@@ -111,8 +111,8 @@ class TransportConfig(Settings):
     """How residual contributions come to the target's width."""
 
     frame: str = "parseval"
-    """`parseval`, `dual`, `cosine`, one that an installed package brings, or `none` (geometry is matched in the
-    source's own space)."""
+    """`parseval`; for ablation `dual`, `cosine` or `none` (geometry is matched in the source's own space); or one that
+    an installed package brings."""
     fold_gain: bool = True
     """Whether heads are read through the gain of the final norm."""
 

@@ -98,10 +98,10 @@ class Relation(_LayerObjective):
     kind: Literal["relation"] = "relation"
     """Chooses this objective in a configuration."""
     scope: Scope = "sequence"
-    """Relate the tokens of each sequence, or all tokens of a micro-batch at once (then the value depends on the
-    split)."""
+    """Relate the tokens of each sequence, or, for ablation, all tokens of a micro-batch at once (then the value depends
+    on the split)."""
     unit_tokens: bool = False
-    """Scale every token's vector to unit length first."""
+    """Whether every token's vector is scaled to unit length first, for ablation."""
 
     def total(self, step: Step) -> Float[Tensor, ""]:
         """Sum over the sequences with two supervised tokens or more; for scope `batch` the distance times the

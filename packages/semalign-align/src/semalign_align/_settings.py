@@ -28,7 +28,8 @@ class SupervisionSettings(Settings):
     """Settings of `supervise`."""
 
     residual: Literal["layer", "span"] = "layer"
-    """Contribution of the paired source layer alone, or of all source layers since the next shallower paired one."""
+    """Contribution of the paired source layer alone, or, for ablation, of all source layers since the next shallower
+    paired one."""
     output: Annotated[TopK | FinalHidden, Field(discriminator="kind")] = TopK()
     """How the source's output distribution is kept."""
     temperature: float = Field(1.0, gt=0)

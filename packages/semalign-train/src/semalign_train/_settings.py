@@ -77,8 +77,8 @@ class TransferConfig(Contract):
     """What the frontier layer's residual contribution is trained to match, and how; also a kind that an installed
     package brings."""
     divergence: Divergence = "forward"
-    """What the term of the output is: the KL of the source's distribution from the target's; the other way round; or
-    their Jensen-Shannon divergence. All but the first need supervision by top entries."""
+    """What the term of the output is: the KL of the source's distribution from the target's; or, for ablation, the
+    other way round or their Jensen-Shannon divergence, which need supervision by top entries."""
     weights: LossWeights = LossWeights()
     """Weights of the terms."""
     trainable: Annotated[FullLayer | LoraLayer, Field(discriminator="kind")] = FullLayer()
