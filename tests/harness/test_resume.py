@@ -118,6 +118,8 @@ def test_an_interrupted_run_goes_on(
         monkeypatch.setattr(source_phase, "_make", None)  # the source is not needed again
     assert run(folder, longer) == 0
     assert "going on with the interrupted run" in capsys.readouterr().err
+    peaks = [RunResult.read(place / "result.json").training_peak_bytes for place in (folder, tmp_path / "whole")]
+    assert peaks[0] is None and peaks[1], "an earlier process took its own memory"
     assert weights(folder) == weights(tmp_path / "whole")
     if isinstance(at, tuple):
         layer, number = at
