@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from ..figures import draw_dots
 from ._cells import arrow, distinct, interval
 from ._comparison import READING, cell_of, command_of, facts_of, panel_of, reasons_of
-from ._page import Block, Code, Page, Picture, Row, Table, Text, sections_of
+from ._page import Block, Code, Facts, Page, Picture, Row, Table, Text, sections_of
 from ._read import ReportedComparison
 
 if TYPE_CHECKING:
@@ -74,8 +74,8 @@ def _notes(named: Named) -> list[Block]:
 
 
 def _facts(named: Named) -> list[Block]:
-    facts = [facts_of(comparison) for comparison in named.values()]
-    return [Table(("", *named), tuple((key, *(each[key] for each in facts)) for key in facts[0]))]
+    facts = [(Text(f"{name}:"), Facts(tuple(facts_of(comparison).items()))) for name, comparison in named.items()]
+    return [block for of_one in facts for block in of_one]
 
 
 def _pictures(columns: Columns) -> list[Block]:
