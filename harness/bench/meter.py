@@ -39,12 +39,8 @@ class Meter:
     def memory(self) -> Iterator[None]:
         """Peak memory inside the block above the level before it: of the device for CUDA, else resident."""
         forget_peak_memory(self.device)
-        if self.device.type == "cuda":
-            before = torch.cuda.memory_allocated(self.device)
-            yield
-            self.bytes = torch.cuda.max_memory_allocated(self.device) - before
-            return
-        before = psutil.Process().memory_info().rss
+        cuda = self.device.type == "cuda"
+        before = torch.cuda.memory_allocated(self.device) if cuda else psutil.Process().memory_info().rss
         yield
         self.bytes = max(0, peak_memory(self.device) - before)
 
