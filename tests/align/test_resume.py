@@ -1,5 +1,6 @@
 """A supervision that was interrupted goes on after its last whole shard."""
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -84,6 +85,23 @@ def test_a_finished_store_is_not_computed_again(tmp_path: Path) -> None:
     shard = tmp_path / "store" / "shard-000-00001.safetensors"
     shard.write_bytes(shard.read_bytes()[:-1])
     assert runs_after(tmp_path / "store", key="other") == len(BATCHES)
+
+
+@pytest.mark.parametrize("last", ["rmtree", "rename"])
+def test_a_kill_in_the_last_moment_costs_no_run(
+    last: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert call(tmp_path / "store", key="other") is not None
+
+    def kill(*arguments: Any) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(*((shutil, "rmtree") if last == "rmtree" else (Path, "rename")), kill)
+        assert call(tmp_path / "store") is None
+    assert runs_after(tmp_path / "store") == 0
+    names = {file.name for file in (tmp_path / "store").iterdir()}
+    assert not [name for name in names if name.startswith("progress")]
 
 
 def test_half_written_files_do_not_stay(tmp_path: Path) -> None:

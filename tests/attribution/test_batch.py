@@ -64,6 +64,13 @@ def test_left_padding_is_refused() -> None:
         supervised(batch)
 
 
+def test_a_hole_in_the_mask_is_refused() -> None:
+    batch = random_batch(0)
+    batch["attention_mask"][:, 1] = 0
+    with pytest.raises(SemalignError, match="a hole: padding must follow the tokens"):
+        supervised(batch)
+
+
 @pytest.mark.parametrize("kept", [0, 1], ids=["none", "first token only"])
 def test_an_example_without_answer_is_named(kept: int) -> None:
     batch = random_batch(0)

@@ -53,6 +53,7 @@ def test_parts_are_found_and_verify_passes(architecture: str) -> None:
     assert (view.depth, view.width, view.device) == (5, 16, torch.device("cpu"))
     assert view.head.weight.data_ptr() == model.get_output_embeddings().weight.data_ptr()
     view.verify()
+    DecoderView(model.double()).verify()
 
 
 @each_architecture

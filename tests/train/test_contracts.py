@@ -1,5 +1,6 @@
 """Settings and contracts of training: JSON and back, closed, versioned, within their ranges."""
 
+import math
 from typing import Any
 
 import pytest
@@ -106,6 +107,13 @@ def test_a_newer_configuration_inside_a_report_is_refused() -> None:
         ("micro_batch_size", 0),
         ("learning_rate", 0),
         ("learning_rate", -1e-4),
+        ("learning_rate", math.inf),
+        ("passes", math.inf),
+        ("passes", math.nan),
+        ("clip", math.nan),
+        ("weights", {"output": math.inf}),
+        ("betas", (0.9, 1.0)),
+        ("betas", (-0.1, 0.9)),
         ("weight_decay", -1),
         ("warmup", 1.5),
         ("warmup", -0.1),
@@ -118,7 +126,7 @@ def test_a_newer_configuration_inside_a_report_is_refused() -> None:
     ],
 )
 def test_values_out_of_range_are_named(key: str, value: Any) -> None:
-    with pytest.raises(SemalignError, match=f"'{key}[a-z_.]*' is "):
+    with pytest.raises(SemalignError, match=rf"'{key}[a-z_.0-9]*' is "):
         TransferConfig.parse({key: value})
 
 

@@ -6,12 +6,13 @@ from typing import Any
 
 import pytest
 import torch
-from semalign_align import Relation, Step, Supervision
-from semalign_geometry import SemalignError
+from semalign_align import Relation, Step, Supervision, supervise
+from semalign_geometry import SemalignError, Transport
 from semalign_train import DivergedError, FrontierTrainer, Guards, LossWeights, StageRecord, StepRecord, TransferConfig
 from torch import Tensor
 
-from ..align.chain import EXACT, make_store, pair, source_model, target_model
+from ..align.chain import EXACT, EXAMPLES, TOP, make_store, pair, source_model, target_model, transport_between
+from ..models import collate
 
 
 class Faulty(Relation):
@@ -118,6 +119,32 @@ def test_held_out_rows_are_supervised_alike(top: Supervision, tmp_path: Path) ->
     other = make_store(source_model(), target_model(), tmp_path / "other", settings=EXACT, pairing=pair((1, 2, 3, 6)))
     with pytest.raises(SemalignError, match="supervise both alike"):
         FrontierTrainer(target_model(), top, config(guards=Guards(rollback=0.1)), held_out=other)
+    spans = make_store(
+        source_model(), target_model(), tmp_path / "spans", settings=TOP.model_copy(update={"residual": "span"})
+    )
+    with pytest.raises(SemalignError, match="another pairing, transport, residual, .*supervise both alike"):
+        FrontierTrainer(target_model(), top, config(guards=Guards(rollback=0.1)), held_out=spans)
+
+
+def test_a_transport_that_was_saved_is_the_same(top: Supervision, tmp_path: Path) -> None:
+    source, target = source_model(), target_model()
+    transport = transport_between(source, target)
+    transport.save(tmp_path / "transport")
+    read = Transport.load(tmp_path / "transport")
+    other = supervise(source, [collate(EXAMPLES)], pair(), read, tmp_path / "store", settings=TOP)
+    FrontierTrainer(target, top, config(guards=Guards(rollback=0.1)), held_out=other)
+
+
+def test_other_divergences_need_top_entries(top: Supervision, exact: Supervision) -> None:
+    with pytest.raises(SemalignError, match="the training rows have final hidden states: .* or set divergence=forward"):
+        FrontierTrainer(target_model(), exact, config(divergence="reverse"))
+    settings = config(divergence="reverse", guards=Guards(rollback=0.1))
+    with pytest.raises(SemalignError, match="the held-out rows have final hidden states: "):
+        FrontierTrainer(target_model(), top, settings, held_out=exact)
+    FrontierTrainer(target_model(), top, settings, held_out=top)
+    unguarded = config(divergence="reverse")
+    FrontierTrainer(target_model(), top, unguarded, held_out=exact)
+    FrontierTrainer(target_model(), exact, config(divergence="reverse", weights=LossWeights(geometry=1, output=0)))
 
 
 def test_a_term_without_a_say_is_named(top: Supervision, caplog: pytest.LogCaptureFixture) -> None:

@@ -127,7 +127,7 @@ def test_the_streams_are_written_to_the_scratch_folder_which_is_left_empty(
 @pytest.mark.parametrize("before", [7, 100_000])
 def test_a_file_left_in_the_scratch_folder_is_no_obstacle(before: int, tmp_path: Path, top: Supervision) -> None:
     model = target_model()
-    (tmp_path / "prefix.bin").write_bytes(b"\xff" * before)
+    (tmp_path / "prefix-0.bin").write_bytes(b"\xff" * before)
     fresh, again = cache(model, top), cache(model, top, tmp_path)
     for prefix in (fresh, again):
         prefix.advance(1)

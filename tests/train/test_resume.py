@@ -29,19 +29,19 @@ def config(**more: Any) -> TransferConfig:
 
 def train(
     store: Supervision,
-    folder: Path | None,
+    folder: Path | str | None,
     *,
     kill_at: int | None = None,
     dtype: torch.dtype = torch.float32,
+    seen: list[StepRecord | StageRecord] | None = None,
     **more: Any,
 ) -> Any:
-    """A target trained to the end, or to the given event; None when it was killed."""
-    events = 0
+    """A target trained to the end, or to the given event; None when it was killed. `seen` gets the events."""
+    events = [] if seen is None else seen
 
     def callback(record: StepRecord | StageRecord) -> None:
-        nonlocal events
-        events += 1
-        if events == kill_at:
+        events.append(record)
+        if len(events) == kill_at:
             raise Killed
 
     target = target_model(dtype=dtype)
@@ -68,24 +68,25 @@ def comparable(report: Any) -> Any:
     [(FullLayer(), "adamw"), (LoraLayer(rank=2), "adamw"), (FullLayer(), "muon"), (LoraLayer(rank=2), "muon")],
     ids=["full", "lora", "muon", "lora-muon"],
 )
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    ("dtype", "autocast"),
+    [(torch.float32, "model"), (torch.float32, "bfloat16"), (torch.bfloat16, "model")],
+    ids=["float32", "mixed", "bfloat16"],
+)
 @settings(max_examples=5)
 @given(kills=st.lists(st.integers(1, EVENTS), min_size=1, max_size=3), every=st.sampled_from([None, 1, 2, 3]))
 def test_killed_and_resumed_ends_at_the_same_bits(
     trainable: Any,
     optimiser: str,
     dtype: torch.dtype,
+    autocast: str,
     top: Supervision,
     tmp_path_factory: Any,
     kills: list[int],
     every: int | None,
 ) -> None:
-    more = {
-        "trainable": trainable,
-        "optimiser": optimiser,
-        "train_final_norm": True,
-        "autocast": "bfloat16" if dtype != torch.float32 else "model",
-    }
+    more: dict[str, Any] = {"trainable": trainable, "optimiser": optimiser, "train_final_norm": True}
+    more |= {"dtype": dtype, "autocast": autocast}
     whole, report = train(top, None, **more)
     folder = tmp_path_factory.mktemp("killed")
     for kill_at in kills:
@@ -126,7 +127,16 @@ def test_a_damaged_state_is_passed_over(damage: str, top: Supervision, tmp_path:
         tensors.unlink()
     else:
         (newest / "manifest.json").write_text("{", encoding="utf-8")
-    assert same_weights(whole, train(top, tmp_path)[0])
+    seen: list[Any] = []
+    assert same_weights(whole, train(top, tmp_path, seen=seen)[0])
+    assert seen[0].step == STEPS - 1, "from the state before"
+
+
+def test_a_stage_goes_on_from_its_newest_state(top: Supervision, tmp_path: Path) -> None:
+    assert train(top, tmp_path, kill_at=STEPS) is None
+    seen: list[Any] = []
+    train(top, str(tmp_path), seen=seen)
+    assert (seen[0].layer, seen[0].step) == (1, STEPS)
 
 
 @pytest.mark.parametrize("layer", [1, 2, TARGET_DEPTH])

@@ -3,6 +3,7 @@
 import copy
 import functools
 import math
+import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ from semalign_train import (
     TransferReport,
     optimisation_batches,
 )
+from semalign_train._prefix import PrefixCache
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -375,12 +377,13 @@ def test_recomputing_the_suffix_keeps_less_for_the_backward_run(top: Supervision
     assert kept_bytes(recompute_suffix=True) < 0.7 * kept_bytes()
 
 
-@pytest.mark.parametrize("where", ["memory", "file"])
-def test_replay_in_a_scratch_folder_trains_the_same_weights(where: str, tmp_path: Path, top: Supervision) -> None:
+def test_replay_in_a_scratch_folder_trains_the_same_weights(tmp_path: Path, top: Supervision) -> None:
     plain, other = target_model(), target_model()
     fit(plain, top, quick())
-    fit(other, top, quick(), scratch=tmp_path if where == "file" else None)
+    fit(other, top, quick(), scratch=str(tmp_path))
     assert changed(weights(plain), weights(other)) == set()
+    with pytest.raises(SemalignError, match="scratch folder .*none does not exist: make it"):
+        FrontierTrainer(target_model(), top, scratch=tmp_path / "none")
 
 
 @each_trainable
@@ -593,7 +596,21 @@ def test_records_and_report_belong_together(top: Supervision) -> None:
         assert all(set(record.gradient_norms) == {"relation", "output"} == set(record.losses) for record in own)
         assert all(record.tokens_per_second == pytest.approx(record.tokens / record.seconds) for record in own)
     assert report.supervised_tokens == sum(stage.supervised_tokens for stage in report.stages)
-    assert report.seconds >= sum(stage.seconds for stage in report.stages) > 0
+    assert report.seconds == sum(stage.seconds for stage in report.stages) > 0
+
+
+def test_the_time_of_a_stage_has_the_advance_of_the_prefix_in_it(
+    top: Supervision, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    advance, pause = PrefixCache.advance, 0.5
+
+    def slowly(prefix: PrefixCache, layer: int) -> None:
+        time.sleep(pause)
+        advance(prefix, layer)
+
+    monkeypatch.setattr(PrefixCache, "advance", slowly)
+    report, _ = fit(target_model(), top, quick(steps=1))
+    assert all(stage.seconds >= pause for stage in report.stages)
 
 
 def test_adapters_report_their_own_parameters(top: Supervision) -> None:
@@ -620,6 +637,11 @@ class Size:
         return int(counts.sum())
 
 
+def test_checkpoints_need_the_settings_of_an_own_objective(top: Supervision, tmp_path: Path) -> None:
+    with pytest.raises(SemalignError, match="derive Size from semalign_geometry.Settings"):
+        FrontierTrainer(target_model(), top, objective=Size(), checkpoints=tmp_path)
+
+
 def test_an_own_objective_takes_the_place_of_the_configured_one(top: Supervision) -> None:
     target = target_model()
     layers, norm = count_runs(target)
@@ -629,11 +651,12 @@ def test_an_own_objective_takes_the_place_of_the_configured_one(top: Supervision
     assert layers[2:] == [0, 0] and norm == [0]
 
 
-def test_examples_with_one_supervised_token_have_no_relation(tmp_path: Path) -> None:
+@pytest.mark.parametrize("optimiser", ["adamw", "muon"])
+def test_examples_with_one_supervised_token_have_no_relation(optimiser: str, tmp_path: Path) -> None:
     source, target = source_model(), target_model()
     store = make_store(source, target, tmp_path, examples=examples_of([(6, 5), (5, 4)]))
     before = weights(target)
-    report, records = fit(target, store, quick(layers=(2,), weights=GEOMETRY))
+    report, records = fit(target, store, quick(layers=(2,), weights=GEOMETRY, optimiser=optimiser))
     assert records[0].losses == {} and report.stages[0].supervised_tokens == sum(r.supervised_tokens for r in records)
     assert changed(before, weights(target)) == set()
     _, records = fit(target, store, quick(layers=(2,)))
@@ -767,6 +790,25 @@ def test_names_that_match_no_module_are_refused(top: Supervision) -> None:
     with pytest.raises(SemalignError, match="no linear module named w1: .* can name down_proj, gate_proj, k_proj"):
         fit(target, top, quick(trainable=LoraLayer(modules=("w1", "up_proj"))))
     assert snapshot(target) == before
+
+
+@pytest.mark.parametrize("kind", ["stored", "live"])
+def test_tokens_that_the_target_does_not_know_are_refused(kind: str, tmp_path: Path) -> None:
+    source, target = source_model(vocabulary=110), target_model(vocabulary=97)
+    entries = torch.arange(90)
+    transport = transport_between(source, target, entries=entries)
+
+    def supervised_with(largest: int) -> Supervision | LiveSupervision:
+        ids, prompt = examples_of([(9, 4)], vocabulary=90)[0]
+        ids[2] = largest
+        batches = [collate([(ids, prompt)])]
+        if kind == "live":
+            return LiveSupervision(source, batches, pair(), transport, settings=TOP, entries=entries)
+        return supervise(source, batches, pair(), transport, tmp_path / str(largest), settings=TOP, entries=entries)
+
+    FrontierTrainer(target, supervised_with(96))
+    with pytest.raises(SemalignError, match="holds token id 97, the target embeds 97: leave out the rows"):
+        FrontierTrainer(target, supervised_with(97))
 
 
 def test_terms_have_the_names_of_their_objectives(top: Supervision) -> None:

@@ -86,6 +86,11 @@ class LiveSupervision:
         )
         """What is supervised, and how; without files, and with no error of rounding measured."""
 
+    @property
+    def largest_id(self) -> int:
+        """The largest token id of all examples."""
+        return max(int(ids.max()) for ids in self._ids)
+
     def __len__(self) -> int:
         return len(self._ids)
 

@@ -93,7 +93,10 @@ class _LayerObjective(Settings):
 
 
 class Relation(_LayerObjective):
-    """Distance of centred token-token relations, 1 − CKA. Source: v2, reading (method 2.4)."""
+    """Distance of centred token-token relations, 1 − CKA, of the supervised tokens; the prompt's own play no part.
+
+    Source: v2, reading (method 2.4).
+    """
 
     kind: Literal["relation"] = "relation"
     """Chooses this objective in a configuration."""
@@ -148,7 +151,18 @@ class Fisher(_LayerObjective):
         return quadratic_divergence(target, reference, step.shared_head).sum()
 
 
-class OutputKL(Settings):
+class _OutputTerm(Settings):
+    @property
+    def needs_output(self) -> bool:
+        """Terms of the output need all layers above the frontier."""
+        return True
+
+    def count(self, counts: Int[Tensor, " b"]) -> int:
+        """Supervised tokens."""
+        return int(counts.sum())
+
+
+class OutputKL(_OutputTerm):
     """KL(p_S ‖ p_T) at the supervised positions: exact on final hidden states, a lower bound on top entries. Method
     2.5."""
 
@@ -159,11 +173,6 @@ class OutputKL(Settings):
     def name(self) -> str:
         """`output`."""
         return "output"
-
-    @property
-    def needs_output(self) -> bool:
-        """Yes."""
-        return True
 
     def total(self, step: Step) -> Float[Tensor, ""]:
         """Sum over the supervised tokens, in nats."""
@@ -194,12 +203,8 @@ class OutputKL(Settings):
             )
         return output_divergence(source.hidden, source.head, hidden, head, temperature=temperature)
 
-    def count(self, counts: Int[Tensor, " b"]) -> int:
-        """Supervised tokens."""
-        return int(counts.sum())
 
-
-class AnswerNLL(Settings):
+class AnswerNLL(_OutputTerm):
     """Negative log-likelihood of the answer tokens."""
 
     @property
@@ -207,22 +212,13 @@ class AnswerNLL(Settings):
         """`answer`."""
         return "answer"
 
-    @property
-    def needs_output(self) -> bool:
-        """Yes."""
-        return True
-
     def total(self, step: Step) -> Float[Tensor, ""]:
         """Sum over the supervised tokens, in nats."""
         assert step.hidden is not None
         return answer_nll(step.hidden, step.head, step.labels).sum()
 
-    def count(self, counts: Int[Tensor, " b"]) -> int:
-        """Supervised tokens."""
-        return int(counts.sum())
 
-
-class LabelCosine(Settings):
+class LabelCosine(_OutputTerm):
     """1 − cosine of the target's logits and the one-hot answer token: −z_y/‖z‖, up to the constant.
 
     All logits of a micro-batch are in memory at once. Source: v1 (method 2.7), its second term.
@@ -233,21 +229,12 @@ class LabelCosine(Settings):
         """`label`."""
         return "label"
 
-    @property
-    def needs_output(self) -> bool:
-        """Yes."""
-        return True
-
     def total(self, step: Step) -> Float[Tensor, ""]:
         """Sum over the supervised tokens."""
         assert step.hidden is not None
         logits = step.head.logits(step.hidden)
         cosines: Tensor = logits.gather(1, step.labels[:, None])[:, 0] / logits.norm(dim=1).clamp_min(1e-12)
         return (1 - cosines).sum()
-
-    def count(self, counts: Int[Tensor, " b"]) -> int:
-        """Supervised tokens."""
-        return int(counts.sum())
 
 
 def _at_target_width(step: Step, kind: str) -> tuple[Tensor, Tensor]:

@@ -95,6 +95,11 @@ class Supervision:
     def __len__(self) -> int:
         return self.manifest.examples
 
+    @property
+    def largest_id(self) -> int:
+        """The largest token id of all examples."""
+        return max(int(shard.get_tensor("input_ids").max()) for shard in self._shards)
+
     def head_on(self, device: torch.device) -> Head | None:
         """The source's head on a device; None when the store keeps top entries instead."""
         if self._head is not None and self._head.weight.device != device:

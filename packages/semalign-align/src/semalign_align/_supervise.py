@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from jaxtyping import Int
 from semalign_attribution import Batch, DecoderView, LayerPairing, Supervised, supervised
-from semalign_geometry import MANIFEST, SemalignError, Transport, new_folder, save_tensors, sha256_of
+from semalign_geometry import MANIFEST, SemalignError, Transport, new_folder, read_manifest, save_tensors, sha256_of
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -212,7 +212,8 @@ def _key(
 def _is_finished(folder: Path, key: str) -> bool:
     """Whether a whole store of an earlier call for the same is there."""
     try:
-        return Supervision.open(folder).manifest.key == key
+        same = SupervisionManifest.read(folder / MANIFEST).key == key
+        return same and bool(read_manifest(folder, SupervisionManifest))
     except SemalignError:
         return False
 
@@ -229,13 +230,13 @@ def _workplace(folder: Path, key: str, ranks: Ranks) -> Iterator[Path]:
     yield partial
     ranks.wait()
     if ranks.is_first:
-        named = {MANIFEST, *SupervisionManifest.read(partial / MANIFEST).files}
-        for file in partial.iterdir():  # progress, and what killed calls were writing
-            if file.name not in named:
-                file.unlink()
         if folder.exists():
             shutil.rmtree(folder)
         partial.rename(folder)
+        named = {MANIFEST, *SupervisionManifest.read(folder / MANIFEST).files}
+        for file in folder.iterdir():  # last: progress, without which a killed call would begin anew
+            if file.name not in named:
+                file.unlink()
     ranks.wait()
 
 

@@ -38,7 +38,7 @@ def supervised(batch: Batch) -> Supervised:
     """Find the supervised positions of a batch.
 
     Raises:
-        SemalignError: a key is missing, shapes differ, the padding is on the left, or an example has no answer token.
+        SemalignError: a key is missing, shapes differ, the padding is not on the right, or an example has no answer token.
     """
     missing = [key for key in ("input_ids", "attention_mask", "labels") if key not in batch]
     if missing:
@@ -48,9 +48,12 @@ def supervised(batch: Batch) -> Supervised:
         raise SemalignError(f"input_ids, attention_mask and labels must have one shape (b, n), got {shapes}")
     if not bool(batch["attention_mask"][:, :1].all()):
         raise SemalignError('the batch is padded on the left: set tokenizer.padding_side = "right"')
+    real = batch["attention_mask"] != 0
+    if bool((real[:, 1:] > real[:, :-1]).any()):
+        raise SemalignError("attention_mask has a hole: padding must follow the tokens of an example")
     following = batch["labels"][:, 1:]
     mask = torch.zeros_like(batch["labels"], dtype=torch.bool)
-    mask[:, :-1] = (following != IGNORE) & (batch["attention_mask"][:, 1:] != 0)
+    mask[:, :-1] = (following != IGNORE) & real[:, 1:]
     counts = mask.sum(1)
     if not bool((counts > 0).all()):
         raise SemalignError(

@@ -172,7 +172,7 @@ class DecoderView:
             logits = self.model(**batch, use_cache=False).logits
             last = self.final_norm(trace.outputs[self.depth])
         assert trace.final is not None and other is not None
-        own, theirs = self.head.logits(trace.final), logits.float()
+        own = self.head.logits(trace.final)
         if not torch.isfinite(trace.final).all() or not torch.isfinite(own).all():
             raise SemalignError(
                 f"{name} computes values that are not finite: its weights are damaged, fetch them again"
@@ -186,7 +186,8 @@ class DecoderView:
         linked = all(torch.equal(trace.outputs[n], trace.inputs[n + 1]) for n in range(1, self.depth))
         if not linked or not torch.allclose(trace.final.float(), last.float(), rtol=0, atol=tolerance):
             raise SemalignError(f"{name} changes the residual stream between its layers: such models are not supported")
-        if not torch.allclose(own, theirs, rtol=0, atol=float(theirs.abs().max()) * 16 * torch.finfo(logits.dtype).eps):
+        near = float(logits.float().abs().max()) * 16 * torch.finfo(logits.dtype).eps
+        if not torch.allclose(own, logits.to(own.dtype), rtol=0, atol=near):
             raise SemalignError(f"{name} post-processes its logits in a way that semalign does not know: not supported")
 
 

@@ -70,7 +70,11 @@ class _Policy(Settings):
 
 
 class Uniform(_Policy):
-    """π(k) = max(1, ⌊L_S / L_T · k⌋); attribution plays no part. Source: v1."""
+    """π(k) = max(1, ⌊L_S / L_T · k⌋); attribution plays no part.
+
+    Source: v1. Deviation: each target layer has one source layer, where v1 mixes two neighbours when the depths do not
+    divide.
+    """
 
     kind: Literal["uniform"] = "uniform"
     """Chooses this policy in a configuration."""

@@ -3,7 +3,6 @@
 import math
 from collections import defaultdict
 from collections.abc import Iterable
-from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -21,9 +20,10 @@ would cost memory."""
 
 
 class Muon(torch.optim.Optimizer):
-    """Moves matrices by their orthogonalised Nesterov momentum (0.95); `lr` of its group is set by the caller.
+    """Moves matrices by their orthogonalised Nesterov momentum (0.95), as far as AdamW would at the same rate; `lr` of
+    its group is set by the caller.
 
-    Source: Jordan et al. (2024), https://kellerjordan.github.io/posts/muon; length `adamw`: Liu et al. (2025).
+    Source: Jordan et al. (2024), https://kellerjordan.github.io/posts/muon; length of a step: Liu et al. (2025).
     """
 
     def __init__(
@@ -31,7 +31,6 @@ class Muon(torch.optim.Optimizer):
         matrices: Iterable[nn.Parameter],
         *,
         weight_decay: float,
-        length: Literal["spectral", "adamw"] = "spectral",
         dtype: torch.dtype | None = None,
     ) -> None:
         """Take the matrices that move.
@@ -39,12 +38,10 @@ class Muon(torch.optim.Optimizer):
         Args:
             matrices: parameters of two dimensions.
             weight_decay: decoupled weight decay.
-            length: of an update: spectral norm √max(1, rows/columns) times the rate, or the root mean square that
-                AdamW's updates have at the same rate.
             dtype: of the products; None takes that of the matrices.
         """
         super().__init__(matrices, {"lr": 0.0, "weight_decay": weight_decay})
-        self._length, self._dtype = length, dtype
+        self._dtype = dtype
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
@@ -54,6 +51,7 @@ class Muon(torch.optim.Optimizer):
             for matrix in group["params"]:
                 alike[matrix.shape].append(matrix)
             for shape, matrices in alike.items():
+                factor = ADAMW_LENGTH * math.sqrt(max(shape))
                 size = max(1, TOGETHER // shape.numel())
                 for start in range(0, len(matrices), size):
                     some = matrices[start : start + size]
@@ -61,7 +59,7 @@ class Muon(torch.optim.Optimizer):
                     updates = orthogonalised(directions.to(self._dtype or directions.dtype))
                     for matrix, update in zip(some, updates, strict=True):
                         matrix.mul_(1 - group["lr"] * group["weight_decay"])
-                        matrix.sub_(group["lr"] * self._factor(*shape) * update)
+                        matrix.sub_(group["lr"] * factor * update)
 
     def _direction(self, matrix: nn.Parameter) -> Tensor:
         assert matrix.grad is not None
@@ -71,11 +69,6 @@ class Muon(torch.optim.Optimizer):
         momentum: Tensor = state["momentum"]
         momentum.lerp_(matrix.grad, 1 - MOMENTUM)
         return matrix.grad.lerp(momentum, MOMENTUM)
-
-    def _factor(self, rows: int, columns: int) -> float:
-        if self._length == "adamw":
-            return ADAMW_LENGTH * math.sqrt(max(rows, columns))
-        return math.sqrt(max(1.0, rows / columns))
 
 
 def orthogonalised(matrices: Float[Tensor, "b n m"]) -> Float[Tensor, "b n m"]:

@@ -39,7 +39,7 @@ class Optimiser:
         by_adamw = [each for each in parameters if id(each) not in moved]
         self._parts: list[torch.optim.Optimizer] = []
         if by_muon:
-            self._parts.append(Muon(by_muon, weight_decay=config.weight_decay, length="adamw", dtype=products))
+            self._parts.append(Muon(by_muon, weight_decay=config.weight_decay, dtype=products))
         if by_adamw:
             self._parts.append(torch.optim.AdamW(by_adamw, betas=config.betas, weight_decay=config.weight_decay))
 

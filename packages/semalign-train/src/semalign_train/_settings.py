@@ -16,6 +16,10 @@ KNOWN_OBJECTIVES = Kinds(
 """The layer objectives that a kind stands for, those of installed packages included."""
 
 
+Decay = Annotated[float, Field(ge=0, lt=1)]
+"""Decay rate of a moment."""
+
+
 class FullLayer(Settings):
     """Every parameter of the frontier layer trains."""
 
@@ -39,13 +43,13 @@ class LoraLayer(Settings):
 class LossWeights(Settings):
     """Weights of the terms of the loss; a weight of 0 leaves a term out, and what only it needs is not computed."""
 
-    geometry: float = Field(0.1, ge=0)
+    geometry: float = Field(0.1, ge=0, allow_inf_nan=False)
     """w_geo, of the layer objective; the weight of 1 slowed the fall of the KL on the tiny pair."""
-    output: float = Field(1.0, ge=0)
+    output: float = Field(1.0, ge=0, allow_inf_nan=False)
     """w_out, of the KL to the source."""
-    answer: float = Field(0.0, ge=0)
+    answer: float = Field(0.0, ge=0, allow_inf_nan=False)
     """w_ce, of the answer NLL."""
-    label: float = Field(0.0, ge=0)
+    label: float = Field(0.0, ge=0, allow_inf_nan=False)
     """Weight of 1 − cosine of logits and one-hot labels, the second term of v1."""
 
     @property
@@ -87,7 +91,7 @@ class TransferConfig(Contract):
     """Whether the final norm trains along in the last layer's stage."""
     layers: tuple[int, ...] | None = None
     """Target layers that get a stage, counted from 1, ascending; None for all."""
-    passes: float = Field(3.0, gt=0)
+    passes: float = Field(3.0, gt=0, allow_inf_nan=False)
     """Passes over the examples, shared equally by the stages and rounded up to whole steps: every layer trains on its
     share, and training sees as many tokens as that many epochs of joint training."""
     steps: PositiveInt | tuple[PositiveInt, ...] | None = None
@@ -99,17 +103,17 @@ class TransferConfig(Contract):
     optimiser: Literal["adamw", "muon"] = "adamw"
     """AdamW; or Muon, which moves the layers' matrices by their orthogonalised momentum, as far as AdamW would at the
     same rate, and leaves the rest (gains, biases, stacks of experts) to AdamW."""
-    learning_rate: float = Field(1e-4, gt=0)
+    learning_rate: float = Field(1e-4, gt=0, allow_inf_nan=False)
     """Peak learning rate."""
-    weight_decay: float = Field(0.0, ge=0)
+    weight_decay: float = Field(0.0, ge=0, allow_inf_nan=False)
     """Decoupled weight decay."""
-    betas: tuple[float, float] = (0.9, 0.95)
+    betas: tuple[Decay, Decay] = (0.9, 0.95)
     """Decay rates of AdamW's moments."""
     warmup: float = Field(0.1, ge=0, le=1)
     """Share of a stage's steps with a linearly rising learning rate."""
     schedule: Literal["linear", "cosine", "constant"] = "cosine"
     """What the learning rate does after the warm-up: fall to 0 linearly or along a cosine, or stay."""
-    clip: float | None = Field(1.0, gt=0)
+    clip: float | None = Field(1.0, gt=0, allow_inf_nan=False)
     """Norm that gradients are clipped to; None for no clipping."""
     recompute_suffix: bool = False
     """Whether the frozen layers above the frontier keep only their inputs and are run again in the backward run: less

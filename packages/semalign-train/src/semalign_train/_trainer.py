@@ -17,6 +17,8 @@ from semalign_align import (
     OutputKL,
     Ranks,
     Step,
+    SupervisionManifest,
+    TopK,
     position_mask,
 )
 from semalign_attribution import DecoderView, undisturbed, view_of
@@ -73,9 +75,9 @@ class FrontierTrainer:
         config: TransferConfig | None = None,
         *,
         objective: Objective | None = None,
-        scratch: Path | None = None,
+        scratch: str | Path | None = None,
         held_out: AnySupervision | None = None,
-        checkpoints: Path | None = None,
+        checkpoints: str | Path | None = None,
         callback: Callback | None = None,
     ) -> None:
         """Check that target, store and settings fit together; nothing is computed yet.
@@ -94,8 +96,9 @@ class FrontierTrainer:
 
         Raises:
             SemalignError: the store was made for another depth, width or vocabulary, the target is float16, a layer
-                does not exist, every term has weight 0, `held_out` was supervised in another way, or checkpoints are
-                asked for with live supervision without a key.
+                or the scratch folder does not exist, every term has weight 0, `held_out` was supervised in another way,
+                a divergence needs top entries that a store lacks, or checkpoints are asked for with live supervision
+                without a key or an objective whose settings are not known.
         """
         self.view = view_of(target)
         """The target."""
@@ -105,7 +108,9 @@ class FrontierTrainer:
         """Settings."""
         self.callback = callback or (lambda record: None)
         """Told of every step and stage that this process runs."""
-        self._scratch = scratch
+        self._scratch = None if scratch is None else Path(scratch)
+        if self._scratch is not None and not self._scratch.is_dir():
+            raise SemalignError(f"the scratch folder {scratch} does not exist: make it, or leave it out")
         self._ranks = Ranks.current()
         manifest = supervision.manifest
         if manifest.pairing.target_depth != self.view.depth:
@@ -128,6 +133,12 @@ class FrontierTrainer:
                 f"the supervision is over vocabulary ids up to {int(supervision.entries.max())}, the target's head has "
                 f"{len(self.view.head.weight)} rows: supervise with entries=… of the shared vocabulary"
             )
+        embedded = len(self.view.model.get_input_embeddings().weight)
+        if supervision.largest_id >= embedded:
+            raise SemalignError(
+                f"the supervision holds token id {supervision.largest_id}, the target embeds {embedded}: leave out the "
+                "rows with tokens that it does not know"
+            )
         self.layers = self.config.stages(self.view.depth)
         """The layers that get a stage, shallow to deep."""
         weights = self.config.weights
@@ -140,22 +151,31 @@ class FrontierTrainer:
         self._terms = [(weight, term) for weight, term in terms if weight > 0]
         self._shared_head = self.view.head.select(supervision.entries)
         self._held_out = held_out
+        if self.config.divergence != "forward" and weights.output > 0:
+            guarded = [("held-out", held_out)] if self.config.guards.rollback is not None and held_out else []
+            for rows, store in [("training", supervision), *guarded]:
+                if not isinstance(store.manifest.settings.output, TopK):
+                    raise SemalignError(
+                        f"the {self.config.divergence} divergence needs supervision by top entries, the {rows} rows "
+                        "have final hidden states: supervise them with output=TopK(), or set divergence=forward"
+                    )
         if self.config.guards.rollback is not None and held_out is None:
             raise SemalignError("train.guards.rollback needs held-out rows: give held_out, or set it to null")
         if held_out is not None:
             mine, theirs = supervision.manifest, held_out.manifest
-            if (
-                (mine.pairing, mine.transport) != (theirs.pairing, theirs.transport)
-                or mine.settings.temperature != theirs.settings.temperature
-                or not torch.equal(supervision.entries, held_out.entries)
-            ):
+            if _alike(mine) != _alike(theirs) or not torch.equal(supervision.entries, held_out.entries):
                 raise SemalignError(
-                    "the held-out rows are supervised with another pairing, transport, temperature or vocabulary than "
-                    "the training rows: supervise both alike"
+                    "the held-out rows are supervised with another pairing, transport, residual, temperature or "
+                    "vocabulary than the training rows: supervise both alike"
                 )
         if checkpoints is not None and isinstance(supervision, LiveSupervision) and not supervision.manifest.key:
             raise SemalignError("checkpoints with live supervision need its key, which tells the source and the rows")
-        self._checkpoint_folder = checkpoints
+        if checkpoints is not None and objective is not None and not isinstance(objective, BaseModel):
+            raise SemalignError(
+                f"checkpoints with an own objective need its settings: derive {type(objective).__name__} from "
+                "semalign_geometry.Settings"
+            )
+        self._checkpoint_folder = None if checkpoints is None else Path(checkpoints)
         self._checkpoints: Checkpoints | None = None  # made by `fit`, for the target as it is then
         self._autocast = self.config.autocast == "bfloat16" or self.view.head.weight.dtype == torch.bfloat16
 
@@ -186,10 +206,12 @@ class FrontierTrainer:
             )
             batches = optimisation_batches(self.config, len(self.supervision))  # stages go on where one stopped
             for layer, steps in zip(self.layers, self.stage_steps, strict=True):
+                started = time.perf_counter()
                 prefix.advance(layer - 1)  # layer by layer when resumed, too: to the same bits
                 if shards is not None:
                     shards.gather(layer)
-                stages.append(self._resumed(layer, steps, batches) or self._stage(layer, steps, prefix, batches))
+                found = self._resumed(layer, steps, batches)
+                stages.append(found or self._stage(layer, steps, prefix, batches, started))
                 if shards is not None:
                     shards.shard(layer)
             if shards is not None:
@@ -240,8 +262,9 @@ class FrontierTrainer:
             tensors=dict(self.view.model.named_parameters()),
         )
 
-    def _stage(self, layer: int, steps: int, prefix: PrefixCache, batches: Iterator[list[int]]) -> StageRecord:
-        started = time.perf_counter()
+    def _stage(
+        self, layer: int, steps: int, prefix: PrefixCache, batches: Iterator[list[int]], started: float
+    ) -> StageRecord:
         config = self.config
         before = self._held_out_loss(layer)
         kept = {name: value.clone() for name, value in self._stage_tensors(layer).items()} if before is not None else {}
@@ -408,7 +431,8 @@ class FrontierTrainer:
         (losses,) = self._ranks.add([losses])
         gradients = [self._ranks.add(parts) for parts in gradients]
         for number, parameter in enumerate(parameters):
-            parameter.grad = torch.stack([parts[number] for parts in gradients]).sum(0) if gradients else None
+            parts = [parts[number] for parts in gradients]
+            parameter.grad = torch.stack(parts).sum(0) if parts else torch.zeros_like(parameter)
         names = [term.name for _, term in active]
         norms = [float(nn.utils.get_total_norm(parts)) for parts in gradients]
         return dict(zip(names, losses.tolist(), strict=True)), dict(zip(names, norms, strict=True))
@@ -446,3 +470,9 @@ class FrontierTrainer:
             shared_head=self._shared_head,
             temperature=store.manifest.settings.temperature,
         )
+
+
+def _alike(manifest: SupervisionManifest) -> tuple[object, ...]:
+    """What training and held-out rows must have in common; a transport is the same wherever it was read from."""
+    transport = manifest.transport.model_copy(update={"files": {}})
+    return manifest.pairing, transport, manifest.settings.residual, manifest.settings.temperature
