@@ -128,7 +128,7 @@ RATES = (
 )
 
 
-@nox.session(tags=["eval"], default=False)
+@nox.session(default=False)
 def compare(session: nox.Session) -> None:
     """Methods side by side: every method on the tiny pair, or `nox -s compare -- EXPERIMENT --methods …`."""
     install(session, *with_siblings("harness"))

@@ -35,6 +35,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for name in names:
             print(f"{name:12} {ROWS[name].__doc__}")
         return 0
+    try:
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        options.out.touch()
+    except OSError as error:
+        print(f"--out {options.out} cannot be written to: {error.strerror}", file=sys.stderr)
+        return 2
     measured: list[Measurements] = []
     left_out: list[dict[str, str]] = []
     failures: list[str] = []
@@ -55,8 +61,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 failures.append(str(error))
                 _tell(f"FAILED: {error}")
     result = document(settings, options.scale, measured, left_out, failures)
+    print(table(result), flush=True)
     options.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    print(table(result))
     return 1 if failures else 0
 
 

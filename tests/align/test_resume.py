@@ -88,9 +88,7 @@ def test_a_finished_store_is_not_computed_again(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("last", ["rmtree", "rename"])
-def test_a_kill_in_the_last_moment_costs_no_run(
-    last: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_kill_in_the_last_moment_costs_no_run(last: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert call(tmp_path / "store", key="other") is not None
 
     def kill(*arguments: Any) -> None:

@@ -64,6 +64,7 @@ def test_rows_are_listed() -> None:
         (["--rows", "basis,pinv"], "unknown row 'pinv': known are basis, "),
         (["--repeats", "0"], "--repeats is 0, expected at least 1"),
         (["--source", "model"], "--source: model does not exist"),
+        (["--out", f"{__file__}/bench.json"], f"--out {__file__}/bench.json cannot be written to: "),
         (["--data", __file__], "--source is missing: a real pair needs --source, --target and --data"),
     ],
 )

@@ -69,6 +69,21 @@ def test_splits_share_no_prompt(rows_file: Path, seed: int, train: int, held_out
     assert split_rows(config, read_rows(config), TOKENIZER) == split
 
 
+@given(st.integers(0, 10), st.integers(1, 5), st.integers(1, 5), st.booleans())
+def test_rows_to_tune_on_are_neither_trained_on_nor_held_out(
+    rows_file: Path, seed: int, train: int, held_out: int, apart: bool
+) -> None:
+    rows = RowsConfig(path=str(rows_file))
+    config = DataConfig(
+        train=rows, held_out=rows if apart else None, train_rows=train, held_out_rows=held_out, seed=seed
+    )
+    measured = split_rows(config, read_rows(config), TOKENIZER)
+    tuned = split_rows(config.model_copy(update={"measure_on": "tuning"}), read_rows(config), TOKENIZER)
+    assert tuned.train == measured.train and len(tuned.held_out) == held_out
+    used = {e.prompt_ids for e in (*measured.train, *measured.held_out)}
+    assert not {e.prompt_ids for e in tuned.held_out} & used
+
+
 def test_repeated_prompts_are_used_once(tmp_path: Path) -> None:
     rows = arithmetic_rows(4, seed=5, split="train")
     config = DataConfig(train=write(tmp_path / "rows.jsonl", rows * 3), train_rows=2, held_out_rows=2)

@@ -268,6 +268,10 @@ def test_settings_change_what_a_run_needs() -> None:
     assert base.training_state == adapter * 4 * (1 + 2 + 2 + 1), "weights, moments, gradients of two terms, their sum"
     assert needs("target.dtype=float32").saved == 2 * weights
     assert needs("train.trainable.kind=full", "train.trainable={kind: full}").training_state > 50 * base.training_state
+    kinds = {"method.kind=kd": 32 * adapter, "method={kind: kd, trainable: {kind: full}}": weights // 2}
+    for joint, trained in kinds.items():
+        assert needs(joint).training_state == trained * 4 * (1 + 2 + 2 + 1)
+        assert needs(joint, "train.recompute_suffix=true") == needs(joint)
     assert needs("train.weights.geometry=0").training_state == adapter * 4 * (1 + 2 + 1 + 1)
     assert needs("supervision.dtype=float32").supervision > 1.9 * base.supervision
     with_target = needs("scorer.kind=similarity", "pairing.kind=similarity").source_phase

@@ -35,6 +35,7 @@ from semalign_harness.evaluation import (
 )
 from semalign_harness.evaluation import _run as runner
 from semalign_harness.evaluation._journaled import JournaledLM
+from semalign_harness.experiment import ModelConfig
 from semalign_harness.journal import Answer, Journal, request_key
 from semalign_harness.models import load_model, open_model
 
@@ -323,6 +324,30 @@ def test_the_command_prints_tables(
     assert "second − first" in capsys.readouterr().out
     assert main(["compare-evaluations", *[str(tmp_path / name) for name in ("one", "two", "one")]]) == 0
     assert "spread" in capsys.readouterr().out
+    for more in (["--source", str(tmp_path / "one")], ["--seed", "1"]):
+        assert main(["compare-evaluations", *[str(tmp_path / name) for name in ("one", "two", "one")], *more]) == 2
+        assert "are for two evaluations, before and after" in capsys.readouterr().err
+
+
+def test_answers_of_four_bits_are_others(models: tuple[Path, Path]) -> None:
+    for dtype, in_4bit, name in (("bfloat16", False, "bfloat16"), ("float32", True, "float32-4bit")):
+        opened = open_model(ModelConfig(path=str(models[1]), dtype=dtype, load_in_4bit=in_4bit))
+        assert opened.precision(torch.device("cpu")) == name
+
+
+@pytest.mark.parametrize("model", ["evaluated", "source"])
+def test_kept_figures_are_those_of_the_precision(
+    model: str, models: tuple[Path, Path], data: Path, tmp_path: Path
+) -> None:
+    found = []
+    for dtype in ("float32", "bfloat16"):
+        config = config_of(models[1], data, tasks=["gsm8k"], source={"path": str(models[0])})
+        changed = config.model if model == "evaluated" else config.source
+        assert changed is not None
+        role = "model" if model == "evaluated" else "source"
+        evaluate(config.model_copy(update={role: changed.model_copy(update={"dtype": dtype})}), tmp_path / dtype)
+        found.append([item.kl for item in read_evaluation(tmp_path / dtype).items["gsm8k"]])
+    assert found[0] != found[1]
 
 
 def test_a_folder_takes_further_benchmarks_of_the_same_evaluation(
@@ -376,6 +401,6 @@ def test_a_weak_sandbox_is_refused(
 ) -> None:
     weak = runner.probe().model_copy(update={"strong": False})
     monkeypatch.setattr(runner, "probe", lambda: weak)
-    with pytest.raises(SemalignError, match="allow_weak_sandbox"):
+    with pytest.raises(SemalignError, match="--allow-weak-sandbox"):
         evaluate(config_of(models[1], data, tasks=["mbpp"]), tmp_path / "out")
     assert not (tmp_path / "out").exists()

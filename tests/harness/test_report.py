@@ -481,6 +481,17 @@ def test_losses_that_are_not_finite_are_no_figure(run: Path) -> None:
     assert rows[1][3:] == ["nan", "–"] and rows[2][3:] == ["inf", "–"]
 
 
+def test_commands_say_whether_prompts_go_through_the_template(bare: Path, comparison: Path) -> None:
+    write_evaluation(bare / "evaluation", str(bare / "model"), "cd", OUTCOMES["after"])
+    edit(bare / "evaluation" / "result.json", lambda tree: tree["config"].update(chat=False))
+    assert "--tasks gsm8k --seed 0 --plain --out" in parsed(write_report([bare])).text
+    edit(
+        comparison / "comparison.json",
+        lambda tree: tree["config"]["benchmarks"].update(chat=True, allow_weak_sandbox=True),
+    )
+    assert "--limit 8 --chat --allow-weak-sandbox sft:" in parsed(write_report([comparison])).text
+
+
 def test_an_evaluation_in_the_run_is_reported(bare: Path) -> None:
     write_evaluation(bare / "evaluation", str(bare / "model"), "cd", OUTCOMES["after"])
     file = write_report([bare])

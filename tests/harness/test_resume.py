@@ -320,6 +320,8 @@ def test_an_interrupted_run_is_found_by_its_experiment(tmp_path: Path, overrides
     with FileLock(tmp_path / "tiny" / ".lock"):
         assert pick_folder(tmp_path, experiment).name == "tiny-2", "a running one is left alone"
     (tmp_path / "tiny" / "result.json").write_text("{}", encoding="utf-8")
+    assert pick_folder(tmp_path, experiment).name == "tiny", "its report is missing"
+    (tmp_path / "tiny" / "report.html").write_text("", encoding="utf-8")
     assert pick_folder(tmp_path, experiment).name == "tiny-2"
     (tmp_path / "tiny" / "result.json").unlink()
     (tmp_path / "tiny" / "experiment.json").write_text("{", encoding="utf-8")

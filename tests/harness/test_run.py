@@ -117,7 +117,10 @@ def test_a_deeper_target_shares_source_layers(tmp_path: Path, overrides: list[st
 
 def test_dry_run_runs_nothing(tmp_path: Path, overrides: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert run(tmp_path, overrides, "--dry-run") == 0
-    assert "plan: " in capsys.readouterr().out and not (tmp_path / "run").exists()
+    assert "one stage for each layer" in capsys.readouterr().out and not (tmp_path / "run").exists()
+    assert run(tmp_path, overrides, "method.kind=kd", "--dry-run") == 0
+    printed = capsys.readouterr().out
+    assert "train by kd" in printed and "stage for" not in printed
 
 
 def refused(tmp_path: Path, overrides: list[str], capsys: pytest.CaptureFixture[str], *more: str) -> str:
@@ -184,11 +187,16 @@ def test_a_taken_folder_is_refused(tmp_path: Path, overrides: list[str], capsys:
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["mine.txt"]
 
 
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
 def test_a_full_disk_is_one_sentence(
-    tmp_path: Path, overrides: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    number: int,
+    tmp_path: Path,
+    overrides: list[str],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def full(*arguments: object, **settings: object) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device", "shard-000-00000.safetensors")
+        raise OSError(number, os.strerror(number), "shard-000-00000.safetensors")
 
     monkeypatch.setattr("semalign_align._supervise.save_tensors", full)
     assert run(tmp_path, overrides) == 2

@@ -92,7 +92,7 @@ def test_rungs_halve_while_the_passes_double(tmp_path: Path, runs: Runs, capsys:
     assert result.best.values == {"train.learning_rate": 0.1} and result.best.kl == 0.1 and not result.failed
     printed = capsys.readouterr().out
     assert "trials: 4 with 1.5 passes, 2 with 3 passes, 1 with 6 passes" in printed
-    assert "best on held-out rows of the training split: train.learning_rate=0.1\n" in printed
+    assert "best on further rows of the training split: train.learning_rate=0.1\n" in printed
     assert str(tmp_path / "sweep") in printed
 
 
@@ -129,7 +129,7 @@ def test_held_out_rows_of_the_experiment_are_never_looked_at(more: list[str], tm
     assert load_experiment("tiny").data.held_out is not None
     assert swept(tmp_path, *RATES, *more) == 0
     for rung in range(1, 2 + ("--rungs" in more)):
-        assert all(cell.data.held_out is None for cell in cells(tmp_path, rung).values())
+        assert all(cell.data.measure_on == "tuning" for cell in cells(tmp_path, rung).values())
 
 
 def test_a_failed_trial_is_told_and_tried_again(tmp_path: Path, runs: Runs, capsys: pytest.CaptureFixture[str]) -> None:
@@ -202,6 +202,8 @@ def test_further_values_extend_a_sweep_and_other_settings_are_refused(
         ),
         (["--over", "data.held_out.split=train,held_out"], ["training split", "data.held_out.split out"]),
         (["--over", "data.held_out=null"], ["training split", "data.held_out out"]),
+        (["--over", "data.measure_on=held_out,tuning"], ["training split", "data.measure_on out"]),
+        (["--over", "data={measure_on: held_out}"], ["training split", "data.measure_on out"]),
         (["--over", "data.seed=0,1"], ["--over varies data.seed", "semalign submit"]),
         (["--over", "data.train_rows=8,16"], ["data.train_rows", "the same models and rows"]),
         (["--over", "source.path=a,b"], ["source.path"]),

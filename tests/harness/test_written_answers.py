@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from threading import Event, Thread
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from semalign_harness.data import Example
 from semalign_harness.experiment import load_experiment
 from semalign_harness.generation import generate
 from semalign_harness.inputs import Inputs, read_inputs
+from semalign_harness.locking import lock_of
 from semalign_harness.models import load_model
 from semalign_harness.written_answers import with_written_answers
 
@@ -90,6 +92,34 @@ def test_an_interrupted_writing_goes_on(overrides: list[str], monkeypatch: pytes
     monkeypatch.setattr(written_answers, "generate", counted)
     assert inputs_of(overrides, "data.answers=source", "batch_size=1")[1].split.train == whole
     assert sum(asked) == len({line for line in lines}) - 7
+
+
+def test_one_process_writes_at_a_time(
+    overrides: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    inputs_of(overrides, "data.answers=source")
+    (folder,) = (written_answers.cache_folder() / "answers").glob("[!.]*")
+    experiment = load_experiment("tiny", overrides=[*overrides, SHORT, "data.answers=source"])
+    gold, release = read_inputs(experiment, QUIET), Event()
+
+    def hold() -> None:
+        with lock_of(folder):
+            held.set()
+            release.wait(60)
+
+    held, notes = Event(), []
+    holder = Thread(target=hold)
+    holder.start()
+    held.wait(60)
+
+    class Telling(Console):
+        def note(self, text: str) -> None:
+            notes.append(text)
+            release.set()
+
+    with_written_answers(experiment, gold, torch.device("cpu"), Telling(quiet=True))
+    holder.join()
+    assert notes[0] == "waiting for another process that writes answers of the same model"
 
 
 def test_only_correct_answers_are_kept(overrides: list[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -57,7 +57,10 @@ def test_it_moves_as_torch_does_up_to_bfloat16() -> None:
     ours = [nn.Parameter(normal(seed, *shape).float()) for seed, shape in enumerate([(8, 8), (6, 12), (12, 6), (8, 8)])]
     theirs = copy.deepcopy(ours)
     start = copy.deepcopy(ours)
-    steppers = (Muon(ours, weight_decay=0.01), torch.optim.Muon(theirs, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"))
+    steppers = (
+        Muon(ours, weight_decay=0.01),
+        torch.optim.Muon(theirs, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
+    )
     for step in range(4):
         for parameters, optimiser in zip((ours, theirs), steppers, strict=True):
             for number, parameter in enumerate(parameters):

@@ -18,6 +18,7 @@ from semalign_geometry import SemalignError
 from .console import Console, interruptible, logged
 from .estimate import describe, presets_table
 from .experiment import Experiment, load_experiment, preset_names
+from .methods import as_method
 from .models import cache_folder
 from .phase_cache import entries, prune
 from .pipeline import run_experiment
@@ -194,6 +195,7 @@ def _compare_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", metavar="DIR", help="take their rows from DIR/<task>/test.jsonl.gz, not from the hub")
     parser.add_argument("--limit", type=int, metavar="N", help="documents of each task (default: all)")
     _chat_arguments(parser)
+    parser.add_argument("--allow-weak-sandbox", action="store_const", const=True, help="see semalign evaluate --help")
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="runs at a time (default: 1)")
     _track_argument(parser)
     _common_arguments(
@@ -215,7 +217,7 @@ def _sweep_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="cells at a time (default: 1)")
     _track_argument(parser)
     _common_arguments(parser, "folder of the sweep, which goes on there (default: runs/NAME-sweep)")
-    parser.epilog = "Settings are tuned on further rows of the training split: data.held_out plays no part."
+    parser.epilog = "Settings are tuned on further rows of the training split, on which no run is measured."
 
 
 def _over_argument(parser: argparse.ArgumentParser) -> None:
@@ -261,7 +263,12 @@ def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--limit", type=int, metavar="N", help="documents of each task, drawn by --seed (default: all)")
     parser.add_argument("--seed", type=int, metavar="N", help="seed of the draw (default: 0)")
     _chat_arguments(parser)
-    parser.add_argument("--allow-weak-sandbox", action="store_const", const=True, help="see allow_weak_sandbox")
+    parser.add_argument(
+        "--allow-weak-sandbox",
+        action="store_const",
+        const=True,
+        help="run humaneval's and mbpp's programs where the machine offers resource limits only",
+    )
     _common_arguments(parser, "folder of the result (default: evaluations/NAME)")
 
 
@@ -293,7 +300,7 @@ def _pair_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("second", type=Path, help="folder of another evaluation of the same documents")
     parser.add_argument("more", type=Path, nargs="*", help="further ones: all of them are then taken as training seeds")
     parser.add_argument("--source", type=Path, metavar="DIR", help="evaluation of the source, for the gap recovered")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the bootstrap (default: 0)")
+    parser.add_argument("--seed", type=int, metavar="N", help="seed of the bootstrap (default: 0)")
 
 
 def _models_arguments(parser: argparse.ArgumentParser) -> None:
@@ -354,9 +361,11 @@ def _run(options: argparse.Namespace) -> int:
         data, train = experiment.data, experiment.train
         amount = f"{train.passes:g} passes in all" if train.steps is None else f"steps {train.steps}"
         stages = "each layer" if train.layers is None else f"layers {list(train.layers)}"
+        kind = as_method(experiment.method).kind
+        trained = f"one stage for {stages}" if kind == "semalign" else f"train by {kind}"
         plan = (
-            f"plan: attribute on {data.attribution_rows} rows, supervise {data.train_rows} rows, "
-            f"one stage for {stages} ({amount}), measure on {data.held_out_rows} rows, into {folder}"
+            f"plan: attribute on {data.attribution_rows} rows, supervise {data.train_rows} rows, {trained} ({amount}), "
+            f"measure on {data.held_out_rows} rows, into {folder}"
         )
         lines = [plan, *describe(experiment)]  # an input that cannot be used is an error before anything is printed
         print(yaml.safe_dump(experiment.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
@@ -424,9 +433,12 @@ def _compare(options: argparse.Namespace) -> int:
     if options.tasks is not None:
         tasks = [task.strip() for task in options.tasks.split(",")]
         tree = {"tasks": tasks, "data": options.data, "limit": options.limit, "chat": options.chat}
+        tree["allow_weak_sandbox"] = bool(options.allow_weak_sandbox)
         benchmarks = Benchmarks.parse(tree, origin="benchmarks")
-    elif any(value is not None for value in (options.data, options.limit, options.chat)):
-        raise SemalignError("--data, --limit, --chat and --plain are about benchmarks: name some with --tasks")
+    elif any(each is not None for each in (options.data, options.limit, options.chat, options.allow_weak_sandbox)):
+        raise SemalignError(
+            "--data, --limit, --chat, --plain and --allow-weak-sandbox are about benchmarks: name some with --tasks"
+        )
     config = ComparisonConfig(
         experiment=experiment,
         methods=own,
@@ -532,11 +544,13 @@ def _pair(options: argparse.Namespace) -> int:
     from .evaluation import over_seeds, pair, pair_table, read_evaluation, seeds_table
 
     if options.more:
+        if options.source is not None or options.seed is not None:
+            raise SemalignError("--source and --seed are for two evaluations, before and after: leave them out")
         evaluations = [read_evaluation(folder) for folder in (options.first, options.second, *options.more)]
         print(seeds_table(over_seeds(evaluations)))
         return 0
     source = read_evaluation(options.source) if options.source else None
-    pairs = pair(read_evaluation(options.first), read_evaluation(options.second), source=source, seed=options.seed)
+    pairs = pair(read_evaluation(options.first), read_evaluation(options.second), source=source, seed=options.seed or 0)
     print(pair_table(pairs))
     return 0
 
@@ -558,7 +572,8 @@ def _way_on(command: str, given: Sequence[str]) -> str:
 
 
 def _disk_message(error: OSError) -> str:
-    if error.errno == errno.ENOSPC or os.strerror(errno.ENOSPC) in str(error):
+    full = (errno.ENOSPC, errno.EDQUOT)
+    if error.errno in full or any(os.strerror(number) in str(error) for number in full):
         return (
             f"the disk is full ({error}): free some space, or choose another place with --out, and for the cache of "
             "models with the environment variable SEMALIGN_CACHE"

@@ -96,8 +96,10 @@ def split_rows(config: DataConfig, pools: Sequence[list[Row]], tokenizer: PreTra
         order = torch.randperm(len(pool), generator=generator).tolist()
         shuffled.append([pool[index] for index in order])
     train = list(draw(shuffled[0], config.train, config.train_rows, "train"))
-    held_out = list(draw(shuffled[-1], config.held_out or config.train, config.held_out_rows, "held_out"))
-    return Split(train, held_out, dropped, longest)
+    measured = list(draw(shuffled[-1], config.held_out or config.train, config.held_out_rows, "held_out"))
+    if config.measure_on == "tuning":
+        measured = list(draw(shuffled[0], config.train, config.held_out_rows, "held_out"))
+    return Split(train, measured, dropped, longest)
 
 
 def load_rows(config: RowsConfig) -> list[Row]:

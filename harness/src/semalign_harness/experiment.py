@@ -84,6 +84,9 @@ class DataConfig(Settings):
     """Rows to train on, drawn by `seed`."""
     held_out_rows: int = Field(48, ge=1)
     """Rows to measure on."""
+    measure_on: Literal["held_out", "tuning"] = "held_out"
+    """`tuning` measures on as many further rows of `train` that are neither trained on nor held out: settings are
+    chosen on them."""
     attribution_rows: int = Field(32, ge=1)
     """Rows to attribute on: the first of the training rows."""
     max_length: int = Field(512, ge=2)
@@ -203,6 +206,11 @@ class Experiment(Contract):
             raise ValueError(
                 f"train.divergence={self.train.divergence} needs supervision by top entries: set "
                 "supervision.output.kind=top_k, or train.divergence=forward"
+            )
+        if self.train.divergence != "forward" and self.train.guards.rollback is not None:
+            raise ValueError(
+                f"train.divergence={self.train.divergence} has no figure on held-out rows, whose output is kept whole: "
+                "set train.guards.rollback=null, or train.divergence=forward"
             )
         return self
 

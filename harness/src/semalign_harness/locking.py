@@ -2,10 +2,21 @@
 
 from pathlib import Path
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
+
+from .console import Console
 
 
 def lock_of(folder: Path) -> FileLock:
     """The lock of whoever makes or deletes a folder; its empty hidden file beside the folder stays."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     return FileLock(folder.with_name(f".{folder.name}.lock"))
+
+
+def wait_for(lock: FileLock, console: Console, work: str) -> None:
+    """Take a lock; when another process has it, say what that does, and wait."""
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        console.note(f"waiting for another process that {work}")
+        lock.acquire()

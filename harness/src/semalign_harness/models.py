@@ -86,6 +86,11 @@ class OpenedModel:
         assert isinstance(own, torch.dtype)
         return own if device.type != "cpu" or bfloat16_is_fast() else torch.float32
 
+    def precision(self, device: torch.device) -> str:
+        """What its answers depend on besides its weights: the dtype, and whether they are kept in 4 bits."""
+        name = str(self.dtype(device)).removeprefix("torch.")
+        return f"{name}-4bit" if self.settings.load_in_4bit else name
+
 
 @dataclass(frozen=True, eq=False)
 class LoadedModel:

@@ -20,7 +20,7 @@ from semalign_geometry import KNOWN_FRAMES, Contract, SemalignError
 from .console import Console
 from .experiment import KNOWN_PAIRINGS, KNOWN_SCORERS, Experiment
 from .inputs import Inputs
-from .locking import lock_of
+from .locking import lock_of, wait_for
 from .measure import Measurement
 from .models import cache_folder
 
@@ -113,11 +113,7 @@ def phase_folder(key: str, console: Console) -> Iterator[Path]:
     place = _cache() / key[:16]
     lock = lock_of(place)
     try:
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            console.note("waiting for another process that makes the same supervision")
-            lock.acquire()
+        wait_for(lock, console, "makes the same supervision")
     except OSError:
         if not (place / PHASE).is_file():
             raise

@@ -25,7 +25,7 @@ from .models import LoadedModel
 from .phase_cache import bytes_in, foreign_packages, is_kept, phase_key
 from .plan import describe_plan, make_plan
 from .resources import forget_peak_memory, join, peak_memory
-from .run_folder import ENVIRONMENT, EXPERIMENT, RESULT, claimed
+from .run_folder import ENVIRONMENT, EXPERIMENT, REPORT, RESULT, claimed
 from .saving import save_model
 from .similarity import LayerSimilarity, Matrix, compare_layers
 from .source_phase import SourceStores, source_stores
@@ -238,9 +238,9 @@ def _tidy(folder: Path) -> None:
 def _report(folder: Path, console: Console) -> None:
     """Write the report, unless it is there; one that fails costs no result."""
     try:
-        from .report import NAME, write_report  # which needs the contracts above
+        from .report import write_report  # which needs the contracts above
 
-        if (folder / NAME).is_file():
+        if (folder / REPORT).is_file():
             return
         for left_over in folder.glob(".report.*"):  # by a process that was killed meanwhile
             left_over.unlink()

@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import BinaryIO, Literal, NoReturn
 
 import huggingface_hub
-from filelock import Timeout
 from huggingface_hub.errors import GatedRepoError, OfflineModeIsEnabled, RepositoryNotFoundError, RevisionNotFoundError
 from semalign_geometry import SemalignError, sha256_of
 
@@ -29,7 +28,7 @@ from .console import Console
 from .estimate import catalogue, checkpoint_bytes, find_shape, gb
 from .experiment import ModelConfig
 from .known_models import DataWheels, KnownFile, KnownModel
-from .locking import lock_of
+from .locking import lock_of, wait_for
 from .models import cache_folder
 from .phase_cache import bytes_in
 from .table import aligned
@@ -220,7 +219,8 @@ def _asking(model: KnownModel) -> Iterator[None]:
         at = f" at {model.revision}" if model.revision else ""
         raise SemalignError(f"the hub has no {model.upstream}{at}, or needs a login: hf auth login") from error
     except Exception as error:  # of the network, which have no common base class
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EACCES, errno.EPERM, errno.EROFS):
+        local = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
+        if isinstance(error, OSError) and error.errno in local:
             raise
         offline = isinstance(error, OfflineModeIsEnabled)
         reason = "HF_HUB_OFFLINE is set" if offline else " ".join(str(error).split()).partition(". ")[0][:160]
@@ -285,11 +285,7 @@ def _watched(folder: Path, report: Callable[[int], None], *, at_most: int, befor
 def _alone(folder: Path, console: Console) -> Iterator[None]:
     """Keeps other processes from the same model; waits for one that pulls it."""
     lock = lock_of(folder)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        console.note(f"waiting for another process that pulls {folder.name}")
-        lock.acquire()
+    wait_for(lock, console, f"pulls {folder.name}")
     try:
         yield
     finally:

@@ -15,7 +15,7 @@ from semalign_train import StepRecord
 from .experiment import Experiment
 
 EXPERIMENT, RESULT, METRICS = "experiment.json", "result.json", "metrics.jsonl"
-ENVIRONMENT = "environment.json"
+ENVIRONMENT, REPORT = "environment.json", "report.html"
 _LOCK = ".lock"
 _BEING_WRITTEN = re.compile(r"\.(?:scratch-|model\.|\w+\.jsonl?\.)")
 """Names of what a killed run was writing."""
@@ -81,7 +81,7 @@ def cut_metrics(folder: Path, before: StepRecord) -> int:
 
 
 def _is_interrupted(folder: Path, experiment: Experiment) -> bool:
-    if not folder.is_dir() or (folder / RESULT).is_file():
+    if not folder.is_dir() or ((folder / RESULT).is_file() and (folder / REPORT).is_file()):
         return False
     try:
         begun = (folder / EXPERIMENT).is_file()

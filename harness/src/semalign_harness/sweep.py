@@ -73,8 +73,8 @@ def sweep(
 ) -> Sweep:
     """Run every combination, or with several rungs the better half of each rung with twice the passes.
 
-    What is tuned is measured on further rows of the training split, whatever `data.held_out` says; all trials on the
-    same ones. The last rung has the passes of the experiment.
+    What is tuned is measured on further rows of the training split (`data.measure_on=tuning`), never on those that a
+    run is measured on; all trials on the same ones. The last rung has the passes of the experiment.
 
     Args:
         base: name of a preset, or path of a YAML file.
@@ -94,7 +94,7 @@ def sweep(
     if rungs < 1:
         raise SemalignError(f"--rungs {rungs}: expected at least 1")
     for text in over:
-        if (key := text.partition("=")[0]) == "data.held_out" or key.startswith("data.held_out."):
+        if (key := text.partition("=")[0]) == "data.measure_on" or f"{key}.".startswith("data.held_out."):
             raise SemalignError(f"a sweep is measured on rows of the training split: leave --over {key} out")
         if rungs > 1 and key == "train.passes":
             raise SemalignError(_ALIKE_RUNGS)
@@ -104,7 +104,7 @@ def sweep(
     matrix: Matrix | None = None
     for rung in range(1, rungs + 1):
         passes = None if rungs == 1 else experiment.train.passes / 2 ** (rungs - rung)
-        settings = [*overrides, "data.held_out=null", *([] if passes is None else [f"train.passes={passes}"])]
+        settings = [*overrides, "data.measure_on=tuning", *([] if passes is None else [f"train.passes={passes}"])]
         matrix = read_matrix(base, over=over, configs=configs, overrides=settings)
         _check(matrix, passes)
         if names is not None:
@@ -132,8 +132,10 @@ def _check(matrix: Matrix, passes: float | None) -> None:
     """
     first = matrix.cells[0].experiment
     for cell in matrix.cells:
-        if cell.experiment.data.held_out is not None:
-            raise SemalignError("a sweep is measured on rows of the training split: leave data.held_out out of --over")
+        if cell.experiment.data.measure_on != "tuning":
+            raise SemalignError(
+                "a sweep is measured on rows of the training split: leave data.measure_on out of --over"
+            )
         if changed := measured_differently(first, cell.experiment):
             raise SemalignError(
                 f"--over varies {', '.join(changed)}: trials compare on the same models and rows alone, so vary it "
@@ -176,7 +178,7 @@ def sweep_table(found: Sweep) -> str:
         counts = Counter(trial.passes or 0.0 for trial in reversed(found.trials))
         lines.append("trials: " + ", ".join(f"{count} with {passes:g} passes" for passes, count in counts.items()))
     lines += [f"failed: {trial.note} (rung {trial.rung})" for trial in found.trials if trial.kl is None]
-    return "\n".join([*lines, f"best on held-out rows of the training split: {overrides}"])
+    return "\n".join([*lines, f"best on further rows of the training split: {overrides}"])
 
 
 def _text(value: Any) -> str:

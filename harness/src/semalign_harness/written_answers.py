@@ -1,7 +1,10 @@
 """Training rows whose answers a model has written: batched, kept by prompt, and gone on with after an interruption."""
 
+import contextlib
 import dataclasses
 import hashlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import torch
 from semalign_align import Ranks
@@ -11,12 +14,13 @@ from torch import Tensor
 
 from .console import Console
 from .data import Example
-from .experiment import Experiment
+from .experiment import Experiment, WritingConfig
 from .generation import GENERATION, end_ids, generate, likeliest
 from .inputs import Inputs, load
 from .journal import Answer, Journal, request_key
+from .locking import lock_of, wait_for
 from .measure import same_number
-from .models import cache_folder
+from .models import LoadedModel, cache_folder
 
 ROWS_AT_ONCE = 4
 """Times the rows of a forward run that are written together."""
@@ -61,42 +65,58 @@ def _written(experiment: Experiment, inputs: Inputs, device: torch.device, conso
     """The answer of each training row, from the journal where it is there."""
     wanted, writer, ranks = experiment.data.writing, experiment.data.answers, Ranks.current()
     opened, identity = (inputs.source, inputs.source_id) if writer == "source" else (inputs.target, inputs.target_id)
-    name = hashlib.sha256(f"{identity} {opened.dtype(device)} {GENERATION}".encode()).hexdigest()[:16]
+    name = hashlib.sha256(f"{identity} {opened.precision(device)} {GENERATION}".encode()).hexdigest()[:16]
     folder = cache_folder() / "answers" / name
-    journal = Journal(folder / f"answers-{ranks.rank}.jsonl")
-    for file in sorted(folder.glob("answers-*.jsonl")):
-        journal.read(file)
-    ranks.wait()  # all have read before one writes
-
-    def key(row: Example) -> str:
-        return request_key("answer", row.prompt_ids, wanted.temperature, wanted.seed, wanted.max_new_tokens)
-
-    missing = [row for row in inputs.split.train if journal.get(key(row)) is None]
-    missing.sort(key=lambda row: len(row.prompt_ids))
-    if missing:
-        loaded = load(console, f"{writer} that writes answers", opened, device)
-        ends = end_ids(loaded.model, loaded.tokenizer)
-        size = ROWS_AT_ONCE * experiment.batch_size
-        parts = [missing[start : start + size] for start in range(0, len(missing), size)]
-        with undisturbed(loaded.model):
-            for part in console.progress(f"write {len(missing)} answers", parts[ranks.rank :: ranks.size]):
-
-                def ended(place: int, ids: list[int], part: list[Example] = part) -> None:
-                    journal.add({key(part[place]): Answer(ids, 0.0, len(part))})
-
-                generate(
-                    loaded.model,
-                    [row.prompt_ids for row in part],
-                    max_new_tokens=wanted.max_new_tokens,
-                    ends=ends,
-                    ended=ended,
-                    pick=likeliest if wanted.temperature == 0 else _Sampler(part, wanted.temperature, wanted.seed),
-                )
-        ranks.wait()
+    with _alone(folder, ranks, console):
+        journal = Journal(folder / f"answers-{ranks.rank}.jsonl")
         for file in sorted(folder.glob("answers-*.jsonl")):
             journal.read(file)
-    found = [journal.get(key(row)) for row in inputs.split.train]
-    return [list(answer.value) for answer in found if answer is not None]
+        ranks.wait()  # all have read before one writes
+
+        def key(row: Example) -> str:
+            return request_key("answer", row.prompt_ids, wanted.temperature, wanted.seed, wanted.max_new_tokens)
+
+        missing = [row for row in inputs.split.train if journal.get(key(row)) is None]
+        missing.sort(key=lambda row: len(row.prompt_ids))
+        if missing:
+            loaded = load(console, f"{writer} that writes answers", opened, device)
+            size = ROWS_AT_ONCE * experiment.batch_size
+            parts = [missing[start : start + size] for start in range(0, len(missing), size)]
+            for part in console.progress(f"write {len(missing)} answers", parts[ranks.rank :: ranks.size]):
+                _write(part, loaded, wanted, lambda row, answer: journal.add({key(row): answer}))
+            ranks.wait()
+            for file in sorted(folder.glob("answers-*.jsonl")):
+                journal.read(file)
+        found = [journal.get(key(row)) for row in inputs.split.train]
+        return [list(answer.value) for answer in found if answer is not None]
+
+
+def _write(
+    rows: list[Example], loaded: LoadedModel, wanted: WritingConfig, keep: Callable[[Example, Answer], None]
+) -> None:
+    """Write the answers of some rows, and keep each when it ends."""
+    with undisturbed(loaded.model):
+        generate(
+            loaded.model,
+            [row.prompt_ids for row in rows],
+            max_new_tokens=wanted.max_new_tokens,
+            ends=end_ids(loaded.model, loaded.tokenizer),
+            ended=lambda place, ids: keep(rows[place], Answer(ids, 0.0, len(rows))),
+            pick=likeliest if wanted.temperature == 0 else _Sampler(rows, wanted.temperature, wanted.seed),
+        )
+
+
+@contextlib.contextmanager
+def _alone(folder: Path, ranks: Ranks, console: Console) -> Iterator[None]:
+    """Keeps other jobs from the same journals; waits for one that writes them."""
+    with contextlib.ExitStack() as stack:
+        if ranks.is_first:
+            with contextlib.suppress(OSError):  # a cache that cannot be written to may hold all answers
+                lock = lock_of(folder)
+                wait_for(lock, console, "writes answers of the same model")
+                stack.callback(lock.release)
+        ranks.wait()
+        yield
 
 
 class _Sampler:

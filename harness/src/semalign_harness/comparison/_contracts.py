@@ -23,6 +23,8 @@ class Benchmarks(Settings):
     """Documents of each; None for all."""
     chat: bool | None = None
     """Whether prompts go through the chat template; None where the tokenizer has one."""
+    allow_weak_sandbox: bool = False
+    """Whether programs may run where the machine offers resource limits only."""
 
 
 class ComparisonConfig(Contract):

@@ -2,6 +2,7 @@
 
 import gc
 import math
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
@@ -205,11 +206,15 @@ def _evaluated(
         data=benchmarks.data,
         limit=benchmarks.limit,
         chat=benchmarks.chat,
+        allow_weak_sandbox=benchmarks.allow_weak_sandbox,
         gold=False,
         device=experiment.device,
     )
-    if not (place / RESULT).is_file() or not _is_answered(read_evaluation(place), config):
+    there = read_evaluation(place) if (place / RESULT).is_file() else None
+    if there is None or not _is_answered(there, config):
         console.note(f"evaluate {model.path} on {', '.join(benchmarks.tasks)}")
+        if there is not None and not _is_alike(there, config):
+            shutil.rmtree(place)  # of other documents or another form; the answers themselves are kept in the cache
         evaluate(config, place, console=console)
         if torch.cuda.is_available():  # give the memory back: runs are processes of their own
             gc.collect()
@@ -219,8 +224,11 @@ def _evaluated(
 
 
 def _is_answered(found: Evaluated, config: EvaluationConfig) -> bool:
-    asked = found.result.config.model_copy(update={"tasks": config.tasks})
-    return asked == config and set(config.tasks) <= set(found.items)
+    return _is_alike(found, config) and set(config.tasks) <= set(found.items)
+
+
+def _is_alike(found: Evaluated, config: EvaluationConfig) -> bool:
+    return found.result.config.model_copy(update={"tasks": config.tasks}) == config
 
 
 def _summary(
@@ -272,7 +280,8 @@ def _largest(peaks: Sequence[int | None]) -> int | None:
 
 def _rivals(config: ComparisonConfig, same: Mapping[str, str]) -> Sequence[str]:
     """Whom the others are tested against, under the names that ran."""
-    asked = BASELINES if config.against is None else [config.against]
+    baselines = [name for name in config.methods if name.partition(".")[0] in BASELINES]
+    asked = baselines if config.against is None else [config.against]
     return list(dict.fromkeys(same.get(name, name) for name in asked))
 
 

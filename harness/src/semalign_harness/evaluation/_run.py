@@ -74,10 +74,12 @@ def evaluate(config: EvaluationConfig, folder: Path, *, console: Console | None 
     if level is not None and not level.strong and not config.allow_weak_sandbox:
         raise SemalignError(
             "model-written programs can only be limited here, not confined: evaluate on Linux, leave humaneval and "
-            "mbpp out, or set allow_weak_sandbox=true where nothing can be lost"
+            "mbpp out, or give --allow-weak-sandbox where nothing can be lost"
         )
 
     _check_positions(config, opened, chat)
+    if config.backend == "vllm" and config.model.load_in_4bit:
+        raise SemalignError("the backend vllm does not load in 4 bits: set backend=transformers, or leave that out")
     earlier = _earlier(folder, config, model_sha256)
 
     runner = _Runner(config, opened, chat, model_sha256, console)
@@ -166,7 +168,8 @@ class _Runner:
         self.state = PartialState(cpu=self.device.type == "cpu")
         if self.state.num_processes > 1:
             self.device = torch.device(self.state.device)
-        folder = cache_folder() / "evaluations" / f"{_short(model_sha256)}-{self.dtype}-{config.backend}-{GENERATION}"
+        precision = opened.precision(self.device)
+        folder = cache_folder() / "evaluations" / f"{_short(model_sha256)}-{precision}-{config.backend}-{GENERATION}"
         self.journals = folder
         self.truncated: Counter[str] = Counter()
         self.journal = Journal(folder / f"answers-{self.state.process_index}.jsonl")
@@ -303,7 +306,7 @@ def _comparer(
         agreements,
         views,
         opened.tokenizer,
-        journal=Journal(runner.journals / f"agreement-{_short(source_sha256)}.jsonl"),
+        journal=Journal(runner.journals / f"agreement-{_short(source_sha256)}-{source.precision(runner.device)}.jsonl"),
         batch_size=runner.batch_size,
         progress=runner.console.counter,
     )

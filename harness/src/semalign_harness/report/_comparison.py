@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from ..estimate import gb
 from ..figures import Dot, Line, Panel, draw_dots, shortened
 from ._cells import NOTHING, arrow, chance, interval, many, number, seconds, share
-from ._evaluations import example_blocks
+from ._evaluations import chat_words, example_blocks
 from ._page import Block, Facts, Page, Picture, Row, Table, Text, sections_of
 from ._protocol import describe_rows, protocol_blocks
 from ._read import ReportedComparison
@@ -34,7 +34,7 @@ def comparison_page(reported: ReportedComparison) -> Page:
         sections_of(
             ("Result", _result(comparison)),
             ("Figures", _pictures(comparison)),
-            ("Against the best baseline", _tests(comparison)),
+            (f"Against {config.against or 'the best baseline'}", _tests(comparison)),
             ("Over the seeds", _spreads(comparison)),
             ("Cost", _costs(comparison)),
             ("Examples", examples),
@@ -200,5 +200,7 @@ def command_of(comparison: "Comparison", file: str) -> str:
         words += ["--tasks", ",".join(config.benchmarks.tasks)]
         words += [] if config.benchmarks.data is None else ["--data", config.benchmarks.data]
         words += [] if config.benchmarks.limit is None else ["--limit", str(config.benchmarks.limit)]
+        words += chat_words(config.benchmarks.chat)
+        words += ["--allow-weak-sandbox"] * config.benchmarks.allow_weak_sandbox
     words += [f"{name}:{override}" for name, own in config.methods.items() for override in own]
     return shlex.join(words)

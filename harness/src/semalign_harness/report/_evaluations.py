@@ -78,6 +78,7 @@ def missing_blocks(run: ReportedRun) -> list[Block]:
         flags = ["--tasks", ",".join(known[0].tasks), "--seed", str(known[0].seed)]
         flags += [] if known[0].data is None else ["--data", known[0].data]
         flags += [] if known[0].limit is None else ["--limit", str(known[0].limit)]
+        flags += chat_words(known[0].chat)
     places = {role: run.folder / name for role, name in BESIDE.items()}
     elsewhere = [str(each.folder) for role, each in run.evaluations.items() if each.folder != places[role]]
     commands = [["semalign", "evaluate", path, *flags, "--out", str(places[role])] for role, path in missing.items()]
@@ -88,6 +89,11 @@ def missing_blocks(run: ReportedRun) -> list[Block]:
         ),
         Code("\n".join(map(shlex.join, commands))),
     ]
+
+
+def chat_words(chat: bool | None) -> list[str]:
+    """What a command says of the chat template."""
+    return [] if chat is None else ["--chat" if chat else "--plain"]
 
 
 def example_blocks(evaluations: Evaluations) -> list[Block]:

@@ -10,6 +10,7 @@ import jinja2
 from semalign_geometry import SemalignError, replace_file
 
 from ..figures import standalone
+from ..run_folder import REPORT
 from ..table import markdown
 from ._comparison import comparison_page
 from ._comparisons import comparisons_page
@@ -18,7 +19,6 @@ from ._read import ReportedComparison, ReportedRun, read_folders
 from ._run import run_page
 from ._runs import runs_page
 
-NAME = "report.html"
 """The file in the folder that it reports; `report.md`, its twin, is written before it."""
 _INTERVAL = re.compile(r"(\[(?:[-+]?\d|unbounded)[^][]*\](?:, p (?:< )?\d\.\d+)?)")
 _SPECIAL = re.compile(r"[\\`*<>|$~]|&(?=[#\w]+;)|(?<![^\W_])_|_(?![^\W_])|\](?=[(\[:])|(?<=!)\[")
@@ -46,7 +46,7 @@ def write_report(folders: Sequence[Path], out: Path | None = None, *, figures: P
     found = read_folders(folders)
     own = found[0].folder if len(found) == 1 else Path()
     page = _page(found)
-    file = out or own / NAME
+    file = out or own / REPORT
     if file.is_dir():
         raise SemalignError(f"{file} is a folder: name another file with --out")
     if figures is not None:

@@ -38,7 +38,8 @@ def supervised(batch: Batch) -> Supervised:
     """Find the supervised positions of a batch.
 
     Raises:
-        SemalignError: a key is missing, shapes differ, the padding is not on the right, or an example has no answer token.
+        SemalignError: a key is missing, shapes differ, the padding is not on the right, or an example has no answer
+            token.
     """
     missing = [key for key in ("input_ids", "attention_mask", "labels") if key not in batch]
     if missing:
