@@ -412,6 +412,24 @@ def test_equal_time_is_that_of_semalign(tmp_path: Path, runs: Runs, capsys: pyte
     assert "sft_seed-0: method.seconds is 84.5 there, None here" in refused(tmp_path, capsys, *call[:4])
 
 
+def test_runs_with_equal_tokens_do_not_become_timed(
+    tmp_path: Path, runs: Runs, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert compared(tmp_path, "--methods", "kd") == 0
+    capsys.readouterr()
+    assert "holds runs with equal tokens" in refused(tmp_path, capsys, "--methods", "semalign,kd", "--equal", "time")
+    assert runs.ran == ["kd_seed-0"]
+    assert compared(tmp_path, "--methods", "semalign,sft", "--equal", "time") == 0
+
+
+def test_a_run_that_failed_may_keep_states_from_now_on(tmp_path: Path, runs: Runs) -> None:
+    runs.failing = {"kd_seed-0": "killed"}
+    assert compared(tmp_path, "--methods", "semalign,kd") == 2
+    runs.failing = {}
+    assert compared(tmp_path, "--methods", "semalign,kd", "train.checkpoint_steps=5") == 0
+    assert runs.ran == ["semalign_seed-0", "kd_seed-0", "kd_seed-0"]
+
+
 def test_equal_time_needs_the_reference(tmp_path: Path, runs: Runs, capsys: pytest.CaptureFixture[str]) -> None:
     equal = ["--equal", "time"]
     assert "name it among --methods" in refused(tmp_path, capsys, "--methods", "sft,kd", *equal)

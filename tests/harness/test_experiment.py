@@ -1,5 +1,6 @@
 """Experiments from presets, files and overrides; every mistake is one sentence with its remedy."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,14 @@ def test_presets_parse_and_round_trip(name: str, tmp_path: Path) -> None:
     file = tmp_path / "experiment.yaml"
     file.write_text(yaml.safe_dump(experiment.model_dump(mode="json")), encoding="utf-8")
     assert load_experiment(file) == experiment
+
+
+def test_the_experiments_that_the_readme_runs_are_there() -> None:
+    root = Path(__file__).parents[2]
+    named = set(re.findall(r"harness/results/[\w-]+\.yaml", (root / "README.md").read_text(encoding="utf-8")))
+    assert named
+    for name in named:
+        assert load_experiment(root / name).name.startswith("qwen2.5-coder-")
 
 
 def test_later_settings_win(tmp_path: Path) -> None:

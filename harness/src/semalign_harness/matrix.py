@@ -19,7 +19,7 @@ from semalign_geometry import Contract, SemalignError, Settings, replace_file
 
 from .experiment import Experiment, load_experiment
 from .pipeline import RunResult
-from .run_folder import RESULT, differences
+from .run_folder import RESULT, decisive, differences
 from .table import aligned
 
 MATRIX, TABLE, LOGS = "matrix.json", "matrix.csv", "logs"
@@ -231,9 +231,9 @@ def _matrix_differences(there: Matrix, here: Matrix) -> list[str]:
 
 def _cell_differences(folder: Path, there: Matrix, here: Matrix) -> list[str]:
     """What differs in the cells that both matrices have, and that have begun."""
-    known = {cell.name: cell.experiment for cell in there.cells}
-    shared = [cell for cell in here.cells if cell.name in known and (folder / cell.name).exists()]
-    return [f"{cell.name}: {change}" for cell in shared for change in differences(known[cell.name], cell.experiment)]
+    known = {cell.name: decisive(cell.experiment) for cell in there.cells if (folder / cell.name).exists()}
+    shared = {cell.name: decisive(cell.experiment) for cell in here.cells if cell.name in known}
+    return [f"{name}: {change}" for name, ours in shared.items() for change in differences(known[name], ours)]
 
 
 def measured_differently(one: Experiment, other: Experiment) -> list[str]:

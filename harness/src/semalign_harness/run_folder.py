@@ -85,7 +85,7 @@ def _is_interrupted(folder: Path, experiment: Experiment) -> bool:
         return False
     try:
         begun = (folder / EXPERIMENT).is_file()
-        if begun and _decisive(Experiment.read(folder / EXPERIMENT)) != _decisive(experiment):
+        if begun and decisive(Experiment.read(folder / EXPERIMENT)) != decisive(experiment):
             return False
         with FileLock(folder / _LOCK).acquire(timeout=0):
             return begun or _is_unbegun(folder)
@@ -93,7 +93,7 @@ def _is_interrupted(folder: Path, experiment: Experiment) -> bool:
         return False
 
 
-def _decisive(experiment: Experiment) -> Experiment:
+def decisive(experiment: Experiment) -> Experiment:
     """An experiment without the settings that its result does not depend on."""
     return experiment.model_copy(update={"train": experiment.train.model_copy(update={"checkpoint_steps": None})})
 
@@ -104,7 +104,7 @@ def _check(folder: Path, experiment: Experiment) -> None:
     if not folder.is_dir():
         raise SemalignError(f"{folder} is a file: choose another folder with --out")
     if (folder / EXPERIMENT).is_file():
-        changes = differences(_decisive(Experiment.read(folder / EXPERIMENT)), _decisive(experiment))
+        changes = differences(decisive(Experiment.read(folder / EXPERIMENT)), decisive(experiment))
         if changes:
             raise SemalignError(
                 f"{folder} holds another experiment ({'; '.join(changes[:5])}): choose another folder with --out"

@@ -14,7 +14,7 @@ from semalign_geometry import SemalignError, replace_file
 from ..console import Console
 from ..evaluation import Evaluated, EvaluationConfig, evaluate, read_evaluation
 from ..experiment import Experiment, ModelConfig
-from ..matrix import Cell, Matrix, Standing, check_folder, measured_differently
+from ..matrix import MATRIX, Cell, Matrix, Standing, check_folder, measured_differently
 from ..methods import BASELINES, as_method, find_methods, settings_of
 from ..pipeline import RunResult
 from ..run_folder import RESULT
@@ -63,6 +63,7 @@ def compare(
     same = _same(cells, config)
     first, second = _rounds({key: cell for key, cell in cells.items() if key[0] not in same}, config)
     check_folder(folder / RUNS, _matrix(config, list(first.values())), extend=True)
+    _check_timed(folder / RUNS, second)
     untrained = _untrained(config, folder, console)  # before the runs: benchmarks that cannot be had cost no training
     found: dict[str, Standing] = {}
 
@@ -156,6 +157,20 @@ def _rounds(cells: Cells, config: ComparisonConfig) -> tuple[Cells, Cells]:
         if "seconds" in type(method).model_fields and key[0] != REFERENCE:
             waiting[key] = cell
     return {key: cell for key, cell in cells.items() if key not in waiting}, waiting
+
+
+def _check_timed(folder: Path, waiting: Cells) -> None:
+    """Refuse a folder in which methods that wait for a wall time have begun without one.
+
+    Raises:
+        SemalignError: it is one.
+    """
+    if not waiting or not (folder / MATRIX).is_file():
+        return
+    begun = {cell.name: cell for cell in Matrix.read(folder / MATRIX).cells if (folder / cell.name).exists()}
+    for cell in waiting.values():
+        if cell.name in begun and getattr(begun[cell.name].experiment.method, "seconds", None) is None:
+            raise SemalignError(f"{folder.parent} holds runs with equal tokens: choose another folder with --out")
 
 
 def _timed(cell: Cell, found: Mapping[str, Standing]) -> Cell | Standing:
