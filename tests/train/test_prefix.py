@@ -5,6 +5,8 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from semalign_align import Supervision
 from semalign_attribution import view_of
 from semalign_train import PrefixCache
@@ -45,10 +47,10 @@ def test_the_replayed_streams_are_those_of_the_full_forward_run(architecture: st
     with torch.no_grad():
         hidden = run_plainly(model, collate([EXAMPLES[index] for index in SORTED])).hidden
     walked = cache(model, store, folder)
-    assert walked.inputs([0, 1]) is None and walked.position == 0
+    assert walked.inputs([0, 1]) is None and set(walked.positions) == {0}
     for layer in range(1, TARGET_DEPTH):
         walked.advance(layer)
-        assert walked.position == layer
+        assert set(walked.positions) == {layer}
         rows = {index: hidden[layer][row, : LENGTHS[index]] for row, index in enumerate(SORTED)}
         assert_equal(streams(walked), [rows[index] for index in range(len(EXAMPLES))])
     jumped = cache(model, store)
@@ -69,6 +71,45 @@ def test_batch_sizes_make_no_difference(architecture: str, batch_size: int, top:
         torch.testing.assert_close(stream, alone, rtol=1e-4, atol=1e-4)
 
 
+walks = st.lists(
+    st.tuples(st.integers(0, TARGET_DEPTH), st.sets(st.integers(0, len(EXAMPLES) - 1))), min_size=1, max_size=5
+)
+
+
+@settings(max_examples=20)
+@given(walks)
+def test_each_example_goes_as_far_as_it_was_asked_to(top: Supervision, walk: list[tuple[int, set[int]]]) -> None:
+    model = target_model()
+    prefix, ran = cache(model, top, batch_size=3), [0] * TARGET_DEPTH
+    with torch.no_grad():
+        hidden = [run_plainly(model, collate([example])).hidden for example in EXAMPLES]
+    handles = [
+        view_of(model).layer(layer).register_forward_pre_hook(_counter(ran, layer - 1))
+        for layer in range(1, TARGET_DEPTH + 1)
+    ]
+    for layer, examples in walk:
+        prefix.advance(layer, examples)
+    for handle in handles:
+        handle.remove()
+    for index, position in enumerate(prefix.positions):
+        assert position == max([0, *(layer for layer, examples in walk if index in examples)])
+        inputs = prefix.inputs([index])
+        if position == 0:
+            assert inputs is None
+        else:
+            assert inputs is not None
+            torch.testing.assert_close(inputs[0], hidden[index][position][0], rtol=1e-4, atol=1e-4)
+    # Each layer ran once on each example that has been through it.
+    assert ran == [sum(position >= layer for position in prefix.positions) for layer in range(1, TARGET_DEPTH + 1)]
+
+
+def _counter(ran: list[int], place: int) -> Any:
+    def count(module: Any, arguments: tuple[Tensor, ...]) -> None:
+        ran[place] += len(arguments[0])
+
+    return count
+
+
 def test_inputs_are_padded_on_the_right(top: Supervision) -> None:
     prefix = cache(target_model(), top)
     prefix.advance(2)
@@ -84,12 +125,12 @@ def test_inputs_are_padded_on_the_right(top: Supervision) -> None:
 def test_advancing_backwards_or_nowhere_does_nothing(top: Supervision) -> None:
     prefix = cache(target_model(), top)
     prefix.advance(0)
-    assert prefix.position == 0 and prefix.inputs([0]) is None
+    assert set(prefix.positions) == {0} and prefix.inputs([0]) is None
     prefix.advance(2)
     held = [stream.clone() for stream in streams(prefix)]
     prefix.advance(1)
     prefix.advance(2)
-    assert prefix.position == 2
+    assert set(prefix.positions) == {2}
     assert_equal(streams(prefix), held)
 
 

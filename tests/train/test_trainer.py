@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import itertools
 import math
 import time
 from collections import Counter
@@ -30,13 +31,13 @@ from semalign_train import (
     FullLayer,
     LoraLayer,
     LossWeights,
+    PrefixCache,
     StageRecord,
     StepRecord,
     TransferConfig,
     TransferReport,
     optimisation_batches,
 )
-from semalign_train._prefix import PrefixCache
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -452,8 +453,9 @@ def test_geometry_alone_runs_nothing_above_the_frontier(
     target.lm_head.register_forward_hook(lambda *_: pytest.fail("the head ran"))
     config = quick(objective=objective, weights=GEOMETRY, layers=(1, 3), steps=2, batch_size=4, micro_batch_size=2)
     fit(target, top, config)
-    chunks = math.ceil(COUNT / 2)
-    # Layer 1 trains in 2 × 2 micro-batches and is run once over the examples for the stage of layer 3, and so on.
+    _, _, *batches = itertools.islice(optimisation_batches(config, COUNT), 4)
+    chunks = math.ceil(len(set(itertools.chain(*batches))) / 2)
+    # Layer 1 trains in 2 × 2 micro-batches and is run once over the examples of the stage of layer 3, and so on.
     assert layers == [4 + chunks, chunks, 4, 0] and norm == [0]
 
 
@@ -464,6 +466,20 @@ def test_layers_below_the_frontier_run_once(top: Supervision) -> None:
     chunks = math.ceil(COUNT / 4)
     # Stage k runs layers k … 4 in each of 3 steps; each stage after the first is preceded by one pass of one layer.
     assert layers == [3 + chunks, 6 + chunks, 9 + chunks, 12] and norm == [12]
+
+
+def test_examples_go_no_further_than_a_later_stage_needs_them(top: Supervision) -> None:
+    target = target_model()
+    layers, _ = count_runs(target)
+    config = quick(steps=None, passes=1.0, batch_size=1, micro_batch_size=1)
+    fit(target, top, config)
+    order = optimisation_batches(config, COUNT)
+    stages = [[next(order)[0] for _ in range(steps)] for steps in config.stage_steps(TARGET_DEPTH, COUNT)]
+    for layer in LAYERS:
+        trained = sum(len(stage) for stage in stages[:layer])  # in stages up to this layer's it runs in every step
+        needed = {example for stage in stages[layer:] for example in stage}
+        assert layers[layer - 1] == trained + len(needed)
+    assert sum(layers) < TARGET_DEPTH * COUNT + sum(len(stage) * (TARGET_DEPTH - k) for k, stage in enumerate(stages))
 
 
 # The order of the examples, and the learning rate
@@ -604,9 +620,9 @@ def test_the_time_of_a_stage_has_the_advance_of_the_prefix_in_it(
 ) -> None:
     advance, pause = PrefixCache.advance, 0.5
 
-    def slowly(prefix: PrefixCache, layer: int) -> None:
+    def slowly(prefix: PrefixCache, *arguments: Any) -> None:
         time.sleep(pause)
-        advance(prefix, layer)
+        advance(prefix, *arguments)
 
     monkeypatch.setattr(PrefixCache, "advance", slowly)
     report, _ = fit(target_model(), top, quick(steps=1))

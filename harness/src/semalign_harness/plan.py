@@ -74,8 +74,8 @@ def make_plan(
     training = tuple(
         passes * (_step(target, layer, config) + experiment.live * _layers(source, source.layers)) * tokens
         + passes * _outputs(source, target, experiment) * answers
-        + _layers(target, layer - before) * tokens
-        for layer, before, passes in zip(layers, (1, *layers[:-1]), share, strict=True)
+        + _layers(target, layer - before) * tokens * min(1.0, sum(share[place:]))  # of the rows that are needed again
+        for place, (layer, before, passes) in enumerate(zip(layers, (1, *layers[:-1]), share, strict=True))
     )
     seen = sum(share)
     return Plan(

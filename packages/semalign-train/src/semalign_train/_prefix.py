@@ -1,6 +1,7 @@
-"""The inputs of the frontier layer for the whole training set, computed once and advanced layer by layer."""
+"""The inputs of the frontier layer for the examples that a stage needs, each advanced from where it stands."""
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -12,10 +13,13 @@ from torch.nn.utils.rnn import pad_sequence
 
 
 class PrefixCache:
-    """h_p of every token of the training set, after the frozen layers 1 … p; layers up to p never run again.
+    """h_p of every token of an example, after the frozen layers 1 … p; layers up to p never run again on it.
 
-    Because each layer is causal and only real tokens are kept, the stream does not depend on how examples were padded.
-    The processes of a machine share one file, and the work of advancing it; without a file each holds all streams.
+    An example is advanced when a stage needs it, and never further: few passes cost less than a forward run.
+    Law: what is held is what a forward run gives, whichever examples were advanced when, as long as the layers that
+    they have been through stay as they were. Because each layer is causal and only real tokens are kept, the stream
+    does not depend on how examples were padded. The processes of a machine share one file, and the work of advancing
+    it; without a file each holds all streams.
     """
 
     def __init__(
@@ -43,35 +47,45 @@ class PrefixCache:
         self._file = None if folder is None else folder / f"prefix-{ranks.rank - ranks.local_rank}.bin"
         self._starts = torch.cat([torch.zeros(1, dtype=torch.long), supervision.lengths.cumsum(0)]).tolist()
         self._streams: Float[Tensor, "tokens d"] | None = None
-        self.position = 0
-        """p, the last layer whose output is held; 0 when nothing is (the model computes its own embeddings)."""
+        self.positions = [0] * len(supervision)
+        """p of each example, the last layer whose output is held; 0 when nothing is (the model embeds its tokens)."""
 
     def inputs(self, indices: Sequence[int]) -> Float[Tensor, "b n d"] | None:
-        """The streams of some examples, padded on the right, on the target's device; None at position 0."""
-        if self.position == 0:
+        """The streams of some examples that stand at one position, padded on the right, on the target's device; None
+        at position 0."""
+        (position,) = {self.positions[index] for index in indices}
+        if position == 0:
             return None
         assert self._streams is not None
         parts = [self._streams[self._starts[index] : self._starts[index + 1]] for index in indices]
         return pad_sequence(parts, batch_first=True).to(self._view.device)
 
     @torch.no_grad()
-    def advance(self, layer: int) -> None:
-        """Run the layers from the present position to `layer` once over all examples, in place."""
-        if layer <= self.position:
-            return
-        order = torch.argsort(self._supervision.lengths).tolist()  # alike lengths together: little padding
-        chunks = [order[start : start + self._batch_size] for start in range(0, len(order), self._batch_size)]
+    def advance(self, layer: int, indices: Iterable[int] | None = None) -> None:
+        """Run the layers up to `layer` that some examples, or all, have not been through, in place."""
+        behind: dict[int, list[int]] = defaultdict(list)
+        for index in range(len(self.positions)) if indices is None else sorted(set(indices)):
+            if self.positions[index] < layer:
+                behind[self.positions[index]].append(index)
+        for position, some in sorted(behind.items()):
+            self._run(position + 1, layer, some)
+        for some in behind.values():
+            for index in some:
+                self.positions[index] = layer
+
+    def _run(self, start: int, stop: int, examples: list[int]) -> None:
+        """Run some layers over examples that stand before them."""
+        size = self._batch_size
+        order = sorted(examples, key=lambda index: int(self._supervision.lengths[index]))  # little padding
+        chunks = [order[place : place + size] for place in range(0, len(order), size)]
         for indices, mine in self._ranks.deal_locally(chunks) if self._file else ((chunk, True) for chunk in chunks):
             batch = self._supervision.tokens(indices, device=self._view.device)
-            trace = self._view.trace(
-                batch, start=self.position + 1, hidden=self.inputs(indices), stop=layer, keep=[layer]
-            )
+            trace = self._view.trace(batch, start=start, hidden=self.inputs(indices), stop=stop, keep=[stop])
             if self._streams is None:
-                self._streams = self._allocate(trace.outputs[layer])
+                self._streams = self._allocate(trace.outputs[stop])
             if mine:
-                self._store(indices, trace.outputs[layer])
+                self._store(indices, trace.outputs[stop])
         self._ranks.wait()
-        self.position = layer
 
     def _allocate(self, like: Tensor) -> Float[Tensor, "tokens d"]:
         """Room for all streams; all processes come here together."""

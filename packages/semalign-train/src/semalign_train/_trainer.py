@@ -1,9 +1,10 @@
 """Shallow-to-deep frontier training: in stage k only layer k trains."""
 
+import itertools
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -204,14 +205,13 @@ class FrontierTrainer:
                 batch_size=self.config.micro_batch_size,
                 ranks=self._ranks,
             )
-            batches = optimisation_batches(self.config, len(self.supervision))  # stages go on where one stopped
+            order = optimisation_batches(self.config, len(self.supervision))  # stages go on where one stopped
             for layer, steps in zip(self.layers, self.stage_steps, strict=True):
-                started = time.perf_counter()
-                prefix.advance(layer - 1)  # layer by layer when resumed, too: to the same bits
+                started, batches = time.perf_counter(), list(itertools.islice(order, steps))
+                prefix.advance(layer - 1, itertools.chain(*batches))  # stage by stage when resumed, too: the same bits
                 if shards is not None:
                     shards.gather(layer)
-                found = self._resumed(layer, steps, batches)
-                stages.append(found or self._stage(layer, steps, prefix, batches, started))
+                stages.append(self._resumed(layer) or self._stage(layer, prefix, batches, started))
                 if shards is not None:
                     shards.shard(layer)
             if shards is not None:
@@ -223,7 +223,7 @@ class FrontierTrainer:
             seconds=sum(stage.seconds for stage in stages),
         )
 
-    def _resumed(self, layer: int, steps: int, batches: Iterator[list[int]]) -> StageRecord | None:
+    def _resumed(self, layer: int) -> StageRecord | None:
         """The record of a stage that was finished before, its weights loaded; None when it must be run."""
         finished = None if self._checkpoints is None else self._checkpoints.stage(layer)
         if finished is None:
@@ -232,8 +232,6 @@ class FrontierTrainer:
         state = self._stage_tensors(layer)
         for name, value in tensors.items():
             state[name].copy_(value)
-        for _ in range(steps):
-            next(batches)
         return record
 
     def _stage_tensors(self, layer: int) -> dict[str, Tensor]:
@@ -262,10 +260,8 @@ class FrontierTrainer:
             tensors=dict(self.view.model.named_parameters()),
         )
 
-    def _stage(
-        self, layer: int, steps: int, prefix: PrefixCache, batches: Iterator[list[int]], started: float
-    ) -> StageRecord:
-        config = self.config
+    def _stage(self, layer: int, prefix: PrefixCache, batches: list[list[int]], started: float) -> StageRecord:
+        config, steps = self.config, len(batches)
         before = self._held_out_loss(layer)
         kept = {name: value.clone() for name, value in self._stage_tensors(layer).items()} if before is not None else {}
         with frontier(
@@ -274,10 +270,8 @@ class FrontierTrainer:
             optimiser = Optimiser(parameters, config, products=torch.bfloat16 if self._autocast else None)
             records = self._restored(layer, optimiser)
             earlier = sum(record.seconds for record in records)
-            for _ in records:
-                next(batches)
             for number in range(len(records) + 1, steps + 1):
-                records.append(self._step(layer, number, steps, next(batches), prefix, parameters, optimiser))
+                records.append(self._step(layer, number, steps, batches[number - 1], prefix, parameters, optimiser))
                 self.callback(records[-1])
                 self._check_skipped(records)
                 self._keep(records, optimiser)
