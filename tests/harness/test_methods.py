@@ -1,6 +1,7 @@
 """The laws of the methods: the same tokens for each, nothing changed but the target, and what they save is what they
 trained."""
 
+import functools
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -37,7 +38,7 @@ from semalign_train import LoraLayer, Muon, StepRecord, TransferConfig
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
-from ..align.chain import EXACT, make_store, source_model, target_model
+from ..align.chain import EXACT, TARGET_DEPTH, make_store, source_model, target_model
 from ..attribution.snapshot import snapshot
 from ..components import bring
 
@@ -164,6 +165,42 @@ def test_muon_moves_the_layers_and_leaves_embeddings_and_head_to_adamw(store: Su
         after[optimiser] = dict(target.named_parameters())
     for key, value in after["muon"].items():
         assert torch.equal(value, after["adamw"][key]) == (value.ndim == 1 or "layers" not in key), key
+
+
+@pytest.mark.parametrize("name", ["kd", "kd_full"])
+def test_recomputed_layers_train_alike_and_keep_less(name: str, store: Supervision, tmp_path: Path) -> None:
+    after, kept = [], []
+    for recompute in (False, True):
+        target, held = target_model(), {}
+
+        def pack(tensor: Tensor, held: dict[int, int] = held) -> Tensor:
+            held[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            trained(tmp_path / str(recompute), store, name, target, recompute_suffix=recompute, layers=(1,), steps=2)
+        after.append(dict(target.named_parameters()))
+        kept.append(sum(held.values()))
+    assert all(torch.equal(value, after[1][key]) for key, value in after[0].items())
+    assert kept[1] < 0.8 * kept[0]
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # torch.compile looks at every input's
+@pytest.mark.parametrize("name", ["kd", "kd_full"])
+def test_compiled_layers_train_alike(
+    name: str, store: Supervision, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the graphs of torch.compile but without its slow code generator."""
+    calls, own = [], functools.partial(torch.compile, backend="aot_eager")
+    monkeypatch.setattr(torch, "compile", lambda *given, **more: calls.append(1) or own(*given, **more))
+    after = []
+    for compiled in (False, True):
+        target = target_model()
+        trained(tmp_path / str(compiled), store, name, target, compile=compiled, layers=(1,), steps=2)
+        after.append(dict(target.named_parameters()))
+    assert len(calls) == TARGET_DEPTH
+    for key, value in after[0].items():
+        torch.testing.assert_close(value, after[1][key], rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["kd", "kd_full"])

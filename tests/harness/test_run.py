@@ -158,6 +158,12 @@ def test_bad_settings_are_one_sentence(
     )
     exact = "supervision.output.kind=final_hidden"
     assert "needs supervision by top entries" in refused(tmp_path, overrides, capsys, "train.divergence=reverse", exact)
+    assert "has no figure on held-out rows" in refused(
+        tmp_path, overrides, capsys, "train.divergence=reverse", "train.guards.rollback=0.1"
+    )
+    assert "method.critical_layer_only may leave out" in refused(
+        tmp_path, overrides, capsys, "method.critical_layer_only=true", "train.train_final_norm=true"
+    )
     assert "cannot be in 4 bits" in refused(tmp_path, overrides, capsys, "target.load_in_4bit=true")
     assert "device 'cuba'" in refused(tmp_path, overrides, capsys, "device=cuba")
     assert main(["run", "nonsense"]) == 2

@@ -15,7 +15,7 @@ import yaml
 from semalign_align import FinalHidden, SupervisionSettings, store_bytes
 from semalign_attribution import DecoderView
 from semalign_geometry import Contract, SemalignError, Settings
-from semalign_train import KEPT_STATES, FullLayer, LoraLayer
+from semalign_train import KEPT_STATES, FullLayer, LoraLayer, TransferConfig
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 from transformers.pytorch_utils import Conv1D
@@ -218,7 +218,7 @@ def _totals(experiment: Experiment, source: ModelNeeds, target: ModelNeeds) -> T
     trained = min(train.micro_batch_size, train.batch_size) * data.max_length
     training_state = _training_state(experiment, target.shape)
     beside = source.weight_bytes if experiment.live else source.head_bytes
-    training = target.weight_bytes + training_state + beside + _training_activations(target, trained, experiment)
+    training = target.weight_bytes + training_state + beside + _training_activations(target, trained, train)
     target_phase = max(training, 2 * target.weight_bytes + beside)
     return Totals(
         source_phase=source_phase,
@@ -332,9 +332,9 @@ def _activations(model: ModelNeeds, tokens: int) -> int:
     return tokens * shape.layers * values * _bytes(model.dtype)
 
 
-def _training_activations(model: ModelNeeds, tokens: int, experiment: Experiment) -> int:
+def _training_activations(model: ModelNeeds, tokens: int, train: TransferConfig) -> int:
     """In the stage of layer 1; recomputed layers keep their inputs, and two layers are whole at a time."""
-    if not experiment.train.recompute_suffix or _joint(experiment) is not None:
+    if not train.recompute_suffix:
         return _activations(model, tokens)
     inputs = tokens * model.shape.layers * model.shape.width * _bytes(model.dtype)
     return inputs + 2 * _activations(model, tokens) // model.shape.layers
@@ -350,18 +350,14 @@ def _training_state(experiment: Experiment, shape: ModelShape) -> int:
     return 4 * _trained(experiment, shape) * (1 + moments + terms + 1)
 
 
-def _joint(experiment: Experiment) -> FullLayer | LoraLayer | None:
-    """What a method trains in all layers at once; None for one with stages, or one whose settings do not say."""
-    trainable = getattr(experiment.method, "trainable", None)
-    return trainable if isinstance(trainable, (FullLayer, LoraLayer)) else None
-
-
 def _trained(experiment: Experiment, shape: ModelShape) -> int:
     """Numbers that train together: in the largest stage, or in all layers where a method trains them at once."""
-    joint = _joint(experiment)
-    trainable, layers = (experiment.train.trainable, 1) if joint is None else (joint, shape.layers)
+    trainable, layers, whole = experiment.train.trainable, 1, shape.layer_parameters
+    joint = getattr(experiment.method, "trainable", None)
+    if isinstance(joint, (FullLayer, LoraLayer)):
+        trainable, layers, whole = joint, shape.layers, shape.parameters
     if isinstance(trainable, FullLayer):
-        return shape.layer_parameters if joint is None else shape.parameters
+        return whole
     return layers * trainable.rank * sum(shape.linear_features.get(name, 0) for name in trainable.modules)
 
 

@@ -201,11 +201,16 @@ class Experiment(Contract):
         return self
 
     @model_validator(mode="after")
-    def _divergence_fits_the_supervision(self) -> "Experiment":
+    def _settings_fit_together(self) -> "Experiment":
         if self.train.divergence != "forward" and self.supervision.output.kind != "top_k":
             raise ValueError(
                 f"train.divergence={self.train.divergence} needs supervision by top entries: set "
                 "supervision.output.kind=top_k, or train.divergence=forward"
+            )
+        if getattr(self.method, "critical_layer_only", False) and self.train.train_final_norm:
+            raise ValueError(
+                "train.train_final_norm needs a stage of the last layer, which method.critical_layer_only may leave "
+                "out: set one of them to false"
             )
         if self.train.divergence != "forward" and self.train.guards.rollback is not None:
             raise ValueError(

@@ -18,7 +18,8 @@ from ._method import MethodContext
 
 
 class JointMethod(Settings):
-    """Settings of a method that trains all layers at once; those of `train` that concern stages play no part."""
+    """Settings of a method that trains all layers at once; those of `train` that concern stages play no part, and
+    `train.recompute_suffix` recomputes every layer."""
 
     stored: ClassVar[bool] = False
     kind: str

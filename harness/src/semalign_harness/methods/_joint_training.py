@@ -4,6 +4,7 @@ import itertools
 import math
 import time
 from collections.abc import Callable, Collection, Sequence
+from contextlib import nullcontext
 
 import torch
 from semalign_align import Ranks, SupervisedBatch
@@ -85,12 +86,14 @@ class _JointTrainer:
         self._steps = sum(config.stage_steps(view.depth, len(self._store)))
         # The view was made before the weights that train became float32.
         self._autocast = config.autocast == "bfloat16" or view.head.weight.dtype == torch.bfloat16
+        self._recompute_from = 1 if config.recompute_suffix else None
         products = torch.bfloat16 if self._autocast else None
         self._optimiser = Optimiser(parameters, config, products=products, matrices=view.layers.parameters())
 
     def run(self) -> MethodReport:
         device = self._view.device
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        compiled = self._view.compiled() if self._config.compile else nullcontext()
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), compiled:
             return self._run(Checkpoints(self._context.folder / "checkpoints", self._fingerprint(), self._ranks))
 
     def _run(self, checkpoints: Checkpoints) -> MethodReport:
@@ -163,7 +166,7 @@ class _JointTrainer:
         for micro, mine in self._ranks.deal(micro_batches(self._config, self._store, indices, self._ranks)):
             data = self._store.collate(micro, device=self._view.device)
             with torch.enable_grad(), torch.autocast(self._view.device.type, torch.bfloat16, enabled=self._autocast):
-                trace = self._view.trace(data.batch, keep=self._keep_layers)
+                trace = self._view.trace(data.batch, keep=self._keep_layers, recompute_from=self._recompute_from)
                 found = {name: mine * value / count for name, value in self._losses(trace, data).items()}
                 torch.stack([value.float() for value in found.values()]).sum().backward()
             terms = {name: terms.get(name, 0.0) + float(value.detach()) for name, value in found.items()}

@@ -250,8 +250,8 @@ def _recomputed(layer: nn.Module) -> Iterator[None]:
     own = layer.forward
 
     def forward(*args: Any, **kwargs: Any) -> Any:
-        # Frozen, in evaluation mode: nothing is drawn at random that would have to be drawn again.
-        return checkpoint(own, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
+        draws = any(part.training for part in layer.modules())  # then the same numbers have to be drawn again
+        return checkpoint(own, *args, use_reentrant=False, preserve_rng_state=draws, **kwargs)
 
     with _instead(layer, forward):
         yield
