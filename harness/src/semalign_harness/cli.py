@@ -36,7 +36,7 @@ COMMANDS = {
     "models": "list the models that go by a name, fetch one, or tell where it lies",
     "store": "list or delete the supervision that is kept for further runs",
     "compare": "methods side by side: same rows, same budget, same evaluation, one table",
-    "sweep": "vary settings of an experiment, and find the best by the KL on held-out rows",
+    "sweep": "vary settings of an experiment, and find the best by the KL on rows that no run reports",
     "evaluate": "put a model to MMLU, GSM8K, HumanEval and MBPP",
     "report": "runs or comparisons as one page, in HTML and Markdown",
     "compare-evaluations": "the second of two evaluations against the first, item by item; or several over their seeds",
@@ -359,7 +359,7 @@ def _run(options: argparse.Namespace) -> int:
     if options.dry_run:
         folder = options.out or pick_folder(Path("runs"), experiment)
         data, train = experiment.data, experiment.train
-        amount = f"{train.passes:g} passes in all" if train.steps is None else f"steps {train.steps}"
+        amount = f"{train.passes:g} pass{'es' * (train.passes != 1)} in all" if train.steps is None else f"steps {train.steps}"
         stages = "each layer" if train.layers is None else f"layers {list(train.layers)}"
         kind = as_method(experiment.method).kind
         trained = f"one stage for {stages}" if kind == "semalign" else f"train by {kind}"
