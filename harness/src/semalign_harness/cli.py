@@ -359,7 +359,11 @@ def _run(options: argparse.Namespace) -> int:
     if options.dry_run:
         folder = options.out or pick_folder(Path("runs"), experiment)
         data, train = experiment.data, experiment.train
-        amount = f"{train.passes:g} pass{'es' * (train.passes != 1)} in all" if train.steps is None else f"steps {train.steps}"
+        amount = (
+            f"{train.passes:g} pass{'es' * (train.passes != 1)} in all"
+            if train.steps is None
+            else f"steps {train.steps}"
+        )
         stages = "each layer" if train.layers is None else f"layers {list(train.layers)}"
         kind = as_method(experiment.method).kind
         trained = f"one stage for {stages}" if kind == "semalign" else f"train by {kind}"

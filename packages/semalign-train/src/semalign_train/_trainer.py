@@ -134,7 +134,9 @@ class FrontierTrainer:
                 f"the supervision is over vocabulary ids up to {int(supervision.entries.max())}, the target's head has "
                 f"{len(self.view.head.weight)} rows: supervise with entries=… of the shared vocabulary"
             )
-        embedded = len(self.view.model.get_input_embeddings().weight)
+        embeddings = self.view.model.get_input_embeddings().weight
+        assert isinstance(embeddings, Tensor)
+        embedded = len(embeddings)
         if supervision.largest_id >= embedded:
             raise SemalignError(
                 f"the supervision holds token id {supervision.largest_id}, the target embeds {embedded}: leave out the "
@@ -425,8 +427,8 @@ class FrontierTrainer:
         (losses,) = self._ranks.add([losses])
         gradients = [self._ranks.add(parts) for parts in gradients]
         for number, parameter in enumerate(parameters):
-            parts = [parts[number] for parts in gradients]
-            parameter.grad = torch.stack(parts).sum(0) if parts else torch.zeros_like(parameter)
+            of_terms = [parts[number] for parts in gradients]
+            parameter.grad = torch.stack(of_terms).sum(0) if of_terms else torch.zeros_like(parameter)
         names = [term.name for _, term in active]
         norms = [float(nn.utils.get_total_norm(parts)) for parts in gradients]
         return dict(zip(names, losses.tolist(), strict=True)), dict(zip(names, norms, strict=True))
