@@ -74,7 +74,15 @@ class Objective(Protocol):
         ...
 
 
-class _LayerObjective(Settings):
+class _Term(Settings):
+    """A mean over supervised tokens."""
+
+    def count(self, counts: Int[Tensor, " b"]) -> int:
+        """Supervised tokens."""
+        return int(counts.sum())
+
+
+class _LayerObjective(_Term):
     kind: str
 
     @property
@@ -86,10 +94,6 @@ class _LayerObjective(Settings):
     def needs_output(self) -> bool:
         """Objectives on a layer stop the forward run there."""
         return False
-
-    def count(self, counts: Int[Tensor, " b"]) -> int:
-        """Supervised tokens."""
-        return int(counts.sum())
 
 
 class Relation(_LayerObjective):
@@ -151,15 +155,11 @@ class Fisher(_LayerObjective):
         return quadratic_divergence(target, reference, step.shared_head).sum()
 
 
-class _OutputTerm(Settings):
+class _OutputTerm(_Term):
     @property
     def needs_output(self) -> bool:
         """Terms of the output need all layers above the frontier."""
         return True
-
-    def count(self, counts: Int[Tensor, " b"]) -> int:
-        """Supervised tokens."""
-        return int(counts.sum())
 
 
 class OutputKL(_OutputTerm):
