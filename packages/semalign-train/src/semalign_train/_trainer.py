@@ -136,11 +136,11 @@ class FrontierTrainer:
             )
         embeddings = self.view.model.get_input_embeddings().weight
         assert isinstance(embeddings, Tensor)
-        embedded = len(embeddings)
-        if supervision.largest_id >= embedded:
+        largest = supervision.largest_id  # reads every token
+        if largest >= len(embeddings):
             raise SemalignError(
-                f"the supervision holds token id {supervision.largest_id}, the target embeds {embedded}: leave out the "
-                "rows with tokens that it does not know"
+                f"the supervision holds token id {largest}, the target embeds {len(embeddings)}: leave out the rows with "
+                "tokens that it does not know"
             )
         self.layers = self.config.stages(self.view.depth)
         """The layers that get a stage, shallow to deep."""
