@@ -139,8 +139,8 @@ class FrontierTrainer:
         largest = supervision.largest_id  # reads every token
         if largest >= len(embeddings):
             raise SemalignError(
-                f"the supervision holds token id {largest}, the target embeds {len(embeddings)}: leave out the rows with "
-                "tokens that it does not know"
+                f"the supervision holds token id {largest}, the target embeds {len(embeddings)}: leave out the rows "
+                "with tokens that it does not know"
             )
         self.layers = self.config.stages(self.view.depth)
         """The layers that get a stage, shallow to deep."""
