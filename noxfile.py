@@ -14,6 +14,7 @@ nox.options.default_venv_backend = "virtualenv"
 
 ROOT = Path(__file__).parent
 CONSTRAINTS = ROOT / ".ci/constraints.txt"
+WORKSPACE = nox.project.load_toml(ROOT / "pyproject.toml")
 FOLDERS = {
     "geometry": ROOT / "packages/semalign-geometry",
     "attribution": ROOT / "packages/semalign-attribution",
@@ -25,8 +26,7 @@ FOLDERS = {
 
 def install(session: nox.Session, *requirements: str | Path, groups: tuple[str, ...] = ()) -> None:
     """Install in one pip call, so that pip finds siblings by their paths and torch by its pin."""
-    workspace = nox.project.load_toml(ROOT / "pyproject.toml")
-    grouped = nox.project.dependency_groups(workspace, *groups)
+    grouped = nox.project.dependency_groups(WORKSPACE, *groups)
     # Bytecode is compiled at import: a session imports a small part of torch and transformers.
     session.install("--no-compile", "-c", str(CONSTRAINTS), *map(str, requirements), *grouped)
 
@@ -45,7 +45,7 @@ def with_siblings(package: str) -> list[Path]:
 def tests(session: nox.Session, package: str) -> None:
     """Run tests/<package> with only that package and its siblings; `workspace` has all five."""
     folders = FOLDERS.values() if package == "workspace" else with_siblings(package)
-    install(session, *folders, groups=("test",))
+    install(session, *folders, groups=tuple({"test", f"test-{package}"} & WORKSPACE["dependency-groups"].keys()))
     # One worker for each processor, each with one thread: models this small gain nothing from more.
     at_once = ("-n", "logical", "--maxprocesses", "4", "--dist", "loadfile")
     session.run("python", "-m", "pytest", *at_once, f"tests/{package}", *session.posargs, env={"OMP_NUM_THREADS": "1"})
