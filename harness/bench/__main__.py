@@ -37,7 +37,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     try:
         options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.touch()
+        there = options.out.exists()
+        options.out.open("a").close()
+        if not there:
+            options.out.unlink()
     except OSError as error:
         print(f"--out {options.out} cannot be written to: {error.strerror}", file=sys.stderr)
         return 2

@@ -65,6 +65,7 @@ def test_rows_are_listed() -> None:
         (["--repeats", "0"], "--repeats is 0, expected at least 1"),
         (["--source", "model"], "--source: model does not exist"),
         (["--out", f"{__file__}/bench.json"], f"--out {__file__}/bench.json cannot be written to: "),
+        (["--out", str(Path(__file__).parent)], f"--out {Path(__file__).parent} cannot be written to: "),
         (["--data", __file__], "--source is missing: a real pair needs --source, --target and --data"),
     ],
 )

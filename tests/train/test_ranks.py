@@ -24,6 +24,7 @@ CASES: dict[str, TransferConfig] = {
     "sharded": TransferConfig(**COMMON, shard_frozen=True, guards={"rollback": 1.0}),
     "sharded, some layers": TransferConfig(**COMMON, shard_frozen=True, layers=(2, 4)),
     "sharded, recomputed": TransferConfig(**COMMON, shard_frozen=True, recompute_suffix=True),
+    "muon": TransferConfig(**COMMON, optimiser="muon", shard_frozen=True),
     "one example a step": TransferConfig(**(COMMON | {"batch_size": 1})),
 }
 

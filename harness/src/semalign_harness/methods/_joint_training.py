@@ -179,19 +179,18 @@ class _JointTrainer:
     def _check_skipped(self, records: Sequence[StepRecord]) -> None:
         skipped = sum(record.skipped for record in records)
         if skipped > self._config.guards.max_skipped:
-            raise SemalignError(
-                f"step {records[-1].step}: the gradient is not finite for the {skipped}. time; lower the learning rate "
-                f"of {self._method.kind}"
-            )
+            step = records[-1].step
+            raise SemalignError(f"step {step}: the gradient is not finite for the {skipped}. time; {self._remedy}")
 
     def _check_end(self, records: Sequence[StepRecord]) -> None:
         skipped = bool(records) and records[-1].skipped
         if skipped or not all(bool(torch.isfinite(parameter).all()) for parameter in self._parameters):
             what = "the last gradient is" if skipped else "the weights are"
-            raise SemalignError(
-                f"step {len(records)}: {what} not finite when training ends; lower the learning rate of "
-                f"{self._method.kind}"
-            )
+            raise SemalignError(f"step {len(records)}: {what} not finite when training ends; {self._remedy}")
+
+    @property
+    def _remedy(self) -> str:
+        return f"lower method.learning_rate, which is {self._config.learning_rate:g}"
 
     def _fingerprint(self) -> str:
         """Hash of all that decides the trained weights."""
