@@ -11,8 +11,13 @@ from hypothesis import strategies as st
 from semalign_attribution import IGNORE
 from semalign_geometry import SemalignError
 from semalign_harness import arithmetic_rows, build_tokenizer, encode_rows, load_experiment, load_rows
-from semalign_harness.data import batches, read_rows, split_rows
+from semalign_harness.data import batches, glued, read_rows, split_rows
 from semalign_harness.experiment import DataConfig, RowsConfig
+from tokenizers import Tokenizer
+from tokenizers.decoders import ByteLevel as ByteLevelDecoder
+from tokenizers.models import BPE
+from tokenizers.pre_tokenizers import ByteLevel
+from transformers import PreTrainedTokenizerFast
 
 TOKENIZER = build_tokenizer()
 
@@ -44,6 +49,27 @@ def test_without_a_chat_template_the_answer_ends_with_eos() -> None:
     tokenizer.chat_template = None
     (example,) = encode_rows([{"prompt": "How many apples now ?", "completion": "The answer is 3"}], tokenizer)
     assert example.answer_ids == tuple(tokenizer("The answer is 3")["input_ids"]) + (tokenizer.eos_token_id,)
+
+
+@pytest.mark.parametrize(
+    ("end", "start", "found"),
+    [
+        ("in total?", "Natalia", "a. in total?Natalia"),
+        ("Answer:", "A", "mma. Answer:A"),
+        ("Answer: ", "A", None),
+        ("Answer:", " A", None),
+        ("def f():\n", "return 1", None),
+        ("2 + 3 =", "5", None),
+    ],
+)
+def test_prompts_that_run_into_their_answers_are_found(end: str, start: str, found: str | None) -> None:
+    letters = Tokenizer(BPE({letter: place for place, letter in enumerate(ByteLevel.alphabet())}, []))
+    letters.pre_tokenizer, letters.decoder = ByteLevel(add_prefix_space=False), ByteLevelDecoder()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=letters)
+    (example,) = encode_rows([{"prompt": f"Dilemma. {end}", "completion": start}], tokenizer)
+    assert glued(example, tokenizer) == found
+    (chat,) = encode_rows(arithmetic_rows(1, seed=0, split="train"), TOKENIZER)
+    assert glued(chat, TOKENIZER) is None
 
 
 def test_batches_supervise_answers_and_pad_on_the_right() -> None:

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -201,6 +202,16 @@ def encode_row(row: Row, tokenizer: PreTrainedTokenizerBase, config: RowsConfig)
     if not prompt_ids or not answer_ids:
         raise SemalignError(f"a row of {config.path} has an empty prompt or answer after encoding")
     return Example(tuple(prompt_ids), tuple(answer_ids), answer)
+
+
+def glued(example: Example, tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """What stands around the end of a prompt whose answer begins with a word right after a word or a stop.
+
+    None where something is between them, as a chat template always has it.
+    """
+    end = len(str(tokenizer.decode(example.prompt_ids)))
+    whole = str(tokenizer.decode(example.prompt_ids + example.answer_ids))
+    return whole[max(0, end - 12) : end + 12] if re.fullmatch(r"[\w.:?!]\w", whole[end - 1 : end + 1]) else None
 
 
 def _messages(row: Row, config: RowsConfig) -> list[dict[str, str]]:

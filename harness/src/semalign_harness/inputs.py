@@ -6,7 +6,7 @@ import torch
 from semalign_geometry import SemalignError, SharedVocabulary
 
 from .console import Console
-from .data import Split, read_rows, split_rows
+from .data import Split, glued, read_rows, split_rows
 from .experiment import Experiment
 from .models import LoadedModel, OpenedModel, check_pulled, check_tokenizers, identity, load_model, open_model
 
@@ -43,6 +43,12 @@ def read_inputs(experiment: Experiment, console: Console) -> Inputs:
         _check_rows(split, shared, experiment, source, target)
         experiment.train.stages(target.config.num_hidden_layers)
     _note_rows(console, split, experiment)
+    joint = glued(split.train[0], target.tokenizer)
+    if joint:
+        console.note(
+            f"there is no chat template, and prompts run into their answers ({joint!r}): end data.train.prompt with a "
+            "space or a line break"
+        )
     return Inputs(source, target, split, shared, identity(source), identity(target))
 
 
