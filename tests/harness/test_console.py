@@ -1,8 +1,9 @@
-"""What the command shows: bars on a terminal alone, and log lines as they were asked for."""
+"""What the command shows: bars on a terminal, notes elsewhere, and log lines as they were asked for."""
 
 import io
 import logging
 import os
+import re
 import signal
 import sys
 from collections.abc import Iterator
@@ -30,6 +31,24 @@ def test_bars_are_for_terminals(stream: type[io.StringIO], monkeypatch: pytest.M
     assert all(f"{label}: " in shown.getvalue() for label in ("count", "think", "train"))
     if shown.isatty():
         assert "think …" in shown.getvalue() and "it/s" in shown.getvalue()
+
+
+def test_without_a_terminal_a_bar_is_a_note_once_in_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    for every, notes in ((3600.0, []), (0.0, ["0 of 3", "1 of 3", "2 of 3", "3 of 3"])):
+        shown = io.StringIO()
+        monkeypatch.setattr(sys, "stderr", shown)
+        monkeypatch.setattr("semalign_harness.console.NOTED_EVERY", every)
+        console = Console()
+        with console.bar("train", 3) as bar:
+            for _ in range(3):
+                bar.advance("loss 1")
+        *found, end = (re.sub(r"^\[ *[\d.]+ s\] train: ", "", line) for line in shown.getvalue().splitlines())
+        assert [line.split(",")[0] for line in found] == notes
+        assert all(line.endswith("left, loss 1") for line in found[1:]) and re.fullmatch(r"[\d.]+ s", end)
+    shown = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", shown)
+    list(Console(quiet=True).progress("count", [1, 2]))
+    assert not shown.getvalue()
 
 
 def test_log_lines_are_warnings_or_all(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,5 +1,6 @@
 """What a person sees while an experiment runs."""
 
+import io
 import logging
 import signal
 import sys
@@ -8,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from types import FrameType
-from typing import NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import transformers
 from tqdm import tqdm
@@ -16,6 +17,23 @@ from tqdm import tqdm
 T = TypeVar("T")
 OURS = ("semalign_geometry", "semalign_attribution", "semalign_align", "semalign_train", "semalign_harness")
 """Names of the loggers of the five packages."""
+NOTED_EVERY = 60.0
+"""Seconds between two notes of a bar where there is no terminal."""
+
+
+class _Notes(tqdm):  # type: ignore[type-arg]
+    """A bar for where there is no terminal: a note of where it stands, once in a while."""
+
+    def __init__(self, note: Callable[[str], None], **given: Any) -> None:
+        self._note = note
+        form = "{desc}: {n_fmt} of {total_fmt}, {remaining} left{postfix}"
+        every: dict[str, Any] = {"mininterval": NOTED_EVERY, "delay": NOTED_EVERY, "miniters": 1}
+        super().__init__(**given, **every, leave=False, file=io.StringIO(), bar_format=form)
+
+    def display(self, msg: str | None = None, pos: int | None = None) -> None:
+        """Note where it stands; there is nothing to clear, which is what an empty message asks for."""
+        if msg is None:
+            self._note(str(self))
 
 
 class Bar:
@@ -37,7 +55,7 @@ class Bar:
 
 
 class Console:
-    """Steps, notes and bars on standard error; bars only on a terminal."""
+    """Steps, notes and bars on standard error; where it is no terminal, a note every minute instead of a bar."""
 
     def __init__(self, *, quiet: bool = False) -> None:
         """Start the clock.
@@ -47,7 +65,7 @@ class Console:
         """
         self._quiet = quiet
         self._stream = sys.stderr  # also while a library's own output is turned away
-        self._no_bars = quiet or not self._stream.isatty()
+        self._on_terminal = self._stream.isatty()
         self._started = time.perf_counter()
 
     @property
@@ -68,7 +86,7 @@ class Console:
     @contextmanager
     def step(self, label: str) -> Iterator[None]:
         """A part of the run, named while it lasts, and shown with its seconds when it ends."""
-        with self._timed(label), self._tqdm(f"{label} …", bar_format="{desc}"):
+        with self._timed(label), self._tqdm(f"{label} …"):
             yield
 
     def progress(self, label: str, items: Sequence[T]) -> Iterator[T]:
@@ -114,12 +132,14 @@ class Console:
         yield
         self.note(f"{label}: {time.perf_counter() - begun:.1f} s")
 
-    def _tqdm(self, label: str, *, total: int | None = None, bar_format: str | None = None) -> "tqdm[NoReturn]":
+    def _tqdm(self, label: str, *, total: int | None = None) -> "tqdm[NoReturn]":
+        if not self._on_terminal:
+            return _Notes(self.note, total=total, desc=label, disable=self._quiet)
         return tqdm(
             total=total,
             desc=label,
-            bar_format=bar_format,
-            disable=self._no_bars,
+            bar_format="{desc}" if total is None else None,
+            disable=self._quiet,
             leave=False,
             file=self._stream,
             dynamic_ncols=True,

@@ -209,8 +209,8 @@ def glued(example: Example, tokenizer: PreTrainedTokenizerBase) -> str | None:
 
     None where something is between them, as a chat template always has it.
     """
-    end = len(str(tokenizer.decode(example.prompt_ids)))
-    whole = str(tokenizer.decode(example.prompt_ids + example.answer_ids))
+    end = len(str(tokenizer.decode(list(example.prompt_ids))))
+    whole = str(tokenizer.decode(list(example.prompt_ids + example.answer_ids)))
     return whole[max(0, end - 12) : end + 12] if re.fullmatch(r"[\w.:?!]\w", whole[end - 1 : end + 1]) else None
 
 
