@@ -192,13 +192,14 @@ def test_compiled_layers_train_alike(
 ) -> None:
     """With the graphs of torch.compile but without its slow code generator."""
     calls, own = [], functools.partial(torch.compile, backend="aot_eager")
-    monkeypatch.setattr(torch, "compile", lambda *given, **more: calls.append(1) or own(*given, **more))
+    monkeypatch.setattr(torch, "compile", lambda *given, **more: calls.extend(given) or own(*given, **more))
     after = []
     for compiled in (False, True):
         target = target_model()
         trained(tmp_path / str(compiled), store, name, target, compile=compiled, layers=(1,), steps=2)
         after.append(dict(target.named_parameters()))
-    assert len(calls) == TARGET_DEPTH
+    # Libraries that are imported meanwhile compile functions of their own.
+    assert [isinstance(getattr(call, "__self__", None), nn.Module) for call in calls].count(True) == TARGET_DEPTH
     for key, value in after[0].items():
         torch.testing.assert_close(value, after[1][key], rtol=1e-3, atol=1e-4)
 
