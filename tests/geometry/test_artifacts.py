@@ -19,6 +19,7 @@ from semalign_geometry import (
     SemanticBasis,
     Transport,
     TransportManifest,
+    check_replaceable,
     new_folder,
     read_artifact,
     read_manifest,
@@ -63,6 +64,38 @@ def test_an_artifact_replaces_the_one_before(tmp_path: Path) -> None:
     write_artifact(tmp_path / "a", manifest(), {"new": torch.ones(2)})
     assert list(read_artifact(tmp_path / "a", BasisManifest)[1]) == ["new"]
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+@pytest.mark.parametrize("made", ["folder", "file"])
+def test_saving_over_what_is_no_artifact_is_refused(made: str, tmp_path: Path) -> None:
+    place = tmp_path / "results"
+    if made == "folder":
+        place.mkdir()
+        (place / "thesis.txt").write_text("three years")
+    else:
+        place.write_text("three years")
+    before = contents(tmp_path)
+    expected = "results holds other files: choose a new folder" if made == "folder" else "results is a file: choose a"
+    for call in (Transport.identity(4).save, check_replaceable):
+        with pytest.raises(SemalignError, match=expected):
+            call(place)
+    assert contents(tmp_path) == before
+    assert [path.name for path in tmp_path.iterdir()] == ["results"]
+
+
+def test_nothing_an_empty_folder_and_an_artifact_are_replaceable(tmp_path: Path) -> None:
+    check_replaceable(tmp_path / "nowhere")
+    assert not list(tmp_path.iterdir())
+    check_replaceable(tmp_path)
+    Transport.identity(4).save(tmp_path / "t")
+    check_replaceable(str(tmp_path / "t"))
+
+
+def test_a_new_folder_in_the_place_of_a_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("old")
+    with pytest.raises(SemalignError, match="is a file: choose a new folder"), new_folder(tmp_path / "file"):
+        raise AssertionError("there is nothing to fill")
+    assert contents(tmp_path) == {"file": b"old"}
 
 
 @given(st.data())

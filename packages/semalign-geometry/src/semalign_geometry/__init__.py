@@ -2,6 +2,7 @@
 
 from ._artifact import MANIFEST as MANIFEST
 from ._artifact import ArtifactManifest as ArtifactManifest
+from ._artifact import check_replaceable as check_replaceable
 from ._artifact import read_artifact as read_artifact
 from ._artifact import read_manifest as read_manifest
 from ._artifact import save_tensors as save_tensors
@@ -79,6 +80,7 @@ __all__ = [
     "align_vocabularies",
     "answer_nll",
     "cell_divergence",
+    "check_replaceable",
     "coarse_divergence",
     "decompose",
     "final_norm",

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from ._contracts import Contract
 from ._errors import SemalignError
-from ._files import new_folder
+from ._files import check_no_file, new_folder
 
 MANIFEST = "manifest.json"
 """Name of the contract in an artifact's folder."""
@@ -31,19 +31,35 @@ def write_artifact(folder: str | Path, manifest: ManifestT, tensors: Mapping[str
     """Write manifest and tensors as one folder, whole or not at all.
 
     Args:
-        folder: the artifact's folder; replaced if it exists.
+        folder: the artifact's folder; an artifact that is there is replaced.
         manifest: its contract; `files` is filled in here.
         tensors: saved in `tensors.safetensors`.
 
     Returns:
         The manifest as written, hashes included.
+
+    Raises:
+        SemalignError: the folder holds something else.
     """
+    check_replaceable(folder)
     with new_folder(Path(folder)) as temporary:
         file = temporary / "tensors.safetensors"
         save_tensors(file, tensors)
         written = manifest.model_copy(update={"files": {file.name: sha256_of(file)}})
         written.write(temporary / MANIFEST)
     return written
+
+
+def check_replaceable(folder: str | Path) -> None:
+    """Check that writing an artifact to a folder would replace an artifact, or nothing.
+
+    Raises:
+        SemalignError: a file is there, or a folder with files but no manifest.
+    """
+    folder = Path(folder)
+    check_no_file(folder)
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / MANIFEST).is_file():
+        raise SemalignError(f"{folder} holds other files: choose a new folder")
 
 
 def read_artifact(folder: str | Path, manifest_type: type[ManifestT]) -> tuple[ManifestT, dict[str, torch.Tensor]]:

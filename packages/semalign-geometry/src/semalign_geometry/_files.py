@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from ._errors import SemalignError
+
 
 def replace_file(path: Path, text: str) -> Path:
     """Write `text` (UTF-8) to `path` atomically; an existing file stays as it was until the new one is complete."""
@@ -30,7 +32,11 @@ def new_folder(path: Path) -> Iterator[Path]:
     """A folder to fill, which gets its name `path` only when the block ends without an exception.
 
     A folder that already stands at `path` is replaced at that moment, never before.
+
+    Raises:
+        SemalignError: a file stands at `path`.
     """
+    check_no_file(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     try:
@@ -46,6 +52,12 @@ def new_folder(path: Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+
+
+def check_no_file(path: Path) -> None:
+    """Refuse a place for a folder where a file stands."""
+    if path.is_file():
+        raise SemalignError(f"{path} is a file: choose a new folder")
 
 
 def _umask() -> int:
