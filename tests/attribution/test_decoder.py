@@ -14,6 +14,7 @@ from semalign_attribution import (
     GradientActivation,
     Similarity,
     attribute_layers,
+    supervised,
     undisturbed,
     view_of,
 )
@@ -72,6 +73,17 @@ def test_trace_reads_the_streams_of_the_model(architecture: str) -> None:
     stream = trace.inputs[1] + sum(trace.residual(layer) for layer in range(1, DEPTH + 1))
     torch.testing.assert_close(stream, trace.outputs[DEPTH], rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(view.final_norm(trace.outputs[DEPTH]), trace.final)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_a_masked_residual_equals_masking_it_afterwards(dtype: torch.dtype) -> None:
+    view, batch = DecoderView(tiny_model("gemma2", seed=1, dtype=dtype)), random_batch(1)
+    trace, mask = view.trace(batch, keep=[2], input_gradient=True), supervised(batch).mask
+    residuals = trace.residual(2, mask), trace.residual(2)[mask]
+    assert residuals[0].shape == (int(mask.sum()), view.width)
+    torch.testing.assert_close(*residuals, rtol=0, atol=0)
+    gradients = [torch.autograd.grad(each.square().sum(), trace.inputs[2], retain_graph=True)[0] for each in residuals]
+    torch.testing.assert_close(*gradients, rtol=0, atol=0)
 
 
 @each_architecture

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from semalign_geometry import Head, SemalignError, accumulation_dtype, final_norm
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -31,10 +31,20 @@ class Trace:
     final: Float[Tensor, "b n d"] | None = None
     """What the head is fed, after the final norm; None when the run stopped earlier."""
 
-    def residual(self, layer: int) -> Float[Tensor, "b n d"]:
-        """Residual contribution r_ℓ = h_ℓ − h_{ℓ−1} of a kept layer, in float32 (float64 for float64 models)."""
-        dtype = accumulation_dtype(self.outputs[layer])
-        return self.outputs[layer].to(dtype) - self.inputs[layer].to(dtype)
+    def residual(
+        self, layer: int, mask: Bool[Tensor, "b n"] | None = None
+    ) -> Float[Tensor, "b n d"] | Float[Tensor, "s d"]:
+        """Residual contribution r_ℓ = h_ℓ − h_{ℓ−1} of a kept layer, in float32 (float64 for float64 models).
+
+        Args:
+            layer: a kept layer.
+            mask: the positions that are wanted, s of them: their contributions alone are made, (s, d). None takes all.
+        """
+        after, before = self.outputs[layer], self.inputs[layer]
+        if mask is not None:
+            after, before = after[mask], before[mask]
+        dtype = accumulation_dtype(after)
+        return after.to(dtype) - before.to(dtype)
 
 
 class DecoderView:
