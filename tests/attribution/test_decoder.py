@@ -351,6 +351,40 @@ def test_a_stream_that_changes_before_the_final_norm_is_refused() -> None:
         view.verify()
 
 
+@pytest.mark.parametrize("depth", [1, 2, DEPTH])
+def test_shallow_models_are_verified(depth: int) -> None:
+    DecoderView(tiny_model("gemma2", seed=0, depth=depth)).verify()
+
+
+def test_keys_and_values_that_layers_share_are_refused() -> None:
+    from transformers import AutoModelForCausalLM
+
+    gemma4 = pytest.importorskip("transformers.models.gemma4")  # not in the first releases of transformers 5
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, "head_dim": 8, "global_head_dim": 8}
+    entries = {"vocab_size": 97, "vocab_size_per_layer_input": 97, "hidden_size_per_layer_input": 8}
+    types = ["sliding_attention", "full_attention"] * 2
+
+    def view(shared: int) -> DecoderView:
+        config = gemma4.Gemma4TextConfig(
+            **sizes, **entries, num_hidden_layers=4, layer_types=types, num_kv_shared_layers=shared
+        )
+        return DecoderView(AutoModelForCausalLM.from_config(config).eval())
+
+    view(0).verify()
+    with pytest.raises(SemalignError, match="Gemma4ForCausalLM hands more than the stream between its layers"):
+        view(2).verify()
+
+
+@pytest.mark.parametrize("otherwise", [(), (0.0,)], ids=["an exception", "other values"])
+def test_layers_that_need_more_than_the_stream_are_refused(otherwise: tuple[float, ...]) -> None:
+    view = DecoderView(tiny_model("llama", seed=0))
+    kept: dict[str, Any] = {}
+    view.layer(1).register_forward_hook(lambda module, args, output: kept.update(value=output))
+    view.layer(DEPTH).register_forward_hook(lambda module, args, output: output + kept.pop("value", *otherwise))
+    with pytest.raises(SemalignError, match="LlamaForCausalLM hands more than the stream between its layers"):
+        view.verify()
+
+
 def test_layers_that_return_tuples_are_refused() -> None:
     view = DecoderView(tiny_model("llama", seed=0))
     view.layer(2).register_forward_hook(lambda module, args, output: (output,))

@@ -170,7 +170,8 @@ class DecoderView:
 
         Raises:
             SemalignError: weights are not finite; earlier positions see later ones (an encoder); the stream between
-                layers is not passed on as it is; or logits from the view's head differ from the model's own.
+                layers is not passed on as it is; the last layer needs more of those before it than the stream (keys
+                and values that layers share); or logits from the view's head differ from the model's own.
         """
         ids = (torch.arange(6, device=self.device) % len(self.head.weight))[None]
         batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
@@ -196,6 +197,16 @@ class DecoderView:
         linked = all(torch.equal(trace.outputs[n], trace.inputs[n + 1]) for n in range(1, self.depth))
         if not linked or not torch.allclose(trace.final.float(), last.float(), rtol=0, atol=tolerance):
             raise SemalignError(f"{name} changes the residual stream between its layers: such models are not supported")
+        more = f"{name} hands more than the stream between its layers: such models are not supported"
+        start = max(2, self.depth)  # the last layer; of a single one, what follows it
+        try:
+            with undisturbed(self.model):
+                replayed = self.trace(batch, start=start, hidden=trace.outputs[start - 1]).final
+        except Exception as error:  # of the model's own code, for want of what was handed on
+            raise SemalignError(more) from error
+        assert replayed is not None
+        if not torch.allclose(trace.final.float(), replayed.float(), rtol=0, atol=tolerance):
+            raise SemalignError(more)
         near = float(logits.float().abs().max()) * 16 * torch.finfo(logits.dtype).eps
         if not torch.allclose(own, logits.to(own.dtype), rtol=0, atol=near):
             raise SemalignError(f"{name} post-processes its logits in a way that semalign does not know: not supported")
