@@ -388,8 +388,16 @@ def test_layers_that_need_more_than_the_stream_are_refused(otherwise: tuple[floa
 def test_layers_that_return_tuples_are_refused() -> None:
     view = DecoderView(tiny_model("llama", seed=0))
     view.layer(2).register_forward_hook(lambda module, args, output: (output,))
-    with pytest.raises(SemalignError, match="LlamaDecoderLayer returns tuple and not a tensor"):
+    with pytest.raises(SemalignError, match="LlamaDecoderLayer returns a tuple .* are not supported"):
         view.trace(random_batch(0), keep=[2])
+
+
+def test_bloom_is_refused_for_what_its_layers_return() -> None:
+    from transformers import BloomConfig, BloomForCausalLM
+
+    model = BloomForCausalLM(BloomConfig(vocab_size=97, hidden_size=32, n_layer=2, n_head=4))
+    with pytest.raises(SemalignError, match="BloomBlock returns a tuple and not the stream alone: such models"):
+        DecoderView(model).verify()
 
 
 @each_architecture

@@ -1,4 +1,4 @@
-"""Layer attribution: a view of any transformers decoder, scores of its layers, and the pairing with a target's
+"""Layer attribution: a view of a transformers decoder, scores of its layers, and the pairing with a target's
 layers."""
 
 from ._batch import IGNORE as IGNORE

@@ -1,4 +1,4 @@
-"""A view of any transformers causal LM: its layers, final norm and head; capture of contributions and replay.
+"""A view of a transformers causal LM: its layers, final norm and head; capture of contributions and replay.
 
 No modelling code is copied. The model's own forward always runs, so masks, positions, sliding windows and
 embedding scales stay its business; layers are only made to hand on a given input, and hooks read what passes.
@@ -316,8 +316,8 @@ def _output_hook(layer: nn.Module, see: Callable[[Tensor], None]) -> Iterator[No
     def hook(module: nn.Module, args: Any, output: Any) -> None:
         if not isinstance(output, Tensor):
             raise SemalignError(
-                f"{type(module).__name__} returns {type(output).__name__} and not a tensor: transformers 5 or "
-                "newer is needed"
+                f"{type(module).__name__} returns a {type(output).__name__} and not the stream alone: such models "
+                "(Falcon, Bloom, GPT-J) are not supported"
             )
         see(output)
 
