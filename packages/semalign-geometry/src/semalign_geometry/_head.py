@@ -88,11 +88,11 @@ def to_float64(tensor: Tensor) -> Tensor:
 def final_norm(model: nn.Module) -> nn.Module:
     """The norm between the last layer and the head of a transformers causal LM.
 
-    It is the last direct child of the decoder with a one-dimensional weight of the model's width, which holds for every
-    decoder of transformers, whatever the child is called.
+    It is taken to be the last direct child of the decoder with a one-dimensional weight of the model's width, whatever
+    the child is called.
 
     Raises:
-        SemalignError: there is none (a post-norm decoder).
+        SemalignError: there is none (an encoder, a post-norm decoder, a norm without a weight as in OLMo 1).
     """
     find: Any = getattr(model, "get_decoder", None)
     decoder = find() if callable(find) else model
@@ -102,8 +102,8 @@ def final_norm(model: nn.Module) -> nn.Module:
     ]
     if not norms:
         raise SemalignError(
-            f"{type(model).__name__} has no final norm of its head's width {width}: "
-            "a decoder-only model is needed (encoders and post-norm decoders are not supported)"
+            f"no final norm with a weight of width {width} was found in the decoder of {type(model).__name__}: "
+            "a decoder-only model with such a norm is needed"
         )
     found: nn.Module = norms[-1]
     return found
