@@ -1,4 +1,7 @@
-"""Files that are whole or absent: written under a temporary name, synced, renamed."""
+"""Files and folders that are whole or absent: written under a temporary name, then renamed.
+
+Before its new name a single file is synced to the disk; what is in a folder is not.
+"""
 
 import os
 import shutil
