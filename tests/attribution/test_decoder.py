@@ -172,6 +172,14 @@ def test_layer_numbers_out_of_range_are_refused(number: int) -> None:
     assert snapshot(model) == before
 
 
+@pytest.mark.parametrize("number", [-1, 0, DEPTH + 2])
+def test_recomputing_from_a_layer_out_of_range_is_refused(number: int) -> None:
+    view, batch = DecoderView(tiny_model("llama", seed=0)), random_batch(0)
+    with pytest.raises(SemalignError, match=f"recompute_from is {number}, expected 1 to {DEPTH + 1}"):
+        view.trace(batch, recompute_from=number)
+    view.trace(batch, recompute_from=DEPTH + 1)
+
+
 def test_layers_are_counted_from_one() -> None:
     model = tiny_model("llama", seed=0)
     view = DecoderView(model)

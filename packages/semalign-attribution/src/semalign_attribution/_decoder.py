@@ -118,7 +118,7 @@ class DecoderView:
             hidden: h_{start−1}, (b, n, d), the replayed input of layer `start`; needed exactly when start > 1.
             stop: last layer that runs; nothing after it is computed, and `final` is None.
             recompute_from: first layer whose inner activations are dropped, and computed again in the backward run:
-                less memory for more time, the same gradients. None keeps all.
+                less memory for more time, the same gradients. None and depth + 1 keep all.
             input_gradient: make the input of layer 1 require a gradient, so that a graph exists under frozen weights.
 
         Raises:
@@ -128,6 +128,8 @@ class DecoderView:
             raise SemalignError(f"start is {start}, expected 1 to {self.depth + 1}")
         if (start > 1) != (hidden is not None):
             raise SemalignError(f"a run from layer {start} " + ("needs hidden" if start > 1 else "takes no hidden"))
+        if recompute_from is not None and not 1 <= recompute_from <= self.depth + 1:
+            raise SemalignError(f"recompute_from is {recompute_from}, expected 1 to {self.depth + 1}, or None")
         trace = Trace()
         final: Tensor | None = None
         with ExitStack() as stack:
@@ -219,8 +221,7 @@ def view_of(model: PreTrainedModel | DecoderView) -> DecoderView:
 
 @contextmanager
 def undisturbed(model: nn.Module) -> Iterator[None]:
-    """The model in evaluation mode with frozen parameters; modes, `requires_grad` and gradients come back on every
-    path."""
+    """The model in evaluation mode with frozen parameters; modes and `requires_grad` come back on every path."""
     modes = {module: module.training for module in model.modules()}
     flags = {parameter: parameter.requires_grad for parameter in model.parameters()}
     try:
