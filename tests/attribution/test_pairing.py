@@ -206,7 +206,7 @@ def test_manual_is_taken_as_it_is(scores: LayerScores, data: st.DataObject) -> N
 @pytest.mark.parametrize(
     ("layers", "message"),
     [
-        ((1, 2), "the manual pairing names 2 source layers for 3 target layers"),
+        ((1, 2), "the manual pairing names 2 source layers for 3 target layers: name one for each target layer"),
         ((), "the manual pairing names 0 source layers for 3 target layers"),
         ((1, 2, 5), "manual pairing: .*target layer 3 has source layer 5, expected 1 to 4"),
         ((0, 1, 2), "manual pairing: .*target layer 1 has source layer 0, expected 1 to 4"),

@@ -202,10 +202,10 @@ def plain() -> dict[str, object]:
 
 @pytest.mark.parametrize("key", ["standard_error", "top_frequency"])
 def test_rows_of_another_length_are_refused(key: str) -> None:
-    with pytest.raises(SemalignError, match="one value for each source layer"):
+    with pytest.raises(SemalignError, match="one value for each source layer: mean has 4, another row has 3"):
         LayerScores.parse(plain() | {key: [0.0, 0.0, 0.0]})
 
 
 def test_similarity_rows_of_another_length_are_refused() -> None:
-    with pytest.raises(SemalignError, match="one value for each source layer"):
+    with pytest.raises(SemalignError, match="one value for each source layer: mean has 4, another row has 3"):
         LayerScores.parse(plain() | {"similarity": [[0.0] * 4, [0.0] * 3]})

@@ -103,7 +103,7 @@ def test_final_norm_is_the_last_of_the_decoder() -> None:
 
 
 def test_models_without_final_norm_or_head_are_refused() -> None:
-    with pytest.raises(SemalignError, match="no final norm with a weight of width 4 was found in the decoder of Model: .* with such a norm"):
+    with pytest.raises(SemalignError, match="no final norm with a weight of width 4 was found in the decoder of Model"):
         final_norm(Model(4, None))
     with pytest.raises(SemalignError, match="Linear has no language-model head"):
         Head.from_model(nn.Linear(2, 2))

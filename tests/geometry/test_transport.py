@@ -202,7 +202,7 @@ def test_misuse_is_refused_with_the_numbers() -> None:
         fit_transport(five, six)
     with pytest.raises(SemalignError, match="5 coefficients for a basis of 6 entries"):
         recompose(six, normal(0, 1, 5))
-    with pytest.raises(SemalignError, match="width 2, got 3"):
+    with pytest.raises(SemalignError, match="width 2, got 3: pass vectors of its source"):
         fit_transport(five, five)(normal(0, 1, 3))
     with pytest.raises(SemalignError, match="top_k is 0"):
         decompose(five, normal(0, 1, 2), top_k=0)

@@ -205,7 +205,8 @@ def pair_layers(scores: LayerScores, target_depth: int, *, policy: str | Pairing
     layers = policy(scores, target_depth)
     if len(layers) != target_depth:
         raise SemalignError(
-            f"the {policy.name} pairing names {len(layers)} source layers for {target_depth} target layers"
+            f"the {policy.name} pairing names {len(layers)} source layers for {target_depth} target layers: name one "
+            "for each target layer"
         )
     data = {"policy": policy.name, "source_depth": scores.depth, "source_layers": layers}
     return LayerPairing.parse(data, origin=f"{policy.name} pairing")

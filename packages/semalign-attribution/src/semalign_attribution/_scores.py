@@ -40,8 +40,12 @@ class LayerScores(Contract):
     @model_validator(mode="after")
     def _lengths_agree(self) -> "LayerScores":
         rows = (self.standard_error, self.top_frequency, *(self.similarity or ()))
-        if any(len(row) != self.depth for row in rows):
-            raise ValueError("every row must have one value for each source layer")
+        for row in rows:
+            if len(row) != self.depth:
+                raise ValueError(
+                    f"every row must have one value for each source layer: mean has {self.depth}, another row has "
+                    f"{len(row)}"
+                )
         return self
 
 

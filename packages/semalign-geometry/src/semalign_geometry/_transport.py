@@ -59,7 +59,8 @@ class Transport:
         """
         if residual.shape[-1] != self.manifest.source_width:
             raise SemalignError(
-                f"the transport takes vectors of width {self.manifest.source_width}, got {residual.shape[-1]}"
+                f"the transport takes vectors of width {self.manifest.source_width}, got {residual.shape[-1]}: pass "
+                "vectors of its source, or fit another transport"
             )
         vectors = residual.to(accumulation_dtype(residual))
         if self.manifest.unit_tokens:
