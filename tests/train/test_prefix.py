@@ -122,6 +122,27 @@ def test_inputs_are_padded_on_the_right(top: Supervision) -> None:
         assert (inputs[row, LENGTHS[index] :] == 0).all()
 
 
+def test_after_a_failure_the_streams_are_computed_again(top: Supervision, monkeypatch: pytest.MonkeyPatch) -> None:
+    prefix, whole = cache(target_model(), top, batch_size=2), cache(target_model(), top, batch_size=2)
+    prefix.advance(1)
+    store, calls = PrefixCache._store, []
+
+    def failing(self: PrefixCache, *given: Any) -> None:
+        calls.append(given)
+        if len(calls) == 2:
+            raise MemoryError
+        store(self, *given)
+
+    monkeypatch.setattr(PrefixCache, "_store", failing)
+    with pytest.raises(MemoryError):
+        prefix.advance(3)
+    assert set(prefix.positions) == {0}
+    prefix.advance(3)
+    whole.advance(3)
+    for one, other in zip(streams(prefix), streams(whole), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+
+
 def test_advancing_backwards_or_nowhere_does_nothing(top: Supervision) -> None:
     prefix = cache(target_model(), top)
     prefix.advance(0)

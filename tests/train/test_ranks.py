@@ -8,8 +8,17 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from semalign_align import LiveSupervision, Ranks, Relation, Supervision, supervise
-from semalign_train import FrontierTrainer, FullLayer, LoraLayer, LossWeights, StepRecord, TransferConfig
+from semalign_align import LiveSupervision, Ranks, Relation, Step, Supervision, supervise
+from semalign_train import (
+    DivergedError,
+    FrontierTrainer,
+    FullLayer,
+    Guards,
+    LoraLayer,
+    LossWeights,
+    StepRecord,
+    TransferConfig,
+)
 from torch import Tensor
 
 from ..align.chain import EXACT, EXAMPLES, pair, source_model, target_model, transport_between
@@ -104,6 +113,27 @@ def test_two_processes_train_as_one(name: str, runs: tuple[Path, Path]) -> None:
         # AdamW divides by the gradient's own size, so rounding moves an entry that has next to no gradient.
         torch.testing.assert_close(value, theirs[key], rtol=1e-4, atol=1e-4)
         assert torch.equal(value, weights(two, name, rank=1)[key])  # the copies never drift apart
+
+
+class Faulty(Relation):
+    """Never a number."""
+
+    def total(self, step: Step) -> Tensor:
+        return super().total(step) * float("nan")
+
+
+def diverging(folder: Path) -> None:
+    target = target_model()
+    config = CASES["sharded"].model_copy(update={"guards": Guards(max_skipped=0)})
+    with pytest.raises(DivergedError):
+        FrontierTrainer(target, Supervision.open(folder / "store"), config, objective=Faulty()).fit()
+    for parameter, other in zip(target.parameters(), target_model().parameters(), strict=True):
+        assert torch.equal(parameter, other)
+
+
+def test_a_sharded_target_that_diverges_is_whole_again(runs: tuple[Path, Path], tmp_path: Path) -> None:
+    (tmp_path / "store").symlink_to(runs[1] / "store")
+    assert run_processes(diverging, tmp_path) == [0, 0]
 
 
 def dying(folder: Path, dies: bool) -> None:

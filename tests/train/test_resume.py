@@ -181,6 +181,19 @@ def test_another_target_is_refused(top: Supervision, tmp_path: Path) -> None:
         FrontierTrainer(target, top, config(), checkpoints=tmp_path).fit()
 
 
+def test_another_buffer_or_scalar_of_the_target_is_refused(top: Supervision, tmp_path: Path) -> None:
+    def target(scale: float, scalar: float) -> Any:
+        model = target_model()
+        model.model.layers[0].register_buffer("scale", torch.tensor(float(scale)))
+        model.model.layers[0].scalar = torch.nn.Parameter(torch.tensor(float(scalar)))
+        return model
+
+    FrontierTrainer(target(1, 1), top, config(), checkpoints=tmp_path).fit()
+    for other in (target(2, 1), target(1, 2)):
+        with pytest.raises(SemalignError, match="another training"):
+            FrontierTrainer(other, top, config(), checkpoints=tmp_path).fit()
+
+
 def test_a_target_that_was_changed_meanwhile_is_refused(top: Supervision, tmp_path: Path) -> None:
     trainer = FrontierTrainer(target_model(), top, config(), checkpoints=tmp_path)
     trainer.fit()

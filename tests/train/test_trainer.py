@@ -822,8 +822,11 @@ def test_tokens_that_the_target_does_not_know_are_refused(kind: str, tmp_path: P
         return supervise(source, batches, pair(), transport, tmp_path / str(largest), settings=TOP, entries=entries)
 
     FrontierTrainer(target, supervised_with(96))
-    with pytest.raises(SemalignError, match="holds token id 97, the target embeds 97: leave out the rows"):
+    with pytest.raises(SemalignError, match="training rows hold token id 97, the target embeds 97: leave out the rows"):
         FrontierTrainer(target, supervised_with(97))
+    guarded = quick(guards={"rollback": 0.5})
+    with pytest.raises(SemalignError, match="held-out rows hold token id 97"):
+        FrontierTrainer(target, supervised_with(96), guarded, held_out=supervised_with(97))
 
 
 def test_terms_have_the_names_of_their_objectives(top: Supervision) -> None:
@@ -876,11 +879,33 @@ def test_compiled_and_sharded_layers_exclude_each_other(top: Supervision) -> Non
         FrontierTrainer(target_model(), top, quick(compile=True, shard_frozen=True))
 
 
-def test_checkpoints_with_a_live_source_need_its_key(tmp_path: Path) -> None:
+def test_checkpoints_with_a_live_source_need_its_key(exact: Supervision, tmp_path: Path) -> None:
     source, target = source_model(), target_model()
-    live = LiveSupervision(source, [collate(EXAMPLES)], pair(), transport_between(source, target))
-    with pytest.raises(SemalignError, match="need its key"):
+    live = LiveSupervision(source, [collate(EXAMPLES)], pair(), transport_between(source, target), settings=EXACT)
+    with pytest.raises(SemalignError, match="supervision of the training rows need its key"):
         FrontierTrainer(target, live, quick(), checkpoints=tmp_path)
+    guarded = quick(guards={"rollback": 0.5})
+    with pytest.raises(SemalignError, match="supervision of the held-out rows need its key"):
+        FrontierTrainer(target, exact, guarded, held_out=live, checkpoints=tmp_path)
+    FrontierTrainer(target, exact, quick(), held_out=live, checkpoints=tmp_path)  # which is not measured
+
+
+def test_terms_of_one_name_are_refused(top: Supervision) -> None:
+    class Named(Relation):
+        @property
+        def name(self) -> str:
+            return "output"
+
+    with pytest.raises(SemalignError, match=r"two terms of the loss have one name \(output, output\)"):
+        FrontierTrainer(target_model(), top, quick(), objective=Named())
+
+
+@pytest.mark.parametrize(("autocast", "dtype"), [("model", torch.float32), ("bfloat16", torch.bfloat16)])
+def test_mixed_precision_holds_for_the_prefix_too(autocast: str, dtype: torch.dtype, top: Supervision) -> None:
+    target, seen = target_model(), []
+    target.model.layers[0].mlp.up_proj.register_forward_hook(lambda *given: seen.append(given[2].dtype))
+    fit(target, top, quick(autocast=autocast, layers=(2,), steps=1))
+    assert set(seen) == {dtype}
 
 
 def test_a_live_source_trains_as_a_store_does(exact: Supervision) -> None:

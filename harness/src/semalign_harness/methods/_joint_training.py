@@ -94,7 +94,8 @@ class _JointTrainer:
         device = self._view.device
         compiled = self._view.compiled() if self._config.compile else nullcontext()
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), compiled:
-            return self._run(Checkpoints(self._context.folder / "checkpoints", self._fingerprint(), self._ranks))
+            training = self._ranks.from_first(self._fingerprint)
+            return self._run(Checkpoints(self._context.folder / "checkpoints", training, self._ranks))
 
     def _run(self, checkpoints: Checkpoints) -> MethodReport:
         records = self._restored(checkpoints)
@@ -200,7 +201,8 @@ class _JointTrainer:
             self._store.manifest.model_dump_json(),
             self._view.model.config.to_json_string(),
             tensors={f"{place}": parameter for place, parameter in enumerate(self._parameters)}
-            | dict(self._view.model.named_parameters()),
+            | dict(self._view.model.named_parameters())
+            | dict(self._view.model.named_buffers()),
         )
 
     def _keep(self, checkpoints: Checkpoints, records: Sequence[StepRecord]) -> None:

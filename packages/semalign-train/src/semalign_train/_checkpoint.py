@@ -151,5 +151,5 @@ def fingerprint(*parts: str, tensors: Mapping[str, Tensor]) -> str:
     digest = hashlib.sha256("\n".join(parts).encode())
     for name, value in tensors.items():
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-        digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+        digest.update(value.detach().cpu().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()

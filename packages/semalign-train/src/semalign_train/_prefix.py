@@ -30,6 +30,7 @@ class PrefixCache:
         folder: Path | None,
         batch_size: int,
         ranks: Ranks | None = None,
+        autocast: bool = False,
     ) -> None:
         """Start before layer 1, with nothing computed.
 
@@ -39,10 +40,12 @@ class PrefixCache:
             folder: where the streams are kept in a memory-mapped file; None keeps them in memory.
             batch_size: examples in a forward run of `advance`.
             ranks: the processes that train together; None takes those of torch.distributed.
+            autocast: whether a float32 target's products are in bfloat16.
         """
         self._view = view
         self._supervision = supervision
         self._batch_size = batch_size
+        self._autocast = autocast
         self._ranks = ranks = ranks or Ranks.current()
         self._file = None if folder is None else folder / f"prefix-{ranks.rank - ranks.local_rank}.bin"
         self._starts = torch.cat([torch.zeros(1, dtype=torch.long), supervision.lengths.cumsum(0)]).tolist()
@@ -62,16 +65,22 @@ class PrefixCache:
 
     @torch.no_grad()
     def advance(self, layer: int, indices: Iterable[int] | None = None) -> None:
-        """Run the layers up to `layer` that some examples, or all, have not been through, in place."""
+        """Run the layers up to `layer` that some examples, or all, have not been through, in place.
+
+        Where it fails, examples that it had begun with stand before layer 1 again.
+        """
         behind: dict[int, list[int]] = defaultdict(list)
         for index in range(len(self.positions)) if indices is None else sorted(set(indices)):
             if self.positions[index] < layer:
                 behind[self.positions[index]].append(index)
         for position, some in sorted(behind.items()):
-            self._run(position + 1, layer, some)
-        for some in behind.values():
-            for index in some:
-                self.positions[index] = layer
+            reached = 0
+            try:
+                self._run(position + 1, layer, some)
+                reached = layer
+            finally:
+                for index in some:
+                    self.positions[index] = reached
 
     def _run(self, start: int, stop: int, examples: list[int]) -> None:
         """Run some layers over examples that stand before them."""
@@ -80,7 +89,8 @@ class PrefixCache:
         chunks = [order[place : place + size] for place in range(0, len(order), size)]
         for indices, mine in self._ranks.deal_locally(chunks) if self._file else ((chunk, True) for chunk in chunks):
             batch = self._supervision.tokens(indices, device=self._view.device)
-            trace = self._view.trace(batch, start=start, hidden=self.inputs(indices), stop=stop, keep=[stop])
+            with torch.autocast(self._view.device.type, torch.bfloat16, enabled=self._autocast):
+                trace = self._view.trace(batch, start=start, hidden=self.inputs(indices), stop=stop, keep=[stop])
             if self._streams is None:
                 self._streams = self._allocate(trace.outputs[stop])
             if mine:

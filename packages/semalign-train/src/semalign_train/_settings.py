@@ -41,7 +41,8 @@ class LoraLayer(Settings):
 
 
 class LossWeights(Settings):
-    """Weights of the terms of the loss; a weight of 0 leaves a term out, and what only it needs is not computed."""
+    """Weights of the terms of the loss; a weight of 0 leaves a term out, and layers above the frontier run only where a
+    term looks at the output."""
 
     geometry: float = Field(0.1, ge=0, allow_inf_nan=False)
     """w_geo, of the layer objective; the weight of 1 slowed the fall of the KL on the tiny pair."""
@@ -129,7 +130,7 @@ class TransferConfig(Contract):
     guards: Guards = Guards()
     """What training watches for."""
     seed: int = 0
-    """Seed of the order of the examples."""
+    """Seed of the order of the examples, and of where adapters start."""
     checkpoint_steps: PositiveInt | None = None
     """Steps between two saved states within a stage, or of a method without stages, where checkpoints are kept; None
     saves after each stage only. The result does not depend on it."""

@@ -42,19 +42,17 @@ Callback = Callable[[StepRecord | StageRecord], None]
 
 
 class DivergedError(SemalignError):
-    """Too many gradients were not finite."""
+    """Too many gradients were not finite, or the weights are not when a stage ends; every process raises it."""
 
-    def __init__(self, record: StepRecord, skipped: int) -> None:
+    def __init__(self, record: StepRecord, what: str) -> None:
         """Name the last step.
 
         Args:
             record: the step.
-            skipped: steps of its stage whose gradient was not finite, this one included.
+            what: what is not finite.
         """
-        times = "" if skipped == 1 else f" for the {skipped}. time in this stage"
         super().__init__(
-            f"layer {record.layer}, step {record.step}: the gradient is not finite{times} (losses {record.losses}); "
-            "lower train.learning_rate"
+            f"layer {record.layer}, step {record.step}: {what} (losses {record.losses}); lower train.learning_rate"
         )
         self.record = record
         """The step, with the examples of its batch."""
@@ -117,7 +115,7 @@ class FrontierTrainer:
         if manifest.pairing.target_depth != self.view.depth:
             raise SemalignError(
                 f"the supervision is for a target of {manifest.pairing.target_depth} layers, this one has "
-                f"{self.view.depth}"
+                f"{self.view.depth}: supervise again with a pairing for {self.view.depth}"
             )
         if any(parameter.dtype == torch.float16 for parameter in self.view.model.parameters()):
             raise SemalignError(
@@ -127,8 +125,11 @@ class FrontierTrainer:
         transported = manifest.transport.frame != "none"
         if transported and manifest.transport.target_width != self.view.width:
             raise SemalignError(
-                f"the supervision is for width {manifest.transport.target_width}, the target's is {self.view.width}"
+                f"the supervision is for width {manifest.transport.target_width}, the target's is {self.view.width}: "
+                "supervise again with a transport to it"
             )
+        self._guarded = held_out if self.config.guards.rollback is not None else None
+        self._stores = {"training": supervision} | ({} if self._guarded is None else {"held-out": self._guarded})
         if int(supervision.entries.max()) >= len(self.view.head.weight):
             raise SemalignError(
                 f"the supervision is over vocabulary ids up to {int(supervision.entries.max())}, the target's head has "
@@ -136,12 +137,13 @@ class FrontierTrainer:
             )
         embeddings = self.view.model.get_input_embeddings().weight
         assert isinstance(embeddings, Tensor)
-        largest = supervision.largest_id  # reads every token
-        if largest >= len(embeddings):
-            raise SemalignError(
-                f"the supervision holds token id {largest}, the target embeds {len(embeddings)}: leave out the rows "
-                "with tokens that it does not know"
-            )
+        for rows, store in self._stores.items():
+            largest = store.largest_id  # reads every token
+            if largest >= len(embeddings):
+                raise SemalignError(
+                    f"the {rows} rows hold token id {largest}, the target embeds {len(embeddings)}: leave out the rows "
+                    "with tokens that it does not know"
+                )
         self.layers = self.config.stages(self.view.depth)
         """The layers that get a stage, shallow to deep."""
         weights = self.config.weights
@@ -152,11 +154,14 @@ class FrontierTrainer:
             (weights.label, LabelCosine()),
         ]
         self._terms = [(weight, term) for weight, term in terms if weight > 0]
+        names = [term.name for _, term in self._terms]
+        if len(set(names)) < len(names):
+            raise SemalignError(
+                f"two terms of the loss have one name ({', '.join(names)}): give the own objective another"
+            )
         self._shared_head = self.view.head.select(supervision.entries)
-        self._held_out = held_out
         if self.config.divergence != "forward" and weights.output > 0:
-            guarded = [("held-out", held_out)] if self.config.guards.rollback is not None and held_out else []
-            for rows, store in [("training", supervision), *guarded]:
+            for rows, store in self._stores.items():
                 if not isinstance(store.manifest.settings.output, TopK):
                     raise SemalignError(
                         f"the {self.config.divergence} divergence needs supervision by top entries, the {rows} rows "
@@ -171,8 +176,12 @@ class FrontierTrainer:
                     "the held-out rows are supervised with another pairing, transport, residual, temperature or "
                     "vocabulary than the training rows: supervise both alike"
                 )
-        if checkpoints is not None and isinstance(supervision, LiveSupervision) and not supervision.manifest.key:
-            raise SemalignError("checkpoints with live supervision need its key, which tells the source and the rows")
+        for rows, store in self._stores.items():
+            if checkpoints is not None and isinstance(store, LiveSupervision) and not store.manifest.key:
+                raise SemalignError(
+                    f"checkpoints with live supervision of the {rows} rows need its key, which tells the source and "
+                    "the rows: give key=…"
+                )
         if checkpoints is not None and objective is not None and not isinstance(objective, BaseModel):
             raise SemalignError(
                 f"checkpoints with an own objective need its settings: derive {type(objective).__name__} from "
@@ -191,11 +200,15 @@ class FrontierTrainer:
         """Run every stage, shallow to deep; the target is changed in place.
 
         Raises:
-            DivergedError: more gradients were not finite than `config.guards` allows.
-            SemalignError: the weights are not finite after a stage, or the checkpoints are those of another training.
+            DivergedError: more gradients were not finite than `config.guards` allows, or the weights are not after a
+                stage.
+            SemalignError: the checkpoints are those of another training.
+
+        After any other error under `config.shard_frozen` each process keeps its share of the target alone.
         """
         if self._checkpoint_folder is not None:
-            self._checkpoints = Checkpoints(self._checkpoint_folder, self._fingerprint(), self._ranks)
+            training = self._ranks.from_first(self._fingerprint)
+            self._checkpoints = Checkpoints(self._checkpoint_folder, training, self._ranks)
         stages = []
         with undisturbed(self.view.model), self.view.compiled() if self.config.compile else nullcontext():
             sharded = self.config.shard_frozen and self._ranks.size > 1
@@ -206,16 +219,23 @@ class FrontierTrainer:
                 folder=self._scratch,
                 batch_size=self.config.micro_batch_size,
                 ranks=self._ranks,
+                autocast=self.config.autocast == "bfloat16",
             )
             order = optimisation_batches(self.config, len(self.supervision))  # stages go on where one stopped
-            for layer, steps in zip(self.layers, self.stage_steps, strict=True):
-                started, batches = time.perf_counter(), list(itertools.islice(order, steps))
-                prefix.advance(layer - 1, itertools.chain(*batches))  # stage by stage when resumed, too: the same bits
+            try:
+                for layer, steps in zip(self.layers, self.stage_steps, strict=True):
+                    started, batches = time.perf_counter(), list(itertools.islice(order, steps))
+                    # Stage by stage when resumed, too: the same bits.
+                    prefix.advance(layer - 1, itertools.chain(*batches))
+                    if shards is not None:
+                        shards.gather(layer)
+                    stages.append(self._resumed(layer) or self._stage(layer, prefix, batches, started))
+                    if shards is not None:
+                        shards.shard(layer)
+            except DivergedError:
                 if shards is not None:
-                    shards.gather(layer)
-                stages.append(self._resumed(layer) or self._stage(layer, prefix, batches, started))
-                if shards is not None:
-                    shards.shard(layer)
+                    shards.gather_all()
+                raise
             if shards is not None:
                 shards.gather_all()
         return TransferReport(
@@ -251,15 +271,13 @@ class FrontierTrainer:
             f"{weight} {type(term).__qualname__} {term.model_dump_json() if isinstance(term, BaseModel) else term.name}"
             for weight, term in self._terms
         ]
-        guarded = self._held_out if config.guards.rollback is not None else None
-        stores = [store for store in (self.supervision, guarded) if store is not None]
         return fingerprint(
             config.model_dump_json(),
-            *(store.manifest.model_dump_json() for store in stores),
+            *(store.manifest.model_dump_json() for store in self._stores.values()),
             *terms,
             *(" ".join(package) for package in KNOWN_OBJECTIVES.packages(config.objective.kind).items()),
             self.view.model.config.to_json_string(),
-            tensors=dict(self.view.model.named_parameters()),
+            tensors=dict(self.view.model.named_parameters()) | dict(self.view.model.named_buffers()),
         )
 
     def _stage(self, layer: int, prefix: PrefixCache, batches: list[list[int]], started: float) -> StageRecord:
@@ -278,10 +296,7 @@ class FrontierTrainer:
                 self._check_skipped(records)
                 self._keep(records, optimiser)
             if not all(bool(torch.isfinite(parameter).all()) for parameter in parameters):
-                raise SemalignError(
-                    f"layer {layer}, step {steps}: the weights are not finite after the last step; lower "
-                    "train.learning_rate"
-                )
+                raise DivergedError(records[-1], "the weights are not finite after the last step")
             trained = sum(parameter.numel() for parameter in parameters)
         self._warn_of_drowning(layer, records)
         after = self._held_out_loss(layer)
@@ -363,7 +378,8 @@ class FrontierTrainer:
     def _check_skipped(self, records: list[StepRecord]) -> None:
         last, skipped = records[-1], sum(record.skipped for record in records)
         if skipped > self.config.guards.max_skipped or (last.skipped and last.step == last.steps):
-            raise DivergedError(last, skipped)
+            times = "" if skipped == 1 else f" for the {skipped}. time in this stage"
+            raise DivergedError(last, f"the gradient is not finite{times}")
 
     def _warn_of_drowning(self, layer: int, records: list[StepRecord]) -> None:
         finite = [record.gradient_norms for record in records if not record.skipped]
@@ -384,8 +400,8 @@ class FrontierTrainer:
     @torch.no_grad()
     def _held_out_loss(self, layer: int) -> float | None:
         """Weighted mean of the terms over the held-out rows; None when nothing is guarded."""
-        store = self._held_out
-        if store is None or self.config.guards.rollback is None:
+        store = self._guarded
+        if store is None:
             return None
         sums = torch.zeros(len(self._terms), dtype=torch.float64)
         size = self.config.micro_batch_size
