@@ -4,7 +4,7 @@ import pytest
 import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from semalign_geometry import linear_cka, relation_distance, relation_distances
+from semalign_geometry import SemalignError, linear_cka, linear_cka_matrix, relation_distance, relation_distances
 from torch import Tensor
 from torch.autograd import gradcheck
 from torch.testing import assert_close
@@ -217,3 +217,23 @@ def test_cka_is_one_minus_the_distance_where_both_vary(case: Sides) -> None:
         assert_close(cka, 1 - relation_distance(case.x, case.y), **TIGHT)
     else:
         assert float(cka) == 0
+
+
+@given(st.data(), st.integers(0, 6), st.sampled_from([torch.float64, torch.float32]), st.sampled_from([1, 30, 2**22]))
+def test_the_cka_of_every_pair_is_that_of_each(data: st.DataObject, tokens: int, dtype: torch.dtype, held: int) -> None:
+    xs, ys = (
+        [data.draw(matrices(tokens, width)).to(dtype) if tokens else torch.zeros(0, width).to(dtype) for width in side]
+        for side in ((3, 2), (2, 1, 4, 2))
+    )
+    xs.append(torch.full((tokens, 3), 0.1).to(dtype))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("semalign_geometry._relation.HELD", held)
+        values = linear_cka_matrix(iter(xs), ys)
+    expected = torch.stack([torch.stack([linear_cka(x, y) for y in ys]) for x in xs])
+    assert_close(values, expected, rtol=0, atol=1e-9 if dtype == torch.float64 else 1e-6)
+    assert not values[-1].any()
+
+
+def test_the_cka_of_every_pair_needs_the_same_tokens() -> None:
+    with pytest.raises(SemalignError, match=r"the same tokens, got \[3, 5\] tokens"):
+        linear_cka_matrix(iter([normal(0, 3, 4)]), iter([normal(1, 3, 4), normal(1, 5, 4)]))

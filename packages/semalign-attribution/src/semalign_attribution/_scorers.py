@@ -1,16 +1,17 @@
 """The scorers: gradient × activation, ablation, similarity to a target."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from jaxtyping import Float
-from semalign_geometry import Settings, accumulation_dtype, answer_nll, linear_cka
+from jaxtyping import Bool, Float
+from semalign_geometry import Settings, accumulation_dtype, answer_nll, linear_cka_matrix
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from ._batch import Batch, supervised
-from ._decoder import DecoderView, undisturbed, view_of
+from ._decoder import DecoderView, Trace, undisturbed, view_of
 
 
 class GradientActivation(Settings):
@@ -97,15 +98,16 @@ class Similarity:
             target_trace = target.trace(batch, keep=range(1, target.depth + 1))
         source_trace = source.trace(batch, keep=range(1, source.depth + 1))
         scores = torch.zeros(len(mask), target.depth, source.depth)
-        for example, positions in enumerate(mask):
-            of_source = [
-                source_trace.residual(layer)[example][positions.to(source.device)] for layer in source_trace.outputs
-            ]
-            for row, layer in enumerate(target_trace.outputs):
-                of_target = target_trace.residual(layer)[example][positions.to(target.device)]
-                for column, residual in enumerate(of_source):
-                    scores[example, row, column] = linear_cka(of_target, residual.to(of_target.device))
+        for example in range(len(mask)):
+            alone = torch.zeros_like(mask)
+            alone[example] = mask[example]
+            scores[example] = linear_cka_matrix(_residuals(target_trace, alone), _residuals(source_trace, alone))
         return scores
+
+
+def _residuals(trace: Trace, mask: Bool[Tensor, "b n"]) -> Iterator[Float[Tensor, "s d"]]:
+    """What each kept layer adds at some positions, one layer at a time."""
+    return (trace.residual(layer, mask.to(stream.device)) for layer, stream in trace.outputs.items())
 
 
 def _answer_losses(view: DecoderView, batch: Batch, final: Tensor | None) -> Float[Tensor, " examples"]:

@@ -43,6 +43,7 @@ from ._head import norm_gain as norm_gain
 from ._relation import Route as Route
 from ._relation import Scope as Scope
 from ._relation import linear_cka as linear_cka
+from ._relation import linear_cka_matrix as linear_cka_matrix
 from ._relation import relation_distance as relation_distance
 from ._relation import relation_distances as relation_distances
 from ._transport import Transport as Transport
@@ -87,6 +88,7 @@ __all__ = [
     "fit_transport",
     "head_statistics",
     "linear_cka",
+    "linear_cka_matrix",
     "measure_fidelity",
     "new_folder",
     "norm_gain",

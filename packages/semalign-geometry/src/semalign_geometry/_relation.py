@@ -1,8 +1,10 @@
 """Relation geometry: the centred token-token Gram matrices of two sets of vectors, and how far apart they are.
 
-Shape suffixes: B sequences, N tokens, D and E the widths of the two sides.
+Shape suffixes: B sequences, N tokens, M pairs of tokens, D and E the widths of the two sides, X and Y how many
+representations they have.
 """
 
+from collections.abc import Iterable
 from typing import Literal
 
 import torch
@@ -18,6 +20,9 @@ Scope = Literal["sequence", "batch"]
 """Which tokens are related to each other: those of one sequence, or all of the batch."""
 Route = Literal["auto", "token", "feature"]
 """Sum over token pairs (n×n) or over feature pairs (d×d): the same value; `auto` takes the cheaper."""
+
+HELD = 2**22
+"""Entries of the relation matrices in memory at a time when all pairs are compared; 16 MiB in float32."""
 
 
 def relation_distance(
@@ -104,6 +109,39 @@ def linear_cka(x: Float[Tensor, "n d"], y: Float[Tensor, "n e"]) -> Float[Tensor
     return similarities[0].clamp(0, 1)
 
 
+def linear_cka_matrix(xs: Iterable[Float[Tensor, "n _"]], ys: Iterable[Float[Tensor, "n _"]]) -> Float[Tensor, "xs ys"]:
+    """`linear_cka` of every representation of one side with every one of the other, all of the same n tokens.
+
+    Each relation is made once, not once for each pair, and some rows of all of them are in memory at a time.
+
+    Args:
+        xs: representations of any widths; with an iterator, one at a time is in memory beside its centred copy.
+        ys: likewise.
+
+    Raises:
+        SemalignError: two representations have different numbers of tokens.
+    """
+    x_ND, y_NE = ([_centred_alone(each) for each in side] for side in (xs, ys))
+    sizes = {len(each) for each in (*x_ND, *y_NE)}
+    if len(sizes) != 1:
+        raise SemalignError(f"all representations must have the same tokens, got {sorted(sizes)} tokens")
+    tokens = sizes.pop()
+    products_XY = torch.zeros(len(x_ND), len(y_NE), dtype=accumulation_dtype(*x_ND, *y_NE), device=x_ND[0].device)
+    k_squares_X, l_squares_Y = products_XY.new_zeros(len(x_ND)), products_XY.new_zeros(len(y_NE))
+    step = max(1, HELD // max(1, tokens * (len(x_ND) + len(y_NE))))
+    for start in range(0, tokens, step):
+        k_XM, l_YM = (
+            torch.stack([(each[start : start + step] @ each.T).flatten() for each in side]).to(products_XY)
+            for side in (x_ND, y_NE)
+        )
+        products_XY += k_XM @ l_YM.T
+        k_squares_X += k_XM.square().sum(1)
+        l_squares_Y += l_YM.square().sum(1)
+    norms_XY = k_squares_X.sqrt()[:, None] * l_squares_Y.sqrt()
+    # Without variance a relation is 0, and so is its product with any other.
+    return (products_XY / norms_XY.clamp_min(torch.finfo(norms_XY.dtype).tiny)).clamp(0, 1)
+
+
 def _alignments(
     target: Tensor, reference: Tensor, mask: Tensor | None, scope: Scope, unit_tokens: bool, route: Route
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -159,3 +197,9 @@ def _centred(vectors_BND: Tensor, mask_BN: Tensor, unit_tokens: bool) -> tuple[T
         varies = (spread > noise * total) & (mask_BN.sum(1) >= 2)
         scale = torch.where(varies, spread.sqrt(), 1.0)[:, None, None] * sizes
     return torch.where(varies[:, None, None], centred_BND / scale, 0.0), varies
+
+
+def _centred_alone(vectors_ND: Tensor) -> Tensor:
+    """`_centred` of one set of vectors that all count."""
+    counted_1N = vectors_ND.new_ones(1, len(vectors_ND), dtype=torch.bool)
+    return _centred(vectors_ND[None].to(accumulation_dtype(vectors_ND)), counted_1N, False)[0][0]
