@@ -237,6 +237,17 @@ def test_objectives_on_vectors_need_one_width(objective: Objective) -> None:
 
 
 @pytest.mark.parametrize("objective", [Cosine(), Fisher(), Relation()], ids=["cosine", "fisher", "relation"])
+def test_a_layer_that_adds_nothing_gets_a_gradient_of_ordinary_size(objective: Objective) -> None:
+    step = random_step(0, [2, 3])
+    sizes = []
+    for scale in (0.0, 1.0):
+        residual = (scale * step.residual).requires_grad_()
+        (gradient,) = torch.autograd.grad(objective.total(replace(step, residual=residual)), residual)
+        sizes.append(float(gradient.norm()))
+    assert sizes[0] <= 100 * sizes[1]
+
+
+@pytest.mark.parametrize("objective", [Cosine(), Fisher(), Relation()], ids=["cosine", "fisher", "relation"])
 def test_references_in_half_precision_are_taken(objective: Objective) -> None:
     step = random_step(0, [2, 3])
     single = replace(

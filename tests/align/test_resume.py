@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from semalign_align import Supervision, supervise
 from semalign_attribution import view_of
-from semalign_geometry import sha256_of
+from semalign_geometry import SemalignError, sha256_of
 
 from ..models import collate
 from .chain import EXACT, EXAMPLES, TOP, pair, source_model, target_model, transport_between
@@ -91,7 +91,7 @@ def test_a_finished_store_is_not_computed_again(tmp_path: Path) -> None:
 def test_a_kill_in_the_last_moment_costs_no_run(last: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert call(tmp_path / "store", key="other") is not None
 
-    def kill(*arguments: Any) -> None:
+    def kill(*given: Any, **more: Any) -> None:
         raise Killed
 
     with monkeypatch.context() as patch:
@@ -100,6 +100,48 @@ def test_a_kill_in_the_last_moment_costs_no_run(last: str, tmp_path: Path, monke
     assert runs_after(tmp_path / "store") == 0
     names = {file.name for file in (tmp_path / "store").iterdir()}
     assert not [name for name in names if name.startswith("progress")]
+
+
+def test_a_kill_while_the_earlier_store_goes_costs_no_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert call(tmp_path / "store", key="other") is not None
+    rmtree = shutil.rmtree
+
+    def kill(folder: Path, **more: Any) -> None:
+        if folder.exists():
+            (folder / "manifest.json").unlink()
+            raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", kill)
+        assert call(tmp_path / "store") is None
+    assert runs_after(tmp_path / "store") == 0
+    rmtree(tmp_path / "store")
+    assert call(tmp_path / "store") is not None
+    assert [place.name for place in tmp_path.iterdir()] == ["store"]
+
+
+def test_a_store_is_hashed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hashed: list[Path] = []
+
+    def watched(file: Path) -> str:
+        hashed.append(file)
+        return sha256_of(file)
+
+    for module in ("align._supervise", "geometry._artifact"):
+        monkeypatch.setattr(f"semalign_{module}.sha256_of", watched)
+    store = call(tmp_path / "store")
+    assert store is not None and len(hashed) == len(store.manifest.files)
+    hashed.clear()
+    assert call(tmp_path / "store") is not None
+    assert sorted(hashed) == sorted(tmp_path / "store" / name for name in store.manifest.files)
+
+
+@pytest.mark.parametrize("key", ["key", None])
+def test_a_folder_of_other_files_is_refused_before_the_source_runs(key: str | None, tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("all of it", encoding="utf-8")
+    with pytest.raises(SemalignError, match="holds other files: choose a new folder"):
+        call(tmp_path, key=key, kill_at=0)
+    assert [place.name for place in tmp_path.iterdir()] == ["thesis.txt"]
 
 
 def test_half_written_files_do_not_stay(tmp_path: Path) -> None:

@@ -319,5 +319,5 @@ def contributions(view: DecoderView, rows: Iterable[Batch], layers: Sequence[int
             mask = supervised(batch).mask.to(view.device)
             trace = view.trace(batch, keep=layers)
             for layer in layers:
-                parts[layer].append(trace.residual(layer)[mask])
+                parts[layer].append(trace.residual(layer, mask))
     return {layer: torch.cat(held) for layer, held in parts.items()}

@@ -7,7 +7,6 @@ trainer can divide by the count of the whole optimisation batch: the mean does n
 from dataclasses import dataclass
 from typing import Literal, Protocol, runtime_checkable
 
-import torch
 from jaxtyping import Bool, Float, Int
 from semalign_geometry import (
     Divergence,
@@ -21,6 +20,7 @@ from semalign_geometry import (
     output_divergence,
     quadratic_divergence,
     relation_distances,
+    unit_rows,
 )
 from torch import Tensor
 
@@ -126,7 +126,7 @@ class Relation(_LayerObjective):
 
 
 class Cosine(_LayerObjective):
-    """1 − cosine of the residual contribution and the supervisory one.
+    """1 − cosine of the residual contribution and the supervisory one; 1 where either is zero, with a finite gradient.
 
     Source: v1 (method 2.7), its first term; the second is `LabelCosine`.
     """
@@ -137,7 +137,7 @@ class Cosine(_LayerObjective):
     def total(self, step: Step) -> Float[Tensor, ""]:
         """Sum over the supervised tokens."""
         target, reference = _at_target_width(step, self.kind)
-        return (1 - torch.cosine_similarity(target, reference, dim=-1, eps=1e-12)).sum()
+        return (1 - (unit_rows(target) * unit_rows(reference)).sum(-1)).sum()
 
 
 class Fisher(_LayerObjective):

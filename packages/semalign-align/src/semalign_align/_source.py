@@ -44,10 +44,14 @@ class SupervisingSource:
         """
         self.view = view = view_of(source)
         if pairing.source_depth != view.depth:
-            raise SemalignError(f"the pairing is for {pairing.source_depth} source layers, the source has {view.depth}")
+            raise SemalignError(
+                f"the pairing is for {pairing.source_depth} source layers, the source has {view.depth}: pair again, "
+                "with scores of this source"
+            )
         if transport.manifest.source_width != view.width:
             raise SemalignError(
-                f"the transport takes width {transport.manifest.source_width}, the source's is {view.width}"
+                f"the transport takes width {transport.manifest.source_width}, the source's is {view.width}: fit it "
+                "from this source"
             )
         rows = len(view.head.weight)
         if entries is not None and (not len(entries) or int(entries.min()) < 0 or int(entries.max()) >= rows):
@@ -86,7 +90,7 @@ class SupervisingSource:
         part: dict[str, Tensor] = {}
         squares = torch.zeros(2, dtype=torch.float64)
         for span in spans:
-            vectors_PD = self.transport(_contribution(trace, span)[mask_BN])
+            vectors_PD = self.transport(_contribution(trace, span, mask_BN))
             rounded = stored_residual(vectors_PD, self.settings.dtype)
             part |= {residual_key(span) + suffix: value for suffix, value in rounded.items()}
             loss_PD = restored_residual(rounded) - vectors_PD
@@ -135,6 +139,6 @@ def residual_key(span: Span) -> str:
     return f"residual.{span[0]}-{span[1]}"
 
 
-def _contribution(trace: Trace, span: Span) -> Tensor:
+def _contribution(trace: Trace, span: Span, mask_BN: Tensor) -> Tensor:
     below, layer = span
-    return trace.outputs[layer].float() - trace.inputs[below + 1].float()
+    return trace.outputs[layer][mask_BN].float() - trace.inputs[below + 1][mask_BN].float()

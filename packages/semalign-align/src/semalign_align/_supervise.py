@@ -11,7 +11,16 @@ from pathlib import Path
 import torch
 from jaxtyping import Int
 from semalign_attribution import Batch, DecoderView, LayerPairing, Supervised, supervised
-from semalign_geometry import MANIFEST, SemalignError, Transport, new_folder, read_manifest, save_tensors, sha256_of
+from semalign_geometry import (
+    MANIFEST,
+    SemalignError,
+    Transport,
+    check_replaceable,
+    new_folder,
+    read_manifest,
+    save_tensors,
+    sha256_of,
+)
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -48,7 +57,7 @@ def supervise(
         batches: right-padded batches with supervised answers.
         pairing: the source layer of each target layer.
         transport: from the source's width to the target's.
-        folder: where the store goes; replaced if it exists.
+        folder: where the store goes; another artifact there is replaced.
         settings: what is kept, and how.
         entries: vocabulary ids that both models share with equal ids; None for the source's whole head.
         resume_key: what tells the source and the batches from any other, such as a hash of both. With it, an
@@ -59,8 +68,8 @@ def supervise(
         The store, opened.
 
     Raises:
-        SemalignError: no examples, a pairing for another depth, a transport for another width, or values that are
-            not finite.
+        SemalignError: no examples, a pairing for another depth, a transport for another width, values that are not
+            finite, or a folder that holds other files.
         OSError: the disk is full.
 
     Source: method 2.3 and 2.5.
@@ -69,9 +78,11 @@ def supervise(
     reader = SupervisingSource(source, pairing, transport, settings, entries)
     ranks, place = Ranks.current(), Path(folder)
     key = "" if resume_key is None else _key(resume_key, pairing, settings, reader.transport, entries)
-    if key and ranks.from_first(lambda: _is_finished(place, key)):
+    ranks.from_first(lambda: check_replaceable(place))
+    finished = ranks.from_first(lambda: _finished(place, key)) if key else None
+    if finished is not None:
         LOGGER.info("%s holds this supervision already", place)
-        return Supervision.open(place)
+        return Supervision(place, finished)
 
     with _workplace(place, key, ranks) as temporary:
         writer = _Writer(temporary, key, ranks)
@@ -94,7 +105,7 @@ def supervise(
             raise SemalignError("there are no examples to supervise: the batches are empty")
         if ranks.is_first:
             _write_manifest(temporary, key, reader, shares)
-    return Supervision.open(place)
+    return Supervision(place, SupervisionManifest.read(place / MANIFEST))
 
 
 class _Writer:
@@ -209,13 +220,13 @@ def _key(
     return digest.hexdigest()
 
 
-def _is_finished(folder: Path, key: str) -> bool:
-    """Whether a whole store of an earlier call for the same is there."""
+def _finished(folder: Path, key: str) -> SupervisionManifest | None:
+    """The manifest of a whole store that an earlier call for the same left; None without one."""
     try:
         same = SupervisionManifest.read(folder / MANIFEST).key == key
-        return same and bool(read_manifest(folder, SupervisionManifest))
+        return read_manifest(folder, SupervisionManifest) if same else None
     except SemalignError:
-        return False
+        return None
 
 
 @contextmanager
@@ -230,9 +241,12 @@ def _workplace(folder: Path, key: str, ranks: Ranks) -> Iterator[Path]:
     yield partial
     ranks.wait()
     if ranks.is_first:
+        gone = folder.with_name(f".{folder.name}.old")
+        shutil.rmtree(gone, ignore_errors=True)  # of a call that was killed right here
         if folder.exists():
-            shutil.rmtree(folder)
+            folder.rename(gone)  # at once: a folder without its manifest would be taken for somebody else's
         partial.rename(folder)
+        shutil.rmtree(gone, ignore_errors=True)
         named = {MANIFEST, *SupervisionManifest.read(folder / MANIFEST).files}
         for file in folder.iterdir():  # last: progress, without which a killed call would begin anew
             if file.name not in named:

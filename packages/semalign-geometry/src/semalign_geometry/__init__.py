@@ -36,6 +36,7 @@ from ._frames import KNOWN_FRAMES as KNOWN_FRAMES
 from ._frames import Frame as Frame
 from ._frames import decompose as decompose
 from ._frames import recompose as recompose
+from ._frames import unit_rows as unit_rows
 from ._head import Head as Head
 from ._head import accumulation_dtype as accumulation_dtype
 from ._head import final_norm as final_norm
@@ -103,5 +104,6 @@ __all__ = [
     "save_tensors",
     "sha256_of",
     "top_entries",
+    "unit_rows",
     "write_artifact",
 ]

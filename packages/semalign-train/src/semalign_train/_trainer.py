@@ -467,7 +467,7 @@ class FrontierTrainer:
             )
         counts = data.positions.counts
         mask_BM = position_mask(counts)
-        residual_PD = trace.residual(layer)[data.positions.mask]
+        residual_PD = trace.residual(layer, data.positions.mask)
         residual_BMD = residual_PD.new_zeros(*mask_BM.shape, residual_PD.shape[-1])
         residual_BMD[mask_BM] = residual_PD
         assert data.reference is not None
