@@ -57,6 +57,7 @@ def test_log_lines_are_warnings_or_all(capsys: pytest.CaptureFixture[str]) -> No
         logger.info("one")
         logger.warning("two")
         logging.getLogger("transformers").warning("three")
+        assert not logging.getLogger("bitsandbytes.backends").isEnabledFor(logging.WARNING)
     assert capsys.readouterr().err == "WARNING: two\n"
     with logged(verbose=True):
         logger.debug("one")

@@ -17,6 +17,8 @@ from tqdm import tqdm
 T = TypeVar("T")
 OURS = ("semalign_geometry", "semalign_attribution", "semalign_align", "semalign_train", "semalign_harness")
 """Names of the loggers of the five packages."""
+LOADERS = ("transformers", "bitsandbytes")
+"""Names of the loggers of the packages that load models; peft imports the second where it is installed."""
 NOTED_EVERY = 60.0
 """Seconds between two notes of a bar where there is no terminal."""
 
@@ -155,13 +157,13 @@ class _Lines(logging.Handler):
 
 @contextmanager
 def logged(*, verbose: bool) -> Iterator[None]:
-    """Show log lines while the block runs: warnings of the five packages and errors of transformers, or with `verbose`
-    every line of the former and warnings of the latter, with their time."""
+    """Show log lines while the block runs: warnings of the five packages and errors of those they load models with, or
+    with `verbose` every line of the former and warnings of the latter, with their time."""
     form = "%(asctime)s %(levelname)s %(name)s: %(message)s" if verbose else "%(levelname)s: %(message)s"
     handler = _Lines()
     handler.setFormatter(logging.Formatter(form))
     wanted = dict.fromkeys(OURS, logging.DEBUG if verbose else logging.WARNING)
-    wanted["transformers"] = logging.WARNING if verbose else logging.ERROR
+    wanted |= dict.fromkeys(LOADERS, logging.WARNING if verbose else logging.ERROR)
     with ExitStack() as stack:
         stack.callback(transformers.logging.enable_default_handler)
         transformers.logging.disable_default_handler()  # which knows of no bars
