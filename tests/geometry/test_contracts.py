@@ -131,6 +131,21 @@ class Tree(Settings):
     needed: int
 
 
+@given(st.integers(0, 9).map(lambda half: 2 * half + 1))
+def test_a_section_without_a_kind_is_of_its_default_s(size: int) -> None:
+    assert Tree.parse({"needed": 1, "part": {"size": size}}).part == Leaf(size=size)
+    assert Tree.parse({"needed": 1, "part": {"kind": "branch", "size": size}}).part == Branch(size=size)
+    assert Tree.parse({"needed": 1, "part": {}}) == Tree(needed=1)
+
+
+@pytest.mark.parametrize("number", [True, False])
+def test_truth_values_are_no_numbers(number: bool) -> None:
+    with pytest.raises(SemalignError, match=f"^here: needed is {number}: expected a number$"):
+        Tree.parse({"needed": number}, origin="here")
+    with pytest.raises(SemalignError, match=f"^here: 'either': size is {number}: expected a number$"):
+        Tree.parse({"needed": 1, "either": {"size": number}}, origin="here")
+
+
 @pytest.mark.parametrize(
     ("data", "message"),
     [

@@ -116,7 +116,7 @@ def test_repeated_prompts_are_used_once(tmp_path: Path) -> None:
     split = split_rows(config, read_rows(config), TOKENIZER)
     assert len({e.prompt_ids for e in (*split.train, *split.held_out)}) == 4
     more = config.model_copy(update={"held_out_rows": 3, "train_rows": 3})
-    with pytest.raises(SemalignError, match="gives 1 held_out rows of the 3"):
+    with pytest.raises(SemalignError, match="gives 1 held_out rows of the 3 .*, [1-9] repeated a prompt"):
         split_rows(more, read_rows(config), TOKENIZER)
 
 
@@ -145,7 +145,7 @@ def test_too_long_rows_are_counted_and_all_too_long_refused(tmp_path: Path) -> N
     ("row", "words"),
     [
         ({"prompt": "hello"}, ["completion", "prompt"]),
-        ({"question": "hello", "answer": "x"}, ["question, answer", "data.train.prompt"]),
+        ({"question": "hello", "answer": "x"}, ["question, answer", "data.train.prompt", "data.held_out"]),
         ({"prompt": "hello", "completion": " "}, ["no answer", "completion"]),
         ({"prompt": "hello", "completion": None}, ["no answer", "completion"]),
         ({"messages": [{"role": "user", "content": "hello"}]}, ["no answer"]),
@@ -181,6 +181,40 @@ def test_places_without_rows_are_named(tmp_path: Path) -> None:
         load_rows(RowsConfig(path=str(broken)))
     with pytest.raises(SemalignError, match="generated:arithmetic"):
         load_rows(RowsConfig(path="generated:poems"))
+
+
+def test_a_damaged_archive_and_rows_beyond_the_reader_are_one_sentence(tmp_path: Path) -> None:
+    packed = bytearray(gzip.compress(b'{"prompt": "a"}\n'))
+    packed[10] = 0xFF  # the first block, after ten bytes of header
+    archive = tmp_path / "rows.jsonl.gz"
+    archive.write_bytes(packed)
+    with pytest.raises(SemalignError, match="rows.jsonl.gz cannot be read"):
+        load_rows(RowsConfig(path=str(archive)))
+    file = tmp_path / "rows.jsonl"
+    for value in ("[" * 100_000 + "]" * 100_000, "9" * 5_000):
+        file.write_text(f'{{"prompt": "a"}}\n{{"prompt": {value}}}\n', encoding="utf-8")
+        with pytest.raises(SemalignError, match="line 2 .* leave it out"):
+            load_rows(RowsConfig(path=str(file)))
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_row(tmp_path: Path) -> None:
+    raw = "\ufeff" + json.dumps({"prompt": "a"}) + "\r\n"
+    (tmp_path / "rows.jsonl").write_bytes(raw.encode())
+    (tmp_path / "rows.jsonl.gz").write_bytes(gzip.compress(raw.encode()))
+    for name in ("rows.jsonl", "rows.jsonl.gz"):
+        assert load_rows(RowsConfig(path=str(tmp_path / name))) == [{"prompt": "a"}]
+
+
+@pytest.mark.parametrize("value", [[4], {"a": 1}, True, float("nan"), float("inf")])
+def test_values_that_are_no_text_are_refused(value: object) -> None:
+    with pytest.raises(SemalignError, match=rf"'completion' .* {type(value).__name__}.*template such as '{{{{ "):
+        encode_rows([{"prompt": "hello", "completion": value}], TOKENIZER)
+
+
+@pytest.mark.parametrize("value", [4, 2.5])
+def test_numbers_are_text(value: float) -> None:
+    (example,) = encode_rows([{"prompt": "hello", "completion": value}], TOKENIZER)
+    assert example.answer == str(value)
 
 
 def test_a_template_makes_text_of_several_fields() -> None:

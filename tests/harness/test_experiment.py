@@ -36,6 +36,26 @@ def test_later_settings_win(tmp_path: Path) -> None:
     experiment = load_experiment("tiny", configs=[file], overrides=["train.passes=5", "data.max_length=99"])
     assert (experiment.train.batch_size, experiment.train.passes, experiment.data.max_length) == (7, 5, 99)
     assert experiment.train.learning_rate == load_experiment("tiny").train.learning_rate
+    file.write_text("train: {lerning_rate: 1}\n", encoding="utf-8")
+    with pytest.raises(SemalignError, match=f"^tiny, {file}: unknown key 'train.lerning_rate'"):
+        load_experiment("tiny", configs=[file])
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "supervision.output.k=32",
+        "pairing.depth_weight=3.0",
+        "scorer.aggregate=signed",
+        "train.objective.unit_tokens=true",
+    ],
+)
+def test_every_setting_of_a_default_kind_can_be_overridden(override: str) -> None:
+    place, _, value = override.partition("=")
+    found: Any = load_experiment("tiny", overrides=[override]).model_dump(mode="json")
+    for key in place.split("."):
+        found = found[key]
+    assert found == yaml.safe_load(value)
 
 
 def test_a_changed_kind_replaces_its_section() -> None:

@@ -222,7 +222,7 @@ def test_changed_rows_are_refused(
     assert run(tmp_path / "run", settings, "--quiet") == 0
 
 
-@pytest.mark.parametrize("damage", ["cut", "bit", "shard", "manifest"])
+@pytest.mark.parametrize("damage", ["cut", "bit", "shard", "manifest", "pairing.json", "phase.json", "no pairing.json"])
 @pytest.mark.parametrize("store", ["supervision", "held_out"])
 def test_damaged_supervision_is_made_again(
     store: str,
@@ -242,6 +242,9 @@ def test_damaged_supervision_is_made_again(
         shard.write_bytes(content[:-100])
     elif damage == "bit":
         shard.write_bytes(content)
+    elif damage.endswith(".json"):
+        record = place / damage.removeprefix("no ")
+        record.unlink() if damage.startswith("no ") else record.write_text('{"kind', encoding="utf-8")
     else:
         (shard if damage == "shard" else place / store / "manifest.json").unlink()
     assert run(folder, longer) == 0

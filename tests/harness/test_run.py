@@ -13,7 +13,7 @@ import torch
 from semalign_align import Supervision
 from semalign_attribution import LayerPairing, LayerScores
 from semalign_geometry import SemalignError
-from semalign_harness import Experiment, RunResult, load_model, pipeline
+from semalign_harness import Experiment, RunResult, cli, load_model, pipeline
 from semalign_harness.cli import main
 from semalign_harness.experiment import ModelConfig
 from semalign_harness.fidelity import RunFidelity
@@ -193,6 +193,60 @@ def test_a_taken_folder_is_refused(tmp_path: Path, overrides: list[str], capsys:
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["mine.txt"]
 
 
+def test_a_folder_of_the_users_stays(tmp_path: Path, overrides: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "run").mkdir()
+    for wrong in ("data.train.path=nowhere.jsonl", "train.layers=[9]"):
+        assert run(tmp_path, [*overrides, wrong]) == 2
+        assert not list((tmp_path / "run").iterdir()), "it is empty again"
+
+
+@pytest.mark.parametrize("command", ["run tiny", "compare tiny", "evaluate m", "report r", "doctor a b"])
+def test_an_empty_out_is_one_sentence(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*command.split(), "--out", ""]) == 2
+    assert capsys.readouterr().err == "semalign: --out is empty: name a place, or leave it out\n"
+
+
+@pytest.mark.parametrize("days", ["-5", "nan", "inf"])
+def test_days_that_are_none_prune_nothing(
+    days: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(cli, "prune", lambda **_: pytest.fail("pruned"))
+    assert main(["store", "prune", "--unused-for", days]) == 2
+    assert f"--unused-for {days}: expected a number of days, 0 or more" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("model", "name"),
+    [
+        (".", "models-Llama-3.2-1B"),
+        ("./", "models-Llama-3.2-1B"),
+        ("../Llama-3.2-1B", "models-Llama-3.2-1B"),
+        ("meta-llama/Llama-3.2-1B", "meta-llama-Llama-3.2-1B"),
+        ("runs/tiny/model", "tiny-model"),
+        ("target-1.5.GGUF", "target-1.5"),
+        ("/target", "target"),
+    ],
+)
+def test_evaluations_are_named_by_their_model(
+    model: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = tmp_path / "models" / "Llama-3.2-1B"
+    place.mkdir(parents=True)
+    monkeypatch.chdir(place)
+    folders: list[Path] = []
+    monkeypatch.setattr("semalign_harness.evaluation.evaluate", lambda config, folder, console: folders.append(folder))
+    assert main(["evaluate", model, "--tasks", "gsm8k"]) == 0
+    assert folders == [Path("evaluations") / name]
+
+
+def test_a_dry_run_counts_the_passes_of_whole_steps(
+    tmp_path: Path, overrides: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    more = ["train.steps=null", "train.passes=1", "train.batch_size=3", "--dry-run"]
+    assert run(tmp_path, overrides, *more) == 0
+    assert "(1.12 passes in all)" in capsys.readouterr().out, "3 stages of 2 steps with 3 of 16 rows"
+
+
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
 def test_a_full_disk_is_one_sentence(
     number: int,
@@ -234,6 +288,14 @@ def test_a_model_that_does_not_survive_saving_is_an_error(
     other = tiny_model("llama", seed=9, depth=3, width=24, vocabulary=320)
     monkeypatch.setattr(pipeline.AutoModelForCausalLM, "from_pretrained", lambda *a, **k: other)
     with pytest.raises(SemalignError, match="computes other logits"):
+        save_and_reload(loaded, tmp_path / "model")
+    assert not (tmp_path / "model").exists()
+
+
+def test_weights_that_are_not_finite_are_named_as_such(tmp_path: Path, pair: tuple[Path, Path]) -> None:
+    loaded = load_model(ModelConfig(path=str(pair[1])))
+    next(loaded.model.parameters()).data.fill_(float("nan"))
+    with pytest.raises(SemalignError, match="logits that are not finite: lower the learning rate"):
         save_and_reload(loaded, tmp_path / "model")
     assert not (tmp_path / "model").exists()
 

@@ -4,6 +4,7 @@ import argparse
 import errno
 import gc
 import logging
+import math
 import os
 import shlex
 import sys
@@ -16,7 +17,7 @@ from semalign_align import RaisedElsewhere
 from semalign_geometry import SemalignError
 
 from .console import Console, interruptible, logged
-from .estimate import describe, presets_table
+from .estimate import describe, find_shape, presets_table
 from .experiment import Experiment, load_experiment, preset_names
 from .methods import as_method
 from .models import cache_folder
@@ -60,7 +61,7 @@ examples:
   semalign run qwen2.5-coder-gguf --dry-run
   semalign store list
   semalign store prune --unused-for 14
-  semalign evaluate runs/tiny/model --tasks gsm8k --limit 100
+  semalign evaluate runs/qwen2.5-coder/model --tasks gsm8k --limit 100
   semalign evaluate target.gguf --source source.gguf --data benchmarks --limit 200 --out evaluations/before
   semalign report runs/tiny
   semalign report runs/tiny runs/tiny-2 --out tiny.html
@@ -94,6 +95,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_intermixed_args(given[1:])
     try:
         with interruptible(), logged(verbose=getattr(options, "verbose", False)):
+            if (out := getattr(options, "out", None)) is not None:
+                options.out = _place(out)
             code = run(options)
             sys.stdout.flush()
             return code
@@ -111,6 +114,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
     finally:
         leave()
+
+
+def _place(out: str) -> Path:
+    if not out:
+        raise SemalignError("--out is empty: name a place, or leave it out")
+    return Path(out)
 
 
 def _top_parser() -> argparse.ArgumentParser:
@@ -145,7 +154,7 @@ def _doctor_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", metavar="FILE", help="rows to train on, or id of a hub data set: check them too")
     parser.add_argument("--deep", action="store_true", help="load both models, and compare their layers on some rows")
     parser.add_argument(
-        "--out", type=Path, default=Path("layers.svg"), metavar="FILE", help="heat map of --deep (default: layers.svg)"
+        "--out", default="layers.svg", metavar="FILE", help="heat map of --deep (default: layers.svg)"
     )
     parser.add_argument("--json", action="store_true", help="print the findings as JSON")
     parser.epilog = "Exit code: 0 without errors, 1 where a run would be refused, 2 for input that cannot be read."
@@ -234,7 +243,7 @@ def _common_arguments(parser: argparse.ArgumentParser, out: str) -> None:
     parser.add_argument(
         "--config", action="append", default=[], metavar="FILE", help="YAML file merged on top; repeatable"
     )
-    parser.add_argument("--out", type=Path, metavar="DIR", help=out)
+    parser.add_argument("--out", metavar="DIR", help=out)
     _volume_arguments(parser, "result")
 
 
@@ -288,7 +297,6 @@ def _report_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--out",
-        type=Path,
         metavar="FILE",
         help="HTML file (default: report.html in the folder; of several folders, here)",
     )
@@ -342,7 +350,10 @@ def _store(options: argparse.Namespace) -> int:
         found = entries()
         print(entries_table(found) if found else "no supervision is kept")
         return 0
-    gone = prune(unused_days=30.0 if options.unused_for is None else options.unused_for)
+    days = 30.0 if options.unused_for is None else options.unused_for
+    if not (math.isfinite(days) and days >= 0):
+        raise SemalignError(f"--unused-for {days:g}: expected a number of days, 0 or more; 0 deletes all")
+    gone = prune(unused_days=days)
     print(f"deleted {len(gone)} of {len(gone) + len(entries())}, {sum(entry.size for entry in gone) / 1e6:.1f} MB")
     return 0
 
@@ -359,11 +370,10 @@ def _run(options: argparse.Namespace) -> int:
     if options.dry_run:
         folder = options.out or pick_folder(Path("runs"), experiment)
         data, train = experiment.data, experiment.train
-        amount = (
-            f"{train.passes:g} pass{'es' * (train.passes != 1)} in all"
-            if train.steps is None
-            else f"steps {train.steps}"
-        )
+        amount = f"steps {train.steps}"
+        if train.steps is None:
+            passes = f"{_whole_passes(experiment):.3g}"
+            amount = f"{passes} pass{'es' * (passes != '1')} in all"
         stages = "each layer" if train.layers is None else f"layers {list(train.layers)}"
         kind = as_method(experiment.method).kind
         trained = f"one stage for {stages}" if kind == "semalign" else f"train by {kind}"
@@ -384,6 +394,14 @@ def _run(options: argparse.Namespace) -> int:
         print(result_table(result))
         print(f"run folder: {folder.resolve()}")
     return 0
+
+
+def _whole_passes(experiment: Experiment) -> float:
+    """Passes over the rows once each stage has whole steps; those that were asked for where the target is unknown."""
+    data, train, shape = experiment.data, experiment.train, find_shape(experiment.target)
+    if shape is None:
+        return train.passes
+    return sum(train.stage_steps(shape.layers, data.train_rows)) * train.batch_size / data.train_rows
 
 
 def _doctor(options: argparse.Namespace) -> int:
@@ -526,14 +544,23 @@ def _evaluate(options: argparse.Namespace) -> int:
     if "model" not in tree:
         raise SemalignError("evaluate needs a model: a hub id, a model folder or a .gguf file")
     config = EvaluationConfig.parse(tree, origin=str(options.config[-1]) if options.config else "evaluation")
-    name = "-".join(Path(config.model.path).with_suffix("").parts[-2:]).replace(":", "-").strip("/")
-    folder = options.out or Path("evaluations") / name
+    folder = options.out or Path("evaluations") / _evaluation_name(config.model.path)
     _hush()
     result = evaluate(config, folder, console=Console(quiet=options.quiet))
     if result is not None:
         print(evaluation_table(result))
         print(f"evaluation folder: {folder.resolve()}")
     return 0
+
+
+def _evaluation_name(model: str) -> str:
+    """The last two parts of a hub id or path, without the ending of a GGUF file."""
+    place = Path(model)
+    if not place.name or ".." in place.parts:
+        place = Path(os.path.abspath(place))
+    if place.suffix.lower() == ".gguf":
+        place = place.with_suffix("")
+    return "-".join(place.parts[bool(place.anchor) :][-2:]).replace(":", "-") or "model"
 
 
 def _report(options: argparse.Namespace) -> int:

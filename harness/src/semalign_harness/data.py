@@ -2,7 +2,9 @@
 
 import gzip
 import json
+import math
 import re
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,11 +70,12 @@ def split_rows(config: DataConfig, pools: Sequence[list[Row]], tokenizer: PreTra
 
     def draw(pool: list[Row], origin: RowsConfig, wanted: int, part: str) -> Iterator[Example]:
         nonlocal dropped, longest
-        found = too_long = 0
+        found = too_long = repeated = 0
         while pool and found < wanted:
             example = encode_row(pool.pop(), tokenizer, origin)
             longest = max(longest, len(example))
             if example.prompt_ids in seen:
+                repeated += 1
                 continue
             seen.add(example.prompt_ids)
             if len(example) > config.max_length:
@@ -89,7 +92,8 @@ def split_rows(config: DataConfig, pools: Sequence[list[Row]], tokenizer: PreTra
         if found < wanted:
             raise SemalignError(
                 f"{origin.path} gives {found} {part} rows of the {wanted} that data.{part}_rows asks for "
-                f"({too_long} were longer than data.max_length={config.max_length}): lower data.{part}_rows"
+                f"({too_long} were longer than data.max_length={config.max_length}, {repeated} repeated a prompt): "
+                f"lower data.{part}_rows"
             )
 
     shuffled = []
@@ -131,8 +135,8 @@ def _read_jsonl(path: Path) -> Iterator[Row]:
         raise SemalignError(f"{path} {found}: give a .jsonl or .jsonl.gz file, or the id of a hub data set")
     opener = gzip.open if path.suffix == ".gz" else open
     try:
-        # newline="\n": Unicode line separators inside a row are not ends of lines.
-        with opener(path, "rt", encoding="utf-8", newline="\n") as file:
+        # newline="\n": Unicode line separators inside a row are not ends of lines; -sig: Windows marks its files.
+        with opener(path, "rt", encoding="utf-8-sig", newline="\n") as file:
             for number, line in enumerate(file, 1):
                 if not line.strip():
                     continue
@@ -140,10 +144,14 @@ def _read_jsonl(path: Path) -> Iterator[Row]:
                     row = json.loads(line)
                 except json.JSONDecodeError as error:
                     raise SemalignError(f"{path}, line {number} is not JSON: {error.msg}") from error
+                except (ValueError, RecursionError) as error:
+                    raise SemalignError(
+                        f"{path}, line {number} nests too deep or holds too long a number to be read: leave it out"
+                    ) from error
                 if not isinstance(row, dict):
                     raise SemalignError(f"{path}, line {number} is not a JSON object")
                 yield row
-    except (OSError, EOFError, UnicodeDecodeError) as error:
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         raise SemalignError(f"{path} cannot be read: {error}") from error
 
 
@@ -230,7 +238,8 @@ def _messages(row: Row, config: RowsConfig) -> list[dict[str, str]]:
     if missing:
         raise SemalignError(
             f"a row of {config.path} has neither messages nor the field {missing[0]!r}; its fields are "
-            f"{', '.join(row)}: name the right ones in data.train.prompt and data.train.completion"
+            f"{', '.join(row)}: name the right ones in data.train.prompt and data.train.completion, or in those of "
+            "data.held_out for its rows"
         )
     prompt, completion = (_text(row, field, config) for field in (config.prompt, config.completion))
     if not prompt.strip() or not completion.strip():
@@ -240,9 +249,17 @@ def _messages(row: Row, config: RowsConfig) -> list[dict[str, str]]:
 
 
 def _text(row: Row, field: str, config: RowsConfig) -> str:
-    """A field of a row, or a template filled with its fields."""
+    """A field of a row that holds text or a number, or a template filled with its fields."""
     if "{{" not in field:
-        return "" if row[field] is None else str(row[field])
+        value = row[field]
+        number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        if not (value is None or isinstance(value, str) or number):
+            raise SemalignError(
+                f"the field {field!r} of a row of {config.path} holds {str(value)[:60]!r} of type "
+                f"{type(value).__name__}: name a field of text or numbers, or a template such as "
+                f"'{{{{ {field} | join(\" \") }}}}'"
+            )
+        return "" if value is None else str(value)
     try:
         return TEMPLATES.from_string(field).render(row)
     except Exception as error:  # an expression in a template can fail in any way

@@ -247,7 +247,7 @@ def load_experiment(
     for config in configs:
         tree = merged(tree, read_tree(Path(config)))
     tree = merged(tree, parse_overrides(overrides))
-    return Experiment.parse(tree, origin=str(base))
+    return Experiment.parse(tree, origin=", ".join(map(str, (base, *configs))))
 
 
 def _read(base: str | Path) -> dict[str, Any]:

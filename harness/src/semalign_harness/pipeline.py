@@ -25,7 +25,7 @@ from .models import LoadedModel
 from .phase_cache import bytes_in, foreign_packages, is_kept, phase_key
 from .plan import describe_plan, make_plan
 from .resources import forget_peak_memory, join, peak_memory
-from .run_folder import ENVIRONMENT, EXPERIMENT, REPORT, RESULT, claimed
+from .run_folder import ENVIRONMENT, EXPERIMENT, REPORT, RESULT, claimed, empty
 from .saving import save_model
 from .similarity import LayerSimilarity, Matrix, compare_layers
 from .source_phase import SourceStores, source_stores
@@ -149,7 +149,7 @@ def run_experiment(
             FrontierTrainer(target.model, stores.train, experiment.train, held_out=stores.held_out)
         except Exception:
             if not resumed and ranks.is_first:
-                shutil.rmtree(folder, ignore_errors=True)
+                empty(folder)
             raise
         before = _before(experiment, folder, console, target, stores, inputs.split)
         _, layers_before = _layers(target, stores.held_out, console)
@@ -254,7 +254,7 @@ def save_and_reload(trained: LoadedModel, folder: Path) -> LoadedModel:
     """Save a model with its tokenizer, load it again, and compare the logits of both.
 
     Raises:
-        SemalignError: the logits differ; nothing is left at `folder`.
+        SemalignError: the logits differ, or are not finite; nothing is left at `folder`.
         OSError: the disk is full.
     """
     ids = torch.arange(min(32, len(trained.tokenizer)), device=trained.model.device)[None]
@@ -263,7 +263,12 @@ def save_and_reload(trained: LoadedModel, folder: Path) -> LoadedModel:
         reloaded = AutoModelForCausalLM.from_pretrained(temporary, dtype=trained.model.dtype).eval()
         reloaded.to(trained.model.device)
         with torch.no_grad(), undisturbed(trained.model):
-            difference = (trained.model(ids).logits - reloaded(ids).logits).abs().max()
+            logits = trained.model(ids).logits
+            difference = (logits - reloaded(ids).logits).abs().max()
+        if not torch.isfinite(logits).all():
+            raise SemalignError(
+                "the trained target computes logits that are not finite: lower the learning rate; nothing was kept"
+            )
         if not float(difference) == 0:
             raise SemalignError(
                 "the saved target computes other logits than the trained one (largest difference "

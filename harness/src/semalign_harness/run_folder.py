@@ -38,6 +38,7 @@ def claimed(folder: Path, experiment: Experiment) -> Iterator[bool]:
         SemalignError: the folder holds something else, or another process runs in it.
     """
     _check(folder, experiment)
+    made = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / _LOCK)
     try:
@@ -55,8 +56,15 @@ def claimed(folder: Path, experiment: Experiment) -> Iterator[bool]:
         if folder.is_dir() and ((folder / RESULT).is_file() or _is_unbegun(folder)):
             (folder / _LOCK).unlink(missing_ok=True)
         lock.release()
-        if folder.is_dir() and not any(folder.iterdir()):
+        if made and folder.is_dir() and not any(folder.iterdir()):
             folder.rmdir()
+
+
+def empty(folder: Path) -> None:
+    """Drop what a run has written into its folder, which stays with the lock."""
+    for place in folder.iterdir():
+        if place.name != _LOCK:
+            shutil.rmtree(place, ignore_errors=True) if place.is_dir() else place.unlink(missing_ok=True)
 
 
 def steps_of(folder: Path) -> list[dict[str, Any]]:

@@ -1,6 +1,7 @@
 """The source's part of a run: attribute, pair, fit the transport, supervise; made once for all runs that ask for it."""
 
 import contextlib
+import json
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -30,6 +31,7 @@ from semalign_attribution import (
 )
 from semalign_geometry import (
     FRAMES,
+    MANIFEST,
     PairedResiduals,
     SemalignError,
     SemanticBasis,
@@ -121,11 +123,17 @@ def _is_whole(place: Path, experiment: Experiment, console: Console) -> bool:
         return False
     try:
         with console.step(f"check the supervision kept in {place}"):
+            SourcePhase.read(place / PHASE)
+            for name in RECORDS:
+                json.loads((place / name).read_text(encoding="utf-8"))
             for name in (HELD_OUT,) if experiment.live else (TRAIN, HELD_OUT):
                 Supervision.open(place / name)
-    except SemalignError as error:
+    except (SemalignError, OSError, ValueError) as error:
         console.note(f"{error}: made again")
         (place / PHASE).unlink()
+        for name in (TRAIN, HELD_OUT):
+            if not (place / name / MANIFEST).is_file():  # a folder that nobody else's files are in
+                shutil.rmtree(place / name, ignore_errors=True)
         return False
     return True
 

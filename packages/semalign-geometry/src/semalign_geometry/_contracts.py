@@ -24,6 +24,23 @@ class Settings(BaseModel):
     # JSON has no infinity, and a deficient basis has an infinite condition number: written and read as a string.
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, ser_json_inf_nan="strings")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _complete(cls, data: Any) -> Any:
+        """A section that names no kind is of its default's; a truth value is no number."""
+        if not isinstance(data, dict):
+            return data
+        kinds = {}
+        for name, field in cls.model_fields.items():
+            value, kind = data.get(name), getattr(field.default, "kind", None)
+            if isinstance(value, dict) and "kind" not in value and isinstance(kind, str):
+                kinds[name] = {"kind": kind, **value}
+            taken = {field.annotation, *typing.get_args(field.annotation)}
+            if isinstance(value, bool) and taken & {int, float} and bool not in taken:
+                or_none = " or null" if type(None) in taken else ""
+                raise ValueError(f"{name} is {value}: expected a number{or_none}")
+        return data | kinds
+
     @classmethod
     def parse(cls: type[SettingsT], data: Any, *, origin: str = "input") -> SettingsT:
         """Validate plain data into this model.
