@@ -211,7 +211,7 @@ def test_values_that_are_no_text_are_refused(value: object) -> None:
         encode_rows([{"prompt": "hello", "completion": value}], TOKENIZER)
 
 
-@pytest.mark.parametrize("value", [4, 2.5])
+@pytest.mark.parametrize("value", [4, 2.5, 10**400])
 def test_numbers_are_text(value: float) -> None:
     (example,) = encode_rows([{"prompt": "hello", "completion": value}], TOKENIZER)
     assert example.answer == str(value)

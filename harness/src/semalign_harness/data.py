@@ -252,7 +252,7 @@ def _text(row: Row, field: str, config: RowsConfig) -> str:
     """A field of a row that holds text or a number, or a template filled with its fields."""
     if "{{" not in field:
         value = row[field]
-        number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        number = math.isfinite(value) if isinstance(value, float) else type(value) is int
         if not (value is None or isinstance(value, str) or number):
             raise SemalignError(
                 f"the field {field!r} of a row of {config.path} holds {str(value)[:60]!r} of type "
