@@ -337,6 +337,49 @@ def test_an_interrupted_comparison_goes_on(tmp_path: Path, runs: Runs, capsys: p
     assert runs.ran == ["semalign_seed-0", "sft_seed-0", "kd_seed-0"]
 
 
+def test_a_folder_of_other_files_is_refused(
+    tmp_path: Path, runs: Runs, benched: "Benched", capsys: pytest.CaptureFixture[str]
+) -> None:
+    call = [*benched.call, "--methods", "semalign", "--tasks", "gsm8k"]
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "experiment.json").touch()
+    assert "is not empty, and holds no comparison: choose another folder with --out" in refused(tmp_path, capsys, *call)
+    (out / "experiment.json").unlink()
+    # An evaluation of the user's own, on other documents than the comparison's.
+    source = benched.call[0].partition("=")[2]
+    evaluated = ["evaluate", source, "--tasks", "gsm8k", "--data", str(benched.data), "--limit", "1", "--quiet"]
+    assert main([*evaluated, "--out", str(out / "evaluation-source")]) == 0
+    capsys.readouterr()
+    assert "evaluation-source" in refused(tmp_path, capsys, *call)
+    shutil.rmtree(out)
+    out.touch()
+    assert "is a file" in refused(tmp_path, capsys, *call)
+    out.unlink()
+    main(["submit", "tiny", "--over", "train.seed=0", "--quiet", "--out", str(out / "runs")])
+    capsys.readouterr()
+    assert "varies train.seed there, method and train.seed here" in refused(tmp_path, capsys, *call)
+
+
+def test_a_comparison_that_was_interrupted_while_it_evaluated_goes_on(
+    tmp_path: Path, runs: Runs, benched: "Benched", monkeypatch: pytest.MonkeyPatch
+) -> None:
+    call = [*benched.call, "--methods", "semalign", "--tasks", "gsm8k"]
+    make, loaded = evaluation._Runner._make, benched.loaded
+
+    def interrupted(self: Any) -> LM:
+        if loaded:
+            raise KeyboardInterrupt
+        return make(self)
+
+    monkeypatch.setattr(evaluation._Runner, "_make", interrupted)
+    assert compared(tmp_path, *call) == 130
+    assert (tmp_path / "out" / "evaluation-source" / "result.json").is_file()
+    monkeypatch.setattr(evaluation._Runner, "_make", make)
+    assert compared(tmp_path, *call) == 0
+    assert loaded == ["source", "target", "semalign_seed-0"]
+
+
 def test_a_failed_run_stops_no_other_and_is_tried_again(
     tmp_path: Path, runs: Runs, capsys: pytest.CaptureFixture[str]
 ) -> None:

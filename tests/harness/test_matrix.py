@@ -212,6 +212,23 @@ def test_other_folders_are_refused(
     assert "cannot be used" in capsys.readouterr().err
 
 
+def test_a_cell_that_another_process_runs_is_left_alone(
+    tmp_path: Path, overrides: list[str], ran: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    call = ["--over", "train.layers=[[8], [9]]"]
+    assert submitted(tmp_path, overrides, *call) == 2
+    first, second = ran
+    ran.clear()
+    capsys.readouterr()
+    (tmp_path / "matrix" / first).mkdir()
+    with FileLock(tmp_path / "matrix" / first / ".lock"):
+        submitted(tmp_path, overrides, *call)
+        assert ran == [second] and table(tmp_path)[0]["state"] == "running"
+        assert "running: in another process" in capsys.readouterr().out
+    submitted(tmp_path, overrides, *call)
+    assert ran == [second, first, second], "once it is free it runs"
+
+
 @pytest.mark.slow
 def test_processes_share_the_supervision(tmp_path: Path, overrides: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")

@@ -188,6 +188,39 @@ def test_further_values_extend_a_sweep_and_other_settings_are_refused(
 
 
 @pytest.mark.parametrize(
+    ("keys", "words"),
+    [
+        (["--over", "train.weights.output=1,2"], "varies train.learning_rate there, train.weights.output here"),
+        (
+            [*RATES, "--over", "train.seed=1"],
+            "varies train.learning_rate there, train.learning_rate and train.seed here",
+        ),
+    ],
+)
+def test_a_sweep_over_other_keys_is_refused(
+    keys: list[str], words: str, tmp_path: Path, runs: Runs, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert swept(tmp_path, *RATES) == 0
+    capsys.readouterr()
+    file = tmp_path / "sweep" / "rung-1" / "matrix.json"
+    before = file.read_bytes()
+    assert swept(tmp_path, *keys) == 2
+    sentence = capsys.readouterr().err
+    assert words in sentence and "choose another folder with --out" in sentence and file.read_bytes() == before
+
+
+@pytest.mark.parametrize("name", ["experiment.json", "runs"])
+def test_a_folder_of_other_files_is_refused(
+    name: str, tmp_path: Path, runs: Runs, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "sweep").mkdir()
+    (tmp_path / "sweep" / name).touch()
+    assert swept(tmp_path, *RATES) == 2
+    assert "is not empty, and holds no sweep: choose another folder with --out" in capsys.readouterr().err
+    assert [place.name for place in (tmp_path / "sweep").iterdir()] == [name] and not runs.ran
+
+
+@pytest.mark.parametrize(
     ("more", "words"),
     [
         ([], ["--over key.key=value,value"]),

@@ -153,9 +153,7 @@ def _doctor_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("overrides", nargs="*", metavar="key.key=value", help="settings of a run, which are looked at")
     parser.add_argument("--data", metavar="FILE", help="rows to train on, or id of a hub data set: check them too")
     parser.add_argument("--deep", action="store_true", help="load both models, and compare their layers on some rows")
-    parser.add_argument(
-        "--out", default="layers.svg", metavar="FILE", help="heat map of --deep (default: layers.svg)"
-    )
+    parser.add_argument("--out", default="layers.svg", metavar="FILE", help="heat map of --deep (default: layers.svg)")
     parser.add_argument("--json", action="store_true", help="print the findings as JSON")
     parser.epilog = "Exit code: 0 without errors, 1 where a run would be refused, 2 for input that cannot be read."
 

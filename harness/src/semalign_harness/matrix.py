@@ -230,7 +230,10 @@ def _matrix_differences(there: Matrix, here: Matrix) -> list[str]:
 
 
 def _cell_differences(folder: Path, there: Matrix, here: Matrix) -> list[str]:
-    """What differs in the cells that both matrices have, and that have begun."""
+    """What differs in the settings that vary, or in the cells that both matrices have, and that have begun."""
+    if set(there.over) != set(here.over):
+        keys = (" and ".join(each.over) for each in (there, here))
+        return ["it varies {} there, {} here".format(*keys)]
     known = {cell.name: decisive(cell.experiment) for cell in there.cells if (folder / cell.name).exists()}
     shared = {cell.name: decisive(cell.experiment) for cell in here.cells if cell.name in known}
     return [f"{name}: {change}" for name, ours in shared.items() for change in differences(known[name], ours)]

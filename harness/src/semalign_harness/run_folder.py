@@ -60,6 +60,19 @@ def claimed(folder: Path, experiment: Experiment) -> Iterator[bool]:
             folder.rmdir()
 
 
+def is_claimed(folder: Path) -> bool:
+    """Whether a process runs in a run folder."""
+    if not (folder / _LOCK).is_file():
+        return False
+    try:
+        with FileLock(folder / _LOCK).acquire(timeout=0):
+            return False
+    except Timeout:
+        return True
+    except OSError:  # not ours to write to
+        return False
+
+
 def empty(folder: Path) -> None:
     """Drop what a run has written into its folder, which stays with the lock."""
     for place in folder.iterdir():

@@ -22,7 +22,7 @@ from semalign_geometry import Contract, SemalignError, Settings, replace_file
 from .console import Console, interruptible, logged
 from .matrix import LOGS, MATRIX, Matrix, Standing, check_folder, claimed_matrix, failure_file, standings
 from .pipeline import Environment, run_experiment
-from .run_folder import ENVIRONMENT
+from .run_folder import ENVIRONMENT, is_claimed
 
 if TYPE_CHECKING:
     from submitit import AutoExecutor, Job
@@ -141,7 +141,8 @@ def look(matrix: Matrix, folder: Path, *, extend: bool = False) -> list[Standing
         SemalignError: the folder holds something else, or submitit is missing while jobs were submitted.
     """
     check_folder(folder, matrix, extend=extend)
-    running, ended = {}, {}
+    running = {cell.name: "in another process" for cell in matrix.cells if is_claimed(folder / cell.name)}
+    ended = {}
     for name, job in _known_jobs(folder).items():
         if _is_done(job):
             ended[name] = f"job {job.job_id} ended without a result: see {job.paths.stdout}"

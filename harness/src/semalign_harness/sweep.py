@@ -18,6 +18,7 @@ from .matrix import Matrix, Standing, measured_differently, read_matrix
 from .submit import Target, submit_matrix
 from .table import aligned
 
+SWEEP = "sweep.json"
 _ALIKE_RUNGS = "rungs differ in train.passes: leave train.steps and --over train.passes out"
 
 
@@ -107,6 +108,7 @@ def sweep(
         settings = [*overrides, "data.measure_on=tuning", *([] if passes is None else [f"train.passes={passes}"])]
         matrix = read_matrix(base, over=over, configs=configs, overrides=settings)
         _check(matrix, passes)
+        _check_folder(folder)
         if names is not None:
             matrix = matrix.model_copy(update={"cells": [cell for cell in matrix.cells if cell.name in names]})
         # What failed before may be among the better half now: a rung takes further cells.
@@ -119,9 +121,23 @@ def sweep(
         names = [cell.name for cell in matrix.cells if cell.values in better]
     assert matrix is not None
     result = Sweep(over=matrix.over, trials=trials)
-    result.write(folder / "sweep.json")
+    result.write(folder / SWEEP)
     replace_file(folder / "sweep.csv", _csv(result))
     return result
+
+
+def _check_folder(folder: Path) -> None:
+    """Refuse a folder that holds anything but a sweep.
+
+    Raises:
+        SemalignError: it does.
+    """
+    if folder.is_file():
+        raise SemalignError(f"{folder} is a file: choose another folder with --out")
+    if not folder.is_dir() or (folder / SWEEP).is_file() or (folder / "rung-1").is_dir():
+        return  # a rung's own folder is checked when it runs
+    if any(folder.iterdir()):
+        raise SemalignError(f"{folder} is not empty, and holds no sweep: choose another folder with --out")
 
 
 def _check(matrix: Matrix, passes: float | None) -> None:

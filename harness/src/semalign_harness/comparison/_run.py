@@ -26,7 +26,7 @@ from ._table import comparison_csv, comparison_markdown
 
 REFERENCE = "semalign"
 """The method whose wall time the others get, where times are equal."""
-RUNS = "runs"
+RUNS, COMPARISON = "runs", "comparison.json"
 ALIKE = 0.01
 """Share by which two runs may differ in the figures of a model that they did not train: rounding, nothing else."""
 
@@ -62,6 +62,7 @@ def compare(
     cells = _cells(config)
     same = _same(cells, config)
     first, second = _rounds({key: cell for key, cell in cells.items() if key[0] not in same}, config)
+    _check_folder(folder, config)
     check_folder(folder / RUNS, _matrix(config, list(first.values())), extend=True)
     _check_timed(folder / RUNS, second)
     untrained = _untrained(config, folder, console)  # before the runs: benchmarks that cannot be had cost no training
@@ -83,10 +84,32 @@ def compare(
         if name not in same
     }
     comparison = _summary(config, runs, same, untrained)
-    comparison.write(folder / "comparison.json")
+    comparison.write(folder / COMPARISON)
     replace_file(folder / "comparison.md", comparison_markdown(comparison))
     replace_file(folder / "comparison.csv", comparison_csv(comparison))
     return comparison
+
+
+def _check_folder(folder: Path, config: ComparisonConfig) -> None:
+    """Refuse a folder that holds anything but a comparison, or what one leaves that was interrupted before its runs.
+
+    Raises:
+        SemalignError: it does.
+    """
+    if folder.is_file():
+        raise SemalignError(f"{folder} is a file: choose another folder with --out")
+    if not folder.is_dir() or (folder / COMPARISON).is_file() or (folder / RUNS / MATRIX).is_file():
+        return
+    models = _untrained_models(config.experiment)
+    if any(place.name not in (RUNS, *models) for place in folder.iterdir()):
+        raise SemalignError(f"{folder} is not empty, and holds no comparison: choose another folder with --out")
+    for name, model in models.items():
+        if config.benchmarks is None or not (folder / name / RESULT).is_file():
+            continue
+        if not _is_alike(read_evaluation(folder / name), _evaluation(model, config.experiment, config.benchmarks)):
+            raise SemalignError(
+                f"{folder / name} holds another evaluation, and {folder} no comparison: choose another folder with --out"
+            )
 
 
 def _cells(config: ComparisonConfig) -> Cells:
@@ -203,10 +226,15 @@ def _untrained(config: ComparisonConfig, folder: Path, console: Console) -> tupl
     """The source's evaluation and the target's."""
     experiment = config.experiment
     source, target = (
-        _evaluated(model, folder / f"evaluation-{role}", experiment, config.benchmarks, console)
-        for role, model in (("source", experiment.source), ("target", experiment.target))
+        _evaluated(model, folder / name, experiment, config.benchmarks, console)
+        for name, model in _untrained_models(experiment).items()
     )
     return source, target
+
+
+def _untrained_models(experiment: Experiment) -> dict[str, ModelConfig]:
+    """By the folder of their evaluation."""
+    return {"evaluation-source": experiment.source, "evaluation-target": experiment.target}
 
 
 def _evaluated(
@@ -215,16 +243,7 @@ def _evaluated(
     """One model's answers to the benchmarks that were asked for; a folder may hold further ones."""
     if benchmarks is None:
         return None
-    config = EvaluationConfig(
-        model=model,
-        tasks=benchmarks.tasks,
-        data=benchmarks.data,
-        limit=benchmarks.limit,
-        chat=benchmarks.chat,
-        allow_weak_sandbox=benchmarks.allow_weak_sandbox,
-        gold=False,
-        device=experiment.device,
-    )
+    config = _evaluation(model, experiment, benchmarks)
     there = read_evaluation(place) if (place / RESULT).is_file() else None
     if there is None or not _is_answered(there, config):
         console.note(f"evaluate {model.path} on {', '.join(benchmarks.tasks)}")
@@ -236,6 +255,19 @@ def _evaluated(
             torch.cuda.empty_cache()
     found = read_evaluation(place)
     return found._replace(items={name: found.items[name] for name in benchmarks.tasks})
+
+
+def _evaluation(model: ModelConfig, experiment: Experiment, benchmarks: Benchmarks) -> EvaluationConfig:
+    return EvaluationConfig(
+        model=model,
+        tasks=benchmarks.tasks,
+        data=benchmarks.data,
+        limit=benchmarks.limit,
+        chat=benchmarks.chat,
+        allow_weak_sandbox=benchmarks.allow_weak_sandbox,
+        gold=False,
+        device=experiment.device,
+    )
 
 
 def _is_answered(found: Evaluated, config: EvaluationConfig) -> bool:
