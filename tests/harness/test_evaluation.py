@@ -199,7 +199,7 @@ def test_a_killed_evaluation_goes_on(models: tuple[Path, Path], data: Path, tmp_
         time.sleep(0.005)
     assert process.wait() == -signal.SIGKILL and journal is not None, "it ended before it could be killed"
     before = journal.read_bytes().rpartition(b"\n")[0]
-    assert not (tmp_path / "out").exists()
+    assert list((tmp_path / "out").iterdir()) == []
     subprocess.run(command, env=environment, check=True, capture_output=True)
     lines = journal.read_bytes().splitlines()
     assert lines[: before.count(b"\n") + 1] == before.splitlines(), "answers of the first run are kept"
@@ -243,6 +243,19 @@ def test_a_journal_cut_anywhere_loses_the_torn_line_alone(answers: dict[str, str
         kept = {key: Answer(value, 0.5, 3) for key, value in list(answers.items())[:whole]}
         found = Journal(path)
         assert {key: found.get(key) for key in kept} == kept and found.get("\n new") == Answer([-1.5, True], 0.0, 1)
+
+
+def test_lines_of_a_journal_that_cannot_be_read_are_void(tmp_path: Path) -> None:
+    path = tmp_path / "answers.jsonl"
+    Journal(path).add({key: Answer(key, 0.5, 3) for key in ("first", "last")})
+    first, last = path.read_bytes().splitlines()
+    damaged = [b"", first[:-9], b"\xff\x00\xfe", bytes(40), b"[" * 100_000, b"7", b'"key"', b"[1]", b"null", b"{}"]
+    damaged += [first.replace(b'"first"', b"[]"), first.replace(b"0.5", b'"x"'), first.replace(b": 3", b": null")]
+    path.write_bytes(b"\n".join([first, *damaged, last, b""]))
+    found = Journal(path)
+    assert len(found) == 2 and found.get("last") == Answer("last", 0.5, 3)
+    found.add({"more": Answer("more", 0.5, 1)})
+    assert len(Journal(path)) == 3
 
 
 @given(st.lists(st.text(min_size=1, max_size=8), min_size=1, max_size=12), st.integers(1, 5))
@@ -311,6 +324,62 @@ def test_comparisons_need_the_same_questions(models: tuple[Path, Path], data: Pa
             pair(before, wrong)
         with pytest.raises(SemalignError, match=sentence):
             over_seeds([before, wrong])
+
+
+def test_what_is_no_evaluation_or_a_damaged_one_is_one_sentence(
+    models: tuple[Path, Path], data: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "out"
+    evaluated(models[1], data, folder, tasks=["mmlu"], limit=2)
+    items = folder / "items-mmlu.jsonl"
+    whole = items.read_bytes()
+    for line in (whole.splitlines()[1][:-9], b"\xff", b"{}", b"7"):
+        items.write_bytes(whole.splitlines()[0] + b"\n" + line + b"\n")
+        with pytest.raises(SemalignError, match="items-mmlu.jsonl, line 2 .*evaluate mmlu again"):
+            read_evaluation(folder)
+    items.unlink()
+    with pytest.raises(SemalignError, match="items-mmlu.jsonl cannot be read.*evaluate mmlu again"):
+        read_evaluation(folder)
+    evaluated(models[1], data, folder, tasks=["mmlu"], limit=2)
+    assert items.read_bytes() == whole, "the remedy helps"
+    run = tmp_path / "run"
+    run.mkdir()
+    for name in ("experiment.json", "result.json"):
+        (run / name).write_text("{}", encoding="utf-8")
+        with pytest.raises(SemalignError, match="holds a run, not an evaluation: .*--out"):
+            evaluate(config_of(models[1], data, tasks=["mmlu"]), run)
+    with pytest.raises(SemalignError, match="holds a run, not an evaluation: give the folder of its evaluation"):
+        read_evaluation(run)
+
+
+def test_a_folder_that_cannot_take_the_evaluation_is_found_out_before_anything_is_computed(
+    models: tuple[Path, Path], data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def nothing(*arguments: object, **settings: object) -> None:
+        raise AssertionError("a model was loaded")
+
+    config = config_of(models[1], data, tasks=["mmlu"], limit=1)
+    file, foreign = tmp_path / "file.jsonl", tmp_path / "foreign"
+    file.write_text("", encoding="utf-8")
+    foreign.mkdir()
+    (foreign / "thesis.tex").write_text("", encoding="utf-8")
+    with monkeypatch.context() as patch:
+        patch.setattr(runner, "load_model", nothing)
+        for place, words in (
+            (file, "is a file"),
+            (file / "deeper", "is a file"),
+            (foreign, "holds other files: choose a new folder"),
+        ):
+            with pytest.raises(SemalignError, match=words):
+                evaluate(config, place)
+        with pytest.raises(AssertionError, match="a model was loaded"):
+            evaluate(config, tmp_path / "free")
+    assert [entry.name for entry in foreign.iterdir()] == ["thesis.tex"]
+    assert list((tmp_path / "free").iterdir()) == []
+    for left in ("items-mmlu.jsonl", ".items-mmlu.jsonl.x1y2z3"):  # what a killed evaluation leaves
+        (tmp_path / left).mkdir()
+        (tmp_path / left / left).write_text("", encoding="utf-8")
+        assert evaluate(config, tmp_path / left) is not None
 
 
 def test_the_command_prints_tables(

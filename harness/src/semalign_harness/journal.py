@@ -19,7 +19,10 @@ class Answer(NamedTuple):
 
 
 class Journal:
-    """A file of one JSON line for each answer, appended whole; a line that was cut off while it was written is void."""
+    """A file of one JSON line for each answer, appended whole.
+
+    A line that was cut off while it was written, or that cannot be read, is void: its answer is asked for again.
+    """
 
     def __init__(self, path: Path) -> None:
         """Read what earlier runs left.
@@ -37,8 +40,13 @@ class Journal:
         """Take in the answers of a file, such as another rank's; returns the size of a torn last line, in bytes."""
         whole, _, torn = (file.read_bytes() if file.exists() else b"").rpartition(b"\n")
         for line in whole.split(b"\n") if whole else []:
-            entry = json.loads(line)
-            self._answers[entry["key"]] = Answer(entry["value"], entry["seconds"], entry["batch"])
+            try:
+                entry = json.loads(line)
+            except (ValueError, RecursionError):
+                continue
+            match entry:
+                case {"key": str(key), "value": value, "seconds": int() | float() as seconds, "batch": int(batch)}:
+                    self._answers[key] = Answer(value, seconds, batch)
         return len(torn)
 
     def __len__(self) -> int:

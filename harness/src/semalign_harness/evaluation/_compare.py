@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from semalign_geometry import SemalignError
 
+from ..run_folder import EXPERIMENT
 from ..statistics import (
     Aggregate,
     GapRecovered,
@@ -44,16 +45,37 @@ def read_evaluation(folder: Path) -> Evaluated:
     """Read what `evaluate` wrote.
 
     Raises:
-        SemalignError: the folder holds no evaluation.
+        SemalignError: the folder holds no evaluation, or a damaged one.
     """
+    check_no_run(folder, remedy="give the folder of its evaluation")
     if not (folder / "result.json").is_file():
         raise SemalignError(f"{folder} holds no result.json: give the folder of a finished evaluation")
     result = EvaluationResult.read(folder / "result.json")
-    items = {}
-    for name in result.benchmarks:
-        lines = (folder / f"items-{name}.jsonl").read_text(encoding="utf-8").split("\n")
-        items[name] = [ItemRecord.model_validate_json(line) for line in lines if line]
-    return Evaluated(folder, result, items)
+    return Evaluated(folder, result, {name: _items(folder, name) for name in result.benchmarks})
+
+
+def check_no_run(folder: Path, *, remedy: str) -> None:
+    """Refuse the folder of a run, whose `result.json` is another one."""
+    if (folder / EXPERIMENT).is_file():
+        raise SemalignError(f"{folder} holds a run, not an evaluation: {remedy}")
+
+
+def _items(folder: Path, name: Name) -> list[ItemRecord]:
+    file = folder / f"items-{name}.jsonl"
+    remedy = f"evaluate {name} again into {folder}"
+    try:
+        lines = file.read_bytes().split(b"\n")
+    except OSError as error:
+        raise SemalignError(f"{file} cannot be read ({error.strerror}): {remedy}") from error
+    items = []
+    for number, line in enumerate(lines, 1):
+        if not line:
+            continue
+        try:
+            items.append(ItemRecord.model_validate_json(line))
+        except ValueError as error:  # pydantic's, and ours of a nested section
+            raise SemalignError(f"{file}, line {number} is damaged: {remedy}") from error
+    return items
 
 
 def pair(first: Evaluated, second: Evaluated, *, source: Evaluated | None = None, seed: int = 0) -> list[Pair]:

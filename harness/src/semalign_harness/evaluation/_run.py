@@ -30,6 +30,7 @@ from ..resources import pick_device
 from ..sandbox import judge, probe
 from ..statistics import Estimate, mean, proportion
 from ._agreement import Agreement, Text, agreements
+from ._compare import check_no_run
 from ._contracts import BenchmarkResult, EvaluationConfig, EvaluationResult, ItemRecord, Name
 from ._journaled import JournaledLM
 
@@ -54,9 +55,11 @@ def evaluate(config: EvaluationConfig, folder: Path, *, console: Console | None 
         The result; None on every rank but the first.
 
     Raises:
-        SemalignError: the model, the documents or the sandbox cannot be used, or the folder holds another evaluation.
+        SemalignError: the model, the documents or the sandbox cannot be used, or the folder holds another evaluation
+            or other files.
         OSError: the disk is full.
     """
+    _check_folder(folder)
     console = console or Console(quiet=True)
     with console.step("read rows, tokenizers and configurations"):
         drawn = {name: _draw(find_benchmark(name), config) for name in config.tasks}
@@ -83,6 +86,8 @@ def evaluate(config: EvaluationConfig, folder: Path, *, console: Console | None 
     earlier = _earlier(folder, config, model_sha256)
 
     runner = _Runner(config, opened, chat, model_sha256, console)
+    if runner.lm.rank == 0:
+        folder.mkdir(parents=True, exist_ok=True)
     results = {
         name: runner.run(find_benchmark(name), documents, indices) for name, (documents, indices) in drawn.items()
     }
@@ -99,7 +104,6 @@ def evaluate(config: EvaluationConfig, folder: Path, *, console: Console | None 
             for record, value in zip(records, compare(texts[name]), strict=True):
                 record |= {"kl": value.kl, "agreement": value.agreement, "tokens": value.tokens}
 
-    folder.mkdir(parents=True, exist_ok=True)
     benchmarks: dict[Name, BenchmarkResult] = {}
     for name, records in results.items():
         items = [ItemRecord.model_validate(record) for record in records]
@@ -127,6 +131,18 @@ def evaluate(config: EvaluationConfig, folder: Path, *, console: Console | None 
 def _draw(benchmark: Benchmark, config: EvaluationConfig) -> tuple[list[Document], list[int]]:
     documents = benchmark.documents(Path(config.data) if config.data else None)
     return documents, sample(documents, config.limit, config.seed)
+
+
+def _check_folder(folder: Path) -> None:
+    """Refuse a place where an evaluation cannot be written, or would come among other files."""
+    for place in (folder, *folder.parents):
+        if place.is_file():
+            raise SemalignError(f"{place} is a file: choose a new folder")
+    check_no_run(folder, remedy="choose another folder with --out")
+    names = [file.name for file in folder.iterdir()] if folder.is_dir() else []
+    ours = ("result.json", "items-", ".result.json.", ".items-")  # the hidden ones while they are written
+    if names and not any(name.startswith(ours) for name in names):
+        raise SemalignError(f"{folder} holds other files: choose a new folder")
 
 
 def _earlier(folder: Path, config: EvaluationConfig, model_sha256: str) -> EvaluationResult | None:
