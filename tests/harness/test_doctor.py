@@ -176,7 +176,7 @@ def test_entries_of_one_side_matter_only_when_rows_use_them(
     assert of(seen, "tokenizers").level == "ok" and of(seen, "rows").level == "ok"
 
     names = ["apples"] * 8 + ["gherkins"] * 22  # more than the texts that both tokenizers are tried on
-    rows = [{"prompt": f"How many {name} now ?", "completion": "The answer is 7"} for name in names]
+    rows = [{"prompt": f"{i} How many {name} now ?", "completion": "The answer is 7"} for i, name in enumerate(names)]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     used = of(doctor(pair[0], other, "--data", tmp_path / "rows.jsonl", *SETTINGS), "rows")
     assert used.level == "error" and "only the target knows, such as 'gherkins'" in used.message
@@ -331,9 +331,16 @@ def test_rows_that_are_short_enough_are_counted(
 ) -> None:
     asked = ("--data", rows_file, "data.max_length=40", "data.train_rows=52", "data.held_out_rows=8")
     few = doctor(*pair, *asked)
-    assert not few.is_usable and "of them short enough, of the 60 that are asked for" in of(few, "rows").message
+    assert (
+        not few.is_usable
+        and "of them short enough and with other prompts, of the 60 that are asked for" in of(few, "rows").message
+    )
     remedy = str(of(few, "rows").remedy)
     assert doctor(*pair, *asked[:3], *remedy.split()).is_usable
+    twice = rows_file.with_name("twice.jsonl")
+    twice.write_text(rows_file.read_text("utf-8").splitlines()[0] + "\n" + rows_file.read_text("utf-8").splitlines()[0])
+    repeated = doctor(*pair, "--data", twice, "data.train_rows=1", "data.held_out_rows=1")
+    assert "has 2 rows, 1 of them short enough and with other prompts, of the 2" in of(repeated, "rows").message
     for part in ("train", "held_out"):
         own = f"data.held_out={{path: {rows_file}}}"
         others = ("data.train_rows=4", "data.held_out_rows=4", f"data.{part}_rows=61")

@@ -155,12 +155,13 @@ def _enough(pair: Pair) -> list[Finding]:
     data = pair.experiment.data
     found = []
     for pool in pair.sample.pools:
-        short = sum(len(example) <= data.max_length for example in pool.examples)
+        short = len({example.prompt_ids for example in pool.examples if len(example) <= data.max_length})
         fitting = short * pool.total // len(pool.examples)
         if fitting >= pool.wanted or not short:  # rows that are all too long are told with the lengths
             continue
         known = len(pool.examples) == pool.total or pool.total < pool.wanted
-        of_them = "" if fitting == pool.total else f", {'' if known else 'about '}{fitting} of them short enough,"
+        about = "" if known else "about "
+        of_them = "" if fitting == pool.total else f", {about}{fitting} of them short enough and with other prompts,"
         message = f"{pool.path} has {pool.total} rows{of_them} of the {pool.wanted} that are asked for"
         if pool.part == "held_out":
             remedy = f"data.held_out_rows={fitting}"
