@@ -108,7 +108,8 @@ def _check_folder(folder: Path, config: ComparisonConfig) -> None:
             continue
         if not _is_alike(read_evaluation(folder / name), _evaluation(model, config.experiment, config.benchmarks)):
             raise SemalignError(
-                f"{folder / name} holds another evaluation, and {folder} no comparison: choose another folder with --out"
+                f"{folder / name} is of other documents, and {folder} holds no comparison: choose another folder "
+                "with --out"
             )
 
 
