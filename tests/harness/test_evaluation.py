@@ -462,7 +462,7 @@ def test_what_cannot_be_evaluated_is_one_sentence(
     (bare / "chat_template.jinja").unlink()
     assert "no chat template" in refused(capsys, "evaluate", str(bare), "--data", str(data), "--chat")
     assert "result.json" in refused(capsys, "compare-evaluations", str(tmp_path), str(tmp_path))
-    assert not (tmp_path / "evaluations").exists()
+    assert not [entry for entry in (tmp_path / "evaluations").rglob("*") if entry.is_file()]
 
 
 def test_a_weak_sandbox_is_refused(
