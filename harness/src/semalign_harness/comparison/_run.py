@@ -107,10 +107,7 @@ def _check_folder(folder: Path, config: ComparisonConfig) -> None:
         if config.benchmarks is None or not (folder / name / RESULT).is_file():
             continue
         if not _is_alike(read_evaluation(folder / name), _evaluation(model, config.experiment, config.benchmarks)):
-            raise SemalignError(
-                f"{folder / name} is of other documents, and {folder} holds no comparison: choose another folder "
-                "with --out"
-            )
+            raise SemalignError(f"{folder / name} is not of this comparison: choose another folder with --out")
 
 
 def _cells(config: ComparisonConfig) -> Cells:
