@@ -582,6 +582,7 @@ def test_what_is_missing_is_bad_input(
         ([source, target, "--deep"], "give --data FILE"),
         ([source, target, "train.pases=2"], "did you mean 'passes'"),
         ([source, target, "device=cuda:77"], "cuda:77"),
+        ([source, target, "device=meta"], "device 'meta' cannot be used here"),
     ):
         assert main(["doctor", *arguments]) == 2
         printed = capsys.readouterr()

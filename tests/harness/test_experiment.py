@@ -106,3 +106,5 @@ def test_places_that_hold_no_experiment_are_named(tmp_path: Path) -> None:
     broken.write_text("- a", encoding="utf-8")
     with pytest.raises(SemalignError, match="no YAML mapping"):
         load_experiment(broken)
+    with pytest.raises(SemalignError, match="the value is not valid YAML: put a text with braces or colons in quotes"):
+        load_experiment("tiny", overrides=["data.train.prompt={{question}}"])

@@ -29,8 +29,8 @@ def pick_device(name: str) -> torch.device:
         return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     try:
         device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
+        torch.ones(1, device=device).item()  # a meta device holds no values
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise SemalignError(f"device {name!r} cannot be used here: {str(error).splitlines()[0]}") from error
     return device
 

@@ -40,7 +40,8 @@ def _override(override: str) -> dict[str, Any]:
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise SemalignError(f"override {override!r}: the value is not valid YAML") from error
+        quoted = ": put a text with braces or colons in quotes of its own, as in 'data.train.prompt=\"{{ question }}\"'"
+        raise SemalignError(f"override {override!r}: the value is not valid YAML{quoted}") from error
     for part in reversed(key.split(".")):
         value = {part: value}
     return dict(value)
