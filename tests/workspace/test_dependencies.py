@@ -15,6 +15,7 @@ IMPORT_NAMES = {"pyyaml": "yaml"}
 
 # Declared without an import, and why.
 NOT_IMPORTED = {
+    ("semalign-geometry", "numpy"): "safetensors needs it to write tensors",
     ("semalign-harness", "bitsandbytes"): "transformers needs it to load a model in 4 bits",
     ("semalign-harness", "gguf"): "transformers needs it to load a GGUF file",
     ("semalign-harness", "tensorboard"): "torch needs it to write event files",
