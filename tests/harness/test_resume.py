@@ -77,7 +77,7 @@ def test_killed_at_any_moment_and_repeated(tmp_path: Path, longer: list[str]) ->
     duration = time.monotonic() - started
     generator = random.Random(7)
     hits = 0
-    for _ in range(KILLS):
+    for _ in range(KILLS + 8):
         killed = [*command, str(tmp_path / "killed")]
         process = subprocess.Popen(
             killed, env=environment("killed"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
@@ -86,6 +86,12 @@ def test_killed_at_any_moment_and_repeated(tmp_path: Path, longer: list[str]) ->
             process.wait(generator.uniform(0.5, 1.0) * duration)
         process.kill()
         hits += process.wait() == -signal.SIGKILL
+        if hits == KILLS:
+            break
+        if process.returncode == 0:  # faster than the whole run, beside which the machine had more to do
+            duration *= 0.7
+            shutil.rmtree(tmp_path / "killed")
+            shutil.rmtree(tmp_path / "caches" / "killed")
     assert hits, "no run was killed"
     subprocess.run([*command, str(tmp_path / "killed")], env=environment("killed"), check=True, capture_output=True)
     assert weights(tmp_path / "killed") == weights(tmp_path / "whole")
