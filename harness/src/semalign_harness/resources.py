@@ -30,7 +30,7 @@ def pick_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
         torch.ones(1, device=device).item()  # a meta device holds no values
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+    except (RuntimeError, AssertionError) as error:
         raise SemalignError(f"device {name!r} cannot be used here: {str(error).splitlines()[0]}") from error
     return device
 
