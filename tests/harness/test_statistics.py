@@ -12,6 +12,7 @@ from semalign_geometry import SemalignError
 from semalign_harness import statistics
 from semalign_harness.statistics import (
     BOOTSTRAP_ITEMS,
+    SHARE,
     Aggregate,
     Estimate,
     GapRecovered,
@@ -97,6 +98,14 @@ def test_a_weighted_mean_is_a_ratio_of_sums_with_nearly_the_jackknife_error() ->
     without = (bits.sum() - bits) / (amounts.sum() - amounts)
     jackknife = math.sqrt(199 / 200 * ((without - without.mean()) ** 2).sum())
     assert found.standard_error == pytest.approx(jackknife, rel=0.02)
+
+
+@given(st.lists(st.floats(0, 1), min_size=2, max_size=30))
+def test_the_interval_of_a_mean_stays_where_its_figure_can_be(values: list[float]) -> None:
+    free, cut = mean(values), mean(values, within=SHARE)
+    assert (cut.value, cut.standard_error) == (free.value, free.standard_error)
+    assert (cut.low, cut.high) == (max(0.0, free.low), min(1.0, free.high))
+    assert mean(values[:1], within=SHARE) == mean(values[:1]), "one item still bounds nothing"
 
 
 def test_one_item_bounds_nothing_but_a_share() -> None:

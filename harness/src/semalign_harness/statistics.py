@@ -26,6 +26,10 @@ BOOTSTRAP_ITEMS = 5
 """Items below which resamples do not reach the ends of a 95% interval, so that a bootstrap bounds nothing."""
 VALUES_AT_ONCE = 2**22
 """Resampled values that are in memory at a time."""
+SHARE = (0.0, 1.0)
+"""Where a share lies."""
+NATS = (0.0, float("inf"))
+"""Where a KL, a negative log-likelihood of tokens or their bits lie."""
 
 
 class Estimate(Contract):
@@ -108,7 +112,9 @@ def proportion(outcomes: Sequence[bool]) -> Estimate:
     return Estimate(value=value, standard_error=(value * (1 - value) / count) ** 0.5, low=low, high=high, count=count)
 
 
-def mean(values: Numbers, *, weights: Numbers | None = None) -> Estimate:
+def mean(
+    values: Numbers, *, weights: Numbers | None = None, within: tuple[float, float] = (-float("inf"), float("inf"))
+) -> Estimate:
     """The weighted mean Σ w·x / Σ w with the t interval of n − 1 degrees of freedom.
 
     With weights the mean is a ratio of two sums that both vary with the items; its standard error is the linearised
@@ -118,6 +124,8 @@ def mean(values: Numbers, *, weights: Numbers | None = None) -> Estimate:
     Args:
         values: one for each item.
         weights: one for each item, above 0; None for equal ones.
+        within: the smallest and the largest that the figure can be: a longer interval is cut there, which costs it
+            nothing of its coverage.
 
     Raises:
         SemalignError: there are no values, the lengths differ, a value is not finite, or a weight is not above 0.
@@ -128,6 +136,8 @@ def mean(values: Numbers, *, weights: Numbers | None = None) -> Estimate:
     value = float(_weighted(x, w))
     error = _linearised_error(x, w)
     low, high = _t_interval(value, error, len(x))
+    if len(x) > 1:
+        low, high = max(low, within[0]), min(high, within[1])
     return Estimate(value=value, standard_error=error, low=low, high=high, count=len(x))
 
 

@@ -1,12 +1,14 @@
 """Figures of methods from their runs: intervals over items, spread over seeds, gap recovered, tests by pairs."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ..evaluation import Evaluated
 from ..measure import Measurement
 from ..pipeline import RunResult
 from ..statistics import (
+    NATS,
+    SHARE,
     Estimate,
     Numbers,
     across_seeds,
@@ -28,6 +30,8 @@ class Values:
     """Tokens of each item; None where all count alike."""
     outcomes: bool
     """Whether each item is right or wrong."""
+    within: tuple[float, float] = SHARE
+    """Where the figure can lie."""
 
     @property
     def value(self) -> float:
@@ -38,7 +42,7 @@ class Values:
         """The figure with its interval over the items."""
         if self.outcomes and set(self.items) <= {0.0, 1.0}:
             return proportion([bool(item) for item in self.items])
-        return mean(self.items, weights=self.weights)
+        return mean(self.items, weights=self.weights, within=self.within)
 
 
 KL, NLL, AGREEMENT = "KL", "answer NLL", "agreement"
@@ -60,8 +64,8 @@ def metrics_of(measured: Measurement, evaluation: Evaluated | None) -> dict[str,
     """Every metric of one model."""
     rows = measured.by_row
     found = {
-        KL: Values(rows.kl, rows.tokens, False),
-        NLL: Values(rows.nll, rows.tokens, False),
+        KL: Values(rows.kl, rows.tokens, False, NATS),
+        NLL: Values(rows.nll, rows.tokens, False, NATS),
         AGREEMENT: Values(rows.agreement, rows.tokens, False),
     }
     if rows.correct:
@@ -128,7 +132,7 @@ def _averaged(runs: Sequence[Run], name: str) -> Values:
     """Each item's mean over the seeds."""
     found = [_of_run(run)[name] for run in runs]
     items = [sum(values) / len(values) for values in zip(*(each.items for each in found), strict=True)]
-    return Values(items, found[0].weights, found[0].outcomes)
+    return replace(found[0], items=items)
 
 
 def _of_run(run: Run) -> dict[str, Values]:

@@ -28,7 +28,7 @@ from ..journal import Journal
 from ..models import OpenedModel, cache_folder, check_tokenizers, identity, load_model, open_model
 from ..resources import pick_device
 from ..sandbox import judge, probe
-from ..statistics import Estimate, mean, proportion
+from ..statistics import NATS, SHARE, Estimate, mean, proportion
 from ._agreement import Agreement, Text, agreements
 from ._compare import check_no_run
 from ._contracts import BenchmarkResult, EvaluationConfig, EvaluationResult, ItemRecord, Name
@@ -339,12 +339,12 @@ def _summary(
 ) -> BenchmarkResult:
     rows = json.dumps([documents[index] for index in indices], sort_keys=True)
 
-    def weighted(pairs: list[tuple[float | None, int | None]]) -> Estimate | None:
+    def weighted(pairs: list[tuple[float | None, int | None]], within: tuple[float, float]) -> Estimate | None:
         """Mean over all tokens or bytes; None when it was not measured."""
         measured = [(value, size) for value, size in pairs if value is not None and size]
         if len(measured) < len(pairs):
             return None
-        return mean([value for value, _ in measured], weights=[size for _, size in measured])
+        return mean([value for value, _ in measured], weights=[size for _, size in measured], within=within)
 
     return BenchmarkResult(
         protocol=benchmark.protocol(chat=chat),
@@ -352,9 +352,9 @@ def _summary(
         documents_sha256=hashlib.sha256(rows.encode()).hexdigest(),
         figure=proportion([item.correct for item in items]),
         other={name: proportion([item.other[name] for item in items]) for name in benchmark.other_metrics},
-        bits_per_byte=weighted([(_bits_per_byte(item), item.gold_bytes) for item in items]),
-        kl=weighted([(item.kl, item.tokens) for item in items]),
-        agreement=weighted([(item.agreement, item.tokens) for item in items]),
+        bits_per_byte=weighted([(_bits_per_byte(item), item.gold_bytes) for item in items], NATS),
+        kl=weighted([(item.kl, item.tokens) for item in items], NATS),
+        agreement=weighted([(item.agreement, item.tokens) for item in items], SHARE),
         reasons=dict(Counter(item.reason for item in items if item.reason is not None)),
         truncated=truncated,
         seconds=sum(item.seconds for item in items),

@@ -7,7 +7,7 @@ from semalign_geometry import SemalignError
 
 from ..measure import Measurement, RowFigures
 from ..pipeline import RunResult
-from ..statistics import Estimate, GapRecovered, estimate_gap_recovered, mean, proportion
+from ..statistics import NATS, SHARE, Estimate, GapRecovered, estimate_gap_recovered, mean, proportion
 from ._cells import NOTHING, arrow, interval, number, share
 
 SEED = 0
@@ -43,7 +43,11 @@ class Metric:
         if value is None or not column:
             return None
         try:
-            found = mean(column, weights=measured.by_row.tokens) if self.of_tokens else proportion([*map(bool, column)])
+            if self.of_tokens:
+                within = SHARE if self.percent else NATS
+                found = mean(column, weights=measured.by_row.tokens, within=within)
+            else:
+                found = proportion([*map(bool, column)])
         except SemalignError:  # a row is not finite
             return None
         return found.model_copy(update={"value": value})
