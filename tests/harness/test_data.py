@@ -211,6 +211,14 @@ def test_values_that_are_no_text_are_refused(value: object) -> None:
         encode_rows([{"prompt": "hello", "completion": value}], TOKENIZER)
 
 
+@pytest.mark.parametrize("bad", [1, 3, 5])
+def test_an_error_names_the_row_by_its_place_in_the_file(bad: int) -> None:
+    rows = [{"prompt": f"question {i}", "completion": "" if i == bad else "yes"} for i in range(1, 6)]
+    config = DataConfig(train=RowsConfig(path="rows.jsonl"), train_rows=4, held_out_rows=1, attribution_rows=1)
+    with pytest.raises(SemalignError, match=rf"^row {bad} of rows.jsonl has no answer .* 'completion' is empty$"):
+        split_rows(config, [rows], TOKENIZER)
+
+
 @pytest.mark.parametrize("value", [4, 2.5, 10**400])
 def test_numbers_are_text(value: float) -> None:
     (example,) = encode_rows([{"prompt": "hello", "completion": value}], TOKENIZER)

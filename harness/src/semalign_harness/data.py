@@ -68,11 +68,12 @@ def split_rows(config: DataConfig, pools: Sequence[list[Row]], tokenizer: PreTra
     seen: set[tuple[int, ...]] = set()
     dropped = longest = 0
 
-    def draw(pool: list[Row], origin: RowsConfig, wanted: int, part: str) -> Iterator[Example]:
+    def draw(pool: list[tuple[int, Row]], origin: RowsConfig, wanted: int, part: str) -> Iterator[Example]:
         nonlocal dropped, longest
         found = too_long = repeated = 0
         while pool and found < wanted:
-            example = encode_row(pool.pop(), tokenizer, origin)
+            number, row = pool.pop()
+            example = encode_row(row, tokenizer, origin, name=f"row {number} of {origin.path}")
             longest = max(longest, len(example))
             if example.prompt_ids in seen:
                 repeated += 1
@@ -99,7 +100,7 @@ def split_rows(config: DataConfig, pools: Sequence[list[Row]], tokenizer: PreTra
     shuffled = []
     for pool in pools:
         order = torch.randperm(len(pool), generator=generator).tolist()
-        shuffled.append([pool[index] for index in order])
+        shuffled.append([(index + 1, pool[index]) for index in order])
     train = list(draw(shuffled[0], config.train, config.train_rows, "train"))
     measured = list(draw(shuffled[-1], config.held_out or config.train, config.held_out_rows, "held_out"))
     if config.measure_on == "tuning":
@@ -176,16 +177,18 @@ def encode_rows(
     return [encode_row(row, tokenizer, origin) for row in rows]
 
 
-def encode_row(row: Row, tokenizer: PreTrainedTokenizerBase, config: RowsConfig) -> Example:
+def encode_row(row: Row, tokenizer: PreTrainedTokenizerBase, config: RowsConfig, *, name: str | None = None) -> Example:
     """One row as token ids: prompt and answer are encoded apart, so that no token spans their border.
 
     With a chat template, the prompt ends where the template asks for a generation, and the answer ends with the
     end-of-sequence token inside the template; without one, the answer gets the end-of-sequence token appended.
+    Errors call the row by `name`.
 
     Raises:
         SemalignError: the row has no prompt or no answer, or the template does not fit.
     """
-    messages = _messages(row, config)
+    name = name or f"a row of {config.path}"
+    messages = _messages(row, config, name)
     answer = messages[-1]["content"]
     if tokenizer.chat_template is None:
         prompt_text = "\n".join(message["content"] for message in messages[:-1])
@@ -195,7 +198,7 @@ def encode_row(row: Row, tokenizer: PreTrainedTokenizerBase, config: RowsConfig)
             prompt_text = str(tokenizer.apply_chat_template(messages[:-1], tokenize=False, add_generation_prompt=True))
             whole = str(tokenizer.apply_chat_template(messages, tokenize=False))
         except TemplateError as error:
-            raise SemalignError(f"the chat template refuses a row of {config.path}: {error}") from error
+            raise SemalignError(f"the chat template refuses {name}: {error}") from error
         if not whole.startswith(prompt_text):
             raise SemalignError(
                 "the chat template renders a prompt differently once its answer follows, so the answer cannot be told "
@@ -208,7 +211,7 @@ def encode_row(row: Row, tokenizer: PreTrainedTokenizerBase, config: RowsConfig)
     if tokenizer.eos_token_id in answer_ids:
         answer_ids = answer_ids[: answer_ids.index(tokenizer.eos_token_id) + 1]
     if not prompt_ids or not answer_ids:
-        raise SemalignError(f"a row of {config.path} has an empty prompt or answer after encoding")
+        raise SemalignError(f"{name} has an empty prompt or answer after encoding")
     return Example(tuple(prompt_ids), tuple(answer_ids), answer)
 
 
@@ -222,40 +225,40 @@ def glued(example: Example, tokenizer: PreTrainedTokenizerBase) -> str | None:
     return whole[max(0, end - 12) : end + 12] if re.fullmatch(r"[\w.:?!]\w", whole[end - 1 : end + 1]) else None
 
 
-def _messages(row: Row, config: RowsConfig) -> list[dict[str, str]]:
+def _messages(row: Row, config: RowsConfig, name: str) -> list[dict[str, str]]:
     if "messages" in row:
         messages = row["messages"]
         if not isinstance(messages, list) or not all(
             isinstance(m, dict) and isinstance(m.get("role"), str) and isinstance(m.get("content"), str)
             for m in messages
         ):
-            raise SemalignError(f"a row of {config.path} has messages that are not role and content, both text")
+            raise SemalignError(f"{name} has messages that are not role and content, both text")
         messages = [{"role": m["role"], "content": m["content"]} for m in messages]
         if len(messages) < 2 or messages[-1]["role"] != "assistant" or not messages[-1]["content"].strip():
-            raise SemalignError(f"a row of {config.path} has no answer: its last message must be the assistant's")
+            raise SemalignError(f"{name} has no answer: its last message must be the assistant's")
         return messages
     missing = [field for field in (config.prompt, config.completion) if "{{" not in field and field not in row]
     if missing:
         raise SemalignError(
-            f"a row of {config.path} has neither messages nor the field {missing[0]!r}; its fields are "
+            f"{name} has neither messages nor the field {missing[0]!r}; its fields are "
             f"{', '.join(row)}: name the right ones in data.train.prompt and data.train.completion, or in those of "
             "data.held_out for its rows"
         )
-    prompt, completion = (_text(row, field, config) for field in (config.prompt, config.completion))
+    prompt, completion = (_text(row, field, name) for field in (config.prompt, config.completion))
     if not prompt.strip() or not completion.strip():
         empty = config.completion if prompt.strip() else config.prompt
-        raise SemalignError(f"a row of {config.path} has no answer or prompt: its field {empty!r} is empty")
+        raise SemalignError(f"{name} has no answer or prompt: its field {empty!r} is empty")
     return [{"role": "user", "content": prompt}, {"role": "assistant", "content": completion}]
 
 
-def _text(row: Row, field: str, config: RowsConfig) -> str:
+def _text(row: Row, field: str, name: str) -> str:
     """A field of a row that holds text or a number, or a template filled with its fields."""
     if "{{" not in field:
         value = row[field]
         number = math.isfinite(value) if isinstance(value, float) else type(value) is int
         if not (value is None or isinstance(value, str) or number):
             raise SemalignError(
-                f"the field {field!r} of a row of {config.path} holds {str(value)[:60]!r} of type "
+                f"the field {field!r} of {name} holds {str(value)[:60]!r} of type "
                 f"{type(value).__name__}: name a field of text or numbers, or a template such as "
                 f"'{{{{ {field} | join(\" \") }}}}'"
             )
@@ -264,8 +267,7 @@ def _text(row: Row, field: str, config: RowsConfig) -> str:
         return TEMPLATES.from_string(field).render(row)
     except Exception as error:  # an expression in a template can fail in any way
         raise SemalignError(
-            f"the template {field[:60]!r} does not fit a row of {config.path}, whose fields are {', '.join(row)}: "
-            f"{error}"
+            f"the template {field[:60]!r} does not fit {name}, whose fields are {', '.join(row)}: {error}"
         ) from error
 
 
