@@ -276,9 +276,25 @@ def test_a_target_that_is_larger_than_its_source(pair: tuple[Path, Path], doctor
     assert doctor(target, source, "train.layers=[2,3,4]").is_usable
 
 
-def test_layers_that_do_not_exist_are_bad_input(pair: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["doctor", *map(str, pair), "train.layers=[7]"]) == 2
-    assert "7" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        (["train.layers=[7]"], "(7,), expected ascending numbers from 1 to 3"),
+        (["pairing.kind=manual", "pairing.layers=[1,2]"], "names 2 source layers for 3 target layers"),
+        (["pairing.kind=manual", "pairing.layers=[1,2,5]"], "target layer 3 has source layer 5, expected 1 to 4"),
+        (["train.objective.kind=cosine", "transport.frame=none"], "the source has 40 and the target 24"),
+    ],
+)
+def test_settings_that_do_not_fit_the_pair_are_bad_input(
+    settings: list[str], words: str, pair: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["doctor", *map(str, pair), *settings]) == 2
+    assert words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("more", [["train.weights.geometry=0"], ["method.kind=hidden"], ["method.kind=kd"]])
+def test_an_objective_that_is_not_used_may_be_any(more: list[str], pair: tuple[Path, Path], doctor: Doctor) -> None:
+    assert doctor(*pair, "train.objective.kind=cosine", "transport.frame=none", *more).is_usable
 
 
 def test_float16_targets_are_refused(pair: tuple[Path, Path], other: Path, doctor: Doctor) -> None:

@@ -149,9 +149,6 @@ def test_bad_settings_are_one_sentence(
     tmp_path: Path, overrides: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert "did you mean 'learning_rate'" in refused(tmp_path, overrides, capsys, "train.lerning_rate=1")
-    assert "names 2 source layers for 3" in refused(
-        tmp_path, overrides, capsys, "pairing.kind=manual", "pairing.layers=[1, 2]"
-    )
     assert "expected ascending numbers" in refused(tmp_path, overrides, capsys, "train.layers=[9]")
     assert "every weight of the loss is 0" in refused(
         tmp_path, overrides, capsys, "train.weights.output=0", "train.weights.geometry=0"
@@ -170,6 +167,18 @@ def test_bad_settings_are_one_sentence(
     assert "neither a preset" in capsys.readouterr().err
     assert main(["run"]) == 2
     assert "tiny" in capsys.readouterr().err
+
+
+def test_settings_that_do_not_fit_the_pair_are_told_before_weights_are_read(
+    tmp_path: Path, overrides: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("semalign_harness.inputs.load_model", None)
+    assert "names 2 source layers for 3" in refused(
+        tmp_path, overrides, capsys, "pairing.kind=manual", "pairing.layers=[1, 2]"
+    )
+    assert "compares vectors of one width, the source has" in refused(
+        tmp_path, overrides, capsys, "train.objective.kind=fisher", "transport.frame=none"
+    )
 
 
 def test_bad_models_are_one_sentence(

@@ -3,10 +3,12 @@
 from dataclasses import dataclass
 
 import torch
+from semalign_attribution import Manual
 from semalign_geometry import SemalignError, SharedVocabulary
 
 from .console import Console
 from .data import Split, glued, read_rows, split_rows
+from .estimate import ModelShape
 from .experiment import Experiment
 from .models import LoadedModel, OpenedModel, check_pulled, check_tokenizers, identity, load_model, open_model
 
@@ -41,7 +43,7 @@ def read_inputs(experiment: Experiment, console: Console) -> Inputs:
         texts = [str(target.tokenizer.decode(list(e.prompt_ids + e.answer_ids))) for e in split.train[:8]]
         shared = check_tokenizers(source, target, texts)
         _check_rows(split, shared, experiment, source, target)
-        experiment.train.stages(target.config.num_hidden_layers)
+        check_settings(experiment, source.shape, target.shape)
     _note_rows(console, split, experiment)
     joint = glued(split.train[0], target.tokenizer)
     if joint:
@@ -50,6 +52,25 @@ def read_inputs(experiment: Experiment, console: Console) -> Inputs:
             "space or a line break"
         )
     return Inputs(source, target, split, shared, identity(source), identity(target))
+
+
+def check_settings(experiment: Experiment, source: ModelShape, target: ModelShape) -> None:
+    """See that layers, pairing and objective fit the depths and widths of a pair.
+
+    Raises:
+        SemalignError: a layer does not exist, or a pairing or an objective does not fit.
+    """
+    train = experiment.train
+    train.stages(target.layers)
+    if isinstance(experiment.pairing, Manual):
+        experiment.pairing.check(source.layers, target.layers)
+    matched = train.weights.geometry > 0 and getattr(experiment.method, "kind", None) == "semalign"
+    needs_one_width = matched and getattr(train.objective, "compares_vectors", False)
+    if needs_one_width and experiment.transport.frame == "none" and source.width != target.width:
+        raise SemalignError(
+            f"the {train.objective.name} objective compares vectors of one width, the source has {source.width} and "
+            f"the target {target.width}: set transport.frame to a frame, or train.objective.kind=relation"
+        )
 
 
 def load(console: Console, label: str, opened: OpenedModel, device: torch.device) -> LoadedModel:

@@ -7,6 +7,7 @@ from semalign_geometry import SemalignError
 
 from ..console import Console
 from ..experiment import Experiment
+from ..inputs import check_settings
 from ..models import check_pulled
 from ..resources import pick_device
 from ..settings import merged, parse_overrides
@@ -58,7 +59,7 @@ def diagnose(
         console: where progress is shown; None shows nothing.
 
     Raises:
-        SemalignError: a model or the rows do not exist, or rows are needed.
+        SemalignError: a model or the rows do not exist, rows are needed, or settings do not fit the pair.
     """
     if heat_map is not None and not has_rows:
         raise SemalignError("--deep compares layers on rows: give --data FILE")
@@ -79,6 +80,7 @@ def diagnose(
 
     if not isinstance(source, Candidate) or not isinstance(target, Candidate):
         return diagnosis([each for each in (source, target) if isinstance(each, Finding)])
+    check_settings(experiment, source.shape, target.shape)
     sample = draw_sample(experiment.data, target.opened.tokenizer) if has_rows else None
     pair = Pair(experiment, device, source, target, sample)
     entries, shared = check_entries(pair)

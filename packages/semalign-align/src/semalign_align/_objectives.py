@@ -5,7 +5,7 @@ trainer can divide by the count of the whole optimisation batch: the mean does n
 """
 
 from dataclasses import dataclass
-from typing import Literal, Protocol, runtime_checkable
+from typing import ClassVar, Literal, Protocol, runtime_checkable
 
 from jaxtyping import Bool, Float, Int
 from semalign_geometry import (
@@ -83,6 +83,8 @@ class _Term(Settings):
 
 
 class _LayerObjective(_Term):
+    compares_vectors: ClassVar[bool] = False
+    """Whether source and target must have one width, by a transport or as they are."""
     kind: str
 
     @property
@@ -131,6 +133,7 @@ class Cosine(_LayerObjective):
     Source: v1 (method 2.7), its first term; the second is `LabelCosine`.
     """
 
+    compares_vectors: ClassVar[bool] = True
     kind: Literal["cosine"] = "cosine"
     """Chooses this objective in a configuration."""
 
@@ -146,6 +149,7 @@ class Fisher(_LayerObjective):
     Source: ACL (method 2.7). Deviation: the output KL is a term of every stage, not of the last layer's alone.
     """
 
+    compares_vectors: ClassVar[bool] = True
     kind: Literal["fisher"] = "fisher"
     """Chooses this objective in a configuration."""
 

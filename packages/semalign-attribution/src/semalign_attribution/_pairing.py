@@ -146,6 +146,14 @@ class Manual(_Policy):
         """As given."""
         return self.layers
 
+    def check(self, source_depth: int, target_depth: int) -> None:
+        """See that it fits two models, which takes no scores.
+
+        Raises:
+            SemalignError: it has the wrong length, or is out of range or out of order.
+        """
+        _pairing(self.name, self.layers, source_depth, target_depth)
+
 
 class Random(_Policy):
     """Source layers drawn at random and sorted, for ablations."""
@@ -202,14 +210,17 @@ def pair_layers(scores: LayerScores, target_depth: int, *, policy: str | Pairing
                 f"unknown pairing policy {policy!r}: choose one of {', '.join(POLICIES)}, or pass your own"
             )
         policy = POLICIES[policy]
-    layers = policy(scores, target_depth)
+    return _pairing(policy.name, policy(scores, target_depth), scores.depth, target_depth)
+
+
+def _pairing(policy: str, layers: tuple[int, ...], source_depth: int, target_depth: int) -> LayerPairing:
     if len(layers) != target_depth:
         raise SemalignError(
-            f"the {policy.name} pairing names {len(layers)} source layers for {target_depth} target layers: name one "
-            "for each target layer"
+            f"the {policy} pairing names {len(layers)} source layers for {target_depth} target layers: name one for "
+            "each target layer"
         )
-    data = {"policy": policy.name, "source_depth": scores.depth, "source_layers": layers}
-    return LayerPairing.parse(data, origin=f"{policy.name} pairing")
+    data = {"policy": policy, "source_depth": source_depth, "source_layers": layers}
+    return LayerPairing.parse(data, origin=f"{policy} pairing")
 
 
 def _best_path(
