@@ -405,6 +405,27 @@ def test_a_failed_run_stops_no_other_and_is_tried_again(
     assert runs.ran[4:] == ["semalign_seed-1"] and not comparison(tmp_path).methods["semalign"].missing
 
 
+def test_a_run_whose_figures_are_not_finite_stops_no_other(
+    tmp_path: Path, runs: Runs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = made_up
+
+    def diverged(experiment: Experiment, *more: Any) -> RunResult:
+        result = made(experiment, *more)
+        rows = result.after.by_row
+        broken = rows.model_copy(update={"kl": (math.nan, *rows.kl[1:])})
+        after = result.after.model_copy(update={"by_row": broken})
+        return result if experiment.name == "sft" else result.model_copy(update={"after": after})
+
+    monkeypatch.setitem(globals(), "made_up", diverged)
+    assert compared(tmp_path, "--methods", "semalign,sft") == 2
+    found = comparison(tmp_path)
+    assert found.methods["semalign"].missing == (
+        "semalign_seed-0: its KL or NLL is not finite on some rows; lower its learning rate",
+    )
+    assert found.methods["sft"].figures
+
+
 def test_nothing_finished_is_one_sentence(tmp_path: Path, runs: Runs, capsys: pytest.CaptureFixture[str]) -> None:
     runs.failing = {"sft_seed-0": "too large", "kd_seed-0": "too slow"}
     assert compared(tmp_path, "--methods", "sft,kd") == 2

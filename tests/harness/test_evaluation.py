@@ -433,6 +433,72 @@ def test_a_folder_takes_further_benchmarks_of_the_same_evaluation(
     assert {file.name: file.read_bytes() for file in (tmp_path / "out").iterdir()} == before
 
 
+def test_two_processes_add_to_one_folder(
+    models: tuple[Path, Path], data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, place = runner._Runner.run, tmp_path / "out"
+
+    def run_while_another_writes(self: runner._Runner, *arguments: Any) -> list[dict[str, Any]]:
+        monkeypatch.setattr(runner._Runner, "run", run)
+        evaluated(models[1], data, place, tasks=["mmlu"])
+        return run(self, *arguments)
+
+    monkeypatch.setattr(runner._Runner, "run", run_while_another_writes)
+    evaluated(models[1], data, place, tasks=["gsm8k"])
+    assert set(read_evaluation(place).items) == {"mmlu", "gsm8k"}
+
+
+@pytest.mark.parametrize("change", ["source", "dtype"])
+def test_figures_against_another_source_or_in_another_dtype_are_no_additions(
+    change: str, models: tuple[Path, Path], data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = shutil.copytree(models[0], tmp_path / "source")
+    settings: dict[str, Any] = {"source": {"path": str(source)}}
+    evaluated(models[1], data, tmp_path / "out", tasks=["mmlu"], **settings)
+    if change == "source":
+        text = json.loads((source / "config.json").read_text(encoding="utf-8"))
+        (source / "config.json").write_text(json.dumps(text | {"trained_as": "another"}), encoding="utf-8")
+    else:
+        monkeypatch.setattr("semalign_harness.models.OpenedModel.dtype", lambda self, device: torch.bfloat16)
+    with pytest.raises(SemalignError, match=rf"another evaluation \(the {change} differs\)"):
+        evaluated(models[1], data, tmp_path / "out", tasks=["gsm8k"], **settings)
+
+
+def test_batches_are_sized_by_the_memory_that_the_model_leaves(tmp_path: Path) -> None:
+    events = []
+
+    class Empty(Knowing):
+        def loglikelihood(self, requests: list[Instance], **_: Any) -> list[tuple[float, bool]]:
+            return [(-1.0, True) for _ in requests]
+
+    def make() -> Empty:
+        events.append("loaded")
+        return Empty(True)
+
+    def size(kind: str, tokens: int) -> int:
+        events.append("sized")
+        return 4
+
+    lm = JournaledLM(
+        make,
+        Journal(tmp_path / "answers.jsonl"),
+        TOKENIZER,
+        batch_size=size,
+        progress=lambda label, total: lambda more: None,
+        state=PartialState(cpu=True),
+    )
+    lm.loglikelihood([Instance("loglikelihood", {}, ("a", "b"), 0)])
+    assert events == ["loaded", "sized"]
+
+
+def test_the_last_token_of_a_continuation_is_no_input() -> None:
+    lm = object.__new__(JournaledLM)
+    lm._tokenizer = TOKENIZER
+    whole = len(TOKENIZER("hello world")["input_ids"])
+    assert lm.tokens(("hello", " world")) == whole - 1
+    assert lm.tokens(("hello world", {"max_gen_toks": 7})) == whole + 7
+
+
 def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     assert main(list(arguments)) == 2
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("semalign: ")]

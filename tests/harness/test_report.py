@@ -18,8 +18,8 @@ from semalign_harness.cli import main
 from semalign_harness.comparison import Comparison, ComparisonConfig
 from semalign_harness.comparison._contracts import Benchmarks, Figure, MethodFigures, Metric
 from semalign_harness.console import Console
-from semalign_harness.evaluation import BenchmarkResult, EvaluationConfig, EvaluationResult, ItemRecord
-from semalign_harness.experiment import ModelConfig
+from semalign_harness.evaluation import BenchmarkResult, EvaluationConfig, EvaluationResult, ItemRecord, read_evaluation
+from semalign_harness.experiment import ModelConfig, RowsConfig
 from semalign_harness.fidelity import RunFidelity
 from semalign_harness.figures import (
     Dot,
@@ -31,14 +31,17 @@ from semalign_harness.figures import (
     draw_fidelity,
     draw_similarity,
 )
+from semalign_harness.report import _page as page_parts
 from semalign_harness.report import write_report
-from semalign_harness.report._cells import chance
 from semalign_harness.report._comparison import EQUAL
-from semalign_harness.report._evaluations import QUESTION
+from semalign_harness.report._evaluations import QUESTION, benchmark_blocks, example_blocks
+from semalign_harness.report._protocol import experiment_facts
+from semalign_harness.report._read import ROLES
 from semalign_harness.similarity import LayerSimilarity
 from semalign_harness.statistics import (
     Estimate,
     across_seeds,
+    chance,
     compare_values,
     estimate_gap_recovered,
     mean,
@@ -530,6 +533,35 @@ def test_evaluations_of_its_models_belong_to_a_run(bare: Path, tmp_path: Path) -
     assert "````\n```\nIt is <3>.\n```\n````" in text, "a fence that the answer does not close"
     page = parsed(file)
     assert "Examples" in page.headings and "It is <3>." in page.text and "b" not in page.tags
+
+
+def test_documents_that_differ_are_no_examples(bare: Path, tmp_path: Path) -> None:
+    evaluations = write_evaluations(bare, tmp_path)
+    edit(
+        evaluations[0] / "result.json",
+        lambda tree: tree["benchmarks"]["gsm8k"].update(documents=99, documents_sha256="other"),
+    )
+    found = {role: read_evaluation(place) for role, place in zip(ROLES, evaluations, strict=True)}
+    assert example_blocks(found) == []
+    del found["target before"]
+    (table,) = [block for block in benchmark_blocks(found) if isinstance(block, page_parts.Table)]
+    assert table.rows[0][-1] == "8 of 99, 8 of 1319"
+
+
+def test_commands_load_a_model_as_the_run_did(bare: Path) -> None:
+    write_evaluation(bare / "evaluation", str(bare / "model"), "cd", OUTCOMES["after"])
+    edit(bare / "evaluation" / "result.json", lambda tree: tree["config"].update(allow_weak_sandbox=True))
+    edit(bare / "experiment.json", lambda tree: tree["source"].update(revision="abc", load_in_4bit=True))
+    words = "--allow-weak-sandbox 'model.revision=\"abc\"' model.load_in_4bit=true --out "
+    assert words + str(bare / "evaluation-source") in parsed(write_report([bare])).text
+
+
+def test_rows_for_tuning_are_no_held_out_rows(bare: Path) -> None:
+    experiment = Experiment.read(bare / "experiment.json")
+    data = experiment.data.model_copy(update={"held_out": RowsConfig(path="held-out.jsonl")})
+    for measure_on, words in (("held_out", "held-out.jsonl,"), ("tuning", "others of these,")):
+        told = experiment.model_copy(update={"data": data.model_copy(update={"measure_on": measure_on})})
+        assert dict(experiment_facts(told))["held-out rows"].startswith(words)
 
 
 def test_long_questions_are_cut(bare: Path, tmp_path: Path) -> None:

@@ -210,6 +210,11 @@ def compare_values(first: Numbers, second: Numbers, *, weights: Numbers | None =
     )
 
 
+def chance(p_value: float) -> str:
+    """A p-value; one that three decimals would show as 0 as what it is below."""
+    return "p < 0.001" if p_value < 0.0005 else f"p {p_value:.3f}"
+
+
 def across_seeds(values: Numbers) -> Aggregate:
     """Mean, spread and t interval of one figure over training seeds.
 

@@ -18,7 +18,9 @@ STOP = ("\nclass", "\ndef", "\n#", "\nif", "\nprint")
 EXTRACTION = (
     "The first fenced block that defines the function, else the first block (a closing fence may be missing; text "
     "before a fence that nothing opened is a block), else the whole text. A whole function follows the imports and "
-    "helpers of the prompt, a body follows the prompt. The longest run of first lines that compiles is kept."
+    "helpers of the prompt, a body follows the prompt. Of a whole function the longest run of "
+    "lines that compiles is kept, from the first line on, or from the first line of code where a sentence stands "
+    "before it; of a body the longest run of first lines."
 )
 
 

@@ -100,7 +100,8 @@ def program(text: str, *, prompt: str = "", entry_point: str | None = None) -> s
     block; a block may lack its closing fence, and text before a closing fence that nothing opened is a block as well.
     Without fences, the code is the text. Code that defines the entry point follows what stands before the
     signature in the prompt, such as imports; other code follows the whole prompt, indented as its body. Of the code,
-    the longest run of first lines that compiles is kept, and all of it when none does.
+    the longest run of first lines that compiles is kept, without a sentence that stands before a whole program; all of
+    it when none does.
 
     Args:
         text: what the model wrote.

@@ -6,7 +6,7 @@ import math
 from collections import Counter
 
 from ..estimate import gb
-from ..statistics import Estimate, GapRecovered
+from ..statistics import Estimate, GapRecovered, chance
 from ..table import markdown
 from ._contracts import Comparison, Figure, MethodFigures, Metric
 
@@ -137,7 +137,7 @@ def _spreads(comparison: Comparison) -> str:
 def _test(figure: Figure, metric: Metric) -> str:
     if figure.versus_rival is None:
         return "–"
-    return f"{_interval(figure.versus_rival.difference, metric, sign='+')}, p {figure.versus_rival.p_value:.3f}"
+    return f"{_interval(figure.versus_rival.difference, metric, sign='+')}, {chance(figure.versus_rival.p_value)}"
 
 
 def _interval(estimate: Estimate, metric: Metric, sign: str = "") -> str:

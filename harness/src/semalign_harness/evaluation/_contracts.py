@@ -33,7 +33,7 @@ class EvaluationConfig(Contract):
     limit: int | None = Field(None, ge=1)
     """Documents of each benchmark, drawn by `seed`; None for all."""
     seed: int = 0
-    """Seed of the draw and of the bootstraps."""
+    """Seed of the draw."""
     chat: bool | None = None
     """Whether prompts go through the chat template; None uses it where the tokenizer has one."""
     gold: bool = True
@@ -68,7 +68,8 @@ class ItemRecord(Settings):
     detail: str = ""
     """The same in a sentence."""
     seconds: float
-    """Wall time of the model on this document: its share of the batches it was in."""
+    """Wall time of the model on this document: for log-likelihoods its share of the batch, for a generated answer the
+    time since the one before it ended."""
     batch: int
     """Requests that ran together with it: greedy results repeat exactly only with the same batch and dtype."""
     gold_bits: float | None = None

@@ -130,9 +130,10 @@ class JournaledLM(LM):  # type: ignore[misc]  # lm-eval is untyped
     def tokens(self, arguments: Sequence[Any]) -> int:
         """Longest input that a request can become, in tokens."""
         context, rest = arguments
-        if isinstance(rest, dict):
-            return len(self._tokenizer(context)["input_ids"]) + int(rest["max_gen_toks"])
-        return len(self._tokenizer(context + rest)["input_ids"])
+        has_start = bool(self._tokenizer.bos_token) and context.startswith(str(self._tokenizer.bos_token))
+        # The last token of a continuation is no input.
+        text, more = (context, int(rest["max_gen_toks"])) if isinstance(rest, dict) else (context + rest, -1)
+        return len(self._tokenizer(text, add_special_tokens=not has_start)["input_ids"]) + more
 
     def answers(self, kind: str, requests: Sequence[Sequence[object]]) -> list[Answer]:
         """What was kept of requests, given by their arguments."""
@@ -144,13 +145,14 @@ class JournaledLM(LM):  # type: ignore[misc]  # lm-eval is untyped
             key: request for request in requests if self._journal.get(key := request_key(kind, *request.args)) is None
         }
         if missing:
+            model = self.model  # batches are sized by the memory that it leaves
             report = self._progress(kind.replace("_until", ""), len(missing))
             for batch in self._batches(kind, missing):
                 if kind == "generate_until" and self._answers_as_it_goes:
                     self._generate(batch, [missing[key] for key in batch], report)
                     continue
                 begun = time.perf_counter()
-                values = getattr(self.model, kind)([missing[key] for key in batch], disable_tqdm=True)
+                values = getattr(model, kind)([missing[key] for key in batch], disable_tqdm=True)
                 each = (time.perf_counter() - begun) / len(batch)
                 self._journal.add({key: Answer(v, each, len(batch)) for key, v in zip(batch, values, strict=True)})
                 report(len(batch))

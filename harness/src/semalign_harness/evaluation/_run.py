@@ -5,6 +5,7 @@ import functools
 import hashlib
 import io
 import json
+import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
@@ -83,9 +84,10 @@ def evaluate(config: EvaluationConfig, folder: Path, *, console: Console | None 
     _check_positions(config, opened, chat)
     if config.backend == "vllm" and config.model.load_in_4bit:
         raise SemalignError("the backend vllm does not load in 4 bits: set backend=transformers, or leave that out")
-    earlier = _earlier(folder, config, model_sha256)
-
     runner = _Runner(config, opened, chat, model_sha256, console)
+    hashes = model_sha256, source_sha256
+    _earlier(folder, config, hashes, runner.dtype)  # refuses another evaluation before hours are spent
+
     if runner.lm.rank == 0:
         folder.mkdir(parents=True, exist_ok=True)
     results = {
@@ -111,6 +113,7 @@ def evaluate(config: EvaluationConfig, folder: Path, *, console: Console | None 
         benchmarks[name] = _summary(
             find_benchmark(name), items, *drawn[name], chat=chat, truncated=runner.truncated[name]
         )
+    earlier = _earlier(folder, config, hashes, runner.dtype)  # also what another process has put there meanwhile
     if earlier is not None:
         benchmarks = {**earlier.benchmarks, **benchmarks}
         level = level or earlier.sandbox
@@ -145,19 +148,25 @@ def _check_folder(folder: Path) -> None:
         raise SemalignError(f"{folder} holds other files: choose a new folder")
 
 
-def _earlier(folder: Path, config: EvaluationConfig, model_sha256: str) -> EvaluationResult | None:
-    """What the folder holds of the same evaluation."""
+def _earlier(
+    folder: Path, config: EvaluationConfig, hashes: tuple[str, str | None], dtype: str
+) -> EvaluationResult | None:
+    """What the folder holds of the same evaluation; `hashes` of model and source."""
     if not (folder / "result.json").is_file():
         return None
     earlier = EvaluationResult.read(folder / "result.json")
     asked = config.model_copy(update={"tasks": earlier.config.tasks})
-    if earlier.config != asked or earlier.model_sha256 != model_sha256:
-        differing = [
-            key for key in EvaluationConfig.model_fields if getattr(earlier.config, key) != getattr(asked, key)
-        ]
+    differing = [key for key in EvaluationConfig.model_fields if getattr(earlier.config, key) != getattr(asked, key)]
+    if not differing:
+        found = {
+            "the model": (earlier.model_sha256, hashes[0]),
+            "the source": (earlier.source_sha256, hashes[1]),
+            "the dtype": (earlier.dtype, dtype),
+        }
+        differing = [name for name, (before, now) in found.items() if before != now]
+    if differing:
         raise SemalignError(
-            f"{folder} holds another evaluation ({', '.join(differing) or 'the model'} differs): choose another folder "
-            "with --out"
+            f"{folder} holds another evaluation ({', '.join(differing)} differs): choose another folder with --out"
         )
     return earlier
 
@@ -340,8 +349,8 @@ def _summary(
     rows = json.dumps([documents[index] for index in indices], sort_keys=True)
 
     def weighted(pairs: list[tuple[float | None, int | None]], within: tuple[float, float]) -> Estimate | None:
-        """Mean over all tokens or bytes; None when it was not measured."""
-        measured = [(value, size) for value, size in pairs if value is not None and size]
+        """Mean over all tokens or bytes; None when it was not measured, or is not finite somewhere."""
+        measured = [(value, size) for value, size in pairs if value is not None and math.isfinite(value) and size]
         if len(measured) < len(pairs):
             return None
         return mean([value for value, _ in measured], weights=[size for _, size in measured], within=within)

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from ..statistics import Aggregate, Estimate, GapRecovered, PairedComparison
+from ..statistics import Aggregate, Estimate, GapRecovered, PairedComparison, chance
 from ..table import aligned
 from ._compare import Pair
 from ._contracts import EvaluationResult, Name
@@ -67,7 +67,7 @@ def _interval(estimate: Estimate | None, form: str) -> str:
 
 def _compared(comparison: PairedComparison, form: str) -> tuple[str, str, str]:
     alone = "–" if comparison.only_first is None else f"{comparison.only_first} : {comparison.only_second}"
-    return _interval(comparison.difference, form), f"{comparison.p_value:.3f}", alone
+    return _interval(comparison.difference, form), chance(comparison.p_value).removeprefix("p "), alone
 
 
 def _share(gap: GapRecovered | None) -> str:

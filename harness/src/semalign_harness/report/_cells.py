@@ -23,11 +23,6 @@ def interval(estimate: Estimate, *, percent: bool, sign: str = "") -> str:
     return f"{value} [{low}, {high}]" if bounded else f"{value} [unbounded]"
 
 
-def chance(p_value: float) -> str:
-    """A p-value; one that three decimals would show as 0 as what it is below."""
-    return "p < 0.001" if p_value < 0.0005 else f"p {p_value:.3f}"
-
-
 def share(gap: GapRecovered | None) -> str:
     """The share of a gap with its interval, where the items bound it."""
     if gap is None or gap.value is None:

@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING
 
 from ..estimate import gb
 from ..figures import Dot, Line, Panel, draw_dots, shortened
-from ._cells import NOTHING, arrow, chance, interval, many, number, seconds, share
+from ..statistics import chance
+from ._cells import NOTHING, arrow, interval, many, number, seconds, share
 from ._evaluations import chat_words, example_blocks
 from ._page import Block, Facts, Page, Picture, Row, Table, Text, sections_of
 from ._protocol import describe_rows, protocol_blocks

@@ -1,10 +1,13 @@
 """Benchmarks of source, target before and target after: figures, and questions that they answer differently."""
 
+import json
 import shlex
 from typing import TYPE_CHECKING
 
+from ..experiment import ModelConfig
 from ..figures import Dot, draw_bars
-from ._cells import NOTHING, chance, interval, many, share
+from ..statistics import chance
+from ._cells import NOTHING, interval, many, share
 from ._page import Answer, Block, Code, Example, Picture, Row, Table, Text
 from ._read import BESIDE, ROLES, Evaluations, ReportedRun, Role
 
@@ -39,7 +42,7 @@ def benchmark_blocks(evaluations: Evaluations) -> list[Block]:
         metric = any_result.protocol.metric
         figures = [interval(results[role].figure, percent=True) if role in results else NOTHING for role in there]
         compared = [pairs.get(name, (NOTHING, NOTHING))] if pairs else []
-        items = f"{any_result.figure.count} of {any_result.documents}"
+        items = ", ".join(dict.fromkeys(f"{each.figure.count} of {each.documents}" for each in results.values()))
         rows.append((f"{name} {metric}", *figures, *(cell for pair in compared for cell in pair), items))
         groups.append((name, [Dot(role, results[role].figure) for role in there if role in results]))
     more = ("after − before", "gap recovered") if pairs else ()
@@ -79,9 +82,14 @@ def missing_blocks(run: ReportedRun) -> list[Block]:
         flags += [] if known[0].data is None else ["--data", known[0].data]
         flags += [] if known[0].limit is None else ["--limit", str(known[0].limit)]
         flags += chat_words(known[0].chat)
+        flags += ["--allow-weak-sandbox"] if known[0].allow_weak_sandbox else []
     places = {role: run.folder / name for role, name in BESIDE.items()}
     elsewhere = [str(each.folder) for role, each in run.evaluations.items() if each.folder != places[role]]
-    commands = [["semalign", "evaluate", path, *flags, "--out", str(places[role])] for role, path in missing.items()]
+    models = dict(zip(ROLES, (run.experiment.source, run.experiment.target), strict=False))
+    commands = [
+        ["semalign", "evaluate", path, *flags, *_model_words(models.get(role)), "--out", str(places[role])]
+        for role, path in missing.items()
+    ]
     commands.append(["semalign", "report", str(run.folder), *elsewhere])
     return [
         Text(
@@ -89,6 +97,12 @@ def missing_blocks(run: ReportedRun) -> list[Block]:
         ),
         Code("\n".join(map(shlex.join, commands))),
     ]
+
+
+def _model_words(model: ModelConfig | None) -> list[str]:
+    """What a command says of how a model is loaded, besides its path."""
+    chosen = {} if model is None else model.model_dump(mode="json", exclude={"path"}, exclude_defaults=True)
+    return [f"model.{name}={json.dumps(value)}" for name, value in chosen.items()]
 
 
 def chat_words(chat: bool | None) -> list[str]:
@@ -104,6 +118,9 @@ def example_blocks(evaluations: Evaluations) -> list[Block]:
     of_all = [evaluations[role].items for role in ROLES]
     for name in of_all[0]:
         if not all(name in items for items in of_all):
+            continue
+        results = [evaluations[role].result.benchmarks[name] for role in ROLES]
+        if len({(each.documents_sha256, each.protocol.model_dump_json()) for each in results}) > 1:
             continue
         documents = list(zip(*(items[name] for items in of_all), strict=True))
         for kind, wanted in KINDS:

@@ -46,14 +46,14 @@ def repeat_command(folder: Path) -> str:
 def experiment_facts(experiment: Experiment) -> Pairs:
     """Prompts, extractors and seeds."""
     data, measure = experiment.data, experiment.measure
-    held_out = data.held_out or data.train
-    held_out_rows = "others of these" if data.held_out is None else describe_rows(data.held_out)
+    held_out = None if data.measure_on == "tuning" else data.held_out
+    held_out_rows = "others of these" if held_out is None else describe_rows(held_out)
     pairs = [
         ("training rows", describe_rows(data.train)),
         ("held-out rows", f"{held_out_rows}, none with the prompt of a training row"),
         ("prompt and answer", f"{_fields(data.train)}; through the chat template, where the tokenizer has one"),
     ]
-    if held_out is not data.train and _fields(held_out) != _fields(data.train):
+    if held_out is not None and _fields(held_out) != _fields(data.train):
         pairs.append(("prompt and answer, held out", _fields(held_out)))
     if data.answers != "gold":
         written = data.writing

@@ -19,7 +19,6 @@ from ._read import ReportedComparison, ReportedRun, read_folders
 from ._run import run_page
 from ._runs import runs_page
 
-"""The file in the folder that it reports; `report.md`, its twin, is written before it."""
 _INTERVAL = re.compile(r"(\[(?:[-+]?\d|unbounded)[^][]*\](?:, p (?:< )?\d\.\d+)?)")
 _SPECIAL = re.compile(r"[\\`*<>|$~]|&(?=[#\w]+;)|(?<![^\W_])_|_(?![^\W_])|\](?=[(\[:])|(?<=!)\[")
 """What Markdown would take for its own; an underscore only at the edge of a word."""

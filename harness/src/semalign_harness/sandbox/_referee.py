@@ -164,7 +164,9 @@ def _reflect(old: Any, new: Any) -> None:
         for index, (before, after) in enumerate(zip(old, new, strict=True)):
             if type(before) is type(after) and isinstance(before, tuple | list | dict | set | bytearray):
                 _reflect(before, after)
-            elif isinstance(old, list):
+                if not isinstance(before, tuple) or before == after:
+                    continue
+            if isinstance(old, list):
                 old[index] = after
     elif isinstance(old, list | bytearray):
         old[:] = new
