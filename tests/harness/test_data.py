@@ -141,6 +141,14 @@ def test_too_long_rows_are_counted_and_all_too_long_refused(tmp_path: Path) -> N
         split_rows(config.model_copy(update={"max_length": 3}), read_rows(config), TOKENIZER)
 
 
+def test_rows_that_are_left_may_all_be_too_long(tmp_path: Path) -> None:
+    rows = [{"prompt": f"question {number}", "completion": "yes " * (99 if number > 6 else 1)} for number in range(9)]
+    config = DataConfig(train=write(tmp_path / "rows.jsonl", rows), train_rows=7, held_out_rows=1, max_length=60)
+    for seed in range(9):
+        with pytest.raises(SemalignError, match="gives 0 held_out rows of the 1 .* lower data.held_out_rows"):
+            split_rows(config.model_copy(update={"seed": seed}), read_rows(config), TOKENIZER)
+
+
 @pytest.mark.parametrize(
     ("row", "words"),
     [

@@ -249,6 +249,11 @@ def test_more_data_needs_more(rows: int, length: int, batch: int, times: int) ->
     assert needs(rows, length, batch * times).target_phase == one.target_phase
 
 
+def test_models_without_attention_are_named_as_such() -> None:
+    with pytest.raises(SemalignError, match="mamba models have no attention: choose a decoder-only transformer"):
+        shape_of(AutoConfig.for_model("mamba", hidden_size=16, num_hidden_layers=2, vocab_size=64))
+
+
 def test_settings_change_what_a_run_needs() -> None:
     def needs(*overrides: str) -> Totals:
         return totals_of(load_experiment("llama-2-gsm8k", overrides=overrides))
@@ -272,6 +277,11 @@ def test_settings_change_what_a_run_needs() -> None:
     for joint, trained in kinds.items():
         assert needs(joint).training_state == trained * 4 * (1 + 2 + 2 + 1)
         assert needs(joint, "train.recompute_suffix=true").target_phase < needs(joint).target_phase
+    hidden, kd, seeking = (needs(f"method.kind={kind}") for kind in ("hidden", "kd", "seeking"))
+    source = 13_015_864_320 * 2
+    assert hidden.target_phase == kd.target_phase + source - 32_000 * 5120 * 2, "the source stays beside the target"
+    assert seeking.training_state > 0
+    assert seeking.source_phase > kd.source_phase + weights + 4 * 0.9 * source // 2, "a score for each of its weights"
     assert needs("train.weights.geometry=0").training_state == adapter * 4 * (1 + 2 + 1 + 1)
     assert needs("supervision.dtype=float32").supervision > 1.9 * base.supervision
     with_target = needs("scorer.kind=similarity", "pairing.kind=similarity").source_phase

@@ -117,6 +117,11 @@ def exact(tmp_path_factory: pytest.TempPathFactory) -> Supervision:
     return make_store(source_model(), target_model(), tmp_path_factory.mktemp("store") / "exact", settings=EXACT)
 
 
+def test_a_start_of_adapters_needs_adapters() -> None:
+    with pytest.raises(SemalignError, match="start=pissa is about adapters: set trainable.kind=lora"):
+        load_experiment("tiny", overrides=["method={kind: sft, start: pissa, trainable: {kind: full}}"])
+
+
 @pytest.mark.parametrize("name", ["sft", "sft_full", "kd", "kd_full", "pissa"])
 def test_no_steps_are_the_identity(name: str, store: Supervision, tmp_path: Path) -> None:
     target = target_model()

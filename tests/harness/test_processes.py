@@ -36,7 +36,7 @@ def same_weights(one: Path, other: Path) -> bool:
     return all(torch.allclose(ours[name], theirs[name], rtol=1e-3, atol=1e-4) for name in ours)
 
 
-@pytest.mark.parametrize("more", [[], ["train.shard_frozen=true"], ["supervision=live"]], ids=["", "sharded", "live"])
+@pytest.mark.parametrize("more", [[], ["train.shard_frozen=true"], ["live=true"]], ids=["", "sharded", "live"])
 def test_two_processes_run_an_experiment_together(
     more: list[str], tmp_path: Path, overrides: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -50,7 +50,7 @@ def test_two_processes_run_an_experiment_together(
     assert (two.after.tokens, two.after.accuracy) == (one.after.tokens, one.after.accuracy)
     assert same_weights(tmp_path / "one", tmp_path / "two")
     assert {file.name for file in (tmp_path / "two").iterdir()} == {file.name for file in (tmp_path / "one").iterdir()}
-    if "supervision=live" not in more:
+    if "live=true" not in more:
         phase = SourcePhase.read(tmp_path / "two" / "supervision.json")
         shards = Supervision.open(Path(phase.folder) / "supervision").manifest.shards
         assert {shard.file[:9] for shard in shards} == {"shard-000", "shard-001"}

@@ -82,7 +82,7 @@ def test_the_same_experiment_gives_the_same_target(
         ["scorer.kind=similarity", "pairing.kind=similarity", "transport.frame=dual", "train.objective.kind=fisher"],
         ["transport.frame=none", "supervision.residual=span", "supervision.output.kind=final_hidden"],
         ["train.trainable.kind=lora", "train.trainable.rank=2", "train.objective.kind=cosine"],
-        ["source.load_in_4bit=true", "supervision=live", "train.checkpoint_steps=1"],
+        ["source.load_in_4bit=true", "live=true", "train.checkpoint_steps=1"],
         ["source.dtype=bfloat16", "target.dtype=bfloat16", "train.weights.output=0"],
         ["pairing.kind=manual", "pairing.layers=[1, 1, 4]", "train.layers=[2]", "train.weights.answer=1"],
         ["train.optimiser=muon", "train.train_final_norm=true", "train.weight_decay=0.1"],

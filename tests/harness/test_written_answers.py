@@ -1,5 +1,6 @@
 """Answers that a model writes: they replace those of the training rows alone, once, whatever the batch."""
 
+import dataclasses
 import json
 from pathlib import Path
 from threading import Event, Thread
@@ -7,15 +8,17 @@ from typing import Any
 
 import pytest
 import torch
+from semalign_geometry import SemalignError
 from semalign_harness import written_answers
 from semalign_harness.cli import main
 from semalign_harness.console import Console
 from semalign_harness.data import Example
-from semalign_harness.experiment import load_experiment
+from semalign_harness.experiment import ModelConfig, load_experiment
 from semalign_harness.generation import generate
 from semalign_harness.inputs import Inputs, read_inputs
 from semalign_harness.locking import lock_of
 from semalign_harness.models import load_model
+from semalign_harness.pipeline import _begin
 from semalign_harness.written_answers import with_written_answers
 
 QUIET = Console(quiet=True)
@@ -120,6 +123,49 @@ def test_one_process_writes_at_a_time(
     with_written_answers(experiment, gold, torch.device("cpu"), Telling(quiet=True))
     holder.join()
     assert notes[0] == "waiting for another process that writes answers of the same model"
+
+
+def test_answers_are_those_of_the_dtype_that_a_run_began_with(
+    overrides: list[str], pair: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    places = []
+    for role, folder in zip(("source", "target"), pair, strict=True):
+        loaded = load_model(ModelConfig(path=str(folder)))
+        for part in (loaded.model.to(torch.bfloat16), loaded.tokenizer):
+            part.save_pretrained(tmp_path / role)
+        places.append(f"{role}.path={tmp_path / role}")
+    experiment = load_experiment("tiny", overrides=[*overrides, SHORT, *places, "data.answers=target"])
+    (tmp_path / "run").mkdir()
+    begun = []
+    for fast, resumed in ((True, False), (False, True)):
+        monkeypatch.setattr("semalign_harness.models.bfloat16_is_fast", lambda fast=fast: fast)
+        begun.append(_begin(experiment, tmp_path / "run", QUIET, torch.device("cpu"), resumed=resumed))
+    (inputs, environment), (again, known) = begun
+    assert environment == known and environment.dtypes == ["bfloat16", "bfloat16"]
+    assert inputs.split == again.split
+    assert len(list((written_answers.cache_folder() / "answers").glob("[!.]*"))) == 1, "written once"
+
+
+def test_answers_that_cannot_be_written_are_refused_before(overrides: list[str]) -> None:
+    experiment = load_experiment(
+        "tiny", overrides=[*overrides, "data.answers=target", "data.writing.max_new_tokens=999"]
+    )
+    with pytest.raises(SemalignError, match="data.writing.max_new_tokens=999 may reach .* lower data.writing"):
+        read_inputs(experiment, QUIET)
+    read_inputs(experiment.model_copy(update={"data": experiment.data.model_copy(update={"answers": "gold"})}), QUIET)
+
+
+def test_answers_with_tokens_of_one_model_alone_are_left_out(
+    overrides: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gold, written = inputs_of(overrides, "data.answers=source")
+    lost = written.split.train[0].answer_ids[0]
+    ids = gold.shared.target_ids
+    shared = dataclasses.replace(gold.shared, source_ids=ids[ids != lost], target_ids=ids[ids != lost])
+    experiment = load_experiment("tiny", overrides=[*overrides, SHORT, "data.answers=source"])
+    known = with_written_answers(experiment, dataclasses.replace(gold, shared=shared), torch.device("cpu"), QUIET)
+    assert known.split.train == [row for row in written.split.train if lost not in row.answer_ids]
+    assert len(known.split.train) < len(written.split.train)
 
 
 def test_only_correct_answers_are_kept(overrides: list[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -166,6 +166,8 @@ def _catalogued(path: str) -> ModelShape | None:
 def shape_of(config: PreTrainedConfig) -> ModelShape:
     """The shape of the model that a configuration describes, built without memory for its weights."""
     text = config.get_text_config(decoder=True)
+    if not hasattr(text, "num_attention_heads"):
+        raise SemalignError(f"{text.model_type} models have no attention: choose a decoder-only transformer")
     with torch.device("meta"):
         view = DecoderView(AutoModelForCausalLM.from_config(text))
     largest = max(view.layers, key=_size)
@@ -214,10 +216,13 @@ def _totals(experiment: Experiment, source: ModelNeeds, target: ModelNeeds) -> T
     data, train = experiment.data, experiment.train
     attributed = min(experiment.batch_size, data.attribution_rows) * data.max_length
     kept = target.weight_bytes if experiment.scorer.kind == "similarity" else target.head_bytes
+    kind = getattr(experiment.method, "kind", None)
     source_phase = source.weight_bytes + kept + _activations(source, attributed)
+    if kind == "seeking":  # scores every weight of the source's layers, with the target beside it
+        source_phase += target.weight_bytes + 4 * source.shape.layers * source.shape.layer_parameters
     trained = min(train.micro_batch_size, train.batch_size) * data.max_length
     training_state = _training_state(experiment, target.shape)
-    beside = source.weight_bytes if experiment.live else source.head_bytes
+    beside = source.weight_bytes if experiment.live or kind == "hidden" else source.head_bytes
     training = target.weight_bytes + training_state + beside + _training_activations(target, trained, train)
     target_phase = max(training, 2 * target.weight_bytes + beside)
     return Totals(
@@ -358,7 +363,8 @@ def _trained(experiment: Experiment, shape: ModelShape) -> int:
         trainable, layers, whole = joint, shape.layers, shape.parameters
     if isinstance(trainable, FullLayer):
         return whole
-    return layers * trainable.rank * sum(shape.linear_features.get(name, 0) for name in trainable.modules)
+    modules = trainable.modules or shape.linear_features  # none named: all of them
+    return layers * trainable.rank * sum(shape.linear_features.get(name, 0) for name in modules)
 
 
 def _supervision(experiment: Experiment, source: ModelNeeds, target: ModelNeeds) -> int:

@@ -168,8 +168,7 @@ class Experiment(Contract):
     supervision: SupervisionSettings = SupervisionSettings()
     """What the source leaves behind."""
     live: bool = False
-    """Whether the source stays in memory and supervises every batch anew, instead of once onto the disk; also written
-    as `supervision: live`."""
+    """Whether the source stays in memory and supervises every batch anew, instead of once onto the disk."""
     method: Annotated[SerializeAsAny[Settings], BeforeValidator(_method)] = Field(default_factory=lambda: _method({}))
     """What trains the target: frontier training (`semalign`), or a baseline."""
     train: TransferConfig = TransferConfig()
@@ -180,13 +179,6 @@ class Experiment(Contract):
     """Device of the models: `cpu`, `cuda`, `mps`, …; `auto` takes the first accelerator, else the CPU."""
     batch_size: int = Field(8, ge=1)
     """Rows in a forward run of attribution, supervision and measurement."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _live_in_short(cls, tree: Any) -> Any:
-        if isinstance(tree, dict) and tree.get("supervision") == "live":
-            return tree | {"supervision": {}, "live": True}
-        return tree
 
     @model_validator(mode="after")
     def _target_trains(self) -> "Experiment":

@@ -96,6 +96,7 @@ def _check_rows(
     longest = max(len(example) for example in rows)
     generated = split.held_out[: experiment.measure.answer_rows]
     with_answer = max((len(e.prompt_ids) + experiment.measure.max_new_tokens for e in generated), default=0)
+    written = max(len(e.prompt_ids) for e in split.train) + experiment.data.writing.max_new_tokens
     for opened in (source, target):
         limit = opened.positions
         if limit is not None and longest > limit:
@@ -107,6 +108,12 @@ def _check_rows(
             raise SemalignError(
                 f"a prompt with measure.max_new_tokens={experiment.measure.max_new_tokens} may reach {with_answer} "
                 f"tokens, {opened.settings.path} reads at most {limit}: lower measure.max_new_tokens"
+            )
+        writes = opened is {"source": source, "target": target}.get(experiment.data.answers)
+        if limit is not None and writes and written > limit:
+            raise SemalignError(
+                f"a prompt with data.writing.max_new_tokens={experiment.data.writing.max_new_tokens} may reach "
+                f"{written} tokens, {opened.settings.path} reads at most {limit}: lower data.writing.max_new_tokens"
             )
 
 

@@ -202,12 +202,18 @@ def _begin(
         SemalignError: the inputs cannot be used, or have changed.
     """
     ranks = Ranks.current()
-    inputs = with_written_answers(experiment, ranks.in_turn(lambda: read_inputs(experiment, console)), device, console)
+    began = ranks.from_first(lambda: Environment.read(folder / ENVIRONMENT) if resumed else None)
+    opened = ranks.in_turn(lambda: read_inputs(experiment, console))
+
+    def settled() -> list[str]:
+        if began is not None and began.device == str(device):
+            return list(began.dtypes)
+        return [str(each.dtype(device)).removeprefix("torch.") for each in (opened.source, opened.target)]
+
+    inputs = with_written_answers(experiment, _in_dtypes(opened, ranks.from_first(settled)), device, console)
 
     def note() -> Environment:
-        began = Environment.read(folder / ENVIRONMENT) if resumed else None
-        known = inputs if began is None or began.device != str(device) else _in_dtypes(inputs, began.dtypes)
-        environment = _environment(experiment, known, device)
+        environment = _environment(experiment, inputs, device)
         if began is not None:
             _check_unchanged(environment, began, folder, console)
         else:
@@ -215,8 +221,7 @@ def _begin(
             experiment.write(folder / EXPERIMENT)  # last: a folder that holds it can be resumed
         return environment
 
-    environment = ranks.from_first(note)
-    return _in_dtypes(inputs, environment.dtypes), environment
+    return inputs, ranks.from_first(note)
 
 
 def _metrics(

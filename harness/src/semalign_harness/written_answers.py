@@ -29,8 +29,8 @@ ROWS_AT_ONCE = 4
 def with_written_answers(experiment: Experiment, inputs: Inputs, device: torch.device, console: Console) -> Inputs:
     """The inputs with the answers that an experiment asks for in place of the training rows' own.
 
-    Rows whose answer makes them longer than `data.max_length`, or is wrong where only correct ones are kept, are left
-    out, and counted. Held-out rows stay as they are.
+    Rows whose answer makes them longer than `data.max_length`, holds a token that only one model knows, or is wrong
+    where only correct ones are kept, are left out, and counted. Held-out rows stay as they are.
 
     Raises:
         SemalignError: no row is left. OSError: the disk is full.
@@ -39,12 +39,15 @@ def with_written_answers(experiment: Experiment, inputs: Inputs, device: torch.d
     if data.answers == "gold":
         return inputs
     written = _written(experiment, inputs, device, console)
-    kept, too_long, wrong = [], 0, 0
+    known = set(inputs.shared.target_ids.tolist())
+    kept, too_long, unknown, wrong = [], 0, 0, 0
     for row, ids in zip(inputs.split.train, written, strict=True):
         changed = dataclasses.replace(row, answer_ids=tuple(ids))
         text = str(inputs.target.tokenizer.decode(ids, skip_special_tokens=True))
         if len(changed) > data.max_length:
             too_long += 1
+        elif not known.issuperset(ids):
+            unknown += 1
         elif data.writing.keep == "correct" and not same_number(text, row.answer):
             wrong += 1
         else:
@@ -52,11 +55,13 @@ def with_written_answers(experiment: Experiment, inputs: Inputs, device: torch.d
     console.note(
         f"answers by the {data.answers}: {len(kept)} rows, {wrong} wrong ones left out, "
         f"{too_long} longer than data.max_length={data.max_length}"
+        + (f", {unknown} with tokens that only one model knows" if unknown else "")
     )
     if not kept:
         raise SemalignError(
             f"no row is left of {len(written)} with answers by the {data.answers} ({wrong} wrong, {too_long} longer "
-            f"than data.max_length={data.max_length}): raise data.max_length, or set data.writing.keep=all"
+            f"than data.max_length={data.max_length}, {unknown} with tokens that only one model knows): raise "
+            "data.max_length, or set data.writing.keep=all"
         )
     return dataclasses.replace(inputs, split=dataclasses.replace(inputs.split, train=kept))
 

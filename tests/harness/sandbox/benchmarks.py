@@ -59,8 +59,9 @@ PROGRAMS: dict[str, Program] = {
         "rows = [[2, 1], [3]]\nfirst = rows[0]\nassert candidate(rows) == 3\nassert rows == [[1, 2], [3], []]",
     ),
     "tuples changed in place": mbpp(
-        "def order(rows, pairs):\n    rows.sort()\n    pairs[0] = (0,)\n    pairs[1][0].append(5)\n",
-        "rows, inner = [(3, 1), (1, 2)], [4]\npairs = [(1, 2), (inner, 3)]\norder(rows, pairs)\n"
+        "def order(rows, pairs):\n    rows.sort()\n    pairs[0] = (0,)\n    pairs[1][0].append(5)\n"
+        "    return len(rows)\n",
+        "rows, inner = [(3, 1), (1, 2)], [4]\npairs = [(1, 2), (inner, 3)]\nassert order(rows, pairs) == 2\n"
         "assert rows == [(1, 2), (3, 1)] and pairs == [(0,), ([4, 5], 3)] and inner == [4, 5]",
     ),
     "several values": mbpp(

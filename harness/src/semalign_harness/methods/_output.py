@@ -2,7 +2,7 @@
 
 from typing import ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 from semalign_align import SupervisedBatch
 from semalign_attribution import DecoderView, Trace
 from torch import Tensor
@@ -19,6 +19,12 @@ class Sft(JointMethod):
     """Chooses this method in a configuration."""
     start: Literal["zero", "pissa"] = "zero"
     """Where adapters start: at no change, or at the principal components of the weights, which they are taken from."""
+
+    @model_validator(mode="after")
+    def _adapters_start_somewhere(self) -> "Sft":
+        if self.start == "pissa" and self.trainable.kind == "full":
+            raise ValueError("start=pissa is about adapters: set trainable.kind=lora, or start=zero")
+        return self
 
     def run(self, context: MethodContext) -> MethodReport:
         """Train all layers on the answers."""
