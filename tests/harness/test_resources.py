@@ -6,6 +6,7 @@ import sys
 
 import pytest
 import torch
+from semalign_harness import resources
 from semalign_harness.resources import forget_peak_memory, peak_memory
 
 CPU = torch.device("cpu")
@@ -33,3 +34,23 @@ def test_a_forgotten_peak_counts_no_more() -> None:
     assert later <= whole - size / 2
     again = torch.ones(2**27, dtype=torch.uint8).fill_(1)
     assert later + len(again) / 2 <= peak_memory(CPU)
+
+
+@pytest.mark.parametrize(
+    ("known", "fast"),
+    [
+        ({"architecture": "x86_64", "avx512_bf16": True}, True),
+        ({"architecture": "x86_64", "amx_bf16": True, "avx512_bf16": False}, True),
+        ({"architecture": "x86_64", "avx512_bf16": False}, False),
+        ({"architecture": "arm64"}, True),
+    ],
+)
+@pytest.mark.parametrize("disturbed", [torch.bfloat16, torch.float32])
+def test_other_work_does_not_change_what_a_known_processor_has(
+    disturbed: torch.dtype, known: dict[str, object], fast: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: known, raising=False)
+    monkeypatch.setattr(resources, "_product_seconds", lambda dtype: float(dtype == disturbed))
+    if known["architecture"] == "arm64":  # of which only trying tells
+        fast = disturbed != torch.bfloat16
+    assert resources.bfloat16_is_fast.__wrapped__() == fast

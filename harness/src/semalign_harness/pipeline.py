@@ -305,7 +305,7 @@ def _environment(experiment: Experiment, inputs: Inputs, device: torch.device) -
 
 
 def _in_dtypes(inputs: Inputs, dtypes: Sequence[str]) -> Inputs:
-    """The inputs with dtypes that are settled: what `auto` finds depends on how busy a processor is."""
+    """The inputs with dtypes that are settled: what `auto` finds by trying depends on how busy a processor is."""
     source, target = (
         dataclasses.replace(opened, settings=opened.settings.model_copy(update={"dtype": dtype}))
         for opened, dtype in zip((inputs.source, inputs.target), dtypes, strict=True)

@@ -83,10 +83,14 @@ def peak_memory(device: torch.device) -> int:
 
 @functools.cache
 def bfloat16_is_fast() -> bool:
-    """Whether this processor multiplies bfloat16 matrices at least as fast as float32 ones, found by trying.
+    """Whether this processor multiplies bfloat16 matrices at least as fast as float32 ones.
 
-    Processors without such instructions emulate them, a hundred times slower.
+    Processors without such instructions emulate them, a hundred times slower. What x86 processors have is known, others
+    are tried, which other work on the machine can disturb.
     """
+    known = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    if known.get("architecture") == "x86_64":
+        return bool(known.get("amx_bf16") or known.get("avx512_bf16"))
     return _product_seconds(torch.bfloat16) <= _product_seconds(torch.float32)
 
 
