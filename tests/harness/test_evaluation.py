@@ -390,7 +390,12 @@ def test_the_command_prints_tables(
         assert main([*arguments, *more]) == 0
     assert "mmlu accuracy" in capsys.readouterr().out
     assert main(["compare-evaluations", str(tmp_path / "one"), str(tmp_path / "two")]) == 0
-    assert "second − first" in capsys.readouterr().out
+    captured = capsys.readouterr()
+    assert "second − first" in captured.out and "computed in" not in captured.err
+    other = json.loads((tmp_path / "two" / "result.json").read_text(encoding="utf-8")) | {"dtype": "bfloat16"}
+    (tmp_path / "two" / "result.json").write_text(json.dumps(other), encoding="utf-8")
+    assert main(["compare-evaluations", str(tmp_path / "one"), str(tmp_path / "two")]) == 0
+    assert "they computed in bfloat16 and float32, which alone changes answers" in capsys.readouterr().err
     assert main(["compare-evaluations", *[str(tmp_path / name) for name in ("one", "two", "one")]]) == 0
     assert "spread" in capsys.readouterr().out
     for more in (["--source", str(tmp_path / "one")], ["--seed", "1"]):

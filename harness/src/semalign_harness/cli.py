@@ -572,15 +572,18 @@ def _report(options: argparse.Namespace) -> int:
 def _pair(options: argparse.Namespace) -> int:
     from .evaluation import over_seeds, pair, pair_table, read_evaluation, seeds_table
 
+    if options.more and (options.source is not None or options.seed is not None):
+        raise SemalignError("--source and --seed are for two evaluations, before and after: leave them out")
+    evaluations = [read_evaluation(folder) for folder in (options.first, options.second, *options.more)]
     if options.more:
-        if options.source is not None or options.seed is not None:
-            raise SemalignError("--source and --seed are for two evaluations, before and after: leave them out")
-        evaluations = [read_evaluation(folder) for folder in (options.first, options.second, *options.more)]
         print(seeds_table(over_seeds(evaluations)))
-        return 0
-    source = read_evaluation(options.source) if options.source else None
-    pairs = pair(read_evaluation(options.first), read_evaluation(options.second), source=source, seed=options.seed or 0)
-    print(pair_table(pairs))
+    else:
+        source = read_evaluation(options.source) if options.source else None
+        print(pair_table(pair(*evaluations, source=source, seed=options.seed or 0)))
+    if len(dtypes := {found.result.dtype for found in evaluations}) > 1:
+        print(
+            f"semalign: they computed in {' and '.join(sorted(dtypes))}, which alone changes answers", file=sys.stderr
+        )
     return 0
 
 
