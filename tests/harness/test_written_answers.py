@@ -41,13 +41,13 @@ def test_gold_answers_are_left_alone(overrides: list[str]) -> None:
 def test_training_rows_get_what_the_model_writes(writer: str, overrides: list[str]) -> None:
     gold, written = inputs_of(overrides, f"data.answers={writer}")
     assert written.split.held_out == gold.split.held_out
-    model = load_model(getattr(gold, writer)).model
-    for before, after in zip(gold.split.train, written.split.train, strict=True):
-        assert (after.prompt_ids, after.answer) == (before.prompt_ids, before.answer)
-        alone = generate(
-            model, [before.prompt_ids], max_new_tokens=6, ends=frozenset({gold.target.tokenizer.eos_token_id})
-        )
-        assert list(after.answer_ids) == alone[0]
+    model, known = load_model(getattr(gold, writer)).model, set(gold.shared.target_ids.tolist())
+    ends, expected = frozenset({gold.target.tokenizer.eos_token_id}), []
+    for row in gold.split.train:
+        (alone,) = generate(model, [row.prompt_ids], max_new_tokens=6, ends=ends)
+        if known.issuperset(alone):  # a random model may write rows of its head that are no entries
+            expected.append(dataclasses.replace(row, answer_ids=tuple(alone)))
+    assert written.split.train == expected and len(expected) > len(gold.split.train) / 2
 
 
 @pytest.mark.parametrize("temperature", [0, 0.7])
