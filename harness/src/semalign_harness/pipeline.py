@@ -208,7 +208,7 @@ def _begin(
     def settled() -> list[str]:
         if began is not None and began.device == str(device):
             return list(began.dtypes)
-        return [str(each.dtype(device)).removeprefix("torch.") for each in (opened.source, opened.target)]
+        return _dtypes(opened, device)
 
     inputs = with_written_answers(experiment, _in_dtypes(opened, ranks.from_first(settled)), device, console)
 
@@ -295,13 +295,17 @@ def _environment(experiment: Experiment, inputs: Inputs, device: torch.device) -
         python=platform.python_version(),
         platform=platform.platform(),
         device=str(device),
-        dtypes=[str(each.dtype(device)).removeprefix("torch.") for each in (inputs.source, inputs.target)],
+        dtypes=_dtypes(inputs, device),
         threads=torch.get_num_threads(),
         processes=Ranks.current().size,
         data_sha256={place: sha256_of(place) for place in places if Path(place).is_file()},
         models=[inputs.source_id, inputs.target_id],
         supervision_key=phase_key(experiment, inputs, device),
     )
+
+
+def _dtypes(inputs: Inputs, device: torch.device) -> list[str]:
+    return [str(each.dtype(device)).removeprefix("torch.") for each in (inputs.source, inputs.target)]
 
 
 def _in_dtypes(inputs: Inputs, dtypes: Sequence[str]) -> Inputs:
