@@ -607,6 +607,23 @@ def test_the_rows_of_a_method_may_have_other_answers(tmp_path: Path, runs: Runs)
     assert settings_of(tmp_path)["sft_seed-0"].data.answers == "source"
 
 
+@pytest.mark.parametrize(
+    ("of_all", "of_one", "refused"),
+    [
+        ("data.held_out_answers=target", "data.answers=source", False),
+        ("data.held_out_answers=gold", "data.writing.temperature=1", False),
+        ("data.held_out_answers=target", "data.writing.keep=correct", False),
+        ("data.held_out_answers=target", "data.writing.temperature=1", True),
+        ("data.held_out_answers=gold", "data.held_out_answers=target", True),
+    ],
+)
+def test_methods_are_measured_on_the_same_answers(
+    of_all: str, of_one: str, refused: bool, tmp_path: Path, runs: Runs, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert compared(tmp_path, of_all, "--methods", "semalign,sft", f"sft:{of_one}") == 2 * refused
+    assert (of_one.partition("=")[0] in capsys.readouterr().err) == refused
+
+
 def test_rows_that_changed_between_two_calls_are_not_compared(
     tmp_path: Path, runs: Runs, capsys: pytest.CaptureFixture[str]
 ) -> None:

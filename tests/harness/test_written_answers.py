@@ -1,4 +1,4 @@
-"""Answers that a model writes: they replace those of the training rows alone, once, whatever the batch."""
+"""Answers that a model writes: they replace those of the rows that ask for them, once, whatever the batch."""
 
 import dataclasses
 import json
@@ -34,20 +34,52 @@ def inputs_of(overrides: list[str], *more: str) -> tuple[Inputs, Inputs]:
 
 def test_gold_answers_are_left_alone(overrides: list[str]) -> None:
     gold, same = inputs_of(overrides)
-    assert same is gold
+    assert same.split == gold.split
+
+
+def written_by_hand(inputs: Inputs, writer: str, rows: list[Example]) -> list[Example]:
+    """The rows with what a model writes to each alone."""
+    model, known = load_model(getattr(inputs, writer)).model, set(inputs.shared.target_ids.tolist())
+    ends, found = frozenset({inputs.target.tokenizer.eos_token_id}), []
+    for row in rows:
+        (alone,) = generate(model, [row.prompt_ids], max_new_tokens=6, ends=ends)
+        if known.issuperset(alone):  # a random model may write rows of its head that are no entries
+            found.append(dataclasses.replace(row, answer_ids=tuple(alone)))
+    assert len(found) > len(rows) / 2
+    return found
 
 
 @pytest.mark.parametrize("writer", ["source", "target"])
 def test_training_rows_get_what_the_model_writes(writer: str, overrides: list[str]) -> None:
     gold, written = inputs_of(overrides, f"data.answers={writer}")
     assert written.split.held_out == gold.split.held_out
-    model, known = load_model(getattr(gold, writer)).model, set(gold.shared.target_ids.tolist())
-    ends, expected = frozenset({gold.target.tokenizer.eos_token_id}), []
-    for row in gold.split.train:
-        (alone,) = generate(model, [row.prompt_ids], max_new_tokens=6, ends=ends)
-        if known.issuperset(alone):  # a random model may write rows of its head that are no entries
-            expected.append(dataclasses.replace(row, answer_ids=tuple(alone)))
-    assert written.split.train == expected and len(expected) > len(gold.split.train) / 2
+    assert written.split.train == written_by_hand(gold, writer, gold.split.train)
+
+
+@pytest.mark.parametrize("writer", ["source", "target"])
+def test_rows_to_measure_on_get_what_the_model_writes(writer: str, overrides: list[str]) -> None:
+    gold, written = inputs_of(overrides, f"data.held_out_answers={writer}", "data.writing.keep=correct")
+    assert written.split.train == gold.split.train
+    expected = written_by_hand(gold, writer, gold.split.held_out)
+    assert written.split.held_out == expected, "wrong ones are measured on, too"
+
+
+@pytest.mark.parametrize("measured", ["source", "target"])
+def test_each_part_of_the_rows_has_a_writer_of_its_own(
+    measured: str, overrides: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded = []
+    real = written_answers.load
+
+    def counted(console: Console, label: str, opened: Any, device: torch.device) -> Any:
+        loaded.append(opened)
+        return real(console, label, opened, device)
+
+    monkeypatch.setattr(written_answers, "load", counted)
+    gold, both = inputs_of(overrides, "data.answers=source", f"data.held_out_answers={measured}")
+    assert loaded == [gold.source] if measured == "source" else [gold.source, gold.target]
+    assert both.split.train == written_by_hand(gold, "source", gold.split.train)
+    assert both.split.held_out == written_by_hand(gold, measured, gold.split.held_out)
 
 
 @pytest.mark.parametrize("temperature", [0, 0.7])
@@ -74,9 +106,9 @@ def test_another_seed_draws_other_answers(overrides: list[str]) -> None:
 
 def test_tokens_are_drawn_from_the_softmax() -> None:
     logits = torch.tensor([0.1, 0.6, 0.3]).log()
-    rows = [Example((number,), (), "") for number in range(4000)]
+    prompts = [(number,) for number in range(4000)]
     for temperature in (1.0, 0.5):
-        tokens = written_answers._Sampler(rows, temperature, 0)(logits.expand(4000, 3), list(range(4000)))
+        tokens = written_answers._Sampler(prompts, temperature, 0)(logits.expand(4000, 3), list(range(4000)))
         shares = torch.bincount(tokens, minlength=3) / 4000
         torch.testing.assert_close(shares, (logits / temperature).softmax(0), rtol=0, atol=0.03)
 
@@ -146,13 +178,14 @@ def test_answers_are_those_of_the_dtype_that_a_run_began_with(
     assert len(list((written_answers.cache_folder() / "answers").glob("[!.]*"))) == 1, "written once"
 
 
-def test_answers_that_cannot_be_written_are_refused_before(overrides: list[str]) -> None:
+@pytest.mark.parametrize("rows", ["answers", "held_out_answers"])
+def test_answers_that_cannot_be_written_are_refused_before(rows: str, overrides: list[str]) -> None:
     experiment = load_experiment(
-        "tiny", overrides=[*overrides, "data.answers=target", "data.writing.max_new_tokens=999"]
+        "tiny", overrides=[*overrides, f"data.{rows}=target", "data.writing.max_new_tokens=999"]
     )
     with pytest.raises(SemalignError, match="data.writing.max_new_tokens=999 may reach .* lower data.writing"):
         read_inputs(experiment, QUIET)
-    read_inputs(experiment.model_copy(update={"data": experiment.data.model_copy(update={"answers": "gold"})}), QUIET)
+    read_inputs(experiment.model_copy(update={"data": experiment.data.model_copy(update={rows: "gold"})}), QUIET)
 
 
 def test_answers_with_tokens_of_one_model_alone_are_left_out(

@@ -57,10 +57,11 @@ class RowsConfig(Settings):
 
 
 class WritingConfig(Settings):
-    """How a model writes the answers of the training rows."""
+    """How a model writes answers of rows."""
 
     keep: Literal["all", "correct"] = "all"
-    """Whether written answers are kept whatever they say, or only where their last number is the row's own answer's."""
+    """Whether written answers are trained on whatever they say, or only where their last number is the row's own
+    answer's."""
     temperature: float = Field(0.0, ge=0)
     """0 writes the likeliest tokens; above it, tokens are drawn."""
     seed: int = 0
@@ -78,6 +79,8 @@ class DataConfig(Settings):
     """Rows to measure on; None takes other rows of `train`."""
     answers: Literal["gold", "source", "target"] = "gold"
     """The training rows' own answers, or what the source or the untrained target writes after their prompts."""
+    held_out_answers: Literal["gold", "source", "target"] = "gold"
+    """The same for the rows to measure on: NLL, KL and agreement are of these answers."""
     writing: WritingConfig = WritingConfig()
     """How they are written, where a model does."""
     train_rows: int = Field(256, ge=1)

@@ -84,7 +84,7 @@ def load(console: Console, label: str, opened: OpenedModel, device: torch.device
 def _check_rows(
     split: Split, shared: SharedVocabulary, experiment: Experiment, source: OpenedModel, target: OpenedModel
 ) -> None:
-    known = set(shared.target_ids.tolist())
+    data, known = experiment.data, set(shared.target_ids.tolist())
     rows = (*split.train, *split.held_out)
     for example in rows:
         unknown = set(example.prompt_ids + example.answer_ids) - known
@@ -96,8 +96,7 @@ def _check_rows(
     longest = max(len(example) for example in rows)
     generated = split.held_out[: experiment.measure.answer_rows]
     with_answer = max((len(e.prompt_ids) + experiment.measure.max_new_tokens for e in generated), default=0)
-    written = max(len(e.prompt_ids) for e in split.train) + experiment.data.writing.max_new_tokens
-    for opened in (source, target):
+    for role, opened in (("source", source), ("target", target)):
         limit = opened.positions
         if limit is not None and longest > limit:
             raise SemalignError(
@@ -109,10 +108,12 @@ def _check_rows(
                 f"a prompt with measure.max_new_tokens={experiment.measure.max_new_tokens} may reach {with_answer} "
                 f"tokens, {opened.settings.path} reads at most {limit}: lower measure.max_new_tokens"
             )
-        writes = opened is {"source": source, "target": target}.get(experiment.data.answers)
-        if limit is not None and writes and written > limit:
+        parts = ((data.answers, split.train), (data.held_out_answers, split.held_out))
+        answered = [len(row.prompt_ids) for writer, rows in parts if writer == role for row in rows]
+        written = max(answered, default=0) + data.writing.max_new_tokens
+        if limit is not None and answered and written > limit:
             raise SemalignError(
-                f"a prompt with data.writing.max_new_tokens={experiment.data.writing.max_new_tokens} may reach "
+                f"a prompt with data.writing.max_new_tokens={data.writing.max_new_tokens} may reach "
                 f"{written} tokens, {opened.settings.path} reads at most {limit}: lower data.writing.max_new_tokens"
             )
 

@@ -243,7 +243,9 @@ def measured_differently(one: Experiment, other: Experiment) -> list[str]:
     """Settings in which two experiments differ, and by which their figures are of other models or other rows."""
     keys = [change.partition(" is ")[0] for change in differences(one, other)]
     decisive = ("source.", "target.path", "target.revision", "data.", "measure.")
-    training = ("data.answers", "data.writing", "data.attribution_rows")
+    training: tuple[str, ...] = ("data.answers", "data.writing.keep", "data.attribution_rows")
+    if one.data.held_out_answers == "gold":
+        training += ("data.writing",)
     return [key for key in keys if key.startswith(decisive) and not key.startswith(training)]
 
 

@@ -1,4 +1,4 @@
-"""Training rows whose answers a model has written: batched, kept by prompt, and gone on with after an interruption."""
+"""Rows whose answers a model has written: batched, kept by prompt, and gone on with after an interruption."""
 
 import contextlib
 import dataclasses
@@ -22,53 +22,76 @@ from .locking import lock_of, wait_for
 from .measure import same_number
 from .models import LoadedModel, cache_folder
 
+Prompt = tuple[int, ...]
+
 ROWS_AT_ONCE = 4
 """Times the rows of a forward run that are written together."""
 
 
 def with_written_answers(experiment: Experiment, inputs: Inputs, device: torch.device, console: Console) -> Inputs:
-    """The inputs with the answers that an experiment asks for in place of the training rows' own.
+    """The inputs with the answers that an experiment asks for in place of the rows' own.
 
     Rows whose answer makes them longer than `data.max_length`, holds a token that only one model knows, or is wrong
-    where only correct ones are kept, are left out, and counted. Held-out rows stay as they are.
+    where only correct ones are trained on, are left out, and counted. What a held-out row's answer is compared with
+    when one is generated stays the row's own.
 
     Raises:
         SemalignError: no row is left. OSError: the disk is full.
     """
-    data = experiment.data
-    if data.answers == "gold":
-        return inputs
-    written = _written(experiment, inputs, device, console)
-    known = set(inputs.shared.target_ids.tolist())
+    writers = {"train": experiment.data.answers, "held_out": experiment.data.held_out_answers}
+    rows = {"train": inputs.split.train, "held_out": inputs.split.held_out}
+    for writer in sorted({*writers.values()} - {"gold"}):
+        parts = [part for part, by in writers.items() if by == writer]
+        prompts = list(dict.fromkeys(row.prompt_ids for part in parts for row in rows[part]))
+        written = _written(experiment, inputs, writer, prompts, device, console)
+        rows |= {part: _kept(part, rows[part], written, experiment, inputs, console) for part in parts}
+    return dataclasses.replace(
+        inputs, split=dataclasses.replace(inputs.split, train=rows["train"], held_out=rows["held_out"])
+    )
+
+
+def _kept(
+    part: str,
+    rows: list[Example],
+    written: dict[Prompt, list[int]],
+    experiment: Experiment,
+    inputs: Inputs,
+    console: Console,
+) -> list[Example]:
+    """The rows of one part with their written answers, those left out that cannot be used."""
+    data, known = experiment.data, set(inputs.shared.target_ids.tolist())
     kept, too_long, unknown, wrong = [], 0, 0, 0
-    for row, ids in zip(inputs.split.train, written, strict=True):
+    for row in rows:
+        ids = written[row.prompt_ids]
         changed = dataclasses.replace(row, answer_ids=tuple(ids))
         text = str(inputs.target.tokenizer.decode(ids, skip_special_tokens=True))
         if len(changed) > data.max_length:
             too_long += 1
         elif not known.issuperset(ids):
             unknown += 1
-        elif data.writing.keep == "correct" and not same_number(text, row.answer):
+        elif part == "train" and data.writing.keep == "correct" and not same_number(text, row.answer):
             wrong += 1
         else:
             kept.append(changed)
-    console.note(
-        f"answers by the {data.answers}: {len(kept)} rows, {wrong} wrong ones left out, "
-        f"{too_long} longer than data.max_length={data.max_length}"
-        + (f", {unknown} with tokens that only one model knows" if unknown else "")
+    writer = data.answers if part == "train" else data.held_out_answers
+    answered = f"{'training' if part == 'train' else 'held-out'} rows with answers by the {writer}"
+    left_out = (
+        f"{wrong} wrong, {too_long} longer than data.max_length={data.max_length}, {unknown} with tokens that only one "
+        "model knows"
     )
+    console.note(f"{answered}: {len(kept)} of {len(rows)} stay ({left_out})")
     if not kept:
         raise SemalignError(
-            f"no row is left of {len(written)} with answers by the {data.answers} ({wrong} wrong, {too_long} longer "
-            f"than data.max_length={data.max_length}, {unknown} with tokens that only one model knows): raise "
-            "data.max_length, or set data.writing.keep=all"
+            f"of {len(rows)} {answered} none is left ({left_out}): raise data.max_length, or set data.writing.keep=all"
         )
-    return dataclasses.replace(inputs, split=dataclasses.replace(inputs.split, train=kept))
+    return kept
 
 
-def _written(experiment: Experiment, inputs: Inputs, device: torch.device, console: Console) -> list[list[int]]:
-    """The answer of each training row, from the journal where it is there."""
-    wanted, writer, ranks = experiment.data.writing, experiment.data.answers, Ranks.current()
+def _written(
+    experiment: Experiment, inputs: Inputs, writer: str, prompts: list[Prompt], device: torch.device, console: Console
+) -> dict[Prompt, list[int]]:
+    """The answer to each prompt, from the journal where it is there."""
+    wanted, ranks = experiment.data.writing, Ranks.current()
     opened, identity = (inputs.source, inputs.source_id) if writer == "source" else (inputs.target, inputs.target_id)
     name = hashlib.sha256(f"{identity} {opened.precision(device)} {GENERATION}".encode()).hexdigest()[:16]
     folder = cache_folder() / "answers" / name
@@ -78,36 +101,35 @@ def _written(experiment: Experiment, inputs: Inputs, device: torch.device, conso
             journal.read(file)
         ranks.wait()  # all have read before one writes
 
-        def key(row: Example) -> str:
-            return request_key("answer", row.prompt_ids, wanted.temperature, wanted.seed, wanted.max_new_tokens)
+        def key(prompt: Prompt) -> str:
+            return request_key("answer", prompt, wanted.temperature, wanted.seed, wanted.max_new_tokens)
 
-        missing = [row for row in inputs.split.train if journal.get(key(row)) is None]
-        missing.sort(key=lambda row: len(row.prompt_ids))
+        missing = sorted((prompt for prompt in prompts if journal.get(key(prompt)) is None), key=len)
         if missing:
             loaded = load(console, f"{writer} that writes answers", opened, device)
             size = ROWS_AT_ONCE * experiment.batch_size
             parts = [missing[start : start + size] for start in range(0, len(missing), size)]
             for part in console.progress(f"write {len(missing)} answers", parts[ranks.rank :: ranks.size]):
-                _write(part, loaded, wanted, lambda row, answer: journal.add({key(row): answer}))
+                _write(part, loaded, wanted, lambda prompt, answer: journal.add({key(prompt): answer}))
             ranks.wait()
             for file in sorted(folder.glob("answers-*.jsonl")):
                 journal.read(file)
-        found = [journal.get(key(row)) for row in inputs.split.train]
-        return [list(answer.value) for answer in found if answer is not None]
+        found = {prompt: journal.get(key(prompt)) for prompt in prompts}
+        return {prompt: list(answer.value) for prompt, answer in found.items() if answer is not None}
 
 
 def _write(
-    rows: list[Example], loaded: LoadedModel, wanted: WritingConfig, keep: Callable[[Example, Answer], None]
+    prompts: list[Prompt], loaded: LoadedModel, wanted: WritingConfig, keep: Callable[[Prompt, Answer], None]
 ) -> None:
-    """Write the answers of some rows, and keep each when it ends."""
+    """Write the answers to some prompts, and keep each when it ends."""
     with undisturbed(loaded.model):
         generate(
             loaded.model,
-            [row.prompt_ids for row in rows],
+            prompts,
             max_new_tokens=wanted.max_new_tokens,
             ends=end_ids(loaded.model, loaded.tokenizer),
-            ended=lambda place, ids: keep(rows[place], Answer(ids, 0.0, len(rows))),
-            pick=likeliest if wanted.temperature == 0 else _Sampler(rows, wanted.temperature, wanted.seed),
+            ended=lambda place, ids: keep(prompts[place], Answer(ids, 0.0, len(prompts))),
+            pick=likeliest if wanted.temperature == 0 else _Sampler(prompts, wanted.temperature, wanted.seed),
         )
 
 
@@ -127,8 +149,8 @@ def _alone(folder: Path, ranks: Ranks, console: Console) -> Iterator[None]:
 class _Sampler:
     """Draws each row's tokens with numbers of its own, so that they do not depend on what else is in the batch."""
 
-    def __init__(self, rows: list[Example], temperature: float, seed: int) -> None:
-        keys = [request_key("sample", row.prompt_ids, seed) for row in rows]
+    def __init__(self, prompts: list[Prompt], temperature: float, seed: int) -> None:
+        keys = [request_key("sample", prompt, seed) for prompt in prompts]
         self._generators = [torch.Generator().manual_seed(int(key[:15], 16)) for key in keys]
         self._temperature = temperature
 

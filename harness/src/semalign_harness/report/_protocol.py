@@ -55,15 +55,12 @@ def experiment_facts(experiment: Experiment) -> Pairs:
     ]
     if held_out is not None and _fields(held_out) != _fields(data.train):
         pairs.append(("prompt and answer, held out", _fields(held_out)))
+    written = data.writing
+    manner = f"temperature {written.temperature:g}, at most {many(written.max_new_tokens, 'token')}"
     if data.answers != "gold":
-        written = data.writing
-        pairs.append(
-            (
-                "training answers",
-                f"written by the {data.answers}, kept where {written.keep}, temperature {written.temperature:g}, at "
-                f"most {many(written.max_new_tokens, 'token')}",
-            )
-        )
+        pairs.append(("training answers", f"written by the {data.answers}, kept where {written.keep}, {manner}"))
+    if data.held_out_answers != "gold":
+        pairs.append(("held-out answers", f"written by the {data.held_out_answers}, {manner}"))
     if measure.answer_rows:
         pairs.append(
             (
@@ -73,7 +70,7 @@ def experiment_facts(experiment: Experiment) -> Pairs:
             )
         )
     seeds = {"rows": data.seed, "training": experiment.train.seed, "bootstraps": SEED}
-    if data.answers != "gold":
+    if {data.answers, data.held_out_answers} != {"gold"}:
         seeds["written answers"] = data.writing.seed
     if isinstance(seed := getattr(experiment.pairing, "seed", None), int):
         seeds["pairing"] = seed
