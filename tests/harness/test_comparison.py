@@ -602,6 +602,11 @@ def test_without_an_experiment(capsys: pytest.CaptureFixture[str]) -> None:
     assert "compare needs an experiment" in capsys.readouterr().err
 
 
+def test_methods_that_are_joined_by_blanks(tmp_path: Path, runs: Runs, capsys: pytest.CaptureFixture[str]) -> None:
+    assert compared(tmp_path, "--methods", "semalign", "kd", "kd:method.learning_rate=1e-3") == 2
+    assert "'kd' is not an override" in (said := capsys.readouterr().err) and "--methods semalign,kd" in said
+
+
 def test_the_rows_of_a_method_may_have_other_answers(tmp_path: Path, runs: Runs) -> None:
     assert compared(tmp_path, "--methods", "semalign,sft", "sft:data.answers=source") == 0
     assert settings_of(tmp_path)["sft_seed-0"].data.answers == "source"

@@ -370,10 +370,15 @@ def overrides_of_methods(given: Sequence[str], names: Sequence[str]) -> tuple[li
     """Overrides of all methods, and those written `METHOD:key.key=value` by method.
 
     Raises:
-        SemalignError: a method is named that is not compared.
+        SemalignError: a method is named that is not compared; a word is no override.
     """
     shared: list[str] = []
     own: dict[str, tuple[str, ...]] = dict.fromkeys(names, ())
+    if stray := [text for text in given if "=" not in text]:
+        raise SemalignError(
+            f"{stray[0]!r} is not an override, such as train.batch_size=8: methods are joined by commas, as in "
+            f"--methods {','.join([*names, stray[0]])}"
+        )
     for text in given:
         head, colon, rest = text.partition(":")
         if not colon or "=" in head:
