@@ -1,5 +1,6 @@
 """Several processes that work together through torch.distributed's gloo, on one machine."""
 
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -37,6 +38,7 @@ def run_processes(work: Callable[..., None], folder: Path, *arguments: Any, size
 
 def _enter(rank: int, size: int, meeting: Path, work: Callable[..., None], folder: Path, *arguments: Any) -> None:
     torch.set_num_threads(1)
+    os.environ |= {"LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(size)}  # as torchrun says it
     dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=size)
     try:
         work(folder, *arguments)

@@ -17,6 +17,13 @@ from .chain import EXACT, EXAMPLES, TARGET_DEPTH, TOP, pair, source_model, targe
 ENTRIES = torch.arange(1, 80)
 
 
+@pytest.mark.parametrize("index", [-1, len(EXAMPLES)])
+def test_an_example_that_does_not_exist_is_refused_as_a_store_does(index: int, tmp_path: Path) -> None:
+    for supervision in both(tmp_path / "store", TOP):
+        with pytest.raises(SemalignError, match=f"example {index} does not exist: .* examples 0 to 6"):
+            supervision.collate([0, index])
+
+
 def both(folder: Path, wanted: SupervisionSettings, *, architecture: str = "llama", entries: Any = ENTRIES) -> Any:
     source = source_model(architecture)
     transport = transport_between(source, target_model(architecture), entries=entries)

@@ -174,7 +174,7 @@ def test_names_and_needs() -> None:
 @given(counts_of)
 def test_units_are_tokens_or_sequences_with_a_relation(counts: list[int]) -> None:
     tensor = torch.tensor(counts)
-    assert Relation().count(tensor) == sum(count >= 2 for count in counts)
+    assert Relation().count(tensor) == sum(count >= 3 for count in counts)
     for objective in (Relation(scope="batch"), Cosine(), Fisher(), OutputKL(), AnswerNLL()):
         assert objective.count(tensor) == sum(counts)
 
@@ -194,7 +194,7 @@ def test_relation_is_one_minus_cka_of_each_sequence(seed: int, counts: list[int]
     step = random_step(seed, counts)
     total = 0.0
     for row, count in enumerate(counts):
-        if count < 2:
+        if count < 3:
             continue
         x, y = step.residual[row, :count], step.reference[row, :count]
         k, l = ((v - v.mean(0)) @ (v - v.mean(0)).T for v in (x, y))  # noqa: E741

@@ -529,3 +529,14 @@ def test_entries_outside_of_the_head_are_refused(entries: list[int], tmp_path: P
     with pytest.raises(SemalignError, match="entries"):
         stored(tmp_path / "store", entries=torch.tensor(entries, dtype=torch.long))
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("key", [None, "key"])
+def test_a_store_grows_where_a_link_leads(key: str | None, tmp_path: Path) -> None:
+    there = tmp_path / "large" / "there"
+    there.mkdir(parents=True)
+    (tmp_path / "link").symlink_to(there)
+    store = stored(tmp_path / "link", resume_key=key)
+    assert len(store) == len(EXAMPLES) and (tmp_path / "link").is_symlink()
+    assert (there / "manifest.json").is_file() and [entry.name for entry in there.parent.iterdir()] == ["there"]
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["large", "link"]

@@ -1,5 +1,6 @@
 """The view of a decoder: capture, replay, early stop, refusal, and a model left as found."""
 
+import re
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
@@ -76,14 +77,40 @@ def test_trace_reads_the_streams_of_the_model(architecture: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
-def test_a_masked_residual_equals_masking_it_afterwards(dtype: torch.dtype) -> None:
+def test_streams_of_some_positions_are_those_of_all_at_these(dtype: torch.dtype) -> None:
     view, batch = DecoderView(tiny_model("gemma2", seed=1, dtype=dtype)), random_batch(1)
-    trace, mask = view.trace(batch, keep=[2], input_gradient=True), supervised(batch).mask
-    residuals = trace.residual(2, mask), trace.residual(2)[mask]
-    assert residuals[0].shape == (int(mask.sum()), view.width)
-    torch.testing.assert_close(*residuals, rtol=0, atol=0)
-    gradients = [torch.autograd.grad(each.square().sum(), trace.inputs[2], retain_graph=True)[0] for each in residuals]
+    mask, weight = supervised(batch).mask, next(view.layer(2).parameters())
+    whole, some = (view.trace(batch, keep=[2, 3], positions=positions) for positions in (None, mask))
+    for layer in (2, 3):
+        assert some.inputs[layer].shape == some.outputs[layer].shape == (int(mask.sum()), view.width)
+        torch.testing.assert_close(some.inputs[layer], whole.inputs[layer][mask], rtol=0, atol=0)
+        torch.testing.assert_close(some.residual(layer), whole.residual(layer)[mask], rtol=0, atol=0)
+    torch.testing.assert_close(some.final, whole.final, rtol=0, atol=0)
+    residuals = some.residual(2), whole.residual(2)[mask]
+    gradients = [torch.autograd.grad(each.square().sum(), weight)[0] for each in residuals]
     torch.testing.assert_close(*gradients, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"keep": [0]}, "layer 0 cannot be kept: layers 1 to 4 of 4 run"),
+        ({"keep": [2, 5]}, "layer 5 cannot be kept"),
+        ({"keep": [1, -1]}, "layer -1 cannot be kept"),
+        ({"stop": 0}, "stop is 0, expected 1 to 4"),
+        ({"keep": [1], "start": 3}, "layer 1 cannot be kept: layers 3 to 4 of 4 run"),
+        ({"keep": [3], "stop": 2}, "layer 3 cannot be kept: layers 1 to 2 of 4 run"),
+        ({"start": 3, "stop": 2}, "stop is 2, expected 3 to 4"),
+        ({"stop": 5}, "stop is 5, expected 1 to 4"),
+    ],
+)
+def test_layers_that_do_not_run_are_refused(given: dict[str, Any], told: str) -> None:
+    model, batch = tiny_model("llama", seed=1, depth=4), random_batch(1)
+    view, before = DecoderView(model), snapshot(model)
+    hidden = torch.zeros(*batch["input_ids"].shape, view.width) if "start" in given else None
+    with pytest.raises(SemalignError, match=re.escape(told)):
+        view.trace(batch, hidden=hidden, **given)
+    assert snapshot(model) == before
 
 
 @each_architecture
@@ -159,17 +186,8 @@ def test_input_gradient_makes_a_graph_under_frozen_weights(architecture: str) ->
 
 @pytest.mark.parametrize("number", [-1, 0, DEPTH + 1])
 def test_layer_numbers_out_of_range_are_refused(number: int) -> None:
-    model, batch = tiny_model("llama", seed=0), random_batch(0)
-    view = DecoderView(model)
-    before = snapshot(model)
-    for call in (
-        lambda: view.layer(number),
-        lambda: view.trace(batch, keep=[1, number]),
-        lambda: view.trace(batch, stop=number),
-    ):
-        with pytest.raises(SemalignError, match=f"layer {number} does not exist: the model has layers 1 to {DEPTH}"):
-            call()
-    assert snapshot(model) == before
+    with pytest.raises(SemalignError, match=f"layer {number} does not exist: the model has layers 1 to {DEPTH}"):
+        DecoderView(tiny_model("llama", seed=0)).layer(number)
 
 
 @pytest.mark.parametrize("number", [-1, 0, DEPTH + 2])
@@ -206,7 +224,7 @@ def uses(model: Any) -> dict[str, Callable[[], object]]:
     return {
         "trace": lambda: view.trace(batch, keep=range(1, DEPTH + 1)),
         "input gradient": lambda: view.trace(batch, keep=[2], input_gradient=True),
-        "replay": lambda: view.trace(batch, start=3, hidden=hidden, keep=[1, 3]),
+        "replay": lambda: view.trace(batch, start=3, hidden=hidden, keep=[3]),
         "stop": lambda: view.trace(batch, stop=3),
         "verify": view.verify,
         "gradient": lambda: attribute_layers(model, [batch], scorer=GradientActivation()),

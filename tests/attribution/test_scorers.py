@@ -125,19 +125,19 @@ def test_ablation_equals_a_layer_that_is_the_identity(architecture: str) -> None
             torch.testing.assert_close(scores[:, number - 1], expected, rtol=1e-4, atol=1e-5 * float(whole.max()))
 
 
-def test_similarity_makes_each_contribution_once_for_each_example(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_similarity_makes_each_contribution_once_at_the_supervised_positions(monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[int] = []
     own = Trace.residual
 
-    def counted(trace: Trace, layer: int, mask: Tensor | None = None) -> Tensor:
-        residual = own(trace, layer, mask)
+    def counted(trace: Trace, layer: int) -> Tensor:
+        residual = own(trace, layer)
         made.append(len(residual))
         return residual
 
     monkeypatch.setattr(Trace, "residual", counted)
     source, target, batch = tiny_model("llama", seed=6), tiny_model("gpt2", seed=7, depth=5), random_batch(6)
     Similarity(target)(DecoderView(source), batch)
-    assert made == [int(count) for count in supervised(batch).counts for _ in range(DEPTH + 5)]
+    assert made == [int(supervised(batch).counts.sum())] * (DEPTH + 5)
 
 
 def test_ablation_runs_only_the_layers_after_the_one_left_out() -> None:

@@ -1,6 +1,7 @@
 """Statistics over examples, and the contract of the scores."""
 
 import json
+import re
 import statistics
 from pathlib import Path
 from random import Random
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from semalign_attribution import Batch, DecoderView, GradientActivation, LayerScores, attribute_layers
 from semalign_attribution._scores import _spearman
 from semalign_geometry import SemalignError
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..models import random_batch, tiny_model
 
@@ -33,8 +34,16 @@ class Given:
         return self.chunks.pop(0)
 
 
+def attribute(chunks: list[Tensor], *, bootstrap: int = 200, seed: int = 0) -> LayerScores:
+    """Attribution by given scores, on a source and batches of their sizes."""
+    source = DecoderView(MODEL)
+    source.layers = nn.ModuleList([source.layer(1)] * chunks[0].shape[-1])
+    batches = [{"input_ids": torch.zeros(len(chunk), 1)} for chunk in chunks]
+    return attribute_layers(source, batches, scorer=Given(*chunks), bootstrap=bootstrap, seed=seed)
+
+
 def scores_of(values: Tensor, *, bootstrap: int = 200, seed: int = 0) -> LayerScores:
-    return attribute_layers(MODEL, [BATCH], scorer=Given(values), bootstrap=bootstrap, seed=seed)
+    return attribute([values], bootstrap=bootstrap, seed=seed)
 
 
 def random_values(seed: int, *shape: int) -> Tensor:
@@ -54,8 +63,7 @@ def test_mean_and_standard_error(seed: int, count: int, depth: int) -> None:
 
 def test_batches_are_joined_in_order() -> None:
     values = random_values(1, 6, 4)
-    joined = attribute_layers(MODEL, [BATCH] * 3, scorer=Given(values[:2], values[2:3], values[3:]))
-    assert joined == scores_of(values, bootstrap=1000)
+    assert attribute([values[:2], values[2:3], values[3:]]) == scores_of(values)
 
 
 @given(st.integers(0, 10_000), st.integers(2, 8), st.integers(1, 5), st.integers(1, 5))
@@ -151,8 +159,11 @@ def test_one_layer_is_stable() -> None:
     assert scores.top_frequency == (1.0,)
 
 
-def test_equal_examples_are_stable_with_ties() -> None:
+def test_equal_scores_are_stable_with_ties_and_told(caplog: pytest.LogCaptureFixture) -> None:
+    scores_of(torch.eye(5))
+    assert not caplog.text
     scores = scores_of(torch.zeros(4, 5))
+    assert "given scores all source layers alike" in caplog.text
     assert scores.stability == pytest.approx(1)
     assert scores.standard_error == (0.0,) * 5
 
@@ -175,6 +186,14 @@ def test_scores_that_are_not_finite_are_refused(bad: float) -> None:
     values[1, 2] = bad
     with pytest.raises(SemalignError, match="given gave scores that are not finite"):
         scores_of(values)
+
+
+@pytest.mark.parametrize("shape", [(3,), (2, 4), (2, 5, 4), (1, 3), (3, 3), (2, 1, 1, 3)])
+def test_scores_of_another_shape_are_refused(shape: tuple[int, ...]) -> None:
+    model, batch = tiny_model("llama", seed=0, depth=3), random_batch(0, examples=2)
+    told = f"given gave scores of shape {shape} for 2 examples and 3 source layers: expected (examples, layers) or"
+    with pytest.raises(SemalignError, match=re.escape(told)):
+        attribute_layers(model, [batch], scorer=Given(torch.ones(shape)))
 
 
 def test_damaged_weights_are_refused() -> None:

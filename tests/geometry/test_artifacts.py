@@ -199,6 +199,17 @@ def test_an_exception_in_new_folder_leaves_nothing(error: type[BaseException], e
     assert len(list(tmp_path.iterdir())) == int(exists)
 
 
+def test_a_new_folder_is_made_where_a_link_leads(tmp_path: Path) -> None:
+    (tmp_path / "large" / "there").mkdir(parents=True)
+    (tmp_path / "large" / "there" / "old").write_text("old")
+    (tmp_path / "link").symlink_to(tmp_path / "large" / "there")
+    with new_folder(tmp_path / "link") as temporary:
+        (temporary / "new").write_text("new")
+    assert (tmp_path / "link").is_symlink()
+    assert [entry.name for entry in (tmp_path / "large" / "there").iterdir()] == ["new"]
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["large", "link"]
+
+
 @pytest.mark.parametrize("exists", [False, True])
 def test_new_folder_appears_at_the_end_and_replaces_whole(exists: bool, tmp_path: Path) -> None:
     path = tmp_path / "much" / "deeper" / "folder"

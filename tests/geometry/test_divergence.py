@@ -384,6 +384,15 @@ def test_temperatures_that_are_not_positive_are_refused(temperature: float) -> N
         coarse_divergence(top_entries(hidden, head, 2), hidden, head, temperature=temperature)
 
 
+def test_different_tokens_are_refused() -> None:
+    # The functions' own annotations are checked here, and would be the first to complain.
+    one, other, wide = torch.zeros(5, 3), torch.zeros(1, 3), torch.zeros(5, 4)
+    for sides, widths in (((one, other), False), ((one, other), True), ((one, wide), True)):
+        with pytest.raises(SemalignError, match="the two sides must have the same tokens"):
+            _divergence._check_tokens(*sides, widths=widths)
+    _divergence._check_tokens(one, wide)
+
+
 def test_different_entry_counts_are_refused() -> None:
     hidden = normal(0, 2, 3)
     with pytest.raises(SemalignError, match="source head has 5 entries, the target head 6"):

@@ -5,6 +5,7 @@ import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from semalign_geometry import SemalignError, linear_cka, linear_cka_matrix, relation_distance, relation_distances
+from semalign_geometry._relation import _alignments
 from torch import Tensor
 from torch.autograd import gradcheck
 from torch.testing import assert_close
@@ -34,7 +35,7 @@ def varies(side: Tensor) -> bool:
     return bool((side != side[0]).any())
 
 
-@given(sides(), routes)
+@given(sides(min_tokens=3), routes)
 def test_it_is_the_formula(case: Sides, route: str) -> None:
     assert_close(relation_distance(case.x, case.y, route=route), dense(case.x, case.y), **TIGHT)
 
@@ -94,16 +95,16 @@ def test_masked_tokens_are_removed_whatever_they_hold(case: Sides, data: st.Data
 
 
 @given(st.data(), st.booleans())
-def test_sequences_average_over_those_with_two_tokens(data: st.DataObject, unit: bool) -> None:
+def test_sequences_average_over_those_with_three_tokens(data: st.DataObject, unit: bool) -> None:
     x = torch.stack([data.draw(matrices(4, 2)) for _ in range(3)])
     y = torch.stack([data.draw(matrices(4, 3)) for _ in range(3)])
     flags = data.draw(st.lists(st.booleans(), min_size=12, max_size=12))
     mask = torch.tensor(flags).reshape(3, 4)
-    each = [relation_distance(x[b][mask[b]], y[b][mask[b]], unit_tokens=unit) for b in range(3) if mask[b].sum() >= 2]
+    each = [relation_distance(x[b][mask[b]], y[b][mask[b]], unit_tokens=unit) for b in range(3) if mask[b].sum() >= 3]
     expected = torch.stack(each).mean() if each else torch.tensor(0.0, dtype=torch.float64)
     assert_close(relation_distance(x, y, mask=mask, unit_tokens=unit), expected, **TIGHT)
     distances, counted = relation_distances(x, y, mask=mask, unit_tokens=unit)
-    assert counted.tolist() == (mask.sum(1) >= 2).tolist()
+    assert counted.tolist() == (mask.sum(1) >= 3).tolist()
     for value, expected in zip(distances[counted], each, strict=True):
         assert_close(value, expected, **TIGHT)
 
@@ -118,7 +119,7 @@ def test_scope_batch_relates_all_tokens(data: st.DataObject, unit: bool) -> None
     assert_close(batch, relation_distance(x, y, mask=mask, unit_tokens=unit), **TIGHT)
 
 
-@given(sides(kind=elementwise), st.lists(st.floats(0.1, 10), min_size=7, max_size=7))
+@given(sides(min_tokens=3, kind=elementwise), st.lists(st.floats(0.1, 10), min_size=7, max_size=7))
 def test_unit_tokens_is_normalising_first(case: Sides, scales: list[float]) -> None:
     factors = torch.tensor(scales, dtype=torch.float64)[: len(case.x), None]
     unit = [torch.nn.functional.normalize(side, dim=1) for side in (case.x, case.y)]
@@ -137,13 +138,27 @@ def test_sides_without_variance(x: Tensor, value: float, route: str) -> None:
     assert float(linear_cka(x, flat)) == 0
 
 
-@pytest.mark.parametrize("tokens", [0, 1])
-def test_fewer_than_two_tokens_have_distance_zero(tokens: int) -> None:
+@pytest.mark.parametrize("tokens", [0, 1, 2])
+def test_fewer_than_three_tokens_have_distance_zero(tokens: int) -> None:
     x = normal(0, tokens, 3).requires_grad_()
     distance = relation_distance(x, normal(1, tokens, 2))
     distance.backward()
     assert float(distance.detach()) == 0
     assert x.grad is not None and not x.grad.any()
+
+
+@given(matrices(2, 3), matrices(2, 2))
+def test_any_two_tokens_are_related_alike(x: Tensor, y: Tensor) -> None:
+    assert_close(linear_cka(x, y), torch.tensor(float(varies(x) and varies(y)), dtype=torch.float64), **TIGHT)
+
+
+@pytest.mark.parametrize(
+    "mask",
+    [torch.ones(6, dtype=torch.bool), torch.ones(1, 6, dtype=torch.bool), torch.ones(4, 6), torch.ones(4, 6, 8) > 0],
+)
+def test_a_mask_of_another_shape_is_refused(mask: Tensor) -> None:
+    with pytest.raises(SemalignError, match=r"one truth value for each token, shape \(4, 6\), got"):
+        _alignments(normal(0, 4, 6, 8), normal(1, 4, 6, 3), mask, "sequence", False, "auto")
 
 
 def test_all_masked_has_distance_zero_and_no_gradient() -> None:
@@ -208,7 +223,7 @@ def test_bfloat16_is_accumulated_in_float32(seed: int, route: str) -> None:
     assert_close(distance, dense(x.double(), y.double()).float(), rtol=0, atol=1e-5)
 
 
-@given(sides())
+@given(sides(min_tokens=3))
 def test_cka_is_one_minus_the_distance_where_both_vary(case: Sides) -> None:
     cka = linear_cka(case.x, case.y)
     assert 0 <= float(cka) <= 1
@@ -237,3 +252,5 @@ def test_the_cka_of_every_pair_is_that_of_each(data: st.DataObject, tokens: int,
 def test_the_cka_of_every_pair_needs_the_same_tokens() -> None:
     with pytest.raises(SemalignError, match=r"the same tokens, got \[3, 5\] tokens"):
         linear_cka_matrix(iter([normal(0, 3, 4)]), iter([normal(1, 3, 4), normal(1, 5, 4)]))
+    with pytest.raises(SemalignError, match="both sides need a representation, got 1 and 0"):
+        linear_cka_matrix([normal(0, 3, 4)], [])

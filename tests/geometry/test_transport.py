@@ -307,3 +307,9 @@ def test_a_report_without_layers_has_a_mean_of_zero() -> None:
     identity = Transport.identity(2)
     report = measure_fidelity([], transport=identity, within_source=identity)
     assert (report.mean_cka_transported, report.tokens, report.layers, report.frame) == (0, 0, (), "none")
+
+
+def test_vectors_of_another_width_are_refused() -> None:
+    basis = SemanticBasis.from_head(normal(0, 9, 4))
+    with pytest.raises(SemalignError, match="vectors of width 3 for a basis of width 4: decompose on the basis of"):
+        decompose(basis, normal(1, 2, 3))

@@ -8,7 +8,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from semalign_geometry import SemalignError
 from semalign_train import Optimiser, TransferConfig
+from semalign_train._muon import Muon
 from torch import Tensor, nn
 
 seeds = st.integers(0, 2**32 - 1)
@@ -120,6 +122,31 @@ def test_a_kept_state_goes_on_to_the_same_bits(seed: int, shapes: list[Any], rat
     second.load(kept)
     move(second, resumed, seed + 1, rate)
     assert all(torch.equal(*pair) for pair in zip(whole, resumed, strict=True))
+
+
+@given(seeds, shapes, rates, st.sampled_from(["adamw", "muon"]))
+def test_an_iterator_is_taken_for_what_it_yields(seed: int, shapes: list[Any], rate: float, kind: str) -> None:
+    ours, theirs = parameters(seed, shapes), parameters(seed, shapes)
+    move(Optimiser(iter(ours), config(kind)), ours, seed, rate)
+    move(Optimiser(theirs, config(kind)), theirs, seed, rate)
+    assert all(torch.equal(one, other) for one, other in zip(ours, theirs, strict=True))
+    assert not any(torch.equal(one, start) for one, start in zip(ours, parameters(seed, shapes), strict=True))
+
+
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+def test_what_has_no_gradient_stays(kind: str) -> None:
+    used, unused = parameters(0, [(4, 3), (4, 3)])
+    before = unused.detach().clone()
+    used.grad = torch.ones_like(used)
+    Optimiser([used, unused], config(kind, weight_decay=0.1)).step(0.1)
+    assert torch.equal(unused, before) and not torch.equal(used, parameters(0, [(4, 3)])[0])
+
+
+def test_parameters_that_cannot_be_moved_are_refused() -> None:
+    with pytest.raises(SemalignError, match="there are no parameters to train"):
+        Optimiser(iter([]), config("adamw"))
+    with pytest.raises(SemalignError, match=r"Muon moves matrices, got a parameter of shape \(5,\)"):
+        Muon(parameters(0, [(2, 3), (5,)]), weight_decay=0.0)
 
 
 @given(seeds, shapes, st.sampled_from(["adamw", "muon"]))

@@ -115,6 +115,24 @@ def test_two_processes_train_as_one(name: str, runs: tuple[Path, Path]) -> None:
         assert torch.equal(value, weights(two, name, rank=1)[key])  # the copies never drift apart
 
 
+def on_machines_of_their_own(folder: Path) -> None:
+    """Under a launcher that does not tell which processes share a machine."""
+    for name in ("LOCAL_RANK", "LOCAL_WORLD_SIZE"):
+        del os.environ[name]
+    scratch = folder / f"machine-{Ranks.current().rank}"
+    scratch.mkdir()
+    train(folder, Supervision.open(folder / "store"), CASES["full"], "apart", scratch=scratch)
+    assert not list(scratch.iterdir())
+
+
+def test_processes_that_share_no_machine_train_as_one(runs: tuple[Path, Path], tmp_path: Path) -> None:
+    (tmp_path / "store").symlink_to(runs[1] / "store")
+    assert run_processes(on_machines_of_their_own, tmp_path) == [0, 0]
+    together = weights(runs[1], "full")
+    for key, value in weights(tmp_path, "apart").items():
+        torch.testing.assert_close(value, together[key], rtol=1e-4, atol=1e-4)
+
+
 class Faulty(Relation):
     """Never a number."""
 

@@ -263,7 +263,7 @@ def test_a_step_equals_plain_autograd_on_the_whole_model(
         q = run.logits[row, where].log_softmax(1)
         divergences.append((p.exp() * (p - q)).sum(1))
         answers.append(F.cross_entropy(run.logits[row, where], ids[prompt:], reduction="none"))
-        if len(ids) - prompt >= 2:
+        if len(ids) - prompt >= 3:
             k, l = (  # noqa: E741
                 (v - v.mean(0)) @ (v - v.mean(0)).T for v in (x[row, where], y[row, where].to(dtype))
             )
@@ -667,16 +667,23 @@ def test_an_own_objective_takes_the_place_of_the_configured_one(top: Supervision
 
 
 @pytest.mark.parametrize("optimiser", ["adamw", "muon"])
-def test_examples_with_one_supervised_token_have_no_relation(optimiser: str, tmp_path: Path) -> None:
+def test_examples_with_two_supervised_tokens_have_no_relation(
+    optimiser: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     source, target = source_model(), target_model()
-    store = make_store(source, target, tmp_path, examples=examples_of([(6, 5), (5, 4)]))
+    store = make_store(source, target, tmp_path / "two", examples=examples_of([(6, 4), (5, 4)]))
+    with pytest.raises(SemalignError, match="no training example has enough supervised tokens for relation: supervise"):
+        FrontierTrainer(target, store, quick(weights=GEOMETRY))
     before = weights(target)
-    report, records = fit(target, store, quick(layers=(2,), weights=GEOMETRY, optimiser=optimiser))
-    assert records[0].losses == {} and report.stages[0].supervised_tokens == sum(r.supervised_tokens for r in records)
-    assert changed(before, weights(target)) == set()
-    _, records = fit(target, store, quick(layers=(2,)))
+    _, records = fit(target, store, quick(layers=(2,), optimiser=optimiser))
+    assert "no training example has enough supervised tokens for relation, which has no say" in caplog.text
     assert list(records[0].losses) == ["output"]
     assert changed(before, weights(target)) == names_of(target, 2)
+    mixed = make_store(source, target, tmp_path / "three", examples=examples_of([(6, 4), (5, 2)]))
+    config = quick(layers=(2,), weights=GEOMETRY, optimiser=optimiser, batch_size=1)
+    report, records = fit(target_model(), mixed, config)
+    assert sorted(len(record.losses) for record in records) == [0, 1]
+    assert report.stages[0].supervised_tokens == sum(record.supervised_tokens for record in records) == 5
 
 
 @pytest.mark.parametrize(("source_depth", "depth"), [(6, 2), (6, 6), (2, 5), (1, 3), (5, 1)])

@@ -324,8 +324,7 @@ def contributions(view: DecoderView, rows: Iterable[Batch], layers: Sequence[int
     parts: dict[int, list[Tensor]] = {layer: [] for layer in layers}
     with undisturbed(view.model):
         for batch in rows:
-            mask = supervised(batch).mask.to(view.device)
-            trace = view.trace(batch, keep=layers)
+            trace = view.trace(batch, keep=layers, positions=supervised(batch).mask)
             for layer in layers:
-                parts[layer].append(trace.residual(layer, mask))
+                parts[layer].append(trace.residual(layer))
     return {layer: torch.cat(held) for layer, held in parts.items()}

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from jaxtyping import Int
 from semalign_attribution import Batch, DecoderView, LayerPairing, supervised
-from semalign_geometry import Head, SemalignError, TopEntries, Transport
+from semalign_geometry import SemalignError, TopEntries, Transport
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
@@ -68,7 +68,7 @@ class LiveSupervision:
         """Supervised tokens of each example."""
         self.entries: Int[Tensor, " v"] = self._source.entries
         """Vocabulary ids that the output distribution is over."""
-        head = self._source.head
+        self._head = head = self._source.head
         self.manifest = SupervisionManifest(
             files={},
             key=key,
@@ -95,7 +95,14 @@ class LiveSupervision:
         return len(self._ids)
 
     def tokens(self, indices: Sequence[int], *, device: torch.device | str = "cpu") -> Batch:
-        """The tokens of some examples, padded on the right."""
+        """The tokens of some examples, padded on the right.
+
+        Raises:
+            SemalignError: an example does not exist.
+        """
+        for index in indices:
+            if not 0 <= index < len(self):
+                raise SemalignError(f"example {index} does not exist: there are examples 0 to {len(self) - 1}")
         batch = padded([self._ids[index] for index in indices], [self._labels[index] for index in indices])
         return {key: value.to(device) for key, value in batch.items()}
 
@@ -110,7 +117,7 @@ class LiveSupervision:
             device: where the tensors go.
 
         Raises:
-            SemalignError: the source computes values that are not finite.
+            SemalignError: an example or a layer does not exist, or the source computes values that are not finite.
         """
         source = self._source
         wanted = [] if layer is None else [s for s in source.spans if s[1] == source.pairing.source_of(layer)]
@@ -129,6 +136,5 @@ class LiveSupervision:
     def _output(self, part: dict[str, Tensor], device: torch.device) -> OutputTarget:
         if isinstance(self._source.settings.output, TopK):
             return TopEntries(part["top_ids"], part["top_log_probs"], part["tail"])
-        head = self._source.head
-        bias = None if head.bias is None else head.bias.to(device)
-        return FinalStates(part["final"], Head(head.weight.to(device), bias, head.scale, head.softcap))
+        self._head = self._head.to(device)
+        return FinalStates(part["final"], self._head)

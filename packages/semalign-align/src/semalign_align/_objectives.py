@@ -9,6 +9,7 @@ from typing import ClassVar, Literal, Protocol, runtime_checkable
 
 from jaxtyping import Bool, Float, Int
 from semalign_geometry import (
+    LEAST_TOKENS,
     Divergence,
     Head,
     Scope,
@@ -113,7 +114,7 @@ class Relation(_LayerObjective):
     """Whether every token's vector is scaled to unit length first, for ablation."""
 
     def total(self, step: Step) -> Float[Tensor, ""]:
-        """Sum over the sequences with two supervised tokens or more; for scope `batch` the distance times the
+        """Sum over the sequences with three supervised tokens or more; for scope `batch` the distance times the
         tokens."""
         distances, counted = relation_distances(
             step.residual, step.reference, mask=step.mask, scope=self.scope, unit_tokens=self.unit_tokens
@@ -123,8 +124,9 @@ class Relation(_LayerObjective):
         return (distances * counted).sum()
 
     def count(self, counts: Int[Tensor, " b"]) -> int:
-        """Sequences with two supervised tokens or more; for scope `batch` supervised tokens."""
-        return int(counts.sum() if self.scope == "batch" else (counts >= 2).sum())
+        """Sequences with three supervised tokens or more, as all relations of two are equal; for scope `batch`
+        supervised tokens."""
+        return int(counts.sum() if self.scope == "batch" else (counts >= LEAST_TOKENS).sum())
 
 
 class Cosine(_LayerObjective):

@@ -21,7 +21,8 @@ class RaisedElsewhere(SemalignError):
 class Ranks:
     """This process among those of torch.distributed's default group.
 
-    With one process every method is the identity. All processes of a job must see one file system.
+    With one process every method is the identity. All processes of a job must see one file system. Which of them share
+    a machine is what `LOCAL_RANK` and `LOCAL_WORLD_SIZE` say; where a launcher sets neither, each counts as alone.
     """
 
     rank: int
@@ -39,8 +40,7 @@ class Ranks:
         if not (dist.is_available() and dist.is_initialized()):
             return cls(0, 1, 0, 1)
         rank, size = dist.get_rank(), dist.get_world_size()
-        local = int(os.environ.get("LOCAL_RANK", rank)), int(os.environ.get("LOCAL_WORLD_SIZE", size))
-        return cls(rank, size, *local)
+        return cls(rank, size, int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
 
     @property
     def is_first(self) -> bool:

@@ -84,13 +84,13 @@ class SupervisingSource:
             SemalignError: the source computes values that are not finite.
         """
         kept = sorted({layer for span in spans for layer in (span[0] + 1, span[1])})
-        with undisturbed(self.view.model):
-            trace = self.view.trace(batch, keep=kept)
         mask_BN = positions.mask.to(self.view.device)
+        with undisturbed(self.view.model):
+            trace = self.view.trace(batch, keep=kept, positions=mask_BN)
         part: dict[str, Tensor] = {}
         squares = torch.zeros(2, dtype=torch.float64)
         for span in spans:
-            vectors_PD = self.transport(_contribution(trace, span, mask_BN))
+            vectors_PD = self.transport(_contribution(trace, span))
             rounded = stored_residual(vectors_PD, self.settings.dtype)
             part |= {residual_key(span) + suffix: value for suffix, value in rounded.items()}
             loss_PD = restored_residual(rounded) - vectors_PD
@@ -139,6 +139,6 @@ def residual_key(span: Span) -> str:
     return f"residual.{span[0]}-{span[1]}"
 
 
-def _contribution(trace: Trace, span: Span, mask_BN: Tensor) -> Tensor:
+def _contribution(trace: Trace, span: Span) -> Tensor:
     below, layer = span
-    return trace.outputs[layer][mask_BN].float() - trace.inputs[below + 1][mask_BN].float()
+    return trace.outputs[layer].float() - trace.inputs[below + 1].float()

@@ -102,9 +102,7 @@ class Supervision:
 
     def head_on(self, device: torch.device) -> Head | None:
         """The source's head on a device; None when the store keeps top entries instead."""
-        if self._head is not None and self._head.weight.device != device:
-            bias = None if self._head.bias is None else self._head.bias.to(device)
-            self._head = Head(self._head.weight.to(device), bias, self._head.scale, self._head.softcap)
+        self._head = None if self._head is None else self._head.to(device)
         return self._head
 
     def tokens(self, indices: Sequence[int], *, device: torch.device | str = "cpu") -> Batch:

@@ -232,6 +232,7 @@ def _finished(folder: Path, key: str) -> SupervisionManifest | None:
 @contextmanager
 def _workplace(folder: Path, key: str, ranks: Ranks) -> Iterator[Path]:
     """Where the store grows until it gets its name."""
+    folder = folder.resolve()
     if not key and ranks.size == 1:
         with new_folder(folder) as temporary:
             yield temporary

@@ -24,25 +24,16 @@ from ._batch import Batch
 class Trace:
     """What passed through a forward run; layers are counted from 1."""
 
-    inputs: dict[int, Float[Tensor, "b n d"]] = field(default_factory=dict)
-    """h_{ℓ−1}, the residual stream before each kept layer."""
-    outputs: dict[int, Float[Tensor, "b n d"]] = field(default_factory=dict)
-    """h_ℓ, the residual stream after each kept layer."""
+    inputs: dict[int, Float[Tensor, "b n d"] | Float[Tensor, "s d"]] = field(default_factory=dict)
+    """h_{ℓ−1}, the residual stream before each kept layer, at the kept positions."""
+    outputs: dict[int, Float[Tensor, "b n d"] | Float[Tensor, "s d"]] = field(default_factory=dict)
+    """h_ℓ, the residual stream after each kept layer, likewise."""
     final: Float[Tensor, "b n d"] | None = None
     """What the head is fed, after the final norm; None when the run stopped earlier."""
 
-    def residual(
-        self, layer: int, mask: Bool[Tensor, "b n"] | None = None
-    ) -> Float[Tensor, "b n d"] | Float[Tensor, "s d"]:
-        """Residual contribution r_ℓ = h_ℓ − h_{ℓ−1} of a kept layer, in float32 (float64 for float64 models).
-
-        Args:
-            layer: a kept layer.
-            mask: the positions that are wanted, s of them: their contributions alone are made, (s, d). None takes all.
-        """
+    def residual(self, layer: int) -> Float[Tensor, "b n d"] | Float[Tensor, "s d"]:
+        """Residual contribution r_ℓ = h_ℓ − h_{ℓ−1} of a kept layer, in float32 (float64 for float64 models)."""
         after, before = self.outputs[layer], self.inputs[layer]
-        if mask is not None:
-            after, before = after[mask], before[mask]
         dtype = accumulation_dtype(after)
         return after.to(dtype) - before.to(dtype)
 
@@ -103,6 +94,7 @@ class DecoderView:
         batch: Batch,
         *,
         keep: Collection[int] = (),
+        positions: Bool[Tensor, "b n"] | None = None,
         start: int = 1,
         hidden: Float[Tensor, "b n d"] | None = None,
         stop: int | None = None,
@@ -114,6 +106,7 @@ class DecoderView:
         Args:
             batch: input_ids and attention_mask, (b, n).
             keep: layers whose input and output are kept.
+            positions: where they are kept, s positions in all; the rest is let go of layer by layer. None keeps all.
             start: first layer that runs; the layers before it hand on `hidden`. depth + 1 runs the final norm alone.
             hidden: h_{start−1}, (b, n, d), the replayed input of layer `start`; needed exactly when start > 1.
             stop: last layer that runs; nothing after it is computed, and `final` is None.
@@ -122,15 +115,20 @@ class DecoderView:
             input_gradient: make the input of layer 1 require a gradient, so that a graph exists under frozen weights.
 
         Raises:
-            SemalignError: a layer number out of range, or a replayed input missing.
+            SemalignError: a layer number out of range, a kept layer that does not run, or a replayed input missing.
         """
         if not 1 <= start <= self.depth + 1:
             raise SemalignError(f"start is {start}, expected 1 to {self.depth + 1}")
+        if stop is not None and not start <= stop <= self.depth:
+            raise SemalignError(f"stop is {stop}, expected {start} to {self.depth}, or None")
+        last = self.depth if stop is None else stop
+        if outside := [number for number in keep if not start <= number <= last]:
+            raise SemalignError(f"layer {outside[0]} cannot be kept: layers {start} to {last} of {self.depth} run")
         if (start > 1) != (hidden is not None):
             raise SemalignError(f"a run from layer {start} " + ("needs hidden" if start > 1 else "takes no hidden"))
         if recompute_from is not None and not 1 <= recompute_from <= self.depth + 1:
             raise SemalignError(f"recompute_from is {recompute_from}, expected 1 to {self.depth + 1}, or None")
-        trace = Trace()
+        trace, places = Trace(), None if positions is None else positions.nonzero(as_tuple=True)
         final: Tensor | None = None
         with ExitStack() as stack:
             if hidden is not None:
@@ -141,8 +139,8 @@ class DecoderView:
             for layer in [] if recompute_from is None else self.layers[recompute_from - 1 :]:
                 stack.enter_context(_recomputed(layer))
             for number in keep:
-                stack.enter_context(_input_hook(self.layer(number), _keeper(trace.inputs, number)))
-                stack.enter_context(_output_hook(self.layer(number), _keeper(trace.outputs, number)))
+                stack.enter_context(_input_hook(self.layer(number), _keeper(trace.inputs, number, places)))
+                stack.enter_context(_output_hook(self.layer(number), _keeper(trace.outputs, number, places)))
             if stop is not None:
                 stack.enter_context(_output_hook(self.layer(stop), _stop))
             try:
@@ -244,9 +242,9 @@ def _stop(_: Tensor) -> None:
     raise _Stopped
 
 
-def _keeper(store: dict[int, Tensor], number: int) -> Callable[[Tensor], None]:
+def _keeper(store: dict[int, Tensor], number: int, places: tuple[Tensor, ...] | None) -> Callable[[Tensor], None]:
     def keep(value: Tensor) -> None:
-        store[number] = value
+        store[number] = value if places is None else value[tuple(place.to(value.device) for place in places)]
 
     return keep
 

@@ -1,17 +1,16 @@
 """The scorers: gradient × activation, ablation, similarity to a target."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from semalign_geometry import Settings, accumulation_dtype, answer_nll, linear_cka_matrix
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from ._batch import Batch, supervised
-from ._decoder import DecoderView, Trace, undisturbed, view_of
+from ._decoder import DecoderView, undisturbed, view_of
 
 
 class GradientActivation(Settings):
@@ -91,23 +90,21 @@ class Similarity:
 
     @torch.no_grad()
     def __call__(self, source: DecoderView, batch: Batch) -> Float[Tensor, "examples targets layers"]:
-        """One score per example, target layer and source layer, in [0, 1]."""
-        mask = supervised(batch).mask
+        """One score per example, target layer and source layer, in [0, 1]; an example with fewer than three supervised
+        tokens tells no pairs apart."""
+        positions = supervised(batch)
+        mask, counts = positions.mask, positions.counts.tolist()
         target = view_of(self.target)
         with undisturbed(self.target):
-            target_trace = target.trace(batch, keep=range(1, target.depth + 1))
-        source_trace = source.trace(batch, keep=range(1, source.depth + 1))
-        scores = torch.zeros(len(mask), target.depth, source.depth)
-        for example in range(len(mask)):
-            alone = torch.zeros_like(mask)
-            alone[example] = mask[example]
-            scores[example] = linear_cka_matrix(_residuals(target_trace, alone), _residuals(source_trace, alone))
+            target_trace = target.trace(batch, keep=range(1, target.depth + 1), positions=mask)
+        source_trace = source.trace(batch, keep=range(1, source.depth + 1), positions=mask)
+        ours, theirs = (
+            [trace.residual(layer).split(counts) for layer in trace.outputs] for trace in (target_trace, source_trace)
+        )
+        scores = torch.zeros(len(counts), target.depth, source.depth)
+        for example in range(len(counts)):
+            scores[example] = linear_cka_matrix([each[example] for each in ours], [each[example] for each in theirs])
         return scores
-
-
-def _residuals(trace: Trace, mask: Bool[Tensor, "b n"]) -> Iterator[Float[Tensor, "s d"]]:
-    """What each kept layer adds at some positions, one layer at a time."""
-    return (trace.residual(layer, mask.to(stream.device)) for layer, stream in trace.outputs.items())
 
 
 def _answer_losses(view: DecoderView, batch: Batch, final: Tensor | None) -> Float[Tensor, " examples"]:

@@ -1,5 +1,6 @@
 """Layer attribution: how much of the task each source layer carries."""
 
+import logging
 from collections.abc import Iterable
 from typing import Protocol, runtime_checkable
 
@@ -12,6 +13,8 @@ from transformers import PreTrainedModel
 
 from ._batch import Batch
 from ._decoder import DecoderView, undisturbed, view_of
+
+LOGGER = logging.getLogger(__name__)
 
 
 class LayerScores(Contract):
@@ -85,7 +88,8 @@ def attribute_layers(
         seed: seed of the resampling.
 
     Raises:
-        SemalignError: no examples, no bootstrap samples, or scores that are not finite.
+        SemalignError: no examples, no bootstrap samples, scores that are not finite, or not one for each example and
+            layer.
 
     Example:
         >>> import torch
@@ -105,14 +109,14 @@ def attribute_layers(
         raise SemalignError(f"bootstrap is {bootstrap}, expected at least 1 resample")
     view = view_of(source)
     with undisturbed(view.model):
-        parts = [
-            scorer(view, batch).detach().cpu().double() for batch in batches if len(next(iter(batch.values()), ()))
-        ]
+        parts = [_scored(scorer, view, batch) for batch in batches if len(next(iter(batch.values()), ()))]
     if not parts:
         raise SemalignError("there are no examples to attribute on: the batches are empty")
     values = torch.cat(parts)
     if not torch.isfinite(values).all():
         raise SemalignError(f"{scorer.name} gave scores that are not finite: check the source's weights and dtype")
+    if view.depth > 1 and bool((values == values[..., :1]).all()):
+        LOGGER.warning("%s scores all source layers alike: the examples tell nothing of them", scorer.name)
     similarity = None
     if values.dim() == 3:
         similarity = tuple(tuple(row) for row in values.mean(0).tolist())
@@ -134,6 +138,17 @@ def attribute_layers(
         top_frequency=tuple(first.tolist()),
         similarity=similarity,
     )
+
+
+def _scored(scorer: Scorer, view: DecoderView, batch: Batch) -> Tensor:
+    scores = scorer(view, batch).detach().cpu().double()
+    examples, shape = len(next(iter(batch.values()))), tuple(scores.shape)
+    if len(shape) not in (2, 3) or (shape[0], shape[-1]) != (examples, view.depth):
+        raise SemalignError(
+            f"{scorer.name} gave scores of shape {shape} for {examples} examples and {view.depth} source layers: "
+            "expected (examples, layers) or (examples, targets, layers)"
+        )
+    return scores
 
 
 def _spearman(rows: Float[Tensor, "r n"], reference: Float[Tensor, " n"]) -> Float[Tensor, " r"]:

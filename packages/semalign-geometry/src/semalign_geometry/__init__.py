@@ -41,6 +41,7 @@ from ._head import Head as Head
 from ._head import accumulation_dtype as accumulation_dtype
 from ._head import final_norm as final_norm
 from ._head import norm_gain as norm_gain
+from ._relation import LEAST_TOKENS as LEAST_TOKENS
 from ._relation import Route as Route
 from ._relation import Scope as Scope
 from ._relation import linear_cka as linear_cka
@@ -54,6 +55,7 @@ from ._vocabulary import SharedVocabulary as SharedVocabulary
 from ._vocabulary import align_vocabularies as align_vocabularies
 
 __all__ = [
+    "LEAST_TOKENS",
     "ArtifactManifest",
     "BasisManifest",
     "Components",

@@ -63,7 +63,7 @@ def output_divergence(
         (n,) float32 (float64 where a head is float64).
 
     Raises:
-        SemalignError: the heads have different numbers of entries, or the temperature is not positive.
+        SemalignError: the two sides have different numbers of tokens or of entries, or the temperature is not positive.
 
     Example:
         >>> import torch
@@ -82,6 +82,7 @@ def output_divergence(
             f"the source head has {len(source_head.weight)} entries, the target head {len(target_head.weight)}: "
             "restrict both with Head.select to the shared entries (align_vocabularies)"
         )
+    _check_tokens(source_hidden, target_hidden)
     value: Tensor = _ExactDivergence.apply(  # type: ignore[no-untyped-call]
         _without_unused_gradient(target_hidden), target_head, source_hidden, source_head, temperature, chunk
     )
@@ -267,10 +268,22 @@ def quadratic_divergence(
     Returns:
         (n,) nats, float32 (float64 for a float64 head).
 
+    Raises:
+        SemalignError: the two sides have different shapes.
+
     Source: ACL (method 2.7, `fisher`).
     """
+    _check_tokens(reference, target, widths=True)
     value: Tensor = _QuadraticDivergence.apply(target, reference, head, chunk)  # type: ignore[no-untyped-call]
     return value
+
+
+def _check_tokens(one: Tensor, other: Tensor, *, widths: bool = False) -> None:
+    if len(one) != len(other) or (widths and one.shape != other.shape):
+        raise SemalignError(
+            f"the two sides must have the same tokens{' and one width' if widths else ''}, got shapes "
+            f"{tuple(one.shape)} and {tuple(other.shape)}"
+        )
 
 
 def _check_temperature(temperature: float) -> None:

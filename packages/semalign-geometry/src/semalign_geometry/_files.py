@@ -34,12 +34,13 @@ def replace_file(path: Path, text: str) -> Path:
 def new_folder(path: Path) -> Iterator[Path]:
     """A folder to fill, which gets its name `path` only when the block ends without an exception.
 
-    A folder that already stands at `path` is replaced at that moment, never before.
+    A folder that already stands at `path`, or where a link at `path` leads, is replaced at that moment, never before.
 
     Raises:
         SemalignError: a file stands at `path`.
     """
     check_no_file(path)
+    path = path.resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     try:

@@ -88,11 +88,17 @@ def decompose(
         (n, v) coefficients, float32 (float64 for float64 input).
 
     Raises:
-        SemalignError: an unknown frame, a `top_k` below 1, or a gain that is asked for and missing.
+        SemalignError: vectors of another width, an unknown frame, a `top_k` below 1, or a gain that is asked for and
+            missing.
 
     Source: v1 eq. 1 (`cosine`); method of ACL (`dual`); ours (`parseval`).
     """
     frame = find_frame(frame)
+    if residual.shape[-1] != basis.manifest.width:
+        raise SemalignError(
+            f"vectors of width {residual.shape[-1]} for a basis of width {basis.manifest.width}: decompose on the "
+            "basis of the model that they come from"
+        )
     dtype = accumulation_dtype(residual)
     vectors_ND = residual.to(dtype)
     if frame.unit:

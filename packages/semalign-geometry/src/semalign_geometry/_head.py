@@ -51,6 +51,11 @@ class Head:
         bias = None if self.bias is None else select_rows(self.bias, ids)
         return replace(self, weight=select_rows(self.weight, ids), bias=bias)
 
+    def to(self, device: torch.device) -> "Head":
+        """The head on a device; itself where it lies there."""
+        bias = None if self.bias is None else self.bias.to(device)
+        return replace(self, weight=self.weight.to(device), bias=bias)
+
     def logits(self, hidden: Float[Tensor, "*n d"], rows: slice = slice(None)) -> Float[Tensor, "*n w"]:
         """Logits in float32 (float64 for float64 heads) of some vocabulary rows; the product runs in W's dtype.
 

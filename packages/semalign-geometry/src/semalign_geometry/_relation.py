@@ -21,6 +21,9 @@ Scope = Literal["sequence", "batch"]
 Route = Literal["auto", "token", "feature"]
 """Sum over token pairs (n×n) or over feature pairs (d×d): the same value; `auto` takes the cheaper."""
 
+LEAST_TOKENS = 3
+"""Tokens from which relations can differ: those of two that vary are all equal."""
+
 HELD = 2**22
 """Entries of the relation matrices in memory at a time when all pairs are compared; 16 MiB in float32."""
 
@@ -38,8 +41,8 @@ def relation_distance(
 
     Laws: in [0, 1]; 0 for equal relations; symmetric; unchanged by rotating, translating or scaling either side and by
     reordering tokens; equal to 1 − CKA. Defined everywhere: a side without variance has K/‖K‖ = 0, so the distance is 0
-    when neither varies and ½ when one does; sequences with fewer than two tokens are left out of the mean, and a batch
-    without any other sequence has distance 0. Gradients are finite in each case.
+    when neither varies and ½ when one does. All relations of two tokens are equal, so sequences with fewer than three
+    are left out of the mean, and a batch without any other sequence has distance 0. Gradients are finite in each case.
 
     Args:
         target: (n, d) or (b, n, d) vectors.
@@ -53,7 +56,7 @@ def relation_distance(
         Scalar, accumulated in float32 (float64 for float64 input).
 
     Raises:
-        SemalignError: the two sides have different tokens.
+        SemalignError: the two sides have different tokens, or the mask is not one truth value for each.
 
     Example:
         >>> import torch
@@ -63,7 +66,7 @@ def relation_distance(
         >>> float(relation_distance(torch.zeros(10, 7), vectors))
         0.5
 
-    Source: v2, reading (method 2.4); definitions at n < 2 and zero variance ours.
+    Source: v2, reading (method 2.4); definitions at n < 3 and zero variance ours.
     """
     distances, counted = relation_distances(
         target, reference, mask=mask, scope=scope, unit_tokens=unit_tokens, route=route
@@ -80,7 +83,7 @@ def relation_distances(
     unit_tokens: bool = False,
     route: Route = "auto",
 ) -> tuple[Float[Tensor, " s"], Bool[Tensor, " s"]]:
-    """`relation_distance` of each sequence (one for scope `batch`), and which of them have two tokens or more.
+    """`relation_distance` of each sequence (one for scope `batch`), and which of them have three tokens or more.
 
     The arguments and errors are those of `relation_distance`.
 
@@ -98,7 +101,7 @@ def relation_distances(
 def linear_cka(x: Float[Tensor, "n d"], y: Float[Tensor, "n e"]) -> Float[Tensor, ""]:
     """Linear centred kernel alignment ⟨K, L⟩ / (‖K‖‖L‖) of two representations of the same n tokens, in [0, 1].
 
-    0 when either side has no variance. float32 (float64 for float64 input).
+    0 when either side has no variance, 1 for any two tokens that vary. float32 (float64 for float64 input).
 
     Raises:
         SemalignError: the two sides have different numbers of tokens.
@@ -119,9 +122,11 @@ def linear_cka_matrix(xs: Iterable[Float[Tensor, "n _"]], ys: Iterable[Float[Ten
         ys: likewise.
 
     Raises:
-        SemalignError: two representations have different numbers of tokens.
+        SemalignError: two representations have different numbers of tokens, or a side has none.
     """
     x_ND, y_NE = ([_centred_alone(each) for each in side] for side in (xs, ys))
+    if not x_ND or not y_NE:
+        raise SemalignError(f"both sides need a representation, got {len(x_ND)} and {len(y_NE)}")
     sizes = {len(each) for each in (*x_ND, *y_NE)}
     if len(sizes) != 1:
         raise SemalignError(f"all representations must have the same tokens, got {sorted(sizes)} tokens")
@@ -145,13 +150,18 @@ def linear_cka_matrix(xs: Iterable[Float[Tensor, "n _"]], ys: Iterable[Float[Ten
 def _alignments(
     target: Tensor, reference: Tensor, mask: Tensor | None, scope: Scope, unit_tokens: bool, route: Route
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """⟨K̂, L̂⟩, ‖K̂‖², ‖L̂‖² and whether there are two tokens, of each sequence; K̂ is K/‖K‖, or 0 without variance."""
+    """⟨K̂, L̂⟩, ‖K̂‖², ‖L̂‖² and whether there are three tokens, of each sequence; K̂ is K/‖K‖, or 0 without variance."""
     if target.shape[:-1] != reference.shape[:-1]:
         raise SemalignError(
             f"the two sides must have the same tokens, got shapes {tuple(target.shape)} and {tuple(reference.shape)}"
         )
     if mask is None:
         mask = torch.ones(target.shape[:-1], dtype=torch.bool, device=target.device)
+    if mask.shape != target.shape[:-1] or mask.dtype != torch.bool:
+        raise SemalignError(
+            f"the mask must have one truth value for each token, shape {tuple(target.shape[:-1])}, got "
+            f"{str(mask.dtype).removeprefix('torch.')} of shape {tuple(mask.shape)}"
+        )
     dtype = accumulation_dtype(target, reference)
     pattern = "... n d -> (...) n d" if target.dim() > 2 and scope == "sequence" else "... d -> 1 (...) d"
     mask_BN = rearrange(mask[..., None], pattern)[..., 0]
@@ -171,7 +181,7 @@ def _alignments(
         l_squares = einsum(reference_BNE, reference_BNE, "b n d, b n e -> b d e").square().sum((1, 2))
     norms = torch.where(target_varies, k_squares, 1.0).sqrt() * torch.where(reference_varies, l_squares, 1.0).sqrt()
     similarities = torch.where(target_varies & reference_varies, products / norms, 0.0)
-    return similarities, target_varies.to(dtype), reference_varies.to(dtype), mask_BN.sum(1) >= 2
+    return similarities, target_varies.to(dtype), reference_varies.to(dtype), mask_BN.sum(1) >= LEAST_TOKENS
 
 
 def _centred(vectors_BND: Tensor, mask_BN: Tensor, unit_tokens: bool) -> tuple[Tensor, Tensor]:

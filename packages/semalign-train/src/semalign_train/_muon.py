@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 import torch
 from jaxtyping import Float
+from semalign_geometry import SemalignError
 from torch import Tensor, nn
 
 MOMENTUM = 0.95
@@ -39,17 +40,25 @@ class Muon(torch.optim.Optimizer):
             matrices: parameters of two dimensions.
             weight_decay: decoupled weight decay.
             dtype: of the products; None takes that of the matrices.
+
+        Raises:
+            SemalignError: a parameter of other than two dimensions.
         """
+        matrices = list(matrices)
+        for matrix in matrices:
+            if matrix.ndim != 2:
+                raise SemalignError(f"Muon moves matrices, got a parameter of shape {tuple(matrix.shape)}")
         super().__init__(matrices, {"lr": 0.0, "weight_decay": weight_decay})
         self._dtype = dtype
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """Move every matrix; small matrices of one shape are orthogonalised together."""
+        """Move every matrix that has a gradient; small matrices of one shape are orthogonalised together."""
         for group in self.param_groups:
             alike: defaultdict[torch.Size, list[nn.Parameter]] = defaultdict(list)
             for matrix in group["params"]:
-                alike[matrix.shape].append(matrix)
+                if matrix.grad is not None:
+                    alike[matrix.shape].append(matrix)
             for shape, matrices in alike.items():
                 factor = ADAMW_LENGTH * math.sqrt(max(shape))
                 size = max(1, TOGETHER // shape.numel())

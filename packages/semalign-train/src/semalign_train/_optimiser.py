@@ -1,8 +1,9 @@
 """What moves the trainable parameters, with a state that can be kept and restored."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 
 import torch
+from semalign_geometry import SemalignError
 from torch import Tensor, nn
 
 from ._muon import Muon
@@ -17,7 +18,7 @@ class Optimiser:
 
     def __init__(
         self,
-        parameters: Sequence[nn.Parameter],
+        parameters: Iterable[nn.Parameter],
         config: TransferConfig,
         *,
         products: torch.dtype | None = None,
@@ -31,8 +32,13 @@ class Optimiser:
             products: dtype of Muon's products; None takes that of the parameters.
             matrices: those that Muon may move, of which it takes the ones with two dimensions; None for all. Embeddings
                 and heads are none of them: their rows are entries, of which a batch sees few.
+
+        Raises:
+            SemalignError: there are no parameters.
         """
-        self._parameters = list(parameters)
+        self._parameters = parameters = list(parameters)
+        if not parameters:
+            raise SemalignError("there are no parameters to train")
         allowed = set(map(id, parameters if matrices is None else matrices)) if config.optimiser == "muon" else set()
         by_muon = [each for each in parameters if id(each) in allowed and each.ndim == 2]
         moved = set(map(id, by_muon))

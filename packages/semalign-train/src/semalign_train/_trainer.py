@@ -95,9 +95,9 @@ class FrontierTrainer:
 
         Raises:
             SemalignError: the store was made for another depth, width or vocabulary, the target is float16, a layer
-                or the scratch folder does not exist, every term has weight 0, `held_out` was supervised in another way,
-                a divergence needs top entries that a store lacks, or checkpoints are asked for with live supervision
-                without a key or an objective whose settings are not known.
+                or the scratch folder does not exist, every term has weight 0 or too few supervised tokens, `held_out`
+                was supervised in another way, a divergence needs top entries that a store lacks, or checkpoints are
+                asked for with live supervision without a key or an objective whose settings are not known.
         """
         self.view = view_of(target)
         """The target."""
@@ -159,6 +159,12 @@ class FrontierTrainer:
             raise SemalignError(
                 f"two terms of the loss have one name ({', '.join(names)}): give the own objective another"
             )
+        silent = [term.name for _, term in self._terms if term.count(supervision.counts) == 0]
+        if silent:
+            told = f"no training example has enough supervised tokens for {' or '.join(silent)}"
+            if len(silent) == len(self._terms):
+                raise SemalignError(f"{told}: supervise more tokens, or give another term of the loss a weight")
+            LOGGER.warning("%s, which has no say", told)
         self._shared_head = self.view.head.select(supervision.entries)
         if self.config.divergence != "forward" and weights.output > 0:
             for rows, store in self._stores.items():
@@ -222,11 +228,12 @@ class FrontierTrainer:
                 autocast=self.config.autocast == "bfloat16",
             )
             order = optimisation_batches(self.config, len(self.supervision))  # stages go on where one stopped
+            finished = self._checkpoints is not None and self._checkpoints.stage(self.layers[-1]) is not None
             try:
                 for layer, steps in zip(self.layers, self.stage_steps, strict=True):
                     started, batches = time.perf_counter(), list(itertools.islice(order, steps))
-                    # Stage by stage when resumed, too: the same bits.
-                    prefix.advance(layer - 1, itertools.chain(*batches))
+                    if not finished:  # stage by stage when resumed, too: the same bits
+                        prefix.advance(layer - 1, itertools.chain(*batches))
                     if shards is not None:
                         shards.gather(layer)
                     stages.append(self._resumed(layer) or self._stage(layer, prefix, batches, started))
@@ -462,12 +469,13 @@ class FrontierTrainer:
                 start=start,
                 hidden=hidden,
                 keep=[layer],
+                positions=data.positions.mask,
                 stop=None if needs_output else layer,
                 recompute_from=layer + 1 if self.config.recompute_suffix and torch.is_grad_enabled() else None,
             )
         counts = data.positions.counts
         mask_BM = position_mask(counts)
-        residual_PD = trace.residual(layer, data.positions.mask)
+        residual_PD = trace.residual(layer)
         residual_BMD = residual_PD.new_zeros(*mask_BM.shape, residual_PD.shape[-1])
         residual_BMD[mask_BM] = residual_PD
         assert data.reference is not None
