@@ -106,7 +106,7 @@ def made_up(experiment: Experiment, rows: int, models: str = "") -> RunResult:
         ),
         supervision_bytes=stored * 3_000_000,
         supervision_seconds=stored * 4.5,
-        train_rows=experiment.data.train_rows,
+        train_rows=experiment.data.train_rows - (experiment.data.answers != "gold"),  # one could not be used
         seconds=100.0,
         peak_bytes=10**9,
         training_peak_bytes=(seed + 1) * 10**8,
@@ -610,6 +610,9 @@ def test_methods_that_are_joined_by_blanks(tmp_path: Path, runs: Runs, capsys: p
 def test_the_rows_of_a_method_may_have_other_answers(tmp_path: Path, runs: Runs) -> None:
     assert compared(tmp_path, "--methods", "semalign,sft", "sft:data.answers=source") == 0
     assert settings_of(tmp_path)["sft_seed-0"].data.answers == "source"
+    assert "; 2,047 to 2,048 training rows." in (tmp_path / "out" / "comparison.md").read_text(encoding="utf-8")
+    assert main(["report", str(tmp_path / "out")]) == 0
+    assert "2,047 to 2,048 of " in (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(
@@ -988,6 +991,25 @@ def test_other_documents_are_evaluated_anew_and_trained_models_stay(
         assert compared(tmp_path, *call, *more) == 0
         assert comparison(tmp_path).metrics["gsm8k"].items == documents
     assert runs.ran == ran
+
+
+def test_an_evaluation_of_the_users_own_is_used_or_left_alone(
+    tmp_path: Path, runs: Runs, benched: Benched, capsys: pytest.CaptureFixture[str]
+) -> None:
+    call = [*benched.call, "--methods", "semalign", "--tasks"]
+    assert compared(tmp_path, *call, "gsm8k", "--limit", "1") == 0
+    (file,) = (tmp_path / "out" / "runs").glob("semalign_seed-*/evaluation/result.json")
+    tree = json.loads(file.read_text(encoding="utf-8"))
+    tree["config"]["gold"] = True
+    file.write_text(json.dumps(tree), encoding="utf-8")
+    before, loaded = file.read_bytes(), list(benched.loaded)
+    assert compared(tmp_path, *call, "gsm8k", "--limit", "1") == 0
+    assert benched.loaded == loaded and file.read_bytes() == before
+    for more in (["gsm8k", "--limit", "2"], ["gsm8k,mmlu", "--limit", "1"]):
+        assert compared(tmp_path, *call, *more) == 2
+        said = capsys.readouterr().err
+        assert f"{file.parent} holds an evaluation that a comparison does not make" in said
+        assert file.read_bytes() == before
 
 
 def test_benchmarks_that_cannot_be_had_cost_no_training(

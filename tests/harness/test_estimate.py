@@ -279,7 +279,13 @@ def test_settings_change_what_a_run_needs() -> None:
         assert needs(joint, "train.recompute_suffix=true").target_phase < needs(joint).target_phase
     hidden, kd, seeking = (needs(f"method.kind={kind}") for kind in ("hidden", "kd", "seeking"))
     source = 13_015_864_320 * 2
-    assert hidden.target_phase == kd.target_phase + source - 32_000 * 5120 * 2, "the source stays beside the target"
+    factor = 4 * (1 + 2 + 2 + 1)
+    assert hidden.training_state == kd.training_state + 32 * 5120 * 4096 * factor, "a projection for each layer"
+    stays = source - 32_000 * 5120 * 2
+    assert hidden.target_phase - hidden.training_state == kd.target_phase - kd.training_state + stays
+    laten = needs("method.kind=laten")
+    assert laten.training_state == 4 * 5120 * (5120 + 4096) * factor, "four hypernetworks"
+    assert laten.target_phase - laten.training_state == kd.target_phase - kd.training_state + stays
     assert seeking.training_state > 0
     assert seeking.source_phase > kd.source_phase + weights + 4 * 0.9 * source // 2, "a score for each of its weights"
     assert needs("train.weights.geometry=0").training_state == adapter * 4 * (1 + 2 + 1 + 1)

@@ -213,7 +213,8 @@ def test_two_ranks_give_what_one_process_gives(models: tuple[Path, Path], data: 
     command = [*launch, "-m", "semalign_harness", "evaluate", str(models[1]), "--data", str(data), "batch_size=1"]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "SEMALIGN_CACHE": str(tmp_path / "ranks")}
     more = ["--tasks", "mmlu,gsm8k", "device=cpu", "--out", str(tmp_path / "two")]
-    subprocess.run([*command, *more], env=environment, check=True, capture_output=True)
+    run = subprocess.run([*command, *more], env=environment, check=True, capture_output=True)
+    assert run.stderr.count(b"read rows, tokenizers and configurations") == 1, "one of them tells"
     assert len(list((tmp_path / "ranks").glob("evaluations/*/answers-*.jsonl"))) == 2
     one, two = (read_evaluation(tmp_path / name).items for name in ("one", "two"))
     for name in one:

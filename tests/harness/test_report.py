@@ -742,6 +742,12 @@ def test_figures_are_files_too(comparison: Path, tmp_path: Path) -> None:
         assert named and named <= set(re.findall(r"(--\w+):#", root.attrib["style"]))
 
 
+def test_a_file_is_no_place_for_figures(comparison: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("mine")
+    assert main(["report", str(comparison), "--figures", str(tmp_path / "file")]) == 2
+    assert f"{tmp_path / 'file'} is a file: name a folder with --figures" in capsys.readouterr().err
+
+
 def test_a_comparison_without_seeds_tests_and_evaluations_leaves_them_out(comparison: Path) -> None:
     shutil.rmtree(comparison / "evaluation-source")
 

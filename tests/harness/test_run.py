@@ -115,6 +115,14 @@ def test_a_deeper_target_shares_source_layers(tmp_path: Path, overrides: list[st
     assert LayerPairing.read(tmp_path / "run" / "pairing.json").target_depth == 4
 
 
+def test_a_dry_run_names_an_unknown_tracker(
+    tmp_path: Path, overrides: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(tmp_path, overrides, "--dry-run", "--track", "foo") == 2
+    captured = capsys.readouterr()
+    assert "foo" in captured.err and not captured.out
+
+
 def test_dry_run_runs_nothing(tmp_path: Path, overrides: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert run(tmp_path, overrides, "--dry-run") == 0
     assert "one stage for each layer" in capsys.readouterr().out and not (tmp_path / "run").exists()

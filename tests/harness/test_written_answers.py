@@ -214,6 +214,24 @@ def test_only_correct_answers_are_kept(overrides: list[str], monkeypatch: pytest
     assert kept == gold.split.train[::2]
 
 
+@pytest.mark.parametrize("longest", [1, 50])
+def test_answers_that_were_cut_off_are_counted(longest: int, overrides: list[str]) -> None:
+    notes = []
+
+    class Telling(Console):
+        def note(self, text: str) -> None:
+            notes.append(text)
+
+    wanted = ["data.answers=source", f"data.writing.max_new_tokens={longest}"]
+    experiment = load_experiment("tiny", overrides=[*overrides, *wanted])
+    gold = read_inputs(experiment, QUIET)
+    written = with_written_answers(experiment, gold, torch.device("cpu"), Telling(quiet=True))
+    end = gold.target.tokenizer.eos_token_id
+    cut = [row for row in written.split.train if len(row.answer_ids) == longest and row.answer_ids[-1] != end]
+    told = f", {len(cut)} of them cut off at data.writing.max_new_tokens={longest} (" if cut else " stay ("
+    assert told in notes[-1] and (cut or longest > 1)
+
+
 def test_without_a_row_left_the_remedy_is_told(
     overrides: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

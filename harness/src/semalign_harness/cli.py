@@ -321,10 +321,16 @@ def _store_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--unused-for", type=float, metavar="DAYS", help="what prune deletes (default: 30; 0 for all)")
 
 
+def _names(given: str) -> list[str]:
+    return [name.strip() for name in given.split(",")]
+
+
 def _models(options: argparse.Namespace) -> int:
     from .known_models import find_known, known_models
     from .pull import models_table, pull
 
+    if options.via is not None and options.action != "pull":
+        raise SemalignError(f"--via is for pull: leave it out of {options.action}")
     if options.action == "list":
         if options.name is not None:
             raise SemalignError(f"list shows all models: leave {options.name} out")
@@ -365,6 +371,7 @@ def _run(options: argparse.Namespace) -> int:
     if options.experiment is None:
         raise SemalignError(f"run needs an experiment: a preset ({', '.join(preset_names())}) or a YAML file")
     experiment = load_experiment(options.experiment, configs=options.config, overrides=options.overrides)
+    find_trackers(options.track)
     if options.dry_run:
         folder = options.out or pick_folder(Path("runs"), experiment)
         data, train = experiment.data, experiment.train
@@ -451,8 +458,7 @@ def _compare(options: argparse.Namespace) -> int:
     experiment = load_experiment(options.experiment, configs=options.config, overrides=shared)
     benchmarks = None
     if options.tasks is not None:
-        tasks = [task.strip() for task in options.tasks.split(",")]
-        tree = {"tasks": tasks, "data": options.data, "limit": options.limit, "chat": options.chat}
+        tree = {"tasks": _names(options.tasks), "data": options.data, "limit": options.limit, "chat": options.chat}
         tree["allow_weak_sandbox"] = bool(options.allow_weak_sandbox)
         benchmarks = Benchmarks.parse(tree, origin="benchmarks")
     elif any(each is not None for each in (options.data, options.limit, options.chat, options.allow_weak_sandbox)):
@@ -530,7 +536,7 @@ def _evaluate(options: argparse.Namespace) -> int:
     flags = {
         "model": options.model and {"path": options.model},
         "source": options.source and {"path": options.source},
-        "tasks": options.tasks and options.tasks.split(","),
+        "tasks": options.tasks and _names(options.tasks),
         "data": options.data,
         "limit": options.limit,
         "seed": options.seed,

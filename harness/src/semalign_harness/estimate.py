@@ -101,11 +101,12 @@ class Totals(Settings):
     """Memory while the source is attributed: weights, activations of one batch of the longest rows, the target's head
     (the whole target with the similarity scorer)."""
     training_state: int
-    """Weights, moments and gradients of what trains together, in float32: the largest frontier layer, or all adapters
-    or parameters of a method that trains all layers at once."""
+    """Weights, moments and gradients of what trains together, in float32: the largest frontier layer, or all that a
+    method without stages trains."""
     target_phase: int
     """Memory while the target trains (weights, training state, activations of one micro-batch of the longest rows, the
-    source's head, or the whole source with `live`), or while it is compared with its saved copy, whichever is more."""
+    source's head, or the whole source with `live`, `hidden` and `laten`), or while it is compared with its saved copy,
+    whichever is more."""
     memory: int
     """The larger of both phases; the source is gone when training starts."""
     supervision: int
@@ -221,8 +222,8 @@ def _totals(experiment: Experiment, source: ModelNeeds, target: ModelNeeds) -> T
     if kind == "seeking":  # scores every weight of the source's layers, with the target beside it
         source_phase += target.weight_bytes + 4 * source.shape.layers * source.shape.layer_parameters
     trained = min(train.micro_batch_size, train.batch_size) * data.max_length
-    training_state = _training_state(experiment, target.shape)
-    beside = source.weight_bytes if experiment.live or kind == "hidden" else source.head_bytes
+    training_state = _training_state(experiment, source.shape, target.shape)
+    beside = source.weight_bytes if experiment.live or kind in ("hidden", "laten") else source.head_bytes
     training = target.weight_bytes + training_state + beside + _training_activations(target, trained, train)
     target_phase = max(training, 2 * target.weight_bytes + beside)
     return Totals(
@@ -345,14 +346,20 @@ def _training_activations(model: ModelNeeds, tokens: int, train: TransferConfig)
     return inputs + 2 * _activations(model, tokens) // model.shape.layers
 
 
-def _training_state(experiment: Experiment, shape: ModelShape) -> int:
+def _training_state(experiment: Experiment, source: ModelShape, target: ModelShape) -> int:
     """Of each trained number in float32: itself, two moments, its gradient of each term, and their sum.
 
+    `hidden` trains a projection for each target layer too, `laten` a hypernetwork for each of four kinds of neurons.
     Muon keeps one moment, and needs at most six copies of the largest matrix, which is a third of a layer or less.
     """
     weights, moments = experiment.train.weights, 2 if experiment.train.optimiser == "adamw" else 3
     terms = sum(weight > 0 for weight in (weights.geometry, weights.output, weights.answer, weights.label))
-    return 4 * _trained(experiment, shape) * (1 + moments + terms + 1)
+    trained, kind = _trained(experiment, target), getattr(experiment.method, "kind", None)
+    if kind == "hidden":
+        trained += target.layers * source.width * target.width
+    if kind == "laten":
+        trained = 4 * source.width * (source.width + target.width)
+    return 4 * trained * (1 + moments + terms + 1)
 
 
 def _trained(experiment: Experiment, shape: ModelShape) -> int:

@@ -223,6 +223,8 @@ def _matrix_differences(there: Matrix, here: Matrix) -> list[str]:
         keys = [key for key in {**there.over, **here.over} if there.over.get(key) != here.over.get(key)]
         listed = [f"--over {key} is {there.over.get(key)} there, {here.over.get(key)} here" for key in keys]
         return listed or [f"--over is in the order {', '.join(there.over)} there, {', '.join(here.over)} here"]
+    if [cell.name for cell in there.cells] != [cell.name for cell in here.cells]:
+        return [f"it has {len(there.cells)} cells there, {len(here.cells)} here"]
     found: dict[str, None] = {}
     for one, other in zip(there.cells, here.cells, strict=True):
         found.update(dict.fromkeys(differences(one.experiment, other.experiment)))

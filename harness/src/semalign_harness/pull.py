@@ -15,6 +15,7 @@ import sys
 import tempfile
 import threading
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -161,7 +162,7 @@ def _append(wheel: Path, member: str, expected: int, out: BinaryIO) -> bool:
                 return False
             with archive.open(found[0]) as data:
                 shutil.copyfileobj(data, out, 1 << 20)
-    except zipfile.BadZipFile:
+    except (zipfile.BadZipFile, zlib.error, EOFError):
         return False
     out.flush()
     os.fsync(out.fileno())

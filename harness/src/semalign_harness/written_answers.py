@@ -79,7 +79,10 @@ def _kept(
         f"{wrong} wrong, {too_long} longer than data.max_length={data.max_length}, {unknown} with tokens that only one "
         "model knows"
     )
-    console.note(f"{answered}: {len(kept)} of {len(rows)} stay ({left_out})")
+    longest, end = data.writing.max_new_tokens, inputs.target.tokenizer.eos_token_id
+    cut = sum(len(row.answer_ids) == longest and row.answer_ids[-1] != end for row in kept)
+    told = f", {cut} of them cut off at data.writing.max_new_tokens={longest}" if cut else ""
+    console.note(f"{answered}: {len(kept)} of {len(rows)} stay{told} ({left_out})")
     if not kept:
         raise SemalignError(
             f"of {len(rows)} {answered} none is left ({left_out}): raise data.max_length, or set data.writing.keep=all"

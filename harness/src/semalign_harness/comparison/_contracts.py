@@ -104,6 +104,8 @@ class MethodFigures(Settings):
     """Optimiser steps."""
     supervised_tokens: int = 0
     """Supervised tokens that the trainable part saw."""
+    train_rows: int = 0
+    """Training rows, without those whose written answers could not be used."""
     training_seconds: float = 0.0
     """Wall time of the training."""
     source_seconds: float = 0.0
@@ -125,3 +127,8 @@ class Comparison(Contract):
     """The figures, by name."""
     methods: dict[str, MethodFigures]
     """The methods, by name."""
+
+    def train_rows(self) -> str:
+        """Training rows of the methods, as words: those that were trained on, not those that were asked for."""
+        rows = sorted({found.train_rows for found in self.methods.values() if found.figures})
+        return f"{rows[0]:,}" + (f" to {rows[-1]:,}" if len(rows) > 1 else "")

@@ -248,6 +248,11 @@ def _evaluated(
     there = read_evaluation(place) if (place / RESULT).is_file() else None
     if there is None or not _is_answered(there, config):
         console.note(f"evaluate {model.path} on {', '.join(benchmarks.tasks)}")
+        if there is not None and (there.result.config.gold or there.result.config.source is not None):
+            raise SemalignError(
+                f"{place} holds an evaluation that a comparison does not make (with gold answers or a source): move it "
+                "elsewhere, or choose another folder with --out"
+            )
         if there is not None and not _is_alike(there, config):
             shutil.rmtree(place)  # of other documents or another form; the answers themselves are kept in the cache
         evaluate(config, place, console=console)
@@ -276,7 +281,8 @@ def _is_answered(found: Evaluated, config: EvaluationConfig) -> bool:
 
 
 def _is_alike(found: Evaluated, config: EvaluationConfig) -> bool:
-    return found.result.config.model_copy(update={"tasks": config.tasks}) == config
+    """Whether the documents are put in the same way; what else was measured of them does no harm."""
+    return found.result.config.model_copy(update={"tasks": config.tasks, "gold": False, "source": None}) == config
 
 
 def _summary(
@@ -312,6 +318,7 @@ def _summary(
             trained_parameters=round(fmean(training.trained_parameters for training in trainings)),
             steps=round(fmean(training.steps for training in trainings)),
             supervised_tokens=round(fmean(training.supervised_tokens for training in trainings)),
+            train_rows=round(fmean(result.train_rows for result in results)),
             training_seconds=fmean(training.seconds for training in trainings),
             source_seconds=fmean(result.supervision_seconds for result in results),
             peak_bytes=max(result.peak_bytes for result in results),

@@ -43,7 +43,7 @@ def comparison_markdown(comparison: Comparison) -> str:
     lines += [
         f"Mean over {seeds}; in brackets the 95% interval over the items ({items}), after it the share of the gap "
         "between target and source that was closed, – where the items cannot tell the gap from none. "
-        f"Budget: {_budget(comparison)}; {config.experiment.data.train_rows} training rows. "
+        f"Budget: {_budget(comparison)}; {comparison.train_rows()} training rows. "
         "Trained: numbers of all stages together. Tokens: supervised ones that were trained on, repeats included. "
         "Seconds: training, then what the source left behind, where the method needs it (made once for all). Memory: "
         "the largest peak while a run trained, – where a run went on from an earlier process. Stored: supervision on "

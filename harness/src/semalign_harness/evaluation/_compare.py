@@ -93,7 +93,7 @@ def pair(first: Evaluated, second: Evaluated, *, source: Evaluated | None = None
             _check_alike(name, first, other)
         before, after = first.items[name], second.items[name]
         of_source = source.items[name] if source and name in source.items else None
-        bits = [[_bits(item) for item in items] for items in (before, after, of_source or [])]
+        bits = [[item.bits_per_byte for item in items] for items in (before, after, of_source or [])]
         weights = [item.gold_bytes or 0 for item in before]
         measured = all(value is not None for value in (*bits[0], *bits[1]))
         values = [[value for value in column if value is not None] for column in bits]
@@ -150,7 +150,3 @@ def _check_alike(name: Name, first: Evaluated, second: Evaluated) -> None:
             f"{first.folder} and {second.folder} drew different documents of {name}: evaluate both with the same "
             "limit, seed and data"
         )
-
-
-def _bits(item: ItemRecord) -> float | None:
-    return item.gold_bits / item.gold_bytes if item.gold_bits is not None and item.gold_bytes else None

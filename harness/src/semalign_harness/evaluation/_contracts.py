@@ -83,6 +83,11 @@ class ItemRecord(Settings):
     tokens: int | None = None
     """Tokens of the gold answer."""
 
+    @property
+    def bits_per_byte(self) -> float | None:
+        """NLL of the gold answer by its length; None when it was not measured, or is empty."""
+        return self.gold_bits / self.gold_bytes if self.gold_bits is not None and self.gold_bytes else None
+
 
 class BenchmarkResult(Settings):
     """Figures of one benchmark; every interval is 95%."""

@@ -27,7 +27,7 @@ from ..console import Console
 from ..generation import GENERATION
 from ..journal import Journal
 from ..models import OpenedModel, cache_folder, check_tokenizers, identity, load_model, open_model
-from ..resources import pick_device
+from ..resources import join
 from ..sandbox import judge, probe
 from ..statistics import NATS, SHARE, Estimate, mean, proportion
 from ._agreement import Agreement, Text, agreements
@@ -61,7 +61,8 @@ def evaluate(config: EvaluationConfig, folder: Path, *, console: Console | None 
         OSError: the disk is full.
     """
     _check_folder(folder)
-    console = console or Console(quiet=True)
+    ranks, device = join(config.device)
+    console = console if console is not None and ranks.is_first else Console(quiet=True)
     with console.step("read rows, tokenizers and configurations"):
         drawn = {name: _draw(find_benchmark(name), config) for name in config.tasks}
         opened = open_model(config.model, progress=console.ticker("pre-train the model"), note=console.note)
@@ -84,7 +85,7 @@ def evaluate(config: EvaluationConfig, folder: Path, *, console: Console | None 
     _check_positions(config, opened, chat)
     if config.backend == "vllm" and config.model.load_in_4bit:
         raise SemalignError("the backend vllm does not load in 4 bits: set backend=transformers, or leave that out")
-    runner = _Runner(config, opened, chat, model_sha256, console)
+    runner = _Runner(config, opened, chat, model_sha256, device, console)
     hashes = model_sha256, source_sha256
     _earlier(folder, config, hashes, runner.dtype)  # refuses another evaluation before hours are spent
 
@@ -185,14 +186,18 @@ class _Runner:
     """One model with its journal, put to one benchmark after another."""
 
     def __init__(
-        self, config: EvaluationConfig, opened: OpenedModel, chat: bool, model_sha256: str, console: Console
+        self,
+        config: EvaluationConfig,
+        opened: OpenedModel,
+        chat: bool,
+        model_sha256: str,
+        device: torch.device,
+        console: Console,
     ) -> None:
         self.config, self.opened, self.chat, self.console = config, opened, chat, console
-        self.device = pick_device(config.device)
+        self.device = device
         self.dtype = str(opened.dtype(self.device)).removeprefix("torch.")
         self.state = PartialState(cpu=self.device.type == "cpu")
-        if self.state.num_processes > 1:
-            self.device = torch.device(self.state.device)
         precision = opened.precision(self.device)
         folder = cache_folder() / "evaluations" / f"{_short(model_sha256)}-{precision}-{config.backend}-{GENERATION}"
         self.journals = folder
@@ -361,17 +366,13 @@ def _summary(
         documents_sha256=hashlib.sha256(rows.encode()).hexdigest(),
         figure=proportion([item.correct for item in items]),
         other={name: proportion([item.other[name] for item in items]) for name in benchmark.other_metrics},
-        bits_per_byte=weighted([(_bits_per_byte(item), item.gold_bytes) for item in items], NATS),
+        bits_per_byte=weighted([(item.bits_per_byte, item.gold_bytes) for item in items], NATS),
         kl=weighted([(item.kl, item.tokens) for item in items], NATS),
         agreement=weighted([(item.agreement, item.tokens) for item in items], SHARE),
         reasons=dict(Counter(item.reason for item in items if item.reason is not None)),
         truncated=truncated,
         seconds=sum(item.seconds for item in items),
     )
-
-
-def _bits_per_byte(item: ItemRecord) -> float | None:
-    return item.gold_bits / item.gold_bytes if item.gold_bits is not None and item.gold_bytes else None
 
 
 def _short(sha256: str) -> str:

@@ -58,7 +58,7 @@ def facts_of(comparison: "Comparison") -> dict[str, str]:
     measured = (f"{name}: {many(metric.items, 'item')}" for name, metric in comparison.metrics.items())
     return {
         "source → target": f"{experiment.source.path} → {experiment.target.path}",
-        "rows": f"{experiment.data.train_rows:,} of {describe_rows(experiment.data.train)}",
+        "rows": f"{comparison.train_rows()} of {describe_rows(experiment.data.train)}",
         "seeds": ", ".join(map(str, config.seeds)),
         "equal for all": EQUAL[config.equal],
         "measured on": ", ".join(measured),

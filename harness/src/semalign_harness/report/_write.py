@@ -48,6 +48,8 @@ def write_report(folders: Sequence[Path], out: Path | None = None, *, figures: P
     file = out or own / REPORT
     if file.is_dir():
         raise SemalignError(f"{file} is a folder: name another file with --out")
+    if figures is not None and figures.is_file():
+        raise SemalignError(f"{figures} is a file: name a folder with --figures")
     if figures is not None:
         figures.mkdir(parents=True, exist_ok=True)
         pictures = [block for section in page.sections for block in section.blocks if isinstance(block, Picture)]
