@@ -765,7 +765,7 @@ def test_the_markdown_table_has_a_row_for_each_method(tmp_path: Path, runs: Runs
     assert rows[4][4].startswith(f"{100 * answers.estimate.value:.1f}% [{100 * answers.estimate.low:.1f}%, ")
     assert rows[4][5:] == ["2,000", "500", "20 + 4", "0.2 GB", "3.0 MB"]
     assert rows[3][5:] == ["3,000", "500", "30", "0.2 GB", "none"]
-    assert "Mean over 2 seeds" in text and "2048 training rows" in text
+    assert "Mean over 2 seeds" in text and "2,048 training rows" in text
     assert "Budget: 500 supervised tokens for every method but laten;" in text
     assert [row[0] for row in table(text, 1)] == ["", "semalign", "sft", "kd", "laten"]
     assert table(text, 1)[2][1] == f"{found.methods['sft'].figures['KL'].over_seeds.spread:.3f}"

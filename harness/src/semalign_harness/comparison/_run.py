@@ -381,7 +381,7 @@ def overrides_of_methods(given: Sequence[str], names: Sequence[str]) -> tuple[li
     """
     shared: list[str] = []
     own: dict[str, tuple[str, ...]] = dict.fromkeys(names, ())
-    if stray := [text for text in given if "=" not in text]:
+    if stray := [text for text in given if "=" not in text and ":" not in text]:
         raise SemalignError(
             f"{stray[0]!r} is not an override, such as train.batch_size=8: methods are joined by commas, as in "
             f"--methods {','.join([*names, stray[0]])}"

@@ -55,7 +55,6 @@ from ._vocabulary import SharedVocabulary as SharedVocabulary
 from ._vocabulary import align_vocabularies as align_vocabularies
 
 __all__ = [
-    "LEAST_TOKENS",
     "ArtifactManifest",
     "BasisManifest",
     "Components",
@@ -68,6 +67,7 @@ __all__ = [
     "HeadStatistics",
     "KNOWN_FRAMES",
     "Kinds",
+    "LEAST_TOKENS",
     "LayerFidelity",
     "MANIFEST",
     "PairedResiduals",

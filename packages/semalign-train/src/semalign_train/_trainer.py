@@ -228,12 +228,11 @@ class FrontierTrainer:
                 autocast=self.config.autocast == "bfloat16",
             )
             order = optimisation_batches(self.config, len(self.supervision))  # stages go on where one stopped
-            finished = self._checkpoints is not None and self._checkpoints.stage(self.layers[-1]) is not None
             try:
                 for layer, steps in zip(self.layers, self.stage_steps, strict=True):
                     started, batches = time.perf_counter(), list(itertools.islice(order, steps))
-                    if not finished:  # stage by stage when resumed, too: the same bits
-                        prefix.advance(layer - 1, itertools.chain(*batches))
+                    # Stage by stage when resumed, too: the same bits.
+                    prefix.advance(layer - 1, itertools.chain(*batches))
                     if shards is not None:
                         shards.gather(layer)
                     stages.append(self._resumed(layer) or self._stage(layer, prefix, batches, started))
