@@ -613,6 +613,10 @@ def test_the_rows_of_a_method_may_have_other_answers(tmp_path: Path, runs: Runs)
     assert "; 2,047 to 2,048 training rows." in (tmp_path / "out" / "comparison.md").read_text(encoding="utf-8")
     assert main(["report", str(tmp_path / "out")]) == 0
     assert "2,047 to 2,048 of " in (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
+    older = comparison(tmp_path).model_dump(mode="json")
+    for found in older["methods"].values():
+        del found["train_rows"]
+    assert Comparison.model_validate(older).train_rows() == "2,048"
 
 
 @pytest.mark.parametrize(

@@ -10,15 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from semalign_align import Relation, Supervision
 from semalign_geometry import SemalignError
-from semalign_train import (
-    FrontierTrainer,
-    FullLayer,
-    Guards,
-    LoraLayer,
-    StageRecord,
-    StepRecord,
-    TransferConfig,
-)
+from semalign_train import FrontierTrainer, FullLayer, Guards, LoraLayer, StageRecord, StepRecord, TransferConfig
 
 from ..align.chain import TARGET_DEPTH, target_model
 

@@ -321,10 +321,6 @@ def _store_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--unused-for", type=float, metavar="DAYS", help="what prune deletes (default: 30; 0 for all)")
 
 
-def _names(given: str) -> list[str]:
-    return [name.strip() for name in given.split(",")]
-
-
 def _models(options: argparse.Namespace) -> int:
     from .known_models import find_known, known_models
     from .pull import models_table, pull
@@ -371,7 +367,7 @@ def _run(options: argparse.Namespace) -> int:
     if options.experiment is None:
         raise SemalignError(f"run needs an experiment: a preset ({', '.join(preset_names())}) or a YAML file")
     experiment = load_experiment(options.experiment, configs=options.config, overrides=options.overrides)
-    find_trackers(options.track)
+    find_trackers(options.track)  # an unknown one is refused in a dry run, too
     if options.dry_run:
         folder = options.out or pick_folder(Path("runs"), experiment)
         data, train = experiment.data, experiment.train
@@ -483,6 +479,10 @@ def _compare(options: argparse.Namespace) -> int:
         print(table)
     print(f"comparison folder: {folder.resolve()}")
     return 2 if any(found.missing for found in comparison.methods.values()) else 0
+
+
+def _names(given: str) -> list[str]:
+    return [name.strip() for name in given.split(",")]
 
 
 def _seeds(given: str | None, experiment: Experiment, overrides: Sequence[str]) -> tuple[int, ...]:

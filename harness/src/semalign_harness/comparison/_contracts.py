@@ -105,7 +105,7 @@ class MethodFigures(Settings):
     supervised_tokens: int = 0
     """Supervised tokens that the trainable part saw."""
     train_rows: int = 0
-    """Training rows, without those whose written answers could not be used."""
+    """Training rows, without those whose written answers could not be used; 0 where this was not kept."""
     training_seconds: float = 0.0
     """Wall time of the training."""
     source_seconds: float = 0.0
@@ -129,6 +129,7 @@ class Comparison(Contract):
     """The methods, by name."""
 
     def train_rows(self) -> str:
-        """Training rows of the methods, as words: those that were trained on, not those that were asked for."""
-        rows = sorted({found.train_rows for found in self.methods.values() if found.figures})
+        """Training rows of the methods, as words: those that were trained on, where that was kept."""
+        asked_for = self.config.experiment.data.train_rows
+        rows = sorted({found.train_rows or asked_for for found in self.methods.values() if found.figures})
         return f"{rows[0]:,}" + (f" to {rows[-1]:,}" if len(rows) > 1 else "")

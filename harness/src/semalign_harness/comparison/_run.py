@@ -247,12 +247,12 @@ def _evaluated(
     config = _evaluation(model, experiment, benchmarks)
     there = read_evaluation(place) if (place / RESULT).is_file() else None
     if there is None or not _is_answered(there, config):
-        console.note(f"evaluate {model.path} on {', '.join(benchmarks.tasks)}")
         if there is not None and (there.result.config.gold or there.result.config.source is not None):
             raise SemalignError(
                 f"{place} holds an evaluation that a comparison does not make (with gold answers or a source): move it "
                 "elsewhere, or choose another folder with --out"
             )
+        console.note(f"evaluate {model.path} on {', '.join(benchmarks.tasks)}")
         if there is not None and not _is_alike(there, config):
             shutil.rmtree(place)  # of other documents or another form; the answers themselves are kept in the cache
         evaluate(config, place, console=console)

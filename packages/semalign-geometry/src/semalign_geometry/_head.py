@@ -52,7 +52,7 @@ class Head:
         return replace(self, weight=select_rows(self.weight, ids), bias=bias)
 
     def to(self, device: torch.device) -> "Head":
-        """The head on a device; itself where it lies there."""
+        """The head on a device; of the same tensors where they lie there."""
         bias = None if self.bias is None else self.bias.to(device)
         return replace(self, weight=self.weight.to(device), bias=bias)
 
