@@ -33,6 +33,7 @@ def test_the_store_is_that_of_the_cpu(name: str, kept: Any, tmp_path: Path) -> N
         else:
             assert isinstance(mine.output, TopEntries)
             torch.testing.assert_close(mine.output.log_probs, theirs.output.log_probs, rtol=1e-2, atol=1e-2)
+            torch.testing.assert_close(mine.output.tail, theirs.output.tail, rtol=1e-2, atol=1e-2)
 
 
 @elsewhere

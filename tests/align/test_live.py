@@ -43,6 +43,7 @@ def assert_same(one: SupervisedBatch, other: SupervisedBatch, *, rtol: float) ->
     ours, theirs = one.output, other.output
     if isinstance(ours, TopEntries) and isinstance(theirs, TopEntries):
         torch.testing.assert_close(ours.log_probs, theirs.log_probs)
+        torch.testing.assert_close(ours.tail, theirs.tail)
         assert torch.equal(ours.ids, theirs.ids)
     else:
         assert isinstance(ours, FinalStates) and isinstance(theirs, FinalStates)

@@ -190,6 +190,17 @@ def test_top_entries_are_a_dense_top_k(case: Outputs, k: int) -> None:
     assert bool(torch.isinf(top.tail).all()) == (k == case.entries)
 
 
+@given(st.integers(0, 2**16), st.integers(1, 40), st.integers(1, 50), st.floats(1, 30))
+def test_the_tail_is_exact_in_single_precision(seed: int, k: int, chunk: int, confidence: float) -> None:
+    """Also where it is far below the rounding of the kept mass, which is 1 there."""
+    hidden, weight = normal(seed, 4, 6), normal(seed + 1, 50, 6)
+    hidden[:2] += confidence * weight[seed % 50] / weight[seed % 50].norm()
+    top = top_entries(hidden.float(), Head(weight.float()), k, chunk=chunk)
+    log_p = F.log_softmax(hidden @ weight.T, dim=1)
+    assert_close(top.log_probs.double(), log_p.gather(1, top.ids), rtol=1e-5, atol=1e-4)
+    assert_close(top.tail.double(), log_p.scatter(1, top.ids, -torch.inf).logsumexp(1), rtol=1e-5, atol=1e-4)
+
+
 @each_kind
 @given(outputs(), st.integers(1, 9))
 def test_coarse_divergence_is_the_dense_one(kind: Divergence, case: Outputs, k: int) -> None:

@@ -28,7 +28,7 @@ PHASE = "phase.json"
 PACKAGES = ("torch", "transformers", "semalign-geometry", "semalign-attribution", "semalign-align", "semalign-harness")
 """Their versions belong to a key."""
 _USERS = "users"
-_FORMAT = 3
+_FORMAT = 4
 """Raised when the same settings give other content within one version of the packages."""
 
 

@@ -170,20 +170,16 @@ def top_entries(
     k = min(k, len(head.weight))
     values = torch.zeros(len(hidden), 0, dtype=accumulation_dtype(head.weight), device=hidden.device)
     ids = torch.zeros(len(hidden), 0, dtype=torch.long, device=hidden.device)
-    running = torch.full((len(hidden),), -torch.inf, dtype=values.dtype, device=hidden.device)
+    rest = torch.full((len(hidden),), -torch.inf, dtype=values.dtype, device=hidden.device)
     for rows in _chunks(head, chunk):
         logits_NW = head.logits(hidden, rows) / temperature
-        running = torch.logaddexp(running, torch.logsumexp(logits_NW, dim=1))
         best, local = logits_NW.topk(min(k, logits_NW.shape[1]), dim=1)
-        candidates, candidate_ids = torch.cat([values, best], 1), torch.cat([ids, local + rows.start], 1)
-        values, order = candidates.topk(min(k, candidates.shape[1]), dim=1)
-        ids = candidate_ids.gather(1, order)
-    log_probs_NK = values - running[:, None]
-    covered = torch.logsumexp(log_probs_NK, dim=1)
-    tail = torch.log(-torch.expm1(covered.clamp_max(-torch.finfo(covered.dtype).eps)))
-    if k == len(head.weight):
-        tail = torch.full_like(tail, -torch.inf)
-    return TopEntries(ids, log_probs_NK, tail)
+        candidates, order = torch.cat([values, best], 1).sort(1, descending=True)
+        values, ids = candidates[:, :k], torch.cat([ids, local + rows.start], 1).gather(1, order[:, :k])
+        others = logits_NW.scatter_(1, local, -torch.inf).logsumexp(1)
+        rest = rest.logaddexp(others).logaddexp(candidates[:, k:].logsumexp(1))
+    normaliser = rest.logaddexp(values.logsumexp(1))
+    return TopEntries(ids, values - normaliser[:, None], rest - normaliser)
 
 
 @dataclass(frozen=True, eq=False)
