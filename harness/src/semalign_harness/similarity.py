@@ -1,6 +1,5 @@
 """How alike the layers of source and target are, before a transfer and after it.
-
-Shape suffixes: N tokens, D width, T target layers, S source layers.
+Shape suffixes: T target layers, S source layers.
 """
 
 import math
@@ -10,7 +9,7 @@ import torch
 from jaxtyping import Float
 from semalign_align import Supervision
 from semalign_attribution import DecoderView
-from semalign_geometry import Contract
+from semalign_geometry import Contract, linear_cka_matrix
 from torch import Tensor
 
 from .source_phase import contributions
@@ -48,24 +47,10 @@ def compare_layers(view: DecoderView, held_out: Supervision) -> tuple[int, Matri
         source[layer] = torch.cat([each[0] for each in references if each is not None])[::every]
     batches = [held_out.tokens([row], device=view.device) for row in rows]
     target = {k: vectors[::every] for k, vectors in contributions(view, batches, range(1, view.depth + 1)).items()}
-    similarity = layer_similarity(target, source)
-    return len(target[1]), tuple(tuple(row) for row in similarity.tolist())
+    return len(target[1]), similarity_matrix(target, source)
 
 
-@torch.no_grad()
-def layer_similarity(target: Contributions, source: Contributions) -> Float[Tensor, "t s"]:
-    """Linear CKA of each target layer and each source layer, in order: `linear_cka`, each Gram matrix made once."""
-    target_TK, source_SK = (
-        torch.stack([_gram(vectors) for _, vectors in sorted(side.items())]) for side in (target, source)
-    )
-    similarity_TS: Tensor = (target_TK @ source_SK.T).clamp(0, 1)
-    return similarity_TS
-
-
-def _gram(vectors: Float[Tensor, "n d"]) -> Float[Tensor, " k"]:
-    """The centred Gram matrix over tokens, of norm 1, as one row; zeros without variance."""
-    centred_ND = vectors.float() - vectors.float().mean(0)
-    centred_ND /= centred_ND.abs().max().clamp_min(torch.finfo(torch.float32).tiny)
-    gram_NN = centred_ND @ centred_ND.T
-    norm = gram_NN.norm()
-    return (gram_NN / torch.where(norm > 0, norm, 1.0)).flatten().cpu()
+def similarity_matrix(target: Contributions, source: Contributions) -> Matrix:
+    """Linear CKA of each target layer and each source layer, both in order."""
+    found_TS = linear_cka_matrix(*([vectors for _, vectors in sorted(side.items())] for side in (target, source)))
+    return tuple(tuple(row) for row in found_TS.tolist())

@@ -32,7 +32,7 @@ from ..experiment import Experiment
 from ..fidelity import fit_and_measure
 from ..figures import draw_similarity, standalone
 from ..inputs import load
-from ..similarity import Contributions, layer_similarity
+from ..similarity import Contributions, similarity_matrix
 from ..source_phase import contributions
 from ._findings import Finding, error, ok, warning
 from ._pair import Candidate, Pair
@@ -68,8 +68,7 @@ def check_layers(pair: Pair, shared: SharedVocabulary, console: Console) -> Dept
             return Depths([error(f"{candidate.role} weights", str(failure), remedy)])
     (of_target, target_basis), (of_source, source_basis) = sides
     with console.step("compare the layers"):
-        similarity = layer_similarity(of_target, of_source)
-    rows = tuple(tuple(row) for row in similarity.tolist())
+        rows = similarity_matrix(of_target, of_source)
     pairing = _pairing(pair.experiment, rows)
     pairs = [
         PairedResiduals(layer, source_layer, of_target[layer], of_source[source_layer])
