@@ -187,6 +187,14 @@ def test_settings_that_do_not_fit_the_pair_are_told_before_weights_are_read(
     assert "compares vectors of one width, the source has" in refused(
         tmp_path, overrides, capsys, "train.objective.kind=fisher", "transport.frame=none"
     )
+    adapters = "{kind: lora, modules: [fc1]}"
+    assert "named fc1: train.trainable.modules can name down_proj, gate_proj" in refused(
+        tmp_path, overrides, capsys, f"train.trainable={adapters}"
+    )
+    assert "named fc1: method.trainable.modules can name down_proj, gate_proj" in refused(
+        tmp_path, overrides, capsys, f"method={{kind: kd, trainable: {adapters}}}"
+    )
+    assert "set target.dtype=bfloat16" in refused(tmp_path, overrides, capsys, "target.dtype=float16")
 
 
 def test_bad_models_are_one_sentence(

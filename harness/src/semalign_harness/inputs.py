@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from semalign_attribution import Manual
 from semalign_geometry import SemalignError, SharedVocabulary
+from semalign_train import LoraLayer
 
 from .console import Console
 from .data import Split, glued, read_rows, split_rows
@@ -55,12 +56,13 @@ def read_inputs(experiment: Experiment, console: Console) -> Inputs:
 
 
 def check_settings(experiment: Experiment, source: ModelShape, target: ModelShape) -> None:
-    """See that layers, pairing and objective fit the depths and widths of a pair.
+    """See that layers, pairing, objective and adapters fit the depths, widths and modules of a pair.
 
     Raises:
-        SemalignError: a layer does not exist, or a pairing or an objective does not fit.
+        SemalignError: a layer or a module does not exist, or a pairing or an objective does not fit.
     """
     train = experiment.train
+    _check_adapters(experiment, target)
     train.stages(target.layers)
     if isinstance(experiment.pairing, Manual):
         experiment.pairing.check(source.layers, target.layers)
@@ -71,6 +73,18 @@ def check_settings(experiment: Experiment, source: ModelShape, target: ModelShap
             f"the {train.objective.name} objective compares vectors of one width, the source has {source.width} and "
             f"the target {target.width}: set transport.frame to a frame, or train.objective.kind=relation"
         )
+
+
+def _check_adapters(experiment: Experiment, target: ModelShape) -> None:
+    kind, own = getattr(experiment.method, "kind", None), getattr(experiment.method, "trainable", None)
+    section, trainable = ("train", experiment.train.trainable) if kind == "semalign" else ("method", own)
+    if isinstance(trainable, LoraLayer):
+        unmatched = sorted({*trainable.modules} - {*target.linear_features})
+        if unmatched:
+            raise SemalignError(
+                f"the target's layers have no linear module named {', '.join(unmatched)}: {section}.trainable.modules "
+                f"can name {', '.join(sorted(target.linear_features))}"
+            )
 
 
 def load(console: Console, label: str, opened: OpenedModel, device: torch.device) -> LoadedModel:

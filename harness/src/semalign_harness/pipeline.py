@@ -210,7 +210,13 @@ def _begin(
             return list(began.dtypes)
         return _dtypes(opened, device)
 
-    inputs = with_written_answers(experiment, _in_dtypes(opened, ranks.from_first(settled)), device, console)
+    inputs = _in_dtypes(opened, ranks.from_first(settled))
+    if inputs.target.settings.dtype == "float16":
+        raise SemalignError(
+            "the target's weights are float16, whose small gradients vanish without loss scaling: set "
+            "target.dtype=bfloat16"
+        )
+    inputs = with_written_answers(experiment, inputs, device, console)
 
     def note() -> Environment:
         environment = _environment(experiment, inputs, device)

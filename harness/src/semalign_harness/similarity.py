@@ -1,4 +1,5 @@
 """How alike the layers of source and target are, before a transfer and after it.
+
 Shape suffixes: T target layers, S source layers.
 """
 

@@ -60,7 +60,7 @@ def trained(
         if unmatched or not trainable.modules:
             raise SemalignError(
                 f"{name} has no linear module named {', '.join(unmatched) or 'nothing'}: "
-                f"train.trainable.modules can name {', '.join(known)}"
+                f"adapters can name {', '.join(known)}"
             )
         adapted = [name for name in linear if name.rsplit(".", 1)[-1] in trainable.modules]
         config = LoraConfig(
