@@ -273,7 +273,7 @@ def test_a_judge_gets_all_programs_at_once(name: str, chat: bool, data: Path) ->
     assert [reading["correct"] for reading in readings] == [True] * len(documents)
     assert [len(call) for call in calls] == [len(documents)]
     for program, document, reading in zip(calls[0], documents, readings, strict=True):
-        assert program.code == reading["extracted"] and reading["seconds"] == 0.5
+        assert program.code == reading["extracted"]
         assert program.entry_point == document.get("entry_point") and program.prompt == document.get("prompt", "")
     tests = {"humaneval": f"{documents[0].get('test')}\ncheck(lower)\n", "mbpp": "\n".join(["", *ADD])}
     assert calls[0][0].tests == tests[name]

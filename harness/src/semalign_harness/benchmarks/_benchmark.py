@@ -19,7 +19,7 @@ from ._judge import Judge
 Document = dict[str, Any]
 """One row of a benchmark, with exactly the fields that the benchmark reads."""
 Reading = dict[str, Any]
-"""What one response was read as: `extracted`, `correct`, other metrics; for programs `reason`, `detail`, `seconds`."""
+"""What one response was read as: `extracted`, `correct`, other metrics; for programs `reason`, `detail`."""
 Read = Callable[[list[Document], list[str], Judge | None], list[Reading]]
 """Reads all responses of a task at once, one per document."""
 

@@ -18,7 +18,6 @@ def judged(programs: list[Program], judge: Judge | None) -> list[dict[str, Any]]
             "correct": verdict.passed,
             "reason": verdict.reason,
             "detail": verdict.detail,
-            "seconds": verdict.seconds,
         }
         for program, verdict in zip(programs, judge(programs), strict=True)
     ]
