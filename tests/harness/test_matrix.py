@@ -329,6 +329,22 @@ def test_runs_at_the_same_time_have_devices_of_their_own(
     assert {shown for shown, _ in steps} == {"6", "7"}
 
 
+@pytest.mark.parametrize("command", ["submit", "compare", "sweep"])
+def test_a_launcher_of_several_processes_is_refused(
+    command: str,
+    tmp_path: Path,
+    overrides: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert main([command, "tiny", *overrides, "--out", str(tmp_path / "out")]) == 2
+    printed = capsys.readouterr()
+    assert printed.err.startswith("semalign: WORLD_SIZE is 2") and printed.err.count("\n") == 1
+    assert f"start semalign {command} once" in printed.err and not (tmp_path / "out").exists()
+    assert main(["presets"]) == 0, "what starts no runs is as it was"
+
+
 def test_an_interrupted_run_keeps_its_number_of_threads(tmp_path: Path) -> None:
     environment = Environment(
         packages={},

@@ -42,6 +42,7 @@ COMMANDS = {
     "report": "runs or comparisons as one page, in HTML and Markdown",
     "compare-evaluations": "the second of two evaluations against the first, item by item; or several over their seeds",
 }
+_STARTS_RUNS = ("submit", "compare", "sweep")
 EXAMPLES = """\
 examples:
   semalign run tiny
@@ -97,6 +98,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with interruptible(), logged(verbose=getattr(options, "verbose", False)):
             if (out := getattr(options, "out", None)) is not None:
                 options.out = _place(out)
+            if command in _STARTS_RUNS:
+                _check_alone(command)
             code = run(options)
             sys.stdout.flush()
             return code
@@ -120,6 +123,15 @@ def _place(out: str) -> Path:
     if not out:
         raise SemalignError("--out is empty: name a place, or leave it out")
     return Path(out)
+
+
+def _check_alone(command: str) -> None:
+    """The runs of a matrix are processes of their own, which would take themselves for those of the launcher."""
+    if (size := int(os.environ.get("WORLD_SIZE", "1"))) > 1:
+        raise SemalignError(
+            f"WORLD_SIZE is {size}, but torchrun shares the work of run and evaluate only: start semalign {command} "
+            "once, without torchrun, with --jobs for several runs at a time"
+        )
 
 
 def _top_parser() -> argparse.ArgumentParser:
