@@ -191,6 +191,26 @@ def test_places_without_rows_are_named(tmp_path: Path) -> None:
         load_rows(RowsConfig(path="generated:poems"))
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("rows.csv", b"prompt,completion\na,b\n", ", line 1 is not JSON (Expecting value)"),
+        ("rows.json", b'[\n{"prompt": "a", "completion": "b"}\n]\n', ", line 1 is not JSON (Expecting value)"),
+        ("rows.json", b'[{"prompt": "a", "completion": "b"}]\n', ", line 1 is not a JSON object"),
+        ("rows.parquet", b"PAR1\x15\x04\x15\xf8\xff\nPAR1", " is not text in UTF-8"),
+        ("rows.bin", b"\x00\x01\x02", ", line 1 is not JSON (Expecting value)"),
+        ("rows.jsonl.gz", gzip.compress(b"PAR1\xff\xfe"), " is not text in UTF-8"),
+    ],
+)
+def test_a_file_of_another_format_is_told_what_rows_are(name: str, content: bytes, words: str, tmp_path: Path) -> None:
+    file = tmp_path / name
+    file.write_bytes(content)
+    with pytest.raises(SemalignError) as error:
+        load_rows(RowsConfig(path=str(file)))
+    forms = "rows are one JSON object a line (.jsonl, .jsonl.gz), or a data set of the hub"
+    assert str(error.value) == f"{file}{words}: {forms}"
+
+
 def test_a_damaged_archive_and_rows_beyond_the_reader_are_one_sentence(tmp_path: Path) -> None:
     packed = bytearray(gzip.compress(b'{"prompt": "a"}\n'))
     packed[10] = 0xFF  # the first block, after ten bytes of header

@@ -32,7 +32,7 @@ from semalign_harness.doctor import _deep as deep
 from semalign_harness.doctor import _heads as heads
 from semalign_harness.doctor import _machine as machine
 from semalign_harness.doctor._pair import Candidate, open_candidate
-from semalign_harness.experiment import ModelConfig, RowsConfig
+from semalign_harness.experiment import Experiment, ModelConfig, RowsConfig
 from semalign_harness.figures import draw_similarity, standalone
 from tokenizers.normalizers import Lowercase
 from tokenizers.processors import TemplateProcessing
@@ -596,6 +596,7 @@ def test_what_is_missing_is_bad_input(
         ([source, str(tmp_path / "empty")], "holds no config.json"),
         ([source, target, "--data", str(tmp_path / "none.jsonl")], "none.jsonl does not exist"),
         ([source, target, "--deep"], "give --data FILE"),
+        ([source, target, "--out", str(tmp_path / "layers.svg")], "give --deep too"),
         ([source, target, "train.pases=2"], "did you mean 'passes'"),
         ([source, target, "device=cuda:77"], "cuda:77"),
         ([source, target, "device=meta"], "device 'meta' cannot be used here"),
@@ -682,6 +683,19 @@ def test_layers_are_compared_in_depth(
     assert not told.fidelity[0].fold_gain
     assert picture.read_text(encoding="utf-8") == heat_map(told) != first, "with the pairing that is set"
     assert (tmp_path / "kept.svg").read_text(encoding="utf-8") == first, "a new file takes the place of the old one"
+
+
+def test_a_heat_map_without_a_name_is_layers_svg(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Path | None] = []
+
+    def diagnose(experiment: Experiment, *, heat_map: Path | None, **_: Any) -> Diagnosis:
+        asked.append(heat_map)
+        raise SemalignError("enough")
+
+    monkeypatch.setattr("semalign_harness.doctor.diagnose", diagnose)
+    for more in ([], ["--deep"], ["--deep", "--out", "mine.svg"]):
+        assert main(["doctor", "source", "target", *more]) == 2
+    assert asked == [None, Path("layers.svg"), Path("mine.svg")]
 
 
 def heat_map(diagnosis: Diagnosis) -> str:

@@ -291,6 +291,60 @@ def test_runs_at_the_same_time_share_the_processors(
     assert found == ([given] * 6 if given else ["8", "8", "4", "4", "1", "1"])
 
 
+@pytest.mark.parametrize(
+    ("count", "given", "shown"),
+    [
+        (0, None, [None, None, None]),
+        (1, "3", [None, None, None]),
+        (2, None, ["0", "1", "0"]),
+        (2, "3, 1", ["3", "1", "3"]),
+        (2, "GPU-a,GPU-b,-1,2", ["GPU-a", "GPU-b", "GPU-a"]),
+        (4, None, ["0", "1", "2"]),
+    ],
+)
+def test_slots_go_round_the_visible_devices(count: int, given: str | None, shown: list[str | None]) -> None:
+    environment = {} if given is None else {"CUDA_VISIBLE_DEVICES": given}
+    found = [submit.device_of_slot(slot, count, environment) for slot in range(3)]
+    assert found == [{} if name is None else {"CUDA_VISIBLE_DEVICES": name} for name in shown]
+
+
+@pytest.mark.parametrize("device", ["auto", "cuda:1"])
+def test_runs_at_the_same_time_have_devices_of_their_own(
+    device: str, tmp_path: Path, overrides: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "6,7")
+    monkeypatch.setattr(submit.torch.cuda, "device_count", lambda: 2)
+    events = tmp_path / "events"
+    script = f"echo $CUDA_VISIBLE_DEVICES 1 >> {events}; sleep 0.3; echo $CUDA_VISIBLE_DEVICES -1 >> {events}"
+    instead_of_python(tmp_path, monkeypatch, script)
+    more = ("--over", "train.seed=0,1,2,3", "--jobs", "2", f"device={device}")
+    assert submitted(tmp_path, overrides, *more) == 0
+    steps = [line.split() for line in events.read_text().splitlines()]
+    if device != "auto":
+        assert {shown for shown, _ in steps} == {"6,7"}, "it names one of those that are here"
+        return
+    for name in ("6", "7"):
+        busy = [int(step) for shown, step in steps if shown == name]
+        assert busy and max(sum(busy[:n]) for n in range(len(busy) + 1)) == 1
+    assert {shown for shown, _ in steps} == {"6", "7"}
+
+
+@pytest.mark.parametrize("command", ["submit", "compare", "sweep"])
+def test_a_launcher_of_several_processes_is_refused(
+    command: str,
+    tmp_path: Path,
+    overrides: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert main([command, "tiny", *overrides, "--out", str(tmp_path / "out")]) == 2
+    printed = capsys.readouterr()
+    assert printed.err.startswith("semalign: WORLD_SIZE is 2") and printed.err.count("\n") == 1
+    assert f"start semalign {command} once" in printed.err and not (tmp_path / "out").exists()
+    assert main(["presets"]) == 0, "what starts no runs is as it was"
+
+
 def test_an_interrupted_run_keeps_its_number_of_threads(tmp_path: Path) -> None:
     environment = Environment(
         packages={},

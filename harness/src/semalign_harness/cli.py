@@ -42,6 +42,7 @@ COMMANDS = {
     "report": "runs or comparisons as one page, in HTML and Markdown",
     "compare-evaluations": "the second of two evaluations against the first, item by item; or several over their seeds",
 }
+_STARTS_RUNS = ("submit", "compare", "sweep")
 EXAMPLES = """\
 examples:
   semalign run tiny
@@ -97,6 +98,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with interruptible(), logged(verbose=getattr(options, "verbose", False)):
             if (out := getattr(options, "out", None)) is not None:
                 options.out = _place(out)
+            if command in _STARTS_RUNS:
+                _check_alone(command)
             code = run(options)
             sys.stdout.flush()
             return code
@@ -120,6 +123,15 @@ def _place(out: str) -> Path:
     if not out:
         raise SemalignError("--out is empty: name a place, or leave it out")
     return Path(out)
+
+
+def _check_alone(command: str) -> None:
+    """The runs of a matrix are processes of their own, which would take themselves for those of the launcher."""
+    if (size := int(os.environ.get("WORLD_SIZE", "1"))) > 1:
+        raise SemalignError(
+            f"WORLD_SIZE is {size}, but torchrun shares the work of run and evaluate only: start semalign {command} "
+            "once, without torchrun, with --jobs for several runs at a time"
+        )
 
 
 def _top_parser() -> argparse.ArgumentParser:
@@ -153,7 +165,7 @@ def _doctor_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("overrides", nargs="*", metavar="key.key=value", help="settings of a run, which are looked at")
     parser.add_argument("--data", metavar="FILE", help="rows to train on, or id of a hub data set: check them too")
     parser.add_argument("--deep", action="store_true", help="load both models, and compare their layers on some rows")
-    parser.add_argument("--out", default="layers.svg", metavar="FILE", help="heat map of --deep (default: layers.svg)")
+    parser.add_argument("--out", metavar="FILE", help="heat map of --deep (default: layers.svg)")
     parser.add_argument("--json", action="store_true", help="print the findings as JSON")
     parser.epilog = "Exit code: 0 without errors, 1 where a run would be refused, 2 for input that cannot be read."
 
@@ -408,12 +420,14 @@ def _whole_passes(experiment: Experiment) -> float:
 def _doctor(options: argparse.Namespace) -> int:
     from .doctor import diagnose, diagnosis_text, read_settings
 
+    if options.out is not None and not options.deep:
+        raise SemalignError("--out is the heat map of --deep: give --deep too, or leave --out out")
     _hush()
     experiment, has_rows = read_settings(options.source, options.target, options.data, options.overrides)
     diagnosis = diagnose(
         experiment,
         has_rows=has_rows,
-        heat_map=options.out if options.deep else None,
+        heat_map=(options.out or Path("layers.svg")) if options.deep else None,
         console=Console(),
     )
     print(diagnosis.model_dump_json(indent=2) if options.json else diagnosis_text(diagnosis))

@@ -24,6 +24,7 @@ from .tiny import arithmetic_rows
 Row = dict[str, Any]
 GENERATED_ROWS = 5_000
 TEMPLATES = ImmutableSandboxedEnvironment(undefined=StrictUndefined, keep_trailing_newline=True)
+_FORMS = "rows are one JSON object a line (.jsonl, .jsonl.gz), or a data set of the hub"
 
 
 @dataclass(frozen=True)
@@ -145,15 +146,17 @@ def _read_jsonl(path: Path) -> Iterator[Row]:
                 try:
                     row = json.loads(line)
                 except json.JSONDecodeError as error:
-                    raise SemalignError(f"{path}, line {number} is not JSON: {error.msg}") from error
+                    raise SemalignError(f"{path}, line {number} is not JSON ({error.msg}): {_FORMS}") from error
                 except (ValueError, RecursionError) as error:
                     raise SemalignError(
                         f"{path}, line {number} nests too deep or holds too long a number to be read: leave it out"
                     ) from error
                 if not isinstance(row, dict):
-                    raise SemalignError(f"{path}, line {number} is not a JSON object")
+                    raise SemalignError(f"{path}, line {number} is not a JSON object: {_FORMS}")
                 yield row
-    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
+        raise SemalignError(f"{path} is not text in UTF-8: {_FORMS}") from error
+    except (OSError, EOFError, zlib.error) as error:
         raise SemalignError(f"{path} cannot be read: {error}") from error
 
 

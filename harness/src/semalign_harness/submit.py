@@ -203,17 +203,24 @@ def _forget(folder: Path, names: Sequence[str]) -> None:
 def _run_here(folder: Path, names: Sequence[str], target: Target, console: Console) -> None:
     """Each cell in a process of its own, whose memory and crashes are its own."""
     (folder / LOGS).mkdir(exist_ok=True)
+    at_once = target.at_once or 1
     waiting, running, done = list(names), dict[str, subprocess.Popen[bytes]](), 0
+    free, slots = list(range(at_once)), dict[str, int]()
+    # A run that names its device, such as cuda:1, counts them as they are here.
+    anywhere = {cell.name for cell in Matrix.read(folder / MATRIX).cells if cell.experiment.device in ("auto", "cuda")}
     tick = console.ticker("runs")
     tick(0, len(names))
     try:
         while waiting or running:
-            while waiting and len(running) < (target.at_once or 1):
+            while waiting and free:
                 name = waiting.pop(0)
+                slots[name] = free.pop(0)
                 console.note(f"{name} begins, its log is {folder / LOGS / name}.log")
                 with (folder / LOGS / f"{name}.log").open("ab") as log:
                     command = [sys.executable, "-m", "semalign_harness.submit", str(folder), name, *target.trackers]
-                    environment = {"OMP_NUM_THREADS": str(_threads(folder / name, target.at_once or 1)), **os.environ}
+                    environment = {"OMP_NUM_THREADS": str(_threads(folder / name, at_once)), **os.environ}
+                    if name in anywhere:
+                        environment |= device_of_slot(slots[name], torch.cuda.device_count(), os.environ)
                     running[name] = subprocess.Popen(
                         command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment
                     )
@@ -222,6 +229,7 @@ def _run_here(folder: Path, names: Sequence[str], target: Target, console: Conso
                 if (code := process.poll()) is None:
                     continue
                 del running[name]
+                free.append(slots.pop(name))
                 done += 1
                 if code and not failure_file(folder, name).is_file():
                     why = f"ended by signal {-code}" if code < 0 else f"ended with exit code {code}"
@@ -233,6 +241,16 @@ def _run_here(folder: Path, names: Sequence[str], target: Target, console: Conso
             process.terminate()
         for process in running.values():
             process.wait()
+
+
+def device_of_slot(slot: int, count: int, environment: Mapping[str, str]) -> dict[str, str]:
+    """What shows a run one of the `count` CUDA devices that are visible here, slot after slot in turn; nothing where
+    there are fewer than two."""
+    if count < 2:
+        return {}
+    given = environment.get("CUDA_VISIBLE_DEVICES")
+    visible = [str(index) for index in range(count)] if given is None else given.split(",")[:count]
+    return {"CUDA_VISIBLE_DEVICES": visible[slot % len(visible)].strip()}
 
 
 def _threads(folder: Path, at_once: int) -> int:
