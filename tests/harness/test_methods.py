@@ -37,9 +37,22 @@ from semalign_train import LoraLayer, Muon, StepRecord, TransferConfig
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
-from ..align.chain import EXACT, make_store, source_model, target_model
+from ..align.chain import (
+    EXACT,
+    EXAMPLES,
+    PAIRED,
+    SOURCE_WIDTH,
+    TARGET_DEPTH,
+    TARGET_WIDTH,
+    make_store,
+    run_plainly,
+    source_model,
+    supervised_of,
+    target_model,
+)
 from ..attribution.snapshot import snapshot
 from ..components import bring
+from ..models import collate
 
 TRAIN_ALIKE = ("sft", "sft_full", "kd", "kd_full", "hidden", "pissa", "no_geometry", "semalign_fisher")
 """Methods that see the tokens that SemAlign sees."""
@@ -309,6 +322,29 @@ def test_hidden_matching_leaves_the_source_as_it_was(
     assert steps[-1]["hidden"] < 0.9 * steps[0]["hidden"]
     adapters = trained(tmp_path / "kd", store, "kd", target_model()).trained_parameters
     assert report.trained_parameters == adapters + 4 * 48 * 32, "a projection for each target layer"
+
+
+@torch.no_grad()
+def test_hidden_matching_is_the_relative_error_of_each_paired_layer(
+    store: Supervision, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, target = source_model(), target_model()
+    monkeypatch.setattr(MethodContext, "load_source", lambda self: SimpleNamespace(model=source))
+    generator = torch.Generator().manual_seed(3)
+    scale = TARGET_WIDTH**-0.5
+    projections = [scale * torch.randn(SOURCE_WIDTH, TARGET_WIDTH, generator=generator) for _ in PAIRED]
+    trained(tmp_path, store, "hidden", target_model(), passes=1, seed=3, method={"weight": 2.5})
+    step = StepRecord.model_validate_json((tmp_path / "metrics.jsonl").read_text().splitlines()[0])
+    errors: list[Tensor] = []
+    for example in (EXAMPLES[index] for index in step.examples):
+        ours, theirs = (run_plainly(model, collate([example])).hidden for model in (target, source))
+        where = supervised_of(example)
+        for layer, (paired, projection) in enumerate(zip(PAIRED, projections, strict=True), 1):
+            wanted = theirs[paired][0, where]
+            error = ours[layer][0, where] @ projection.T - wanted
+            errors.extend(error.norm(dim=1) ** 2 / wanted.norm(dim=1) ** 2)
+    assert len(errors) == TARGET_DEPTH * step.supervised_tokens
+    assert step.losses["hidden"] == pytest.approx(2.5 * float(torch.stack(errors).mean()), rel=1e-4)
 
 
 def test_seconds_bound_the_training(store: Supervision, tmp_path: Path) -> None:

@@ -7,11 +7,24 @@ from typing import Any
 import pytest
 import torch
 from semalign_align import Relation, Step, Supervision, supervise
-from semalign_geometry import SemalignError, Transport
+from semalign_geometry import SemalignError, Transport, relation_distance
 from semalign_train import DivergedError, FrontierTrainer, Guards, LossWeights, StageRecord, StepRecord, TransferConfig
 from torch import Tensor
+from torch.nn import functional as F
 
-from ..align.chain import EXACT, EXAMPLES, TOP, make_store, pair, source_model, target_model, transport_between
+from ..align.chain import (
+    EXACT,
+    EXAMPLES,
+    TOP,
+    make_store,
+    pair,
+    run_plainly,
+    source_model,
+    supervised_of,
+    target_model,
+    tokens_of,
+    transport_between,
+)
 from ..models import collate
 
 
@@ -98,6 +111,41 @@ def test_a_stage_that_helps_is_kept_and_its_figures_are_the_stage_s(top: Supervi
     assert second.held_out[0] == pytest.approx(first.held_out[1], rel=1e-5)  # the KL does not know of layers
     _, plain = fit(top, settings.model_copy(update={"guards": Guards()}))
     assert plain[-1].held_out is None and plain[-1].last_losses == second.last_losses
+
+
+def test_held_out_rows_are_measured_by_the_weighted_means_of_the_terms(exact: Supervision, tmp_path: Path) -> None:
+    source, target, examples = source_model(), target_model(), EXAMPLES[:5]
+    held_out = make_store(source, target, tmp_path / "held_out", settings=EXACT, examples=examples)
+    relations, divergences, answers = [], [], []
+    for index, example in enumerate(examples):
+        where = supervised_of(example)
+        with torch.no_grad():
+            ours, theirs = (run_plainly(model, collate([example])) for model in (target, source))
+        residual, y = (ours.hidden[2] - ours.hidden[1])[:, where], tokens_of(held_out, index, 2)[None]
+        if len(y[0]) >= 3:
+            relations.append(relation_distance(residual, y, mask=torch.ones(1, len(y[0]), dtype=torch.bool))[None])
+        p, q = (run.logits[0, where].log_softmax(1) for run in (theirs, ours))
+        divergences.append((p.exp() * (p - q)).sum(1))
+        answers.append(F.nll_loss(q, example[0][example[1] :], reduction="none"))
+    assert len(relations) == 4
+    terms = [float(torch.cat(values).mean()) for values in (relations, divergences, answers)]
+    weights = LossWeights(geometry=0.7, output=1.3, answer=0.4)
+    settings = config(layers=(2,), steps=1, micro_batch_size=2, weights=weights, guards=Guards(rollback=0.0))
+    _, records = fit(exact, settings, held_out=held_out)
+    assert records[-1].held_out[0] == pytest.approx(0.7 * terms[0] + 1.3 * terms[1] + 0.4 * terms[2], rel=1e-4)
+
+
+@pytest.mark.parametrize("before", [1.0, 100.0])
+@pytest.mark.parametrize(("factor", "undone"), [(1.019, False), (1.021, True)])
+def test_the_margin_is_a_share_of_the_loss_before(
+    factor: float, undone: bool, before: float, top: Supervision, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured = iter([before, before * factor])
+    monkeypatch.setattr(FrontierTrainer, "_held_out_loss", lambda self, layer: next(measured))
+    target, records = fit(top, config(layers=(2,), guards=Guards(rollback=0.02)), held_out=top)
+    assert records[-1].held_out == (before, before * factor) and records[-1].rolled_back == undone
+    pairs = zip(target.parameters(), target_model().parameters(), strict=True)
+    assert all(torch.equal(ours, theirs) for ours, theirs in pairs) == undone
 
 
 def test_a_margin_tolerates_a_small_rise(own: Supervision) -> None:

@@ -8,9 +8,11 @@ import tempfile
 import threading
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 from semalign_harness.sandbox import Limits, Program, judge, probe
+from semalign_harness.sandbox._values import Codec
 
 from .benchmarks import PROGRAMS
 from .hostile import ANSWER, TESTS
@@ -44,8 +46,15 @@ def _own_temporary_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
 
 
-def children() -> list[str]:
-    """Descendants of this process, zombies included, and every interpreter of the sandbox."""
+class Process(NamedTuple):
+    stat: str
+    child: bool
+    """Of this process."""
+    interpreter: bool
+    """Of a sandbox of this process, whatever its parent is."""
+
+
+def processes() -> list[Process]:
     found = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
@@ -55,13 +64,15 @@ def children() -> list[str]:
             except OSError:
                 continue
             parent = stat.rpartition(")")[2].split()[1]
-            if (
-                parent == str(os.getpid())
-                or b"sandbox/_child.py" in command
-                and str(os.getpid()).encode().hex().encode() in command
-            ):
-                found.append(stat)
+            ours = Codec().encode(os.getpid()).hex().encode()
+            interpreter = b"sandbox/_child.py" in command and ours in command
+            found.append(Process(stat, parent == str(os.getpid()), interpreter))
     return found
+
+
+def children() -> list[str]:
+    """Children of this process, zombies included, and every interpreter of its sandboxes."""
+    return [process.stat for process in processes() if process.child or process.interpreter]
 
 
 def traces() -> dict[str, object]:
@@ -76,6 +87,18 @@ def traces() -> dict[str, object]:
         "sockets": sockets,
         "mounts": Path("/proc/self/mounts").read_text(),
     }
+
+
+@pytest.mark.skipif(probe().namespaces == "bubblewrap", reason="the command does not name the parent")
+def test_interpreters_are_found_that_are_no_children() -> None:
+    slow = Program("import time\ntime.sleep(1)" + ANSWER, TESTS)
+    thread = threading.Thread(target=judge, args=([slow],), kwargs={"limits": LIMITS, "allow_weak": True})
+    thread.start()
+    found = False
+    while thread.is_alive() and not found:
+        found = any(process.interpreter and not process.child for process in processes())
+    thread.join()
+    assert found
 
 
 @pytest.mark.skipif(not probe().strong, reason="needs Landlock and seccomp")
