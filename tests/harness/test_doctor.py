@@ -24,7 +24,7 @@ from semalign_geometry import (
     fit_transport,
     measure_fidelity,
 )
-from semalign_harness import build_tokenizer, load_experiment, load_model, run_experiment
+from semalign_harness import build_tokenizer, load_experiment, load_model, plan, run_experiment
 from semalign_harness.cli import main
 from semalign_harness.data import batches, encode_rows, load_rows
 from semalign_harness.doctor import Diagnosis, Finding, diagnosis_text
@@ -59,7 +59,7 @@ SETTINGS = ("data.train_rows=16", "data.held_out_rows=8", "data.max_length=64")
 
 @pytest.fixture(autouse=True)
 def _short_probe(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine, "PROBE_SECONDS", 0.0)
+    monkeypatch.setattr(plan, "PROBE_SECONDS", 0.0)
 
 
 @pytest.fixture
@@ -557,9 +557,9 @@ def test_disk(pair: tuple[Path, Path], doctor: Doctor, monkeypatch: pytest.Monke
 
 
 def test_time(pair: tuple[Path, Path], doctor: Doctor, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine, "_speed", lambda device, dtype: 1e9)
+    monkeypatch.setattr(machine, "matrix_speed", lambda device, dtype: 1e9)
     assert of(doctor(*pair), "time").level == "ok"
-    monkeypatch.setattr(machine, "_speed", lambda device, dtype: 1e3)
+    monkeypatch.setattr(machine, "matrix_speed", lambda device, dtype: 1e3)
     found = of(doctor(*pair), "time")
     assert found.level == "warning" and "data.train_rows" in str(found.remedy)
 
