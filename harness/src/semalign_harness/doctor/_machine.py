@@ -17,7 +17,8 @@ from ._findings import Finding, error, ok, warning
 from ._pair import Pair
 
 LEANER = ("batch_size=1", "train.micro_batch_size=1", "train.recompute_suffix=true")
-"""Settings that take less memory; the first is for the source's phase, the others for the target's."""
+"""Settings that take less memory; the first is for the source's phase (its supervision and its estimate: attribution
+takes one row at a time anyway), the others for the target's."""
 LONG = 24 * 3600
 """Seconds from which on a run is called long."""
 
