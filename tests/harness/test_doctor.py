@@ -564,6 +564,14 @@ def test_time(pair: tuple[Path, Path], doctor: Doctor, monkeypatch: pytest.Monke
     assert found.level == "warning" and "data.train_rows" in str(found.remedy)
 
 
+def test_time_says_what_it_is_of(pair: tuple[Path, Path], doctor: Doctor) -> None:
+    told = of(doctor(*pair), "time").message
+    assert "of frontier training (" in told and ", loading aside" in told
+    assert "loading and the writing of answers aside" in of(doctor(*pair, "data.answers=target"), "time").message
+    other = of(doctor(*pair, "method.kind=kd"), "time").message
+    assert other.startswith("not estimated") and other.endswith("method.kind=kd")
+
+
 @pytest.mark.parametrize("kind", [BertForMaskedLM, BertLMHeadModel, T5ForConditionalGeneration])
 def test_models_of_another_kind_are_refused(
     pair: tuple[Path, Path], tmp_path: Path, doctor: Doctor, kind: Any, no_weights: None

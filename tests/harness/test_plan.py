@@ -106,3 +106,11 @@ def test_the_plan_is_told(overrides: list[str], tmp_path: Path, capsys: pytest.C
     told = capsys.readouterr().err
     assert "plan: 3 stages, 6 steps" in told and "of memory" in told and "on disk" in told
     assert "layer 1 of 3: about" in told and "left" in told
+
+
+def test_other_methods_have_no_plan(
+    overrides: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipeline, "make_plan", None)
+    assert main(["run", "tiny", *overrides, "method.kind=kd", "--out", str(tmp_path / "run")]) == 0
+    assert "plan:" not in capsys.readouterr().err

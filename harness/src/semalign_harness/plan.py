@@ -1,4 +1,6 @@
-"""What a run is going to do and how long it will take, told before it starts and corrected by what it took so far."""
+"""What a run of frontier training is going to do and how long it will take, told before it starts and corrected by what
+it took so far.
+"""
 
 import statistics
 import time
@@ -21,7 +23,7 @@ PROBE_SECONDS = 0.2
 
 
 class Plan(Contract):
-    """The work of a run, in floating-point operations of one process."""
+    """The work of frontier training, in floating-point operations of one process."""
 
     stages: int
     """Layers that train."""
@@ -56,7 +58,7 @@ def make_plan(
     supervised: bool,
     speed: float,
 ) -> Plan:
-    """Count the work of an experiment.
+    """Count the work of an experiment that trains by frontier training.
 
     Args:
         experiment: what will run.

@@ -10,9 +10,11 @@ import torch
 from ..data import Example, Split
 from ..estimate import Totals, estimate, gb
 from ..experiment import Experiment
+from ..methods import as_method
 from ..models import cache_folder
 from ..plan import duration, make_plan, matrix_speed
 from ..settings import merged, parse_overrides
+from ..written_answers import written_parts
 from ._findings import Finding, error, ok, warning
 from ._pair import Pair
 
@@ -102,9 +104,13 @@ def _disk(totals: Totals, experiment: Experiment) -> Finding:
 
 
 def _time(pair: Pair, split: Split) -> Finding:
+    experiment = pair.experiment
+    kind = as_method(experiment.method).kind
+    if kind != "semalign":
+        return ok("time", f"not estimated: what is known is the work of frontier training, not of method.kind={kind}")
     speed = matrix_speed(pair.device, pair.target.dtype)
     plan = make_plan(
-        pair.experiment,
+        experiment,
         split,
         source=pair.source.shape,
         target=pair.target.shape,
@@ -114,11 +120,12 @@ def _time(pair: Pair, split: Split) -> Finding:
     )
     parts = {"source": plan.source, "training": sum(plan.training), "measuring": plan.measuring}
     times = ", ".join(f"{name} {duration(work / plan.flops)}" for name, work in parts.items())
-    rows = "rows like these" if pair.sample is not None else f"rows of {pair.experiment.data.max_length} tokens"
+    rows = "rows like these" if pair.sample is not None else f"rows of {experiment.data.max_length} tokens"
+    aside = "loading and the writing of answers" if written_parts(experiment.data) else "loading"
     dtype = str(pair.target.dtype).removeprefix("torch.")
     message = (
-        f"about {duration(plan.seconds)} ({times}), loading aside, for {pair.experiment.data.train_rows} {rows} at "
-        f"{speed / 1e9:.3g} GFLOP/s in {dtype}"
+        f"about {duration(plan.seconds)} of frontier training ({times}), {aside} aside, for "
+        f"{experiment.data.train_rows} {rows} at {speed / 1e9:.3g} GFLOP/s in {dtype}"
     )
     if plan.seconds > LONG:
         return warning(
