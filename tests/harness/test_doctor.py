@@ -24,7 +24,7 @@ from semalign_geometry import (
     fit_transport,
     measure_fidelity,
 )
-from semalign_harness import build_tokenizer, load_experiment, load_model, run_experiment
+from semalign_harness import build_tokenizer, load_experiment, load_model, plan, run_experiment
 from semalign_harness.cli import main
 from semalign_harness.data import batches, encode_rows, load_rows
 from semalign_harness.doctor import Diagnosis, Finding, diagnosis_text
@@ -59,7 +59,7 @@ SETTINGS = ("data.train_rows=16", "data.held_out_rows=8", "data.max_length=64")
 
 @pytest.fixture(autouse=True)
 def _short_probe(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine, "PROBE_SECONDS", 0.0)
+    monkeypatch.setattr(plan, "PROBE_SECONDS", 0.0)
 
 
 @pytest.fixture
@@ -557,11 +557,19 @@ def test_disk(pair: tuple[Path, Path], doctor: Doctor, monkeypatch: pytest.Monke
 
 
 def test_time(pair: tuple[Path, Path], doctor: Doctor, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine, "_speed", lambda device, dtype: 1e9)
+    monkeypatch.setattr(machine, "matrix_speed", lambda device, dtype: 1e9)
     assert of(doctor(*pair), "time").level == "ok"
-    monkeypatch.setattr(machine, "_speed", lambda device, dtype: 1e3)
+    monkeypatch.setattr(machine, "matrix_speed", lambda device, dtype: 1e3)
     found = of(doctor(*pair), "time")
     assert found.level == "warning" and "data.train_rows" in str(found.remedy)
+
+
+def test_time_says_what_it_is_of(pair: tuple[Path, Path], doctor: Doctor) -> None:
+    told = of(doctor(*pair), "time").message
+    assert "of frontier training (" in told and ", loading aside" in told
+    assert "loading and the writing of answers aside" in of(doctor(*pair, "data.answers=target"), "time").message
+    other = of(doctor(*pair, "method.kind=kd"), "time").message
+    assert other.startswith("not estimated") and other.endswith("method.kind=kd")
 
 
 @pytest.mark.parametrize("kind", [BertForMaskedLM, BertLMHeadModel, T5ForConditionalGeneration])

@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from semalign_harness import load_experiment, pipeline
@@ -15,13 +14,19 @@ from semalign_harness.methods import _semalign
 from semalign_harness.plan import Clock, Plan, duration, make_plan
 from torch.utils.flop_counter import FlopCounterMode
 
-CPU = torch.device("cpu")
-
 
 def plan_of(overrides: list[str], *more: str, processes: int = 1, supervised: bool = False) -> Plan:
     experiment = load_experiment("tiny", overrides=[*overrides, *more])
     inputs = read_inputs(experiment, Console(quiet=True))
-    return make_plan(experiment, inputs, CPU, processes=processes, supervised=supervised)
+    return make_plan(
+        experiment,
+        inputs.split,
+        source=inputs.source.shape,
+        target=inputs.target.shape,
+        processes=processes,
+        supervised=supervised,
+        speed=1e9,
+    )
 
 
 def test_counts_are_those_of_the_run(overrides: list[str], tmp_path: Path) -> None:
@@ -101,3 +106,11 @@ def test_the_plan_is_told(overrides: list[str], tmp_path: Path, capsys: pytest.C
     told = capsys.readouterr().err
     assert "plan: 3 stages, 6 steps" in told and "of memory" in told and "on disk" in told
     assert "layer 1 of 3: about" in told and "left" in told
+
+
+def test_other_methods_have_no_plan(
+    overrides: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipeline, "make_plan", None)
+    assert main(["run", "tiny", *overrides, "method.kind=kd", "--out", str(tmp_path / "run")]) == 0
+    assert "plan:" not in capsys.readouterr().err

@@ -131,6 +131,21 @@ def test_dry_run_runs_nothing(tmp_path: Path, overrides: list[str], capsys: pyte
     assert "train by kd" in printed and "stage for" not in printed
 
 
+def test_a_dry_run_tells_which_answers_are_written_first(
+    tmp_path: Path, overrides: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    by = ["data.train_rows=16", "data.held_out_rows=8", "data.writing.max_new_tokens=24", "data.answers=target"]
+    assert run(tmp_path, overrides, *by, "--dry-run") == 0
+    assert "# plan: first the target writes answers to 16 training rows, of at most 24" in capsys.readouterr().out
+    assert run(tmp_path, overrides, *by, "data.held_out_answers=target", "--dry-run") == 0
+    assert "the target writes answers to 16 training rows and 8 held-out rows, of" in capsys.readouterr().out
+    assert run(tmp_path, overrides, *by, "data.held_out_answers=source", "--dry-run") == 0
+    printed = capsys.readouterr().out
+    assert printed.index("source writes answers to 8 held-out") < printed.index("target writes answers to 16 training")
+    assert run(tmp_path, overrides, "--dry-run") == 0
+    assert "writes answers" not in capsys.readouterr().out
+
+
 def refused(tmp_path: Path, overrides: list[str], capsys: pytest.CaptureFixture[str], *more: str) -> str:
     assert run(tmp_path, [*overrides, *more]) == 2
     captured = capsys.readouterr()

@@ -28,6 +28,7 @@ from .run_folder import pick_folder
 from .settings import merged, parse_overrides, read_tree
 from .table import entries_table, result_table
 from .tracking import find_trackers
+from .written_answers import describe_writing
 
 COMMANDS = {
     "run": "transfer from a source into a target, and measure what arrived",
@@ -394,7 +395,8 @@ def _run(options: argparse.Namespace) -> int:
             f"plan: attribute on {data.attribution_rows} rows, supervise {data.train_rows} rows, {trained} ({amount}), "
             f"measure on {data.held_out_rows} rows, into {folder}"
         )
-        lines = [plan, *describe(experiment)]  # an input that cannot be used is an error before anything is printed
+        # An input that cannot be used is an error before anything is printed.
+        lines = [*describe_writing(data), plan, *describe(experiment)]
         print(yaml.safe_dump(experiment.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
         print("\n".join(f"# {line}" for line in lines))  # comments: what is printed is an experiment's file
         return 0

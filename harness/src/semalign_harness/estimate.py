@@ -98,8 +98,10 @@ class Totals(Settings):
     """What a run needs, in bytes."""
 
     source_phase: int
-    """Memory while the source is attributed: weights, activations of one batch of the longest rows, the target's head
-    (the whole target with the similarity scorer)."""
+    """Memory while the source is attributed and supervises: weights, the target's head (the whole target with the
+    similarity scorer), and what autograd keeps of `batch_size` of the longest rows, of `attribution_rows` where fewer.
+    The last is an upper bound of attribution, which takes one row at a time; supervision, which runs `batch_size` rows
+    forward without autograd, is not counted apart."""
     training_state: int
     """Weights, moments and gradients of what trains together, in float32: the largest frontier layer, or all that a
     method without stages trains."""
@@ -215,6 +217,7 @@ def estimate(
 
 def _totals(experiment: Experiment, source: ModelNeeds, target: ModelNeeds) -> Totals:
     data, train = experiment.data, experiment.train
+    # More than attribution takes, which goes row by row; supervision runs batch_size rows without autograd.
     attributed = min(experiment.batch_size, data.attribution_rows) * data.max_length
     kept = target.weight_bytes if experiment.scorer.kind == "similarity" else target.head_bytes
     kind = getattr(experiment.method, "kind", None)

@@ -181,7 +181,8 @@ class Experiment(Contract):
     device: str = "auto"
     """Device of the models: `cpu`, `cuda`, `mps`, …; `auto` takes the first accelerator, else the CPU."""
     batch_size: int = Field(8, ge=1)
-    """Rows in a forward run of attribution, supervision and measurement."""
+    """Rows in a forward run of supervision and measurement, and a fourth of those whose answers are written at once.
+    Attribution takes one row at a time."""
 
     @model_validator(mode="after")
     def _target_trains(self) -> "Experiment":

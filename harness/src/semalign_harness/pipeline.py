@@ -23,7 +23,7 @@ from .measure import Measurement, measured
 from .methods import KNOWN_METHODS, MethodContext, MethodReport, as_method
 from .models import LoadedModel
 from .phase_cache import bytes_in, foreign_packages, is_kept, phase_key
-from .plan import describe_plan, make_plan
+from .plan import Plan, describe_plan, make_plan, matrix_speed
 from .resources import forget_peak_memory, join, peak_memory
 from .run_folder import ENVIRONMENT, EXPERIMENT, REPORT, RESULT, claimed, empty
 from .saving import save_model
@@ -134,12 +134,20 @@ def run_experiment(
         try:
             inputs, environment = _begin(experiment, folder, console, device, resumed=resumed)
             metrics = _metrics(stack, experiment, folder, trackers, console)
-            plan = make_plan(
-                experiment, inputs, device, processes=ranks.size, supervised=is_kept(environment.supervision_key)
-            )
             method = as_method(experiment.method)
-            for line in describe_plan(plan, experiment, inputs) if method.kind == "semalign" else []:
-                console.note(line)
+            plan: Plan | None = None
+            if method.kind == "semalign":
+                plan = make_plan(
+                    experiment,
+                    inputs.split,
+                    source=inputs.source.shape,
+                    target=inputs.target.shape,
+                    processes=ranks.size,
+                    supervised=is_kept(environment.supervision_key),
+                    speed=matrix_speed(device, inputs.target.dtype(device)),
+                )
+                for line in describe_plan(plan, experiment, inputs):
+                    console.note(line)
             stores = stack.enter_context(
                 source_stores(experiment, folder, console, inputs, device, environment.supervision_key)
             )

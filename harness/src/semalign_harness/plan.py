@@ -1,5 +1,8 @@
-"""What a run is going to do and how long it will take, told before it starts and corrected by what it took so far."""
+"""What a run of frontier training is going to do and how long it will take, told before it starts and corrected by what
+it took so far.
+"""
 
+import statistics
 import time
 from collections.abc import Sequence
 
@@ -8,16 +11,19 @@ from semalign_align import TopK
 from semalign_geometry import Contract
 from semalign_train import TransferConfig
 
+from .data import Split
 from .estimate import ModelShape, estimate, gb
 from .experiment import Experiment
 from .inputs import Inputs
 
 REACHED = 0.5
 """Share of the speed of bare matrix products that a forward or backward run is expected to reach."""
+PROBE_SECONDS = 0.2
+"""How long the speed of matrix products is tried."""
 
 
 class Plan(Contract):
-    """The work of a run, in floating-point operations of one process."""
+    """The work of frontier training, in floating-point operations of one process."""
 
     stages: int
     """Layers that train."""
@@ -43,19 +49,27 @@ class Plan(Contract):
 
 
 def make_plan(
-    experiment: Experiment, inputs: Inputs, device: torch.device, *, processes: int, supervised: bool
+    experiment: Experiment,
+    split: Split,
+    *,
+    source: ModelShape,
+    target: ModelShape,
+    processes: int,
+    supervised: bool,
+    speed: float,
 ) -> Plan:
-    """Count the work of an experiment and try the speed of the device.
+    """Count the work of an experiment that trains by frontier training.
 
     Args:
         experiment: what will run.
-        inputs: its models and rows.
-        device: where it will run.
+        split: its rows.
+        source: shape of the larger model.
+        target: shape of the model that trains.
         processes: how many share the work.
         supervised: whether the supervision is kept already.
+        speed: operations a second of a process in bare matrix products, as `matrix_speed` finds it.
     """
-    source, target = inputs.source.shape, inputs.target.shape
-    train, held_out = inputs.split.train, inputs.split.held_out
+    train, held_out = split.train, split.held_out
     tokens, answers = sum(map(len, train)), sum(len(row.answer_ids) for row in train)
     held_tokens, held_answers = sum(map(len, held_out)), sum(len(row.answer_ids) for row in held_out)
     attributed = sum(map(len, train[: experiment.data.attribution_rows]))
@@ -86,8 +100,22 @@ def make_plan(
         source=supervising / processes,
         training=tuple(work / processes for work in training),
         measuring=measuring / processes,
-        flops=REACHED * _speed(device, inputs.target.dtype(device)),
+        flops=REACHED * speed,
     )
+
+
+def matrix_speed(device: torch.device, dtype: torch.dtype) -> float:
+    """Operations a second in matrix products, the median over the probe: what else runs counts."""
+    size = 512 if device.type == "cpu" else 8192
+    left, right = (torch.ones(size, size, device=device, dtype=dtype) for _ in range(2))
+    float((left @ right)[0, 0])  # the first one loads kernels
+    speeds: list[float] = []
+    began = time.perf_counter()
+    while not speeds or time.perf_counter() - began < PROBE_SECONDS:
+        started = time.perf_counter()
+        float((left @ right)[0, 0])  # waits for the device
+        speeds.append(2 * size**3 / (time.perf_counter() - started))
+    return statistics.median(speeds)
 
 
 def describe_plan(plan: Plan, experiment: Experiment, inputs: Inputs) -> list[str]:
@@ -156,15 +184,3 @@ def _outputs(source: ModelShape, target: ModelShape, experiment: Experiment) -> 
     weights, stored = experiment.train.weights, isinstance(experiment.supervision.output, TopK)
     output = 2 * _head(target) if stored else 3 * _head(target) + _head(source)
     return bool(weights.output) * output + (bool(weights.answer) + bool(weights.label)) * 2 * _head(target)
-
-
-def _speed(device: torch.device, dtype: torch.dtype) -> float:
-    """Operations a second in matrix products."""
-    size = 1024 if device.type == "cpu" else 8192
-    left, right = (torch.ones(size, size, device=device, dtype=dtype) for _ in range(2))
-    best = 0.0
-    for _ in range(3):
-        started = time.perf_counter()
-        float((left @ right)[0, 0])  # waits for the device
-        best = max(best, 2 * size**3 / (time.perf_counter() - started))
-    return best

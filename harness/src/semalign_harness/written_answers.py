@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .console import Console
 from .data import Example
-from .experiment import Experiment, WritingConfig
+from .experiment import DataConfig, Experiment, WritingConfig
 from .generation import GENERATION, end_ids, generate, likeliest
 from .inputs import Inputs, load
 from .journal import Answer, Journal, request_key
@@ -28,6 +28,25 @@ ROWS_AT_ONCE = 4
 """Times the rows of a forward run that are written together."""
 
 
+def written_parts(data: DataConfig) -> dict[str, list[str]]:
+    """By each model that writes answers first, the parts of the data that it writes them for."""
+    writers = {"train": data.answers, "held_out": data.held_out_answers}
+    return {
+        writer: [part for part, by in writers.items() if by == writer]
+        for writer in sorted({*writers.values()} - {"gold"})
+    }
+
+
+def describe_writing(data: DataConfig) -> list[str]:
+    """What is written before anything else, as lines of text."""
+    rows = {"train": f"{data.train_rows} training rows", "held_out": f"{data.held_out_rows} held-out rows"}
+    return [
+        f"plan: first the {writer} writes answers to {' and '.join(rows[part] for part in parts)}, of at most "
+        f"{data.writing.max_new_tokens} tokens each, unless they are kept already"
+        for writer, parts in written_parts(data).items()
+    ]
+
+
 def with_written_answers(experiment: Experiment, inputs: Inputs, device: torch.device, console: Console) -> Inputs:
     """The inputs with the answers that an experiment asks for in place of the rows' own.
 
@@ -38,10 +57,8 @@ def with_written_answers(experiment: Experiment, inputs: Inputs, device: torch.d
     Raises:
         SemalignError: no row is left. OSError: the disk is full.
     """
-    writers = {"train": experiment.data.answers, "held_out": experiment.data.held_out_answers}
     rows = {"train": inputs.split.train, "held_out": inputs.split.held_out}
-    for writer in sorted({*writers.values()} - {"gold"}):
-        parts = [part for part, by in writers.items() if by == writer]
+    for writer, parts in written_parts(experiment.data).items():
         prompts = list(dict.fromkeys(row.prompt_ids for part in parts for row in rows[part]))
         written = _written(experiment, inputs, writer, prompts, device, console)
         rows |= {part: _kept(part, rows[part], written, experiment, inputs, console) for part in parts}

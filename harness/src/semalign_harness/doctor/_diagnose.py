@@ -92,7 +92,7 @@ def diagnose(
         *check_rows(pair, shared),
         check_head(source, tokenizer_ids(source) if shared is None else shared.source_ids),
         check_head(target, tokenizer_ids(target) if shared is None else shared.target_ids),
-        *check_machine(pair, shared),
+        *check_machine(pair),
     ]
     if heat_map is None or not diagnosis(findings).is_usable:
         return diagnosis(findings)

@@ -2,48 +2,36 @@
 
 import os
 import shutil
-import statistics
-import time
-from dataclasses import replace
 from pathlib import Path
 
 import psutil
 import torch
-from semalign_geometry import SharedVocabulary
 
 from ..data import Example, Split
 from ..estimate import Totals, estimate, gb
 from ..experiment import Experiment
-from ..inputs import Inputs
+from ..methods import as_method
 from ..models import cache_folder
-from ..plan import REACHED, Plan, duration, make_plan
+from ..plan import duration, make_plan, matrix_speed
 from ..settings import merged, parse_overrides
+from ..written_answers import written_parts
 from ._findings import Finding, error, ok, warning
 from ._pair import Pair
 
-PROBE_SECONDS = 2.0
-"""How long the speed of matrix products is tried."""
 LEANER = ("batch_size=1", "train.micro_batch_size=1", "train.recompute_suffix=true")
-"""Settings that take less memory; the first is for the source's phase, the others for the target's."""
+"""Settings that take less memory; the first is for the source's phase (its supervision and its estimate: attribution
+takes one row at a time anyway), the others for the target's."""
 LONG = 24 * 3600
 """Seconds from which on a run is called long."""
 
 
-def check_machine(pair: Pair, shared: SharedVocabulary | None) -> list[Finding]:
+def check_machine(pair: Pair) -> list[Finding]:
     """Memory, disk and time."""
     split = _split(pair)
-    experiment = pair.experiment
-    vocabulary = min(each.shape.vocabulary for each in pair.both)
-    ids = torch.arange(vocabulary)
-    common = SharedVocabulary(ids, ids, 0, 0) if shared is None else shared
-    quick = pair.target.opened.settings.model_copy(update={"dtype": "float32"})  # the plan's own speed is not taken
-    inputs = Inputs(pair.source.opened, replace(pair.target.opened, settings=quick), split, common, "", "")
-    plan = make_plan(experiment, inputs, pair.device, processes=1, supervised=False)
-    speed = _speed(pair.device, pair.target.dtype)
     return [
         _memory(pair, split.longest),
-        _disk(_totals(pair, experiment, split.longest), experiment),
-        _time(plan.model_copy(update={"flops": REACHED * speed}), pair, speed),
+        _disk(_totals(pair, pair.experiment, split.longest), pair.experiment),
+        _time(pair, split),
     ]
 
 
@@ -115,33 +103,35 @@ def _disk(totals: Totals, experiment: Experiment) -> Finding:
     return ok("disk", needs)
 
 
-def _time(plan: Plan, pair: Pair, speed: float) -> Finding:
+def _time(pair: Pair, split: Split) -> Finding:
+    experiment = pair.experiment
+    kind = as_method(experiment.method).kind
+    if kind != "semalign":
+        return ok("time", f"not estimated: what is known is the work of frontier training, not of method.kind={kind}")
+    speed = matrix_speed(pair.device, pair.target.dtype)
+    plan = make_plan(
+        experiment,
+        split,
+        source=pair.source.shape,
+        target=pair.target.shape,
+        processes=1,
+        supervised=False,
+        speed=speed,
+    )
     parts = {"source": plan.source, "training": sum(plan.training), "measuring": plan.measuring}
     times = ", ".join(f"{name} {duration(work / plan.flops)}" for name, work in parts.items())
-    rows = "rows like these" if pair.sample is not None else f"rows of {pair.experiment.data.max_length} tokens"
+    rows = "rows like these" if pair.sample is not None else f"rows of {experiment.data.max_length} tokens"
+    aside = "loading and the writing of answers" if written_parts(experiment.data) else "loading"
     dtype = str(pair.target.dtype).removeprefix("torch.")
     message = (
-        f"about {duration(plan.seconds)} ({times}), loading aside, for {pair.experiment.data.train_rows} {rows} at "
-        f"{speed / 1e9:.3g} GFLOP/s in {dtype}"
+        f"about {duration(plan.seconds)} of frontier training ({times}), {aside} aside, for "
+        f"{experiment.data.train_rows} {rows} at {speed / 1e9:.3g} GFLOP/s in {dtype}"
     )
     if plan.seconds > LONG:
         return warning(
             "time", message, "a smaller data.train_rows or train.passes, train.layers=[…], or an accelerator"
         )
     return ok("time", message)
-
-
-def _speed(device: torch.device, dtype: torch.dtype) -> float:
-    """Operations a second in matrix products, the median over the probe: what else runs counts."""
-    size = 512 if device.type == "cpu" else 8192
-    left, right = (torch.ones(size, size, device=device, dtype=dtype) for _ in range(2))
-    speeds: list[float] = []
-    began = time.perf_counter()
-    while not speeds or time.perf_counter() - began < PROBE_SECONDS:
-        started = time.perf_counter()
-        float((left @ right)[0, 0])  # waits for the device
-        speeds.append(2 * size**3 / (time.perf_counter() - started))
-    return statistics.median(speeds)
 
 
 def _memory_of(device: torch.device) -> tuple[int, int]:

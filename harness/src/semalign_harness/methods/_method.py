@@ -35,8 +35,8 @@ class MethodContext:
     """The model that trains, changed in place."""
     stores: "SourceStores"
     """What the source left behind for the training and for the held-out rows."""
-    plan: "Plan"
-    """The work of frontier training on these rows."""
+    plan: "Plan | None"
+    """The work of frontier training on these rows; None for other methods."""
     folder: Path
     """The run folder, for what an interrupted run needs."""
     console: "Console"

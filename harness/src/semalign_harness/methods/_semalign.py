@@ -78,8 +78,8 @@ def _train(context: MethodContext, config: TransferConfig) -> TransferReport:
             checkpoints=folder / "checkpoints",
         )
         bar = stack.enter_context(console.bar("train", sum(trainer.stage_steps)))
-        planned = len(context.plan.training) == len(trainer.layers)
-        clock, told = Clock(context.plan, trainer.layers), console.seconds
+        plan, told = context.plan, console.seconds
+        clock = Clock(plan, trainer.layers) if plan and len(plan.training) == len(trainer.layers) else None
 
         def record(entry: StepRecord | StageRecord) -> None:
             nonlocal told
@@ -87,8 +87,8 @@ def _train(context: MethodContext, config: TransferConfig) -> TransferReport:
                 context.metrics.add_stage(entry)
                 for fact in _incidents(entry):
                     console.note(f"layer {entry.layer}: {fact}")
-                left = clock.after(entry.layer, entry.seconds)
-                if planned and console.seconds - told >= TELL_EVERY:
+                left = clock.after(entry.layer, entry.seconds) if clock else None
+                if left is not None and console.seconds - told >= TELL_EVERY:
                     told = console.seconds
                     console.note(f"layer {entry.layer} of {trainer.view.depth}: about {duration(left)} left")
                 return
