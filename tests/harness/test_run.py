@@ -92,6 +92,17 @@ def test_every_choice_runs(more: list[str], tmp_path: Path, overrides: list[str]
     assert run(tmp_path, [*overrides, "measure.answer_rows=0", *more], "--quiet") == 0
 
 
+def test_settings_of_stages_that_a_method_leaves_out_are_told(
+    tmp_path: Path, overrides: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = [*overrides, "measure.answer_rows=0", "method.kind=kd"]
+    more = ("train.weights.geometry=1", "train.guards.rollback=0.1")
+    assert run(tmp_path, [*settings, *more]) == 0
+    assert "kd trains all layers at once, without train.weights, train.guards.rollback\n" in capsys.readouterr().err
+    assert run(tmp_path / "usual", settings) == 0
+    assert "at once, without" not in capsys.readouterr().err
+
+
 def test_models_of_the_hub_are_known_by_their_commit(
     tmp_path: Path, overrides: list[str], pair: tuple[Path, Path]
 ) -> None:

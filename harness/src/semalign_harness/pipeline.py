@@ -20,7 +20,7 @@ from .data import Split
 from .experiment import Experiment
 from .inputs import Inputs, load, read_inputs
 from .measure import Measurement, measured
-from .methods import KNOWN_METHODS, MethodContext, MethodReport, as_method
+from .methods import KNOWN_METHODS, JointMethod, MethodContext, MethodReport, as_method
 from .models import LoadedModel
 from .phase_cache import bytes_in, foreign_packages, is_kept, phase_key
 from .plan import Plan, describe_plan, make_plan, matrix_speed
@@ -148,6 +148,8 @@ def run_experiment(
                 )
                 for line in describe_plan(plan, experiment, inputs):
                     console.note(line)
+            elif isinstance(method, JointMethod) and (unused := method.unused(experiment.train)):
+                console.note(f"{method.kind} trains all layers at once, without {', '.join(unused)}")
             stores = stack.enter_context(
                 source_stores(experiment, folder, console, inputs, device, environment.supervision_key)
             )

@@ -1,5 +1,6 @@
 """Methods of transfer: SemAlign, and what it is compared with."""
 
+from ._joint import JointMethod as JointMethod
 from ._method import LayerUse as LayerUse
 from ._method import Method as Method
 from ._method import MethodContext as MethodContext
@@ -17,6 +18,7 @@ from ._registry import parse_method as parse_method
 __all__ = [
     "BASELINES",
     "KNOWN_METHODS",
+    "JointMethod",
     "LayerUse",
     "Method",
     "MethodContext",

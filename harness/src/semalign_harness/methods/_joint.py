@@ -16,10 +16,13 @@ from torch.nn.functional import cross_entropy
 
 from ._method import MethodContext
 
+STAGED = ("objective", "weights", "trainable", "train_final_norm", "shard_frozen")
+"""Settings of `train` that only stages have a use for, `guards.rollback` aside."""
+
 
 class JointMethod(Settings):
-    """Settings of a method that trains all layers at once; those of `train` that concern stages play no part, and
-    `train.recompute_suffix` recomputes every layer."""
+    """Settings of a method that trains all layers at once; those of `train` that concern stages play no part, as
+    `unused` tells, and `train.recompute_suffix` recomputes every layer."""
 
     stored: ClassVar[bool] = False
     kind: str
@@ -34,6 +37,12 @@ class JointMethod(Settings):
         """The experiment's settings of training with the method's own."""
         own = {} if self.learning_rate is None else {"learning_rate": self.learning_rate}
         return context.experiment.train.model_copy(update=own)
+
+    def unused(self, train: TransferConfig) -> list[str]:
+        """Settings of `train` that were changed, and play no part in this method."""
+        usual = TransferConfig()
+        changed = [f"train.{name}" for name in STAGED if getattr(train, name) != getattr(usual, name)]
+        return changed + ["train.guards.rollback"] * (train.guards.rollback is not None)
 
     @contextlib.contextmanager
     def parameters(
