@@ -262,8 +262,8 @@ def test_a_template_makes_text_of_several_fields() -> None:
         "1 + 1?\nA. 1\nB. 2\nC. 3\nD. None\nAnswer:"
     )
     (found,) = encode_rows([row], TOKENIZER, config=config)
-    (expected,) = encode_rows([{"question": text, "answer": "B"}], TOKENIZER, config=fields)
-    assert found == expected and found.answer == "B"
+    (expected,) = encode_rows([{"question": text, "answer": "The answer is: B"}], TOKENIZER, config=fields)
+    assert found == expected and found.answer == "The answer is: B"
     for broken in ({"question": "?"}, {**row, "answer": 7}, {**row, "choices": []}):
         with pytest.raises(SemalignError, match=r"template .* does not fit a row of cais/mmlu, whose fields are"):
             encode_rows([broken], TOKENIZER, config=config)
