@@ -1,6 +1,7 @@
 """The figures are those of a plain forward pass."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -31,23 +32,31 @@ def store(source: LoadedModel, folder: Path, output: FinalHidden | TopK) -> Supe
     return supervise(source.model, batches(examples, 4), pairing, Transport.identity(40), folder, settings=settings)
 
 
-def test_figures_equal_a_plain_forward_pass(models: tuple[LoadedModel, LoadedModel], tmp_path: Path) -> None:
+def test_figures_equal_a_plain_forward_pass(
+    models: tuple[LoadedModel, LoadedModel], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     source, target = models
+    monkeypatch.setattr(sys.modules[measure.__module__], "TOKENS_AT_ONCE", 5)  # cuts through rows
     found = measure(DecoderView(target.model), store(source, tmp_path / "store", FinalHidden()), batch_size=4)
-    nll = kl = agreement = tokens = 0.0
-    for example in encode_rows(arithmetic_rows(6, seed=0, split="held_out"), source.tokenizer):
+    rows = []
+    for example in sorted(encode_rows(arithmetic_rows(6, seed=0, split="held_out"), source.tokenizer), key=len):
         ids = torch.tensor([example.prompt_ids + example.answer_ids])
         place = slice(len(example.prompt_ids) - 1, ids.shape[1] - 1)
         with torch.no_grad():
             ours, theirs = (m.model(ids).logits[0, place].double().log_softmax(-1) for m in (target, source))
-        nll += float(F.nll_loss(ours, ids[0, place.start + 1 :], reduction="sum"))
-        kl += float(F.kl_div(ours, theirs, log_target=True, reduction="sum"))
-        agreement += float((ours.argmax(-1) == theirs.argmax(-1)).sum())
-        tokens += len(ours)
-    assert found.tokens == tokens and found.rows == 6
-    assert found.answer_nll == pytest.approx(nll / tokens, rel=1e-4)
-    assert found.kl == pytest.approx(kl / tokens, rel=1e-3)
-    assert found.agreement == pytest.approx(agreement / tokens)
+        nll = float(F.nll_loss(ours, ids[0, place.start + 1 :], reduction="sum"))
+        kl = float(F.kl_div(ours, theirs, log_target=True, reduction="sum"))
+        agreement = float((ours.argmax(-1) == theirs.argmax(-1)).sum())
+        rows.append((len(ours), nll, kl, agreement))
+    tokens, nll, kl, agreement = (torch.tensor(column, dtype=torch.float64) for column in zip(*rows, strict=True))
+    assert found.tokens == tokens.sum() and found.rows == 6
+    assert found.answer_nll == pytest.approx(float(nll.sum() / tokens.sum()), rel=1e-4)
+    assert found.kl == pytest.approx(float(kl.sum() / tokens.sum()), rel=1e-3)
+    assert found.agreement == pytest.approx(float(agreement.sum() / tokens.sum()))
+    assert found.by_row.tokens == tuple(tokens.tolist())
+    assert found.by_row.nll == pytest.approx((nll / tokens).tolist(), rel=1e-4)
+    assert found.by_row.kl == pytest.approx((kl / tokens).tolist(), rel=1e-3)
+    assert found.by_row.agreement == pytest.approx((agreement / tokens).tolist())
 
 
 def test_the_source_agrees_with_itself(
@@ -101,5 +110,7 @@ def test_a_model_that_knows_the_answers_scores_one(
 
     monkeypatch.setattr(sys.modules[measure.__module__], "generate", generate)
     assert all(right_answers(target, examples, max_new_tokens=20, batch_size=2))
-    wrong = [example.__class__(example.prompt_ids, example.answer_ids, "is 99") for example in examples]
-    assert not any(right_answers(target, wrong, max_new_tokens=20, batch_size=2))
+    lengths = [len(example.prompt_ids) for example in examples]
+    assert lengths != sorted(lengths)
+    mixed = [replace(example, answer="is 99") if place % 2 else example for place, example in enumerate(examples)]
+    assert right_answers(target, mixed, max_new_tokens=20, batch_size=2) == [True, False, True, False, True]
