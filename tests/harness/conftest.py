@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 from semalign_harness import arithmetic_rows, build_tokenizer
+from tokenizers.processors import TemplateProcessing
+from transformers import PreTrainedTokenizerFast
 
 from tests.models import tiny_model
 
@@ -44,6 +46,15 @@ def rows_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rows = arithmetic_rows(60, seed=3, split="train")
     file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return file
+
+
+@pytest.fixture
+def starting() -> PreTrainedTokenizerFast:
+    """The tiny tokenizer, but it puts <bos> before every text, as Llama's does."""
+    tokenizer = build_tokenizer()
+    bos = (tokenizer.bos_token, tokenizer.bos_token_id)
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="<bos> $A", special_tokens=[bos])
+    return tokenizer
 
 
 @pytest.fixture

@@ -22,6 +22,13 @@ from transformers import PreTrainedTokenizerFast
 TOKENIZER = build_tokenizer()
 
 
+def letters() -> PreTrainedTokenizerFast:
+    """A token for every byte, and none that ends a sequence."""
+    tokenizer = Tokenizer(BPE({letter: place for place, letter in enumerate(sorted(ByteLevel.alphabet()))}, []))
+    tokenizer.pre_tokenizer, tokenizer.decoder = ByteLevel(add_prefix_space=False), ByteLevelDecoder()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer)
+
+
 def write(path: Path, rows: list[Any]) -> RowsConfig:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return RowsConfig(path=str(path))
@@ -51,6 +58,39 @@ def test_without_a_chat_template_the_answer_ends_with_eos() -> None:
     assert example.answer_ids == tuple(tokenizer("The answer is 3")["input_ids"]) + (tokenizer.eos_token_id,)
 
 
+def test_the_prompt_begins_with_bos_once_and_the_answer_has_none(starting: PreTrainedTokenizerFast) -> None:
+    rows = arithmetic_rows(1, seed=0, split="train")
+    (chat,) = encode_rows(rows, starting)
+    assert chat == encode_rows(rows, TOKENIZER)[0], "the template has it"
+    starting.chat_template = None
+    (plain,) = encode_rows(rows, starting)
+    for example in (chat, plain):
+        assert example.prompt_ids[0] == starting.bos_token_id
+        assert (example.prompt_ids + example.answer_ids).count(starting.bos_token_id) == 1
+
+
+def test_of_several_turns_the_last_answer_alone_is_supervised() -> None:
+    first, last = (row["messages"] for row in arithmetic_rows(2, seed=4, split="train"))
+    (example,) = encode_rows([{"messages": first + last}], TOKENIZER)
+    text = TOKENIZER.apply_chat_template(first + last, tokenize=False)
+    whole = TOKENIZER(text, add_special_tokens=False)["input_ids"]
+    answer = [*TOKENIZER(last[1]["content"])["input_ids"], TOKENIZER.eos_token_id]
+    assert [*example.prompt_ids, *example.answer_ids] == whole
+    assert example.prompt_ids.count(TOKENIZER.eos_token_id) == 1, "the end of the first answer"
+    assert list(example.answer_ids) == answer and example.answer == last[1]["content"]
+    (batch,) = batches([example], 1)
+    assert batch["labels"].tolist() == [[IGNORE] * (len(whole) - len(answer)) + answer]
+
+
+def test_without_a_chat_template_several_turns_are_lines_of_the_prompt() -> None:
+    turns = [("user", "2 + 3"), ("assistant", "5"), ("user", "And - 1 ?"), ("assistant", "4")]
+    messages = [{"role": role, "content": text} for role, text in turns]
+    tokenizer = letters()
+    (example,) = encode_rows([{"messages": messages}], tokenizer)
+    assert tokenizer.decode(example.prompt_ids) == "2 + 3\n5\nAnd - 1 ?"
+    assert tokenizer.decode(example.answer_ids) == "4"
+
+
 @pytest.mark.parametrize(
     ("end", "start", "found"),
     [
@@ -63,9 +103,7 @@ def test_without_a_chat_template_the_answer_ends_with_eos() -> None:
     ],
 )
 def test_prompts_that_run_into_their_answers_are_found(end: str, start: str, found: str | None) -> None:
-    letters = Tokenizer(BPE({letter: place for place, letter in enumerate(ByteLevel.alphabet())}, []))
-    letters.pre_tokenizer, letters.decoder = ByteLevel(add_prefix_space=False), ByteLevelDecoder()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=letters)
+    tokenizer = letters()
     (example,) = encode_rows([{"prompt": f"Dilemma. {end}", "completion": start}], tokenizer)
     assert glued(example, tokenizer) == found
     (chat,) = encode_rows(arithmetic_rows(1, seed=0, split="train"), TOKENIZER)

@@ -36,10 +36,13 @@ from semalign_harness.evaluation import (
     read_evaluation,
 )
 from semalign_harness.evaluation import _run as runner
+from semalign_harness.evaluation._agreement import Text, _encoded
 from semalign_harness.evaluation._journaled import JournaledLM
 from semalign_harness.experiment import ModelConfig
+from semalign_harness.generation import end_ids, generate
 from semalign_harness.journal import Answer, Journal, request_key
 from semalign_harness.models import load_model, open_model
+from transformers import PreTrainedTokenizerFast
 
 from tests.harness.test_benchmarks import ROWS
 
@@ -94,6 +97,18 @@ def plain_log_probs(folder: Path, prompt: str, answer: str) -> tuple[torch.Tenso
     return logits.double().log_softmax(-1), ids[1]
 
 
+def written(folder: Path, prompt: str) -> str:
+    """What `generate` gives to a question of GSM8K, up to the first text that ends an answer."""
+    loaded = load_model(open_model(config_of(folder, folder).model))
+    protocol = BENCHMARKS["gsm8k"].protocol(chat=True)
+    assert protocol.max_new_tokens is not None
+    ids = loaded.tokenizer(prompt, add_special_tokens=False)["input_ids"]
+    ends = end_ids(loaded.model, loaded.tokenizer)
+    (row,) = generate(loaded.model, [ids], max_new_tokens=protocol.max_new_tokens, ends=ends)
+    text = loaded.tokenizer.decode(row, skip_special_tokens=True)
+    return min((text.split(stop)[0] for stop in (*protocol.stop, loaded.tokenizer.eos_token)), key=len)
+
+
 def test_figures_equal_plain_forward_passes(models: tuple[Path, Path], data: Path, tmp_path: Path) -> None:
     source, target = models
     result = evaluated(target, data, tmp_path / "out", source={"path": str(source)}, tasks=["gsm8k", "mmlu"])
@@ -101,6 +116,7 @@ def test_figures_equal_plain_forward_passes(models: tuple[Path, Path], data: Pat
     bits = size = kl = agreement = tokens = 0.0
     nats_per_bit, shared = torch.tensor(2.0).log().item(), len(TOKENIZER)
     for item in read_evaluation(tmp_path / "out").items["gsm8k"]:
+        assert item.output == written(target, item.prompt) != ""
         gold = BENCHMARKS["gsm8k"].gold(ROWS["gsm8k"][item.index], chat=True)
         ours, answer = plain_log_probs(target, item.prompt, gold.answer)
         theirs, _ = plain_log_probs(source, item.prompt, gold.answer)
@@ -523,6 +539,19 @@ def test_the_last_token_of_a_continuation_is_no_input() -> None:
     whole = len(TOKENIZER("hello world")["input_ids"])
     assert lm.tokens(("hello", " world")) == whole - 1
     assert lm.tokens(("hello world", {"max_gen_toks": 7})) == whole + 7
+
+
+def test_a_prompt_that_begins_with_bos_gets_no_second_one(starting: PreTrainedTokenizerFast) -> None:
+    lm = object.__new__(JournaledLM)
+    lm._tokenizer = starting
+    prompt, answer = "How many apples now ?", " The answer is 3"
+    prompt_ids = (starting.bos_token_id, *TOKENIZER(prompt)["input_ids"])
+    answer_ids = tuple(TOKENIZER(answer)["input_ids"])
+    for start in ("", "<bos>"):
+        example = _encoded(Text(start + prompt, answer), starting)
+        assert example.prompt_ids == prompt_ids and example.answer_ids == answer_ids
+        assert lm.tokens((start + prompt, answer)) == len(prompt_ids) + len(answer_ids) - 1
+        assert lm.tokens((start + prompt, {"max_gen_toks": 7})) == len(prompt_ids) + 7
 
 
 def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
