@@ -27,6 +27,7 @@ from semalign_harness.estimate import (
 from semalign_harness.experiment import ModelConfig, preset_names
 from semalign_harness.phase_cache import SourcePhase
 from semalign_harness.tiny import Role
+from semalign_harness.written_answers import written_parts
 from semalign_train import LoraLayer
 from semalign_train._trainable import frontier
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
@@ -92,7 +93,9 @@ def test_every_preset_tells_what_it_needs(name: str, capsys: pytest.CaptureFixtu
     file.write_text(printed.out, encoding="utf-8")
     assert load_experiment(file) == experiment, "what a dry run prints is an experiment's file"
     comments = [line for line in printed.out.splitlines() if line.startswith("# ")]
-    assert comments[0].startswith("# plan: ") and comments[1:] == [f"# {line}" for line in describe(experiment)]
+    plan = [line for line in comments if line.startswith("# plan: ")]
+    assert len(plan) == 1 + len(written_parts(experiment.data))
+    assert comments == [*plan, *(f"# {line}" for line in describe(experiment))]
 
 
 def test_a_dry_run_needs_no_device() -> None:
