@@ -31,8 +31,10 @@ from semalign_harness.evaluation import (
     EvaluationConfig,
     EvaluationResult,
     evaluate,
+    evaluation_table,
     over_seeds,
     pair,
+    pair_table,
     read_evaluation,
 )
 from semalign_harness.evaluation import _run as runner
@@ -429,6 +431,7 @@ def test_the_command_prints_tables(
     assert main(["compare-evaluations", str(tmp_path / "one"), str(tmp_path / "two")]) == 0
     captured = capsys.readouterr()
     assert "second − first" in captured.out and "computed in" not in captured.err
+    assert "+0.0000 [unbounded]" in captured.out and "inf" not in captured.out  # two documents
     other = json.loads((tmp_path / "two" / "result.json").read_text(encoding="utf-8")) | {"dtype": "bfloat16"}
     (tmp_path / "two" / "result.json").write_text(json.dumps(other), encoding="utf-8")
     assert main(["compare-evaluations", str(tmp_path / "one"), str(tmp_path / "two")]) == 0
@@ -438,6 +441,17 @@ def test_the_command_prints_tables(
     for more in (["--source", str(tmp_path / "one")], ["--seed", "1"]):
         assert main(["compare-evaluations", *[str(tmp_path / name) for name in ("one", "two", "one")], *more]) == 2
         assert "are for two evaluations, before and after" in capsys.readouterr().err
+
+
+def test_what_is_unbounded_is_called_so(models: tuple[Path, Path], data: Path, tmp_path: Path) -> None:
+    found = evaluate(config_of(models[1], data, tasks=["mmlu"], limit=1), tmp_path / "one")
+    assert found is not None
+    assert "[unbounded]" in evaluation_table(found) and "inf" not in evaluation_table(found)
+    evaluate(config_of(models[0], data, tasks=["mmlu"], limit=1), tmp_path / "source")
+    first, source = (read_evaluation(tmp_path / name) for name in ("one", "source"))
+    table = pair_table(pair(first, first, source=source))
+    assert "+0.0000 [unbounded]" in table and " 0% [unbounded]\n" in table
+    assert table.endswith("\nunbounded: too few items, or a gap that they cannot tell from none")
 
 
 def test_answers_of_four_bits_are_others(models: tuple[Path, Path]) -> None:

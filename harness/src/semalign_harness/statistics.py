@@ -215,6 +215,20 @@ def chance(p_value: float) -> str:
     return "p < 0.001" if p_value < 0.0005 else f"p {p_value:.3f}"
 
 
+def interval(found: Estimate | GapRecovered | None, form: str) -> str:
+    """A figure with its 95% interval, its numbers in a form such as `.1%`; – where there is none."""
+    if found is None or found.value is None:
+        return "–"
+    low, high = found.low, found.high
+    bounded = low is not None and high is not None and np.isfinite([low, high]).all()
+    return f"{found.value:{form}} " + (f"[{low:{form}}, {high:{form}}]" if bounded else "[unbounded]")
+
+
+def share(gap: GapRecovered | None) -> str:
+    """The share of a gap with its interval."""
+    return interval(gap, ".0%")
+
+
 def across_seeds(values: Numbers) -> Aggregate:
     """Mean, spread and t interval of one figure over training seeds.
 

@@ -2,11 +2,10 @@
 
 import csv
 import io
-import math
 from collections import Counter
 
 from ..estimate import gb
-from ..statistics import Estimate, GapRecovered, chance
+from ..statistics import GapRecovered, chance, interval
 from ..table import markdown
 from ._contracts import Comparison, Figure, MethodFigures, Metric
 
@@ -30,8 +29,8 @@ def comparison_markdown(comparison: Comparison) -> str:
     arrows = {name: "↓" if metric.lower_is_better else "↑" for name, metric in metrics.items()}
     header = ["", *(f"{name} {arrows[name]}" for name in metrics), *COSTS]
     rows = [
-        ["source", *(_interval(metric.source, metric) for metric in metrics.values()), *[""] * len(COSTS)],
-        ["target before", *(_interval(metric.before, metric) for metric in metrics.values()), *[""] * len(COSTS)],
+        ["source", *(interval(metric.source, _form(metric)) for metric in metrics.values()), *[""] * len(COSTS)],
+        ["target before", *(interval(metric.before, _form(metric)) for metric in metrics.values()), *[""] * len(COSTS)],
         *(_row(name, found, metrics) for name, found in comparison.methods.items()),
     ]
     seeds = f"{len(config.seeds)} seed" + "s" * (len(config.seeds) > 1)
@@ -90,7 +89,8 @@ def _row(name: str, found: MethodFigures, metrics: dict[str, Metric]) -> Row:
         return [label, "failed", *[""] * (len(metrics) - 1 + len(COSTS))]
     figures = found.figures
     cells = [
-        f"{_interval(figures[key].estimate, metric)} {_share(figures[key].gap)}" for key, metric in metrics.items()
+        f"{interval(figures[key].estimate, _form(metric))} {_share(figures[key].gap)}"
+        for key, metric in metrics.items()
     ]
     seconds = f"{found.training_seconds:.0f}" + f" + {found.source_seconds:.0f}" * (found.source_seconds > 0)
     numbers = [f"{found.trained_parameters:,}", f"{found.supervised_tokens:,}"]
@@ -130,20 +130,16 @@ def _spreads(comparison: Comparison) -> str:
         if not found.figures or found.same_as is not None:
             continue
         metrics = comparison.metrics.items()
-        rows.append([name, *(_number(found.figures[key].over_seeds.spread or 0.0, metric) for key, metric in metrics)])
+        rows.append(
+            [name, *(f"{found.figures[key].over_seeds.spread or 0.0:{_form(metric)}}" for key, metric in metrics)]
+        )
     return _table(["", *comparison.metrics], rows)
 
 
 def _test(figure: Figure, metric: Metric) -> str:
     if figure.versus_rival is None:
         return "–"
-    return f"{_interval(figure.versus_rival.difference, metric, sign='+')}, {chance(figure.versus_rival.p_value)}"
-
-
-def _interval(estimate: Estimate, metric: Metric, sign: str = "") -> str:
-    value, low, high = (_number(each, metric, sign) for each in (estimate.value, estimate.low, estimate.high))
-    bounded = math.isfinite(estimate.low) and math.isfinite(estimate.high)
-    return f"{value} [{low}, {high}]" if bounded else f"{value} [unbounded]"
+    return f"{interval(figure.versus_rival.difference, _form(metric, sign='+'))}, {chance(figure.versus_rival.p_value)}"
 
 
 def _share(gap: GapRecovered) -> str:
@@ -152,8 +148,8 @@ def _share(gap: GapRecovered) -> str:
     return f"{gap.value:.0%}"
 
 
-def _number(value: float, metric: Metric, sign: str = "") -> str:
-    return format(100 * value, f"{sign}.1f") + "%" if metric.percent else format(value, f"{sign}.3f")
+def _form(metric: Metric, sign: str = "") -> str:
+    return f"{sign}.1%" if metric.percent else f"{sign}.3f"
 
 
 def _table(header: Row, rows: list[Row]) -> str:

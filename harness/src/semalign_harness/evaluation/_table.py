@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from ..statistics import Aggregate, Estimate, GapRecovered, PairedComparison, chance
+from ..statistics import Aggregate, PairedComparison, chance, interval, share
 from ..table import aligned
 from ._compare import Pair
 from ._contracts import EvaluationResult, Name
@@ -15,16 +15,16 @@ def evaluation_table(result: EvaluationResult) -> str:
         lines.append(
             (
                 f"{name} {found.protocol.metric}",
-                _interval(found.figure, "{:.1%}"),
-                _interval(found.bits_per_byte, "{:.3f}"),
-                _interval(found.kl, "{:.3f}"),
-                _interval(found.agreement, "{:.1%}"),
+                interval(found.figure, ".1%"),
+                interval(found.bits_per_byte, ".3f"),
+                interval(found.kl, ".3f"),
+                interval(found.agreement, ".1%"),
                 f"{found.figure.count} of {found.documents}",
                 f"{found.seconds:.0f}",
             )
         )
         for other, figure in found.other.items():
-            lines.append((f"  {other}", _interval(figure, "{:.1%}"), "", "", "", "", ""))
+            lines.append((f"  {other}", interval(figure, ".1%"), "", "", "", "", ""))
         if found.reasons:
             counts = ", ".join(f"{reason} {count}" for reason, count in sorted(found.reasons.items()))
             lines.append((f"  ({counts})", "", "", "", "", "", ""))
@@ -42,37 +42,25 @@ def pair_table(pairs: Sequence[Pair]) -> str:
     """The second evaluation against the first, benchmark by benchmark."""
     lines = [("", "second − first [95% interval]", "p", "only second : only first", "gap recovered")]
     for found in pairs:
-        lines.append((found.name, *_compared(found.correct, "{:+.1%}"), _share(found.gap)))
+        lines.append((found.name, *_compared(found.correct, "+.1%"), share(found.gap)))
         if found.bits_per_byte is not None:
-            lines.append(("  bits per byte", *_compared(found.bits_per_byte, "{:+.4f}"), _share(found.gap_bits)))
-    return aligned(lines)
+            lines.append(("  bits per byte", *_compared(found.bits_per_byte, "+.4f"), share(found.gap_bits)))
+    text = aligned(lines)
+    unbounded = "\nunbounded: too few items, or a gap that they cannot tell from none"
+    return text + unbounded * ("[unbounded]" in text)
 
 
 def seeds_table(found: dict[tuple[Name, str], Aggregate]) -> str:
     """Mean, spread and interval of each figure over training seeds."""
     lines = [("", "mean", "spread", "95% interval of the mean", "seeds")]
     for (name, figure), over in found.items():
-        form = "{:.4f}" if figure == "bits per byte" else "{:.1%}"
-        spread = "–" if over.spread is None else form.format(over.spread)
-        interval = f"[{form.format(over.low)}, {form.format(over.high)}]"
-        lines.append((f"{name} {figure}", form.format(over.mean), spread, interval, str(over.seeds)))
+        form = ".4f" if figure == "bits per byte" else ".1%"
+        spread = "–" if over.spread is None else format(over.spread, form)
+        ends = f"[{over.low:{form}}, {over.high:{form}}]"
+        lines.append((f"{name} {figure}", format(over.mean, form), spread, ends, str(over.seeds)))
     return aligned(lines)
-
-
-def _interval(estimate: Estimate | None, form: str) -> str:
-    if estimate is None:
-        return "–"
-    return f"{form.format(estimate.value)} [{form.format(estimate.low)}, {form.format(estimate.high)}]"
 
 
 def _compared(comparison: PairedComparison, form: str) -> tuple[str, str, str]:
     alone = "–" if comparison.only_first is None else f"{comparison.only_first} : {comparison.only_second}"
-    return _interval(comparison.difference, form), chance(comparison.p_value).removeprefix("p "), alone
-
-
-def _share(gap: GapRecovered | None) -> str:
-    if gap is None or gap.value is None:
-        return "–"
-    if not gap.bounded:
-        return f"{gap.value:.0%} [unbounded: the gap itself is not clear of zero]"
-    return f"{gap.value:.0%} [{gap.low:.0%}, {gap.high:.0%}]"
+    return interval(comparison.difference, form), chance(comparison.p_value).removeprefix("p "), alone

@@ -1,35 +1,14 @@
 """Figures as they stand in tables."""
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
-
-from ..statistics import Estimate, GapRecovered
 
 NOTHING = "–"
 
 
-def number(value: float, *, percent: bool, sign: str = "") -> str:
-    """A share in percent, or another figure with four decimals."""
-    return f"{100 * value:{sign}.1f}%" if percent else f"{value:{sign}.4f}"
-
-
-def interval(estimate: Estimate, *, percent: bool, sign: str = "") -> str:
-    """A figure with its 95% interval."""
-    value, low, high = (
-        number(each, percent=percent, sign=sign) for each in (estimate.value, estimate.low, estimate.high)
-    )
-    bounded = math.isfinite(estimate.low) and math.isfinite(estimate.high)
-    return f"{value} [{low}, {high}]" if bounded else f"{value} [unbounded]"
-
-
-def share(gap: GapRecovered | None) -> str:
-    """The share of a gap with its interval, where the items bound it."""
-    if gap is None or gap.value is None:
-        return NOTHING
-    if gap.low is None or gap.high is None:
-        return f"{gap.value:.0%} [unbounded]"
-    return f"{gap.value:.0%} [{gap.low:.0%}, {gap.high:.0%}]"
+def form(*, percent: bool, sign: str = "") -> str:
+    """How numbers stand: shares in percent, other figures with four decimals."""
+    return f"{sign}.1%" if percent else f"{sign}.4f"
 
 
 def seconds(value: float) -> str:

@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING
 
 from ..estimate import gb
 from ..figures import Dot, Line, Panel, draw_dots, shortened
-from ..statistics import chance
-from ._cells import NOTHING, arrow, interval, many, number, seconds, share
+from ..statistics import chance, interval, share
+from ._cells import NOTHING, arrow, form, many, seconds
 from ._evaluations import chat_words, example_blocks
 from ._page import Block, Facts, Page, Picture, Row, Table, Text, sections_of
 from ._protocol import describe_rows, protocol_blocks
@@ -74,8 +74,8 @@ def _result(comparison: "Comparison") -> list[Block]:
     config, metrics = comparison.config, comparison.metrics
     header = ["", *(f"{name} {arrow(lower_is_better=metric.lower_is_better)}" for name, metric in metrics.items())]
     rows: list[Row] = [
-        ("source", *(interval(metric.source, percent=metric.percent) for metric in metrics.values())),
-        ("target before", *(interval(metric.before, percent=metric.percent) for metric in metrics.values())),
+        ("source", *(interval(metric.source, form(percent=metric.percent)) for metric in metrics.values())),
+        ("target before", *(interval(metric.before, form(percent=metric.percent)) for metric in metrics.values())),
     ]
     for name, found in comparison.methods.items():
         label = name if found.same_as is None else f"{name} (= {found.same_as})"
@@ -120,7 +120,7 @@ def cell_of(comparison: "Comparison", name: str, key: str) -> str:
     if found is None or key not in found.figures:
         return NOTHING
     figure = found.figures[key]
-    return f"{interval(figure.estimate, percent=comparison.metrics[key].percent)}\ngap {share(figure.gap)}"
+    return f"{interval(figure.estimate, form(percent=comparison.metrics[key].percent))}\ngap {share(figure.gap)}"
 
 
 def _tests(comparison: "Comparison") -> list[Block]:
@@ -132,7 +132,7 @@ def _tests(comparison: "Comparison") -> list[Block]:
         cells = []
         for key, metric in metrics.items():
             versus = found.figures[key].versus_rival
-            apart = NOTHING if versus is None else interval(versus.difference, percent=metric.percent, sign="+")
+            apart = NOTHING if versus is None else interval(versus.difference, form(percent=metric.percent, sign="+"))
             cells.append(apart if versus is None else f"{apart}, {chance(versus.p_value)}")
         rows.append((name, *cells))
     if not metrics or len(rows) < 2:
@@ -157,9 +157,9 @@ def _spreads(comparison: "Comparison") -> list[Block]:
         cells = []
         for key, metric in comparison.metrics.items():
             over = found.figures[key].over_seeds
-            spread = number(over.spread or 0.0, percent=metric.percent)
-            low, high = (number(end, percent=metric.percent) for end in (over.low, over.high))
-            cells.append(f"{number(over.mean, percent=metric.percent)} ± {spread}; [{low}, {high}]")
+            numbers = form(percent=metric.percent)
+            ends = f"[{over.low:{numbers}}, {over.high:{numbers}}]"
+            cells.append(f"{over.mean:{numbers}} ± {over.spread or 0.0:{numbers}}; {ends}")
         rows.append((name, *cells))
     return [
         Table(("", *comparison.metrics), tuple(rows)),

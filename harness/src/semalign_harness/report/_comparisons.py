@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ..figures import draw_dots
-from ._cells import arrow, distinct, interval
+from ..statistics import interval
+from ._cells import arrow, distinct, form
 from ._comparison import READING, cell_of, command_of, facts_of, panel_of, reasons_of
 from ._page import Block, Code, Facts, Page, Picture, Row, Table, Text, sections_of
 from ._read import ReportedComparison
@@ -47,8 +48,8 @@ def _result(columns: Columns) -> list[Block]:
     for name, comparison, key in columns:
         metric = comparison.metrics[key]
         header.append(f"{name}: {key} {arrow(lower_is_better=metric.lower_is_better)}")
-        source.append(interval(metric.source, percent=metric.percent))
-        before.append(interval(metric.before, percent=metric.percent))
+        source.append(interval(metric.source, form(percent=metric.percent)))
+        before.append(interval(metric.before, form(percent=metric.percent)))
     methods = dict.fromkeys(name for _, comparison, _ in columns for name in comparison.methods)
     rows: list[Row] = [tuple(source), tuple(before)]
     rows += [(name, *(cell_of(comparison, name, key) for _, comparison, key in columns)) for name in methods]

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 from ..experiment import ModelConfig
 from ..figures import Dot, draw_bars
-from ..statistics import chance
-from ._cells import NOTHING, interval, many, share
+from ..statistics import chance, interval, share
+from ._cells import NOTHING, many
 from ._page import Answer, Block, Code, Example, Picture, Row, Table, Text
 from ._read import BESIDE, ROLES, Evaluations, ReportedRun, Role
 
@@ -40,7 +40,7 @@ def benchmark_blocks(evaluations: Evaluations) -> list[Block]:
         results = {role: evaluations[role].result.benchmarks[name] for role in there if name in evaluations[role].items}
         any_result = next(iter(results.values()))
         metric = any_result.protocol.metric
-        figures = [interval(results[role].figure, percent=True) if role in results else NOTHING for role in there]
+        figures = [interval(results[role].figure, ".1%") if role in results else NOTHING for role in there]
         compared = [pairs.get(name, (NOTHING, NOTHING))] if pairs else []
         items = ", ".join(dict.fromkeys(f"{each.figure.count} of {each.documents}" for each in results.values()))
         rows.append((f"{name} {metric}", *figures, *(cell for pair in compared for cell in pair), items))
@@ -62,7 +62,7 @@ def _pairs(evaluations: Evaluations) -> dict[str, tuple[str, str]]:
     pairs = pair(before, after, source=evaluations.get("source"))
     return {
         found.name: (
-            f"{interval(found.correct.difference, percent=True, sign='+')}, {chance(found.correct.p_value)}",
+            f"{interval(found.correct.difference, '+.1%')}, {chance(found.correct.p_value)}",
             share(found.gap),
         )
         for found in pairs

@@ -7,8 +7,8 @@ from semalign_geometry import SemalignError
 
 from ..measure import Measurement, RowFigures
 from ..pipeline import RunResult
-from ..statistics import NATS, SHARE, Estimate, GapRecovered, estimate_gap_recovered, mean, proportion
-from ._cells import NOTHING, arrow, interval, number, share
+from ..statistics import NATS, SHARE, Estimate, GapRecovered, estimate_gap_recovered, interval, mean, proportion, share
+from ._cells import NOTHING, arrow, form
 
 SEED = 0
 """Seed of the bootstraps."""
@@ -31,6 +31,11 @@ class Metric:
     def percent(self) -> bool:
         """Whether it is a share."""
         return not self.lower_is_better
+
+    @property
+    def form(self) -> str:
+        """How its numbers stand."""
+        return form(percent=self.percent)
 
     @property
     def title(self) -> str:
@@ -66,12 +71,12 @@ class Metric:
         value, estimate = self.value(measured), self.estimate(measured)
         if value is None:
             return NOTHING
-        return number(value, percent=self.percent) if estimate is None else interval(estimate, percent=self.percent)
+        return format(value, self.form) if estimate is None else interval(estimate, self.form)
 
     def of_source(self, measured: Measurement) -> str:
         """The source's own figure."""
         value = self.value(measured)
-        return number(value, percent=self.percent) if self.to_source and value is not None else self.cell(measured)
+        return format(value, self.form) if self.to_source and value is not None else self.cell(measured)
 
 
 METRICS = (

@@ -7,7 +7,8 @@ from typing import Any
 from ..experiment import Experiment
 from ..figures import Dot, Line, Panel, draw_bars, draw_dots
 from ..run_folder import differences
-from ._cells import NOTHING, distinct, interval, share
+from ..statistics import interval, share
+from ._cells import NOTHING, distinct
 from ._metrics import METRICS, Metric, metrics_of
 from ._page import Block, Code, Facts, Page, Picture, Row, Table, Text, sections_of
 from ._protocol import describe_method, describe_rows, environment_facts, repeat_command
@@ -126,7 +127,7 @@ def _benchmarks(runs: Sequence[ReportedRun], names: Sequence[str]) -> list[Block
     groups = []
     for benchmark in benchmarks:
         results = [None if each is None else each.result.benchmarks.get(benchmark) for each in found]
-        cells = (NOTHING if each is None else interval(each.figure, percent=True) for each in results)
+        cells = (interval(None if each is None else each.figure, ".1%") for each in results)
         metric = next(each.protocol.metric for each in results if each is not None)
         rows.append((f"{benchmark} {metric} ↑", *cells))
         dots = [Dot(name, each.figure) for name, each in zip(names, results, strict=True) if each is not None]
