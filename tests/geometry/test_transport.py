@@ -49,7 +49,7 @@ def tolerance(*readouts: Tensor) -> float:
 @st.composite
 def pairs(draw: st.DrawFn) -> tuple[SemanticBasis, SemanticBasis]:
     """Bases of two widths on the same entries, with gains, element-wise or conditioned."""
-    entries = draw(st.integers(2, 10))
+    entries = draw(st.integers(4, 10))
     bases = []
     for _ in range(2):
         width = draw(st.integers(1, 4))
@@ -154,9 +154,9 @@ def test_zero_rows_and_narrow_vectors_stay_finite(dtype: torch.dtype, w: Tensor,
     basis = SemanticBasis.from_head(w)
     r = normal(seed, 2, 3).float()
     coefficients = decompose(basis, r, frame=frame)
-    assert coefficients.dtype == torch.float32
+    assert coefficients.dtype == basis.dtype
     assert torch.isfinite(coefficients).all()
-    assert_close(coefficients[:, -1], torch.zeros(2))
+    assert not coefficients[:, -1].any()
     assert torch.isfinite(recompose(basis, coefficients, frame=frame)).all()
     assert torch.isfinite(fit_transport(basis, basis, frame=frame).matrix).all()
 

@@ -10,6 +10,7 @@ from ._artifact import sha256_of as sha256_of
 from ._artifact import write_artifact as write_artifact
 from ._basis import BasisManifest as BasisManifest
 from ._basis import SemanticBasis as SemanticBasis
+from ._checked import checked as checked
 from ._components import Components as Components
 from ._components import Kinds as Kinds
 from ._contracts import Contract as Contract
@@ -85,6 +86,7 @@ __all__ = [
     "answer_nll",
     "cell_divergence",
     "check_replaceable",
+    "checked",
     "coarse_divergence",
     "decompose",
     "final_norm",
