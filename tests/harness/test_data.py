@@ -12,6 +12,7 @@ from semalign_attribution import IGNORE
 from semalign_geometry import SemalignError
 from semalign_harness import arithmetic_rows, build_tokenizer, encode_rows, load_experiment, load_rows
 from semalign_harness.data import batches, glued, read_rows, split_rows
+from semalign_harness.encoding import TextEncoder
 from semalign_harness.experiment import DataConfig, RowsConfig
 from tokenizers import Tokenizer
 from tokenizers.decoders import ByteLevel as ByteLevelDecoder
@@ -20,6 +21,7 @@ from tokenizers.pre_tokenizers import ByteLevel
 from transformers import PreTrainedTokenizerFast
 
 TOKENIZER = build_tokenizer()
+ENCODER = TextEncoder(TOKENIZER)
 
 
 def letters() -> PreTrainedTokenizerFast:
@@ -127,10 +129,10 @@ def test_batches_supervise_answers_and_pad_on_the_right() -> None:
 @given(st.integers(0, 10), st.integers(1, 10), st.integers(1, 10))
 def test_splits_share_no_prompt(rows_file: Path, seed: int, train: int, held_out: int) -> None:
     config = DataConfig(train=RowsConfig(path=str(rows_file)), train_rows=train, held_out_rows=held_out, seed=seed)
-    split = split_rows(config, read_rows(config), TOKENIZER)
+    split = split_rows(config, read_rows(config), ENCODER)
     assert (len(split.train), len(split.held_out)) == (train, held_out)
     assert not {e.prompt_ids for e in split.train} & {e.prompt_ids for e in split.held_out}
-    assert split_rows(config, read_rows(config), TOKENIZER) == split
+    assert split_rows(config, read_rows(config), ENCODER) == split
 
 
 @given(st.integers(0, 10), st.integers(1, 5), st.integers(1, 5), st.booleans())
@@ -141,8 +143,8 @@ def test_rows_to_tune_on_are_neither_trained_on_nor_held_out(
     config = DataConfig(
         train=rows, held_out=rows if apart else None, train_rows=train, held_out_rows=held_out, seed=seed
     )
-    measured = split_rows(config, read_rows(config), TOKENIZER)
-    tuned = split_rows(config.model_copy(update={"measure_on": "tuning"}), read_rows(config), TOKENIZER)
+    measured = split_rows(config, read_rows(config), ENCODER)
+    tuned = split_rows(config.model_copy(update={"measure_on": "tuning"}), read_rows(config), ENCODER)
     assert tuned.train == measured.train and len(tuned.held_out) == held_out
     used = {e.prompt_ids for e in (*measured.train, *measured.held_out)}
     assert not {e.prompt_ids for e in tuned.held_out} & used
@@ -151,11 +153,11 @@ def test_rows_to_tune_on_are_neither_trained_on_nor_held_out(
 def test_repeated_prompts_are_used_once(tmp_path: Path) -> None:
     rows = arithmetic_rows(4, seed=5, split="train")
     config = DataConfig(train=write(tmp_path / "rows.jsonl", rows * 3), train_rows=2, held_out_rows=2)
-    split = split_rows(config, read_rows(config), TOKENIZER)
+    split = split_rows(config, read_rows(config), ENCODER)
     assert len({e.prompt_ids for e in (*split.train, *split.held_out)}) == 4
     more = config.model_copy(update={"held_out_rows": 3, "train_rows": 3})
     with pytest.raises(SemalignError, match="gives 1 held_out rows of the 3 .*, [1-9] repeated a prompt"):
-        split_rows(more, read_rows(config), TOKENIZER)
+        split_rows(more, read_rows(config), ENCODER)
 
 
 def test_compressed_files_and_unicode_line_separators(tmp_path: Path) -> None:
@@ -173,10 +175,10 @@ def test_too_long_rows_are_counted_and_all_too_long_refused(tmp_path: Path) -> N
     config = DataConfig(
         train=write(tmp_path / "rows.jsonl", rows), train_rows=5, held_out_rows=5, max_length=lengths[20]
     )
-    split = split_rows(config, read_rows(config), TOKENIZER)
+    split = split_rows(config, read_rows(config), ENCODER)
     assert all(len(example) <= lengths[20] for example in (*split.train, *split.held_out))
     with pytest.raises(SemalignError, match="longer than data.max_length=3"):
-        split_rows(config.model_copy(update={"max_length": 3}), read_rows(config), TOKENIZER)
+        split_rows(config.model_copy(update={"max_length": 3}), read_rows(config), ENCODER)
 
 
 def test_rows_that_are_left_may_all_be_too_long(tmp_path: Path) -> None:
@@ -184,7 +186,7 @@ def test_rows_that_are_left_may_all_be_too_long(tmp_path: Path) -> None:
     config = DataConfig(train=write(tmp_path / "rows.jsonl", rows), train_rows=7, held_out_rows=1, max_length=60)
     for seed in range(9):
         with pytest.raises(SemalignError, match="gives 0 held_out rows of the 1 .* lower data.held_out_rows"):
-            split_rows(config.model_copy(update={"seed": seed}), read_rows(config), TOKENIZER)
+            split_rows(config.model_copy(update={"seed": seed}), read_rows(config), ENCODER)
 
 
 @pytest.mark.parametrize(
@@ -282,7 +284,7 @@ def test_an_error_names_the_row_by_its_place_in_the_file(bad: int) -> None:
     rows = [{"prompt": f"question {i}", "completion": "" if i == bad else "yes"} for i in range(1, 6)]
     config = DataConfig(train=RowsConfig(path="rows.jsonl"), train_rows=4, held_out_rows=1, attribution_rows=1)
     with pytest.raises(SemalignError, match=rf"^row {bad} of rows.jsonl has no answer .* 'completion' is empty$"):
-        split_rows(config, [rows], TOKENIZER)
+        split_rows(config, [rows], ENCODER)
 
 
 @pytest.mark.parametrize("value", [4, 2.5, 10**400])

@@ -4,6 +4,7 @@ import pytest
 import torch
 from lm_eval.api.instance import Instance
 from semalign_harness import build_tokenizer
+from semalign_harness.encoding import TextEncoder
 from semalign_harness.evaluation._greedy import GreedyLM
 from semalign_harness.generation import CHECKED_EVERY, end_ids, generate
 from transformers import PreTrainedTokenizerFast
@@ -16,7 +17,7 @@ SPECIAL = len(TOKENIZER.all_special_ids)
 
 
 def greedy(tokenizer: PreTrainedTokenizerFast = TOKENIZER) -> GreedyLM:
-    return GreedyLM(MODEL, tokenizer=tokenizer, backend="causal", max_length=40)
+    return GreedyLM(MODEL, TextEncoder(tokenizer, chat=False), max_length=40)
 
 
 def words(seed: int, count: int) -> list[int]:

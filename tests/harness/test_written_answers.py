@@ -12,7 +12,7 @@ from semalign_geometry import SemalignError
 from semalign_harness import written_answers
 from semalign_harness.cli import main
 from semalign_harness.console import Console
-from semalign_harness.data import Example
+from semalign_harness.encoding import Example
 from semalign_harness.experiment import ModelConfig, load_experiment
 from semalign_harness.generation import generate
 from semalign_harness.inputs import Inputs, read_inputs

@@ -1,23 +1,26 @@
 """Rows from files, the hub or a generator, as token ids with the answers supervised."""
 
+import contextlib
 import gzip
 import json
 import math
 import re
 import zlib
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from jinja2 import StrictUndefined, TemplateError
+from jinja2 import StrictUndefined
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from semalign_attribution import IGNORE, Batch
 from semalign_geometry import SemalignError
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
+from .encoding import Conversation, Example, Message, TextEncoder
 from .experiment import DataConfig, RowsConfig
 from .tiny import arithmetic_rows
 
@@ -25,21 +28,6 @@ Row = dict[str, Any]
 GENERATED_ROWS = 5_000
 TEMPLATES = ImmutableSandboxedEnvironment(undefined=StrictUndefined, keep_trailing_newline=True)
 _FORMS = "rows are one JSON object a line (.jsonl, .jsonl.gz), or a data set of the hub"
-
-
-@dataclass(frozen=True)
-class Example:
-    """One row as token ids."""
-
-    prompt_ids: tuple[int, ...]
-    """What the answer follows, not supervised."""
-    answer_ids: tuple[int, ...]
-    """Supervised, end-of-sequence token included."""
-    answer: str
-    """The reference answer as text."""
-
-    def __len__(self) -> int:
-        return len(self.prompt_ids) + len(self.answer_ids)
 
 
 @dataclass(frozen=True)
@@ -52,6 +40,12 @@ class Split:
     """Rows that were left out because they are longer than the limit."""
     longest: int
     """Tokens of the longest row that was seen."""
+    unread: Mapping[str, int] = field(default_factory=dict)
+    """Of the rows above, how many hold a key that the chat template never reads, by its name."""
+    several: int = 0
+    """Of the rows above, those with several answers, of which the last is supervised."""
+    ended_within: int = 0
+    """Of the rows above, those whose answer names the end-of-sequence token before its end."""
 
 
 def read_rows(config: DataConfig) -> tuple[list[Row], ...]:
@@ -59,7 +53,7 @@ def read_rows(config: DataConfig) -> tuple[list[Row], ...]:
     return tuple(load_rows(origin) for origin in (config.train, config.held_out) if origin is not None)
 
 
-def split_rows(config: DataConfig, pools: Sequence[list[Row]], tokenizer: PreTrainedTokenizerBase) -> Split:
+def split_rows(config: DataConfig, pools: Sequence[list[Row]], encoder: TextEncoder) -> Split:
     """Draw the train and held-out rows of an experiment from what `read_rows` gave, and encode them.
 
     Raises:
@@ -67,14 +61,17 @@ def split_rows(config: DataConfig, pools: Sequence[list[Row]], tokenizer: PreTra
     """
     generator = torch.Generator().manual_seed(config.seed)
     seen: set[tuple[int, ...]] = set()
-    dropped = longest = 0
+    dropped = longest = several = ended_within = 0
+    unread: Counter[str] = Counter()
 
     def draw(pool: list[tuple[int, Row]], origin: RowsConfig, wanted: int, part: str) -> Iterator[Example]:
-        nonlocal dropped, longest
+        nonlocal dropped, longest, several, ended_within
         found = too_long = repeated = 0
         while pool and found < wanted:
             number, row = pool.pop()
-            example = encode_row(row, tokenizer, origin, name=f"row {number} of {origin.path}")
+            name = f"row {number} of {origin.path}"
+            conversation = read_conversation(row, origin, name)
+            example = encoder.example(conversation, name=name)
             longest = max(longest, len(example))
             if example.prompt_ids in seen:
                 repeated += 1
@@ -85,6 +82,9 @@ def split_rows(config: DataConfig, pools: Sequence[list[Row]], tokenizer: PreTra
                 dropped += 1
                 continue
             found += 1
+            unread.update(encoder.unread(conversation))
+            several += sum(message["role"] == "assistant" for message in conversation.messages) > 1
+            ended_within += encoder.holds_end(example.answer)
             yield example
         untouched = part == "train" or config.held_out is not None
         if found == 0 and too_long and untouched:
@@ -107,7 +107,7 @@ def split_rows(config: DataConfig, pools: Sequence[list[Row]], tokenizer: PreTra
     measured = list(draw(shuffled[-1], config.held_out or config.train, config.held_out_rows, "held_out"))
     if config.measure_on == "tuning":
         measured = list(draw(shuffled[0], config.train, config.held_out_rows, "held_out"))
-    return Split(train, measured, dropped, longest)
+    return Split(train, measured, dropped, longest, dict(sorted(unread.items())), several, ended_within)
 
 
 def load_rows(config: RowsConfig) -> list[Row]:
@@ -177,46 +177,39 @@ def encode_rows(
     rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, *, config: RowsConfig | None = None
 ) -> list[Example]:
     """Encode rows that hold `messages`, or the prompt and completion fields that `config` names."""
-    origin = config or RowsConfig(path="rows")
-    return [encode_row(row, tokenizer, origin) for row in rows]
+    origin, encoder = config or RowsConfig(path="rows"), TextEncoder(tokenizer)
+    return [encode_row(row, encoder, origin) for row in rows]
 
 
-def encode_row(row: Row, tokenizer: PreTrainedTokenizerBase, config: RowsConfig, *, name: str | None = None) -> Example:
-    """One row as token ids: prompt and answer are encoded apart, so that no token spans their border.
-
-    With a chat template, the prompt ends where the template asks for a generation, and the answer ends with the
-    end-of-sequence token inside the template; without one, the answer gets the end-of-sequence token appended.
-    Errors call the row by `name`.
+def encode_row(row: Row, encoder: TextEncoder, config: RowsConfig) -> Example:
+    """Encode one row of a place.
 
     Raises:
         SemalignError: the row has no prompt or no answer, or the template does not fit.
     """
-    name = name or f"a row of {config.path}"
+    name = f"a row of {config.path}"
+    return encoder.example(read_conversation(row, config, name), name=name)
+
+
+def read_conversation(row: Row, config: RowsConfig, name: str) -> Conversation:
+    """Read the turns of a row, the last one its answer, and what its template may read besides; errors call it `name`.
+
+    Raises:
+        SemalignError: the row has no prompt or no answer.
+    """
     messages = _messages(row, config, name)
-    answer = messages[-1]["content"]
-    if tokenizer.chat_template is None:
-        prompt_text = "\n".join(message["content"] for message in messages[:-1])
-        answer_text = answer + str(tokenizer.eos_token or "")
-    else:
-        try:
-            prompt_text = str(tokenizer.apply_chat_template(messages[:-1], tokenize=False, add_generation_prompt=True))
-            whole = str(tokenizer.apply_chat_template(messages, tokenize=False))
-        except TemplateError as error:
-            raise SemalignError(f"the chat template refuses {name}: {error}") from error
-        if not whole.startswith(prompt_text):
-            raise SemalignError(
-                "the chat template renders a prompt differently once its answer follows, so the answer cannot be told "
-                "apart: give the tokenizer a template whose generation prompt begins the answer"
-            )
-        answer_text = whole[len(prompt_text) :]
-    add_special = tokenizer.chat_template is None
-    prompt_ids = tokenizer(prompt_text, add_special_tokens=add_special)["input_ids"]
-    answer_ids = tokenizer(answer_text, add_special_tokens=False)["input_ids"]
-    if tokenizer.eos_token_id in answer_ids:
-        answer_ids = answer_ids[: answer_ids.index(tokenizer.eos_token_id) + 1]
-    if not prompt_ids or not answer_ids:
-        raise SemalignError(f"{name} has an empty prompt or answer after encoding")
-    return Example(tuple(prompt_ids), tuple(answer_ids), answer)
+    if "messages" not in row:
+        return Conversation(messages)
+    return Conversation(messages, *(_listed(row, field) for field in ("tools", "documents")))
+
+
+def _listed(row: Row, field: str) -> Any:
+    """A list that stands beside the messages of a row; data sets whose columns cannot hold it write it as JSON."""
+    value = row.get(field)
+    if isinstance(value, str):
+        with contextlib.suppress(ValueError, RecursionError):
+            return json.loads(value)
+    return value
 
 
 def glued(example: Example, tokenizer: PreTrainedTokenizerBase) -> str | None:
@@ -229,7 +222,7 @@ def glued(example: Example, tokenizer: PreTrainedTokenizerBase) -> str | None:
     return whole[max(0, end - 12) : end + 12] if re.fullmatch(r"[\w.:?!]\w", whole[end - 1 : end + 1]) else None
 
 
-def _messages(row: Row, config: RowsConfig, name: str) -> list[dict[str, str]]:
+def _messages(row: Row, config: RowsConfig, name: str) -> list[Message]:
     if "messages" in row:
         messages = row["messages"]
         if not isinstance(messages, list) or not all(
@@ -237,9 +230,13 @@ def _messages(row: Row, config: RowsConfig, name: str) -> list[dict[str, str]]:
             for m in messages
         ):
             raise SemalignError(f"{name} has messages that are not role and content, both text")
-        messages = [{"role": m["role"], "content": m["content"]} for m in messages]
         if len(messages) < 2 or messages[-1]["role"] != "assistant" or not messages[-1]["content"].strip():
             raise SemalignError(f"{name} has no answer: its last message must be the assistant's")
+        if messages[-1].get("weight") == 0:
+            raise SemalignError(
+                f"{name} has nothing to train on: its last message has weight 0, and only the last answer of a row is "
+                "supervised, so leave the row out or end it with the answer that is meant"
+            )
         return messages
     missing = [field for field in (config.prompt, config.completion) if "{{" not in field and field not in row]
     if missing:

@@ -1,5 +1,6 @@
 """An experiment: everything a run depends on, from YAML files and dotted overrides."""
 
+import datetime
 import importlib.resources
 import typing
 from collections.abc import Sequence
@@ -21,6 +22,7 @@ from semalign_attribution import (
 from semalign_geometry import KNOWN_FRAMES, Contract, Kinds, SemalignError, Settings
 from semalign_train import TransferConfig
 
+from .encoding import DAY, TemplateOptions
 from .settings import merged, parse_overrides, parse_tree, read_tree
 
 Policy = Monotone | Uniform | NearestCritical | SimilarityPairing | Manual | Random
@@ -156,6 +158,10 @@ class Experiment(Contract):
     """The smaller model, which is trained."""
     data: DataConfig
     """Rows."""
+    chat_template: TemplateOptions = {}
+    """Options that chat templates read, such as `enable_thinking: false`, for rows, answers and benchmarks."""
+    date: datetime.date = DAY
+    """The day that a chat template is told which reads the clock, so that a run is the same on every day."""
     scorer: Annotated[
         SerializeAsAny[GradientActivation | Ablation | SimilarityScorer],
         Field(discriminator="kind"),

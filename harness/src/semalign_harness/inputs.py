@@ -9,6 +9,7 @@ from semalign_train import LoraLayer
 
 from .console import Console
 from .data import Split, glued, read_rows, split_rows
+from .encoding import TextEncoder
 from .estimate import ModelShape
 from .experiment import Experiment
 from .models import LoadedModel, OpenedModel, check_pulled, check_tokenizers, identity, load_model, open_model
@@ -20,6 +21,8 @@ class Inputs:
 
     source: OpenedModel
     target: OpenedModel
+    encoder: TextEncoder
+    """Turns texts into ids; by the target's tokenizer and template, for both models."""
     split: Split
     shared: SharedVocabulary
     source_id: str
@@ -40,19 +43,27 @@ def read_inputs(experiment: Experiment, console: Console) -> Inputs:
         pools = read_rows(experiment.data)
         target = open_model(experiment.target, progress=console.ticker("pre-train the target"), note=console.note)
         source = open_model(experiment.source, progress=console.ticker("pre-train the source"), note=console.note)
-        split = split_rows(experiment.data, pools, target.tokenizer)
+        encoder = encoder_of(experiment, target)
+        split = split_rows(experiment.data, pools, encoder)
         texts = [str(target.tokenizer.decode(list(e.prompt_ids + e.answer_ids))) for e in split.train[:8]]
         shared = check_tokenizers(source, target, texts)
         _check_rows(split, shared, experiment, source, target)
         check_settings(experiment, source.shape, target.shape)
-    _note_rows(console, split, experiment)
+    for note in encoder.notes():
+        console.note(note)
+    _note_rows(console, split, experiment, encoder)
     joint = glued(split.train[0], target.tokenizer)
     if joint:
         console.note(
             f"there is no chat template, and prompts run into their answers ({joint!r}): end data.train.prompt with a "
             "space or a line break"
         )
-    return Inputs(source, target, split, shared, identity(source), identity(target))
+    return Inputs(source, target, encoder, split, shared, identity(source), identity(target))
+
+
+def encoder_of(experiment: Experiment, opened: OpenedModel) -> TextEncoder:
+    """Turns texts into token ids by a model's tokenizer and template, with the options of an experiment."""
+    return TextEncoder(opened.tokenizer, options=experiment.chat_template, date=experiment.date)
 
 
 def check_settings(experiment: Experiment, source: ModelShape, target: ModelShape) -> None:
@@ -132,7 +143,7 @@ def _check_rows(
             )
 
 
-def _note_rows(console: Console, split: Split, experiment: Experiment) -> None:
+def _note_rows(console: Console, split: Split, experiment: Experiment, encoder: TextEncoder) -> None:
     tokens = sum(len(example) for example in split.train)
     answers = sum(len(example.answer_ids) for example in split.train)
     console.note(
@@ -142,3 +153,14 @@ def _note_rows(console: Console, split: Split, experiment: Experiment) -> None:
     )
     if split.too_long:
         console.note(f"{split.too_long} rows longer than data.max_length={experiment.data.max_length} were left out")
+    if split.unread:
+        unread = ", ".join(f"{name} ({count} rows)" for name, count in split.unread.items())
+        reader = "the chat template never reads" if encoder.chat else "without a chat template nothing reads"
+        console.note(f"{reader} {unread}: left out of prompts and answers")
+    if split.several:
+        console.note(f"{split.several} rows have several answers, of which the last is trained on and measured")
+    if split.ended_within:
+        console.note(
+            f"{split.ended_within} answers name {encoder.tokenizer.eos_token!r} before their end, which is read as the "
+            "end-of-sequence token there too"
+        )

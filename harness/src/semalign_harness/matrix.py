@@ -244,7 +244,7 @@ def _cell_differences(folder: Path, there: Matrix, here: Matrix) -> list[str]:
 def measured_differently(one: Experiment, other: Experiment) -> list[str]:
     """Settings in which two experiments differ, and by which their figures are of other models or other rows."""
     keys = [change.partition(" is ")[0] for change in differences(one, other)]
-    decisive = ("source.", "target.path", "target.revision", "data.", "measure.")
+    decisive = ("source.", "target.path", "target.revision", "data.", "measure.", "chat_template", "date")
     training: tuple[str, ...] = ("data.answers", "data.writing.keep", "data.attribution_rows")
     if one.data.held_out_answers == "gold":
         training += ("data.writing",)

@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, kl_div
 
 from .console import Console
-from .data import Example, Split
+from .data import Split
+from .encoding import Example
 from .experiment import Experiment
 from .generation import end_ids, generate
 from .models import LoadedModel

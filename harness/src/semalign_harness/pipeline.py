@@ -68,6 +68,8 @@ class Environment(Contract):
     """Of the source and the target: hash of the files, or the commit on the hub."""
     supervision_key: str
     """Hash of all that decides what the source leaves behind."""
+    date: str | None = None
+    """The day that the chat template was told; None where it does not read the clock."""
 
 
 class RunResult(Contract):
@@ -317,6 +319,7 @@ def _environment(experiment: Experiment, inputs: Inputs, device: torch.device) -
         data_sha256={place: sha256_of(place) for place in places if Path(place).is_file()},
         models=[inputs.source_id, inputs.target_id],
         supervision_key=phase_key(experiment, inputs, device),
+        date=None if inputs.encoder.told_date is None else str(inputs.encoder.told_date),
     )
 
 

@@ -42,7 +42,8 @@ from semalign_geometry import (
 from torch import Tensor
 
 from .console import Console
-from .data import Example, Split, batches
+from .data import Split, batches
+from .encoding import Example
 from .estimate import gb
 from .experiment import Experiment
 from .fidelity import RunFidelity, fit_and_measure

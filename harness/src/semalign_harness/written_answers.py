@@ -13,7 +13,7 @@ from semalign_geometry import SemalignError
 from torch import Tensor
 
 from .console import Console
-from .data import Example
+from .encoding import Example
 from .experiment import DataConfig, Experiment, WritingConfig
 from .generation import GENERATION, end_ids, generate, likeliest
 from .inputs import Inputs, load

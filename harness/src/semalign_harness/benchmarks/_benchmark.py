@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
 
 import datasets
 from jinja2 import Environment, StrictUndefined
-from pydantic import ConfigDict
+from pydantic import ConfigDict, JsonValue
 from semalign_geometry import Contract, SemalignError, Settings
 
 from ..data import load_rows
@@ -68,6 +68,10 @@ class BenchmarkProtocol(Contract):
     """What the share of correct documents is called."""
     chat: bool
     """Whether the prompt goes through the model's chat template, as the user's message."""
+    chat_template: dict[str, JsonValue] = {}
+    """Options that the chat template was given."""
+    date: str | None = None
+    """The day that the chat template was told; None where it does not read the clock."""
     few_shot: int = 0
     """Solved examples in the prompt."""
     prompt: str

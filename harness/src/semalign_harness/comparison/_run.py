@@ -271,6 +271,8 @@ def _evaluation(model: ModelConfig, experiment: Experiment, benchmarks: Benchmar
         limit=benchmarks.limit,
         chat=benchmarks.chat,
         allow_weak_sandbox=benchmarks.allow_weak_sandbox,
+        chat_template=experiment.chat_template,
+        date=experiment.date,
         gold=False,
         device=experiment.device,
     )

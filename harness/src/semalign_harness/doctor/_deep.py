@@ -27,7 +27,8 @@ from semalign_geometry import (
 from torch import Tensor
 
 from ..console import Console
-from ..data import Example, batches
+from ..data import batches
+from ..encoding import Example
 from ..experiment import Experiment
 from ..fidelity import fit_and_measure
 from ..figures import draw_similarity, standalone

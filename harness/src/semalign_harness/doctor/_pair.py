@@ -8,9 +8,10 @@ from typing import Literal
 import torch
 from semalign_attribution import DecoderView
 from semalign_geometry import SemalignError
-from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, PreTrainedConfig
 
-from ..data import Example, encode_row, load_rows
+from ..data import encode_row, load_rows
+from ..encoding import Example, TextEncoder
 from ..estimate import ModelShape
 from ..experiment import DataConfig, Experiment, ModelConfig
 from ..models import OpenedModel, open_model
@@ -83,6 +84,8 @@ class Pair:
     device: torch.device
     source: Candidate
     target: Candidate
+    encoder: TextEncoder
+    """Turns texts into token ids as a run does, by the target's tokenizer."""
     sample: Sample | None
     """None when no data was given."""
 
@@ -124,7 +127,7 @@ def open_candidate(
     return Candidate(role, candidate, view, dtype)
 
 
-def draw_sample(data: DataConfig, tokenizer: PreTrainedTokenizerBase) -> Sample:
+def draw_sample(data: DataConfig, encoder: TextEncoder) -> Sample:
     """Rows at equal distances in the training data, and in the held-out data where it is another.
 
     Raises:
@@ -135,7 +138,7 @@ def draw_sample(data: DataConfig, tokenizer: PreTrainedTokenizerBase) -> Sample:
     for part, origin, wanted in (("train", data.train, of_train), ("held_out", data.held_out, data.held_out_rows)):
         if origin is not None:
             rows = load_rows(origin)
-            examples = [encode_row(row, tokenizer, origin) for row in rows[:: -(-len(rows) // SAMPLED)]]
+            examples = [encode_row(row, encoder, origin) for row in rows[:: -(-len(rows) // SAMPLED)]]
             pools.append(Pool(part, origin.path, examples, len(rows), wanted))
     return Sample(tuple(pools))
 

@@ -1,17 +1,32 @@
 """lm-eval's transformers model, generating with `semalign_harness.generation`."""
 
 from collections.abc import Callable
+from typing import Any
 
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from lm_eval.models.utils import handle_stop_sequences, postprocess_generated_text
 from semalign_geometry import SemalignError
+from transformers import PreTrainedModel
 
+from ..encoding import TextEncoder
 from ..generation import end_ids, generate
+from ._encoded import EncodedLM
 
 
-class GreedyLM(HFLM):  # type: ignore[misc]  # lm-eval is untyped
+class GreedyLM(EncodedLM, HFLM):  # type: ignore[misc]  # lm-eval is untyped
     """Generates greedily, one batch at a time, and tells each text when it ends."""
+
+    def __init__(self, model: PreTrainedModel, encoder: TextEncoder, **settings: Any) -> None:
+        """Wrap a model.
+
+        Args:
+            model: on its device.
+            encoder: turns texts into token ids, by the model's tokenizer.
+            settings: further ones of HFLM.
+        """
+        self.encoder = encoder
+        super().__init__(model, tokenizer=encoder.tokenizer, backend="causal", **settings)
 
     def generate_until(
         self,

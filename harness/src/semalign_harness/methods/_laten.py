@@ -14,7 +14,8 @@ from semalign_geometry import SemalignError, Settings, answer_nll
 from semalign_train import StepRecord, optimisation_batches
 from torch import Tensor, nn
 
-from ..data import Example, batches
+from ..data import batches
+from ..encoding import Example
 from ._method import MethodContext, MethodReport
 from ._neurons import Located, Place, Variant, locate, parts_of, places, until_last_word
 
