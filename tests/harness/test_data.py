@@ -193,9 +193,9 @@ def test_rows_that_are_left_may_all_be_too_long(tmp_path: Path) -> None:
         ({"prompt": "hello"}, ["completion", "prompt"]),
         ({"question": "hello", "answer": "x"}, ["question, answer", "data.train.prompt", "data.held_out"]),
         ({"prompt": "hello", "completion": " "}, ["no answer", "completion"]),
-        ({"prompt": "hello", "completion": None}, ["no answer", "completion"]),
+        ({"prompt": "hello", "completion": None}, ["no answer", "'completion' is null"]),
         ({"messages": [{"role": "user", "content": "hello"}]}, ["no answer"]),
-        ({"messages": None}, ["role and content"]),
+        ({"messages": None}, ["neither messages nor the field 'prompt'"]),
         (
             {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": None}]},
             ["role and content"],
@@ -305,3 +305,28 @@ def test_a_template_makes_text_of_several_fields() -> None:
     for broken in ({"question": "?"}, {**row, "answer": 7}, {**row, "choices": []}):
         with pytest.raises(SemalignError, match=r"template .* does not fit a row of cais/mmlu, whose fields are"):
             encode_rows([broken], TOKENIZER, config=config)
+
+
+NULLS = [
+    ({"question": "1 + 1", "hint": None}, "{{ question }}{{ hint }}", "'hint' is undefined; 'FIELD | default"),
+    ({"question": "1 + 1"}, "{{ question }}{{ hint }}", "'hint' is undefined; 'FIELD | default"),
+    ({"question": "1 + 1", "hint": None}, "{{ question }}{{ hint | trim }}", "'hint' is undefined"),
+    ({"question": None}, "{{ question }}", "'question' is undefined"),
+    ({"of": {"q": None}}, "{{ of.q }}", "no attribute 'q'"),
+    ({"choices": ["a", None]}, "{{ choices | join(', ') }}", "a list of the row holds a null"),
+]
+
+
+@pytest.mark.parametrize(("row", "template", "words"), NULLS)
+def test_a_null_is_a_missing_field_in_a_template_too(row: dict[str, Any], template: str, words: str) -> None:
+    config = RowsConfig(path="rows", prompt=template, completion="answer")
+    with pytest.raises(SemalignError, match="does not fit a row of rows") as error:
+        encode_rows([row | {"answer": "2"}], TOKENIZER, config=config)
+    assert words in str(error.value) and "whose fields are " in str(error.value)
+
+
+def test_a_null_takes_the_default_of_a_template() -> None:
+    config = RowsConfig(path="rows", prompt="{{ question }}{{ hint | default('') }}", completion="answer")
+    rows = [{"question": "1 + 1", "hint": hint, "answer": 2, "messages": None} for hint in (None, "")]
+    null, empty = encode_rows(rows, TOKENIZER, config=config)
+    assert null == empty

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jinja2 import StrictUndefined, TemplateError
+from jinja2 import StrictUndefined, TemplateError, UndefinedError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from semalign_attribution import IGNORE, Batch
 from semalign_geometry import SemalignError
@@ -230,7 +230,7 @@ def glued(example: Example, tokenizer: PreTrainedTokenizerBase) -> str | None:
 
 
 def _messages(row: Row, config: RowsConfig, name: str) -> list[dict[str, str]]:
-    if "messages" in row:
+    if row.get("messages") is not None:
         messages = row["messages"]
         if not isinstance(messages, list) or not all(
             isinstance(m, dict) and isinstance(m.get("role"), str) and isinstance(m.get("content"), str)
@@ -259,20 +259,36 @@ def _text(row: Row, field: str, name: str) -> str:
     """A field of a row that holds text or a number, or a template filled with its fields."""
     if "{{" not in field:
         value = row[field]
+        if value is None:
+            raise SemalignError(f"{name} has no answer or prompt: its field {field!r} is null")
         number = math.isfinite(value) if isinstance(value, float) else type(value) is int
-        if not (value is None or isinstance(value, str) or number):
+        if not (isinstance(value, str) or number):
             raise SemalignError(
                 f"the field {field!r} of {name} holds {str(value)[:60]!r} of type "
                 f"{type(value).__name__}: name a field of text or numbers, or a template such as "
                 f"'{{{{ {field} | join(\" \") }}}}'"
             )
-        return "" if value is None else str(value)
+        return str(value)
+    present = _without_nulls(row)
     try:
-        return TEMPLATES.from_string(field).render(row)
+        return TEMPLATES.from_string(field).render(present)
     except Exception as error:  # an expression in a template can fail in any way
+        remedy = "; 'FIELD | default(\"\")' fills in a field that is missing or null" * isinstance(
+            error, UndefinedError
+        )
         raise SemalignError(
-            f"the template {field[:60]!r} does not fit {name}, whose fields are {', '.join(row)}: {error}"
+            f"the template {field[:60]!r} does not fit {name}, whose fields are {', '.join(present)}: {error}{remedy}"
         ) from error
+
+
+def _without_nulls(value: Any) -> Any:
+    """A value of a row as templates see it: a null is a missing field, as Parquet cannot tell one from the other."""
+    if isinstance(value, dict):
+        return {key: _without_nulls(item) for key, item in value.items() if item is not None}
+    if isinstance(value, list):
+        null = TEMPLATES.undefined("a list of the row holds a null")
+        return [null if item is None else _without_nulls(item) for item in value]
+    return value
 
 
 def batches(examples: Sequence[Example], batch_size: int) -> list[Batch]:
