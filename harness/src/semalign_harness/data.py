@@ -1,10 +1,7 @@
 """Rows from files, the hub or a generator, as token ids with the answers supervised."""
 
-import gzip
-import json
 import math
 import re
-import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,12 +16,11 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
 from .experiment import DataConfig, RowsConfig
+from .row_files import Row, is_local, read_local
 from .tiny import arithmetic_rows
 
-Row = dict[str, Any]
 GENERATED_ROWS = 5_000
 TEMPLATES = ImmutableSandboxedEnvironment(undefined=StrictUndefined, keep_trailing_newline=True)
-_FORMS = "rows are one JSON object a line (.jsonl, .jsonl.gz), or a data set of the hub"
 
 
 @dataclass(frozen=True)
@@ -111,10 +107,10 @@ def split_rows(config: DataConfig, pools: Sequence[list[Row]], tokenizer: PreTra
 
 
 def load_rows(config: RowsConfig) -> list[Row]:
-    """All rows of a JSONL file, a hub data set or a generator.
+    """All rows of a local file or folder, a hub data set or a generator.
 
     Raises:
-        SemalignError: nothing is found there, a line is not JSON, or there are no rows.
+        SemalignError: nothing is found there, it cannot be read, or there are no rows.
     """
     path = Path(config.path).expanduser()
     if config.path.startswith("generated:"):
@@ -123,8 +119,8 @@ def load_rows(config: RowsConfig) -> list[Row]:
         if config.split not in ("train", "held_out"):
             raise SemalignError(f"generated rows have the splits train and held_out, not {config.split!r}")
         rows: list[Row] = arithmetic_rows(GENERATED_ROWS, seed=0, split=config.split)  # type: ignore[arg-type]
-    elif path.suffix in (".jsonl", ".gz", ".json") or path.exists():
-        rows = list(_read_jsonl(path))
+    elif is_local(path):
+        rows = read_local(path, config)
     else:
         rows = _read_hub(config)
     if not rows:
@@ -132,37 +128,10 @@ def load_rows(config: RowsConfig) -> list[Row]:
     return rows
 
 
-def _read_jsonl(path: Path) -> Iterator[Row]:
-    if not path.is_file():
-        found = "is a folder" if path.is_dir() else "does not exist"
-        raise SemalignError(f"{path} {found}: give a .jsonl or .jsonl.gz file, or the id of a hub data set")
-    opener = gzip.open if path.suffix == ".gz" else open
-    try:
-        # newline="\n": Unicode line separators inside a row are not ends of lines; -sig: Windows marks its files.
-        with opener(path, "rt", encoding="utf-8-sig", newline="\n") as file:
-            for number, line in enumerate(file, 1):
-                if not line.strip():
-                    continue
-                try:
-                    row = json.loads(line)
-                except json.JSONDecodeError as error:
-                    raise SemalignError(f"{path}, line {number} is not JSON ({error.msg}): {_FORMS}") from error
-                except (ValueError, RecursionError) as error:
-                    raise SemalignError(
-                        f"{path}, line {number} nests too deep or holds too long a number to be read: leave it out"
-                    ) from error
-                if not isinstance(row, dict):
-                    raise SemalignError(f"{path}, line {number} is not a JSON object: {_FORMS}")
-                yield row
-    except UnicodeDecodeError as error:
-        raise SemalignError(f"{path} is not text in UTF-8: {_FORMS}") from error
-    except (OSError, EOFError, zlib.error) as error:
-        raise SemalignError(f"{path} cannot be read: {error}") from error
-
-
 def _read_hub(config: RowsConfig) -> list[Row]:
     import datasets  # a second to import, which only rows from the hub are worth
 
+    datasets.disable_progress_bars()
     try:
         found = datasets.load_dataset(config.path, config.subset, split=config.split)
     except Exception as error:  # the hub client has no common base class of errors
