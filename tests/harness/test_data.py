@@ -14,6 +14,7 @@ from semalign_harness import arithmetic_rows, build_tokenizer, encode_rows, load
 from semalign_harness.data import batches, glued, read_rows, split_rows
 from semalign_harness.encoding import TextEncoder
 from semalign_harness.experiment import DataConfig, RowsConfig
+from semalign_harness.row_files import FORMS
 from tokenizers import Tokenizer
 from tokenizers.decoders import ByteLevel as ByteLevelDecoder
 from tokenizers.models import BPE
@@ -195,9 +196,9 @@ def test_rows_that_are_left_may_all_be_too_long(tmp_path: Path) -> None:
         ({"prompt": "hello"}, ["completion", "prompt"]),
         ({"question": "hello", "answer": "x"}, ["question, answer", "data.train.prompt", "data.held_out"]),
         ({"prompt": "hello", "completion": " "}, ["no answer", "completion"]),
-        ({"prompt": "hello", "completion": None}, ["no answer", "completion"]),
+        ({"prompt": "hello", "completion": None}, ["no answer", "'completion' is null"]),
         ({"messages": [{"role": "user", "content": "hello"}]}, ["no answer"]),
-        ({"messages": None}, ["role and content"]),
+        ({"messages": None}, ["neither messages nor the field 'prompt'"]),
         (
             {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": None}]},
             ["role and content"],
@@ -234,11 +235,11 @@ def test_places_without_rows_are_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [
-        ("rows.csv", b"prompt,completion\na,b\n", ", line 1 is not JSON (Expecting value)"),
-        ("rows.json", b'[\n{"prompt": "a", "completion": "b"}\n]\n', ", line 1 is not JSON (Expecting value)"),
-        ("rows.json", b'[{"prompt": "a", "completion": "b"}]\n', ", line 1 is not a JSON object"),
-        ("rows.parquet", b"PAR1\x15\x04\x15\xf8\xff\nPAR1", " is not text in UTF-8"),
+        ("rows.json", b'[{"prompt": "a"}, 2]\n', ", item 2 is not a JSON object"),
+        ("rows.json", b'[\n{"prompt": "a"}\n{"prompt": "b"}]\n', ", line 3 is not JSON (Expecting ',' delimiter)"),
+        ("rows.json", b'{\n"data": [{"prompt": "a"}]\n}\n', ", line 1 is not JSON (Expecting property name"),
         ("rows.bin", b"\x00\x01\x02", ", line 1 is not JSON (Expecting value)"),
+        ("rows.jsonl", b"PAR1\x15\x04\x15\xf8\xff\nPAR1", " is not text in UTF-8"),
         ("rows.jsonl.gz", gzip.compress(b"PAR1\xff\xfe"), " is not text in UTF-8"),
     ],
 )
@@ -247,8 +248,7 @@ def test_a_file_of_another_format_is_told_what_rows_are(name: str, content: byte
     file.write_bytes(content)
     with pytest.raises(SemalignError) as error:
         load_rows(RowsConfig(path=str(file)))
-    forms = "rows are one JSON object a line (.jsonl, .jsonl.gz), or a data set of the hub"
-    assert str(error.value) == f"{file}{words}: {forms}"
+    assert str(error.value).startswith(f"{file}{words}") and str(error.value).endswith(f": {FORMS}")
 
 
 def test_a_damaged_archive_and_rows_beyond_the_reader_are_one_sentence(tmp_path: Path) -> None:
@@ -307,3 +307,28 @@ def test_a_template_makes_text_of_several_fields() -> None:
     for broken in ({"question": "?"}, {**row, "answer": 7}, {**row, "choices": []}):
         with pytest.raises(SemalignError, match=r"template .* does not fit a row of cais/mmlu, whose fields are"):
             encode_rows([broken], TOKENIZER, config=config)
+
+
+NULLS = [
+    ({"question": "1 + 1", "hint": None}, "{{ question }}{{ hint }}", "'hint' is undefined; 'FIELD | default"),
+    ({"question": "1 + 1"}, "{{ question }}{{ hint }}", "'hint' is undefined; 'FIELD | default"),
+    ({"question": "1 + 1", "hint": None}, "{{ question }}{{ hint | trim }}", "'hint' is undefined"),
+    ({"question": None}, "{{ question }}", "'question' is undefined"),
+    ({"of": {"q": None}}, "{{ of.q }}", "no attribute 'q'"),
+    ({"choices": ["a", None]}, "{{ choices | join(', ') }}", "a list of the row holds a null"),
+]
+
+
+@pytest.mark.parametrize(("row", "template", "words"), NULLS)
+def test_a_null_is_a_missing_field_in_a_template_too(row: dict[str, Any], template: str, words: str) -> None:
+    config = RowsConfig(path="rows", prompt=template, completion="answer")
+    with pytest.raises(SemalignError, match="does not fit a row of rows") as error:
+        encode_rows([row | {"answer": "2"}], TOKENIZER, config=config)
+    assert words in str(error.value) and "whose fields are " in str(error.value)
+
+
+def test_a_null_takes_the_default_of_a_template() -> None:
+    config = RowsConfig(path="rows", prompt="{{ question }}{{ hint | default('') }}", completion="answer")
+    rows = [{"question": "1 + 1", "hint": hint, "answer": 2, "messages": None} for hint in (None, "")]
+    null, empty = encode_rows(rows, TOKENIZER, config=config)
+    assert null == empty

@@ -1,11 +1,9 @@
 """Rows from files, the hub or a generator, as token ids with the answers supervised."""
 
 import contextlib
-import gzip
 import json
 import math
 import re
-import zlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jinja2 import StrictUndefined
+from jinja2 import StrictUndefined, UndefinedError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from semalign_attribution import IGNORE, Batch
 from semalign_geometry import SemalignError
@@ -22,12 +20,11 @@ from transformers import PreTrainedTokenizerBase
 
 from .encoding import Conversation, Example, Message, TextEncoder
 from .experiment import DataConfig, RowsConfig
+from .row_files import Row, is_local, read_local
 from .tiny import arithmetic_rows
 
-Row = dict[str, Any]
 GENERATED_ROWS = 5_000
 TEMPLATES = ImmutableSandboxedEnvironment(undefined=StrictUndefined, keep_trailing_newline=True)
-_FORMS = "rows are one JSON object a line (.jsonl, .jsonl.gz), or a data set of the hub"
 
 
 @dataclass(frozen=True)
@@ -111,10 +108,10 @@ def split_rows(config: DataConfig, pools: Sequence[list[Row]], encoder: TextEnco
 
 
 def load_rows(config: RowsConfig) -> list[Row]:
-    """All rows of a JSONL file, a hub data set or a generator.
+    """All rows of a local file or folder, a hub data set or a generator.
 
     Raises:
-        SemalignError: nothing is found there, a line is not JSON, or there are no rows.
+        SemalignError: nothing is found there, it cannot be read, or there are no rows.
     """
     path = Path(config.path).expanduser()
     if config.path.startswith("generated:"):
@@ -123,8 +120,8 @@ def load_rows(config: RowsConfig) -> list[Row]:
         if config.split not in ("train", "held_out"):
             raise SemalignError(f"generated rows have the splits train and held_out, not {config.split!r}")
         rows: list[Row] = arithmetic_rows(GENERATED_ROWS, seed=0, split=config.split)  # type: ignore[arg-type]
-    elif path.suffix in (".jsonl", ".gz", ".json") or path.exists():
-        rows = list(_read_jsonl(path))
+    elif is_local(path):
+        rows = read_local(path, config)
     else:
         rows = _read_hub(config)
     if not rows:
@@ -132,37 +129,10 @@ def load_rows(config: RowsConfig) -> list[Row]:
     return rows
 
 
-def _read_jsonl(path: Path) -> Iterator[Row]:
-    if not path.is_file():
-        found = "is a folder" if path.is_dir() else "does not exist"
-        raise SemalignError(f"{path} {found}: give a .jsonl or .jsonl.gz file, or the id of a hub data set")
-    opener = gzip.open if path.suffix == ".gz" else open
-    try:
-        # newline="\n": Unicode line separators inside a row are not ends of lines; -sig: Windows marks its files.
-        with opener(path, "rt", encoding="utf-8-sig", newline="\n") as file:
-            for number, line in enumerate(file, 1):
-                if not line.strip():
-                    continue
-                try:
-                    row = json.loads(line)
-                except json.JSONDecodeError as error:
-                    raise SemalignError(f"{path}, line {number} is not JSON ({error.msg}): {_FORMS}") from error
-                except (ValueError, RecursionError) as error:
-                    raise SemalignError(
-                        f"{path}, line {number} nests too deep or holds too long a number to be read: leave it out"
-                    ) from error
-                if not isinstance(row, dict):
-                    raise SemalignError(f"{path}, line {number} is not a JSON object: {_FORMS}")
-                yield row
-    except UnicodeDecodeError as error:
-        raise SemalignError(f"{path} is not text in UTF-8: {_FORMS}") from error
-    except (OSError, EOFError, zlib.error) as error:
-        raise SemalignError(f"{path} cannot be read: {error}") from error
-
-
 def _read_hub(config: RowsConfig) -> list[Row]:
     import datasets  # a second to import, which only rows from the hub are worth
 
+    datasets.disable_progress_bars()
     try:
         found = datasets.load_dataset(config.path, config.subset, split=config.split)
     except Exception as error:  # the hub client has no common base class of errors
@@ -198,7 +168,7 @@ def read_conversation(row: Row, config: RowsConfig, name: str) -> Conversation:
         SemalignError: the row has no prompt or no answer.
     """
     messages = _messages(row, config, name)
-    if "messages" not in row:
+    if row.get("messages") is None:
         return Conversation(messages)
     return Conversation(messages, *(_listed(row, field) for field in ("tools", "documents")))
 
@@ -223,7 +193,7 @@ def glued(example: Example, tokenizer: PreTrainedTokenizerBase) -> str | None:
 
 
 def _messages(row: Row, config: RowsConfig, name: str) -> list[Message]:
-    if "messages" in row:
+    if row.get("messages") is not None:
         messages = row["messages"]
         if not isinstance(messages, list) or not all(
             isinstance(m, dict) and isinstance(m.get("role"), str) and isinstance(m.get("content"), str)
@@ -256,20 +226,36 @@ def _text(row: Row, field: str, name: str) -> str:
     """A field of a row that holds text or a number, or a template filled with its fields."""
     if "{{" not in field:
         value = row[field]
+        if value is None:
+            raise SemalignError(f"{name} has no answer or prompt: its field {field!r} is null")
         number = math.isfinite(value) if isinstance(value, float) else type(value) is int
-        if not (value is None or isinstance(value, str) or number):
+        if not (isinstance(value, str) or number):
             raise SemalignError(
                 f"the field {field!r} of {name} holds {str(value)[:60]!r} of type "
                 f"{type(value).__name__}: name a field of text or numbers, or a template such as "
                 f"'{{{{ {field} | join(\" \") }}}}'"
             )
-        return "" if value is None else str(value)
+        return str(value)
+    present = _without_nulls(row)
     try:
-        return TEMPLATES.from_string(field).render(row)
+        return TEMPLATES.from_string(field).render(present)
     except Exception as error:  # an expression in a template can fail in any way
+        remedy = "; 'FIELD | default(\"\")' fills in a field that is missing or null" * isinstance(
+            error, UndefinedError
+        )
         raise SemalignError(
-            f"the template {field[:60]!r} does not fit {name}, whose fields are {', '.join(row)}: {error}"
+            f"the template {field[:60]!r} does not fit {name}, whose fields are {', '.join(present)}: {error}{remedy}"
         ) from error
+
+
+def _without_nulls(value: Any) -> Any:
+    """A value of a row as templates see it: a null is a missing field, as Parquet cannot tell one from the other."""
+    if isinstance(value, dict):
+        return {key: _without_nulls(item) for key, item in value.items() if item is not None}
+    if isinstance(value, list):
+        null = TEMPLATES.undefined("a list of the row holds a null")
+        return [null if item is None else _without_nulls(item) for item in value]
+    return value
 
 
 def batches(examples: Sequence[Example], batch_size: int) -> list[Batch]:
