@@ -22,7 +22,7 @@ from semalign_harness.comparison._contracts import Benchmarks
 from semalign_harness.console import Console
 from semalign_harness.data import encode_row, load_rows, split_rows
 from semalign_harness.doctor._pair import draw_sample
-from semalign_harness.encoding import CLOCK, DAY, Conversation, TextEncoder
+from semalign_harness.encoding import CLOCK, DAY, ENCODING, Conversation, TextEncoder
 from semalign_harness.evaluation import EvaluationConfig, evaluate, read_evaluation
 from semalign_harness.evaluation import _run as runner
 from semalign_harness.evaluation._agreement import Text, gold_example
@@ -31,6 +31,7 @@ from semalign_harness.evaluation._journaled import JournaledLM
 from semalign_harness.experiment import DataConfig, Experiment, ModelConfig, RowsConfig
 from semalign_harness.inputs import read_inputs
 from semalign_harness.matrix import measured_differently
+from semalign_harness.models import open_model
 from semalign_harness.phase_cache import phase_key
 from semalign_harness.pipeline import _environment
 from semalign_harness.report._protocol import evaluation_blocks, experiment_facts
@@ -167,7 +168,7 @@ def test_the_beginning_of_an_answer_follows_the_generation_prompt() -> None:
     assert lm.apply_chat_template(begun, add_generation_prompt=False) == whole + "The answer is:"
 
 
-def test_vllm_is_given_the_same_ids(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_vllm_is_given_the_same_ids(pair: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     class VLLM(TemplateLM):  # type: ignore[misc]  # lm-eval is untyped
         backend = "causal"
 
@@ -180,7 +181,7 @@ def test_vllm_is_given_the_same_ids(monkeypatch: pytest.MonkeyPatch) -> None:
     VLLM.__abstractmethods__ = frozenset()
     monkeypatch.setitem(sys.modules, "lm_eval.models.vllm_causallms", SimpleNamespace(VLLM=VLLM))
     encoder = TextEncoder(tokenizer_of(CHATML))
-    lm: Any = runner._vllm(SimpleNamespace(place="m", commit=None, positions=8), encoder, "float32")  # type: ignore[arg-type]
+    lm: Any = runner._vllm(open_model(ModelConfig(path=str(pair[1]))), encoder, "float32")
     assert isinstance(lm, VLLM) and lm.tok_encode(("a", "bc")) == [encoder.ids("a"), encoder.ids("bc")]
     assert lm._encode_pair("a", " b") == encoder.pair_ids("a", " b")
 
@@ -450,6 +451,7 @@ def test_an_evaluation_keeps_its_template_settings(
     for word, evaluation in found.items():
         protocol = evaluation.result.benchmarks["mmlu"].protocol
         assert (protocol.chat_template, protocol.date) == ({"word": word}, "2024-07-26")
+        assert protocol.encoding == ENCODING
         assert all(item.prompt.startswith(f"2024 {word} ") for item in evaluation.items["mmlu"])
     shown = repr(evaluation_blocks({ROLES[-1]: found["now"]}))
     assert 'yes, word="now"' in shown and "2024-07-26" in shown
