@@ -345,6 +345,13 @@ def test_tools_reach_the_template_and_what_nothing_reads_is_counted(tmp_path: Pa
         encode_rows([{**rows[0], "tools": "add"}], tokenizer)
 
 
+@pytest.mark.parametrize("name", ["reasoning_content", "reasoning", "thinking"])
+def test_thoughts_go_by_aliases(name: str) -> None:
+    conversation = Conversation(row_of("q", "a", **{name: "so"})["messages"])
+    assert TextEncoder(tokenizer_of(THINKS)).unread(conversation) == []
+    assert TextEncoder(tokenizer_of(CHATML)).unread(conversation) == [name]
+
+
 def test_a_run_names_what_is_left_out(
     pair: tuple[Path, Path], overrides: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
