@@ -22,6 +22,8 @@ DAY = datetime.date(2024, 7, 26)
 to. A fixed day makes a run the same on every day."""
 CLOCK = "strftime_now"
 """Name of the clock in chat templates."""
+_THOUGHTS = {"reasoning_content", "reasoning", "thinking"}
+"""Keys of a message that hold the thoughts before its content."""
 
 Message = dict[str, Any]
 """A turn: `role`, `content` and further keys, such as `tool_calls`, which the template may read."""
@@ -138,7 +140,8 @@ class TextEncoder:
         given = {key for message in conversation.messages for key, value in message.items() if value}
         given |= {name for name in ("tools", "documents") if getattr(conversation, name)}
         names = self._read.names if self.chat else frozenset()
-        return sorted(given - {"role", "content", "weight"} - names)
+        thoughts = _THOUGHTS if names & _THOUGHTS else set()  # transformers passes them under every name
+        return sorted(given - {"role", "content", "weight"} - names - thoughts)
 
     def prompt(self, messages: Sequence[Message], *, tools: Any = None, documents: Any = None) -> str:
         """The text that a model continues with its answer to some turns."""
@@ -152,8 +155,7 @@ class TextEncoder:
         """Turns as the chat template writes them; with `generation`, up to where the answer begins."""
         more: dict[str, Any] = {**self.options}
         if self.told_date is not None:
-            now = datetime.datetime.combine(self.told_date, datetime.time())
-            more[CLOCK] = now.strftime
+            more["chat_template"] = _clock(self.told_date) + str(self.tokenizer.get_chat_template(tools=tools))
         for name, value in (("tools", tools), ("documents", documents)):
             if value and name in self._read.names:
                 more[name] = value
@@ -280,6 +282,21 @@ def _read_by(template: str) -> _Read:
     attributes = {node.attr for node in tree.find_all(nodes.Getattr)}
     texts = {node.value for node in tree.find_all(nodes.Const) if isinstance(node.value, str)}
     return _Read(frozenset(variables), frozenset({*variables, *attributes, *texts}))
+
+
+def _clock(date: datetime.date) -> str:
+    """What makes the clock of a template that follows it stand at midnight of a day.
+
+    transformers passes plain data into templates only, so that the clock cannot be an argument.
+    """
+    midnight = datetime.datetime.combine(date, datetime.time())
+    codes = [f"%{flag}{letter}" for letter in "aAbBcdHIjmMpSUwWxXyY" for flag in ("-", "")]
+    told = {code: midnight.strftime(code) for code in codes} | {"%f": "000000", "%z": "", "%Z": "", "%%": "%"}
+    return (
+        f"{{% macro {CLOCK}(format) %}}{{% set found = namespace(text=format) %}}"
+        f"{{% for code, value in {json.dumps(told)}.items() %}}"
+        "{% set found.text = found.text.replace(code, value) %}{% endfor %}{{ found.text }}{% endmacro %}\n"
+    )
 
 
 def _start(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:

@@ -68,6 +68,8 @@ class BenchmarkProtocol(Contract):
     """What the share of correct documents is called."""
     chat: bool
     """Whether the prompt goes through the model's chat template, as the user's message."""
+    encoding: int = 0
+    """Raised when the same prompt may become other token ids; 0 in results of earlier versions."""
     chat_template: dict[str, JsonValue] = {}
     """Options that the chat template was given."""
     date: str | None = None

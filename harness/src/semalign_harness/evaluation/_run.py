@@ -24,7 +24,7 @@ from semalign_geometry import SemalignError, SharedVocabulary, replace_file
 
 from ..benchmarks import KNOWN_TASKS, Benchmark, Document, find_benchmark, sample
 from ..console import Console
-from ..encoding import Example, TextEncoder
+from ..encoding import ENCODING, Example, TextEncoder
 from ..generation import GENERATION
 from ..journal import Journal
 from ..models import OpenedModel, cache_folder, check_tokenizers, identity, load_model, open_model
@@ -390,9 +390,11 @@ def _summary(
     truncated: int,
     truncated_to_compare: int,
 ) -> BenchmarkResult:
-    template: dict[str, Any] = {}
-    if encoder.chat:
-        template = {"chat_template": encoder.options, "date": encoder.told_date and str(encoder.told_date)}
+    encoded = {
+        "encoding": ENCODING,
+        "chat_template": encoder.options if encoder.chat else {},
+        "date": encoder.told_date and str(encoder.told_date),
+    }
     rows = json.dumps([documents[index] for index in indices], sort_keys=True)
 
     def weighted(pairs: list[tuple[float | None, int | None]], within: tuple[float, float]) -> Estimate | None:
@@ -403,7 +405,7 @@ def _summary(
         return mean([value for value, _ in measured], weights=[size for _, size in measured], within=within)
 
     return BenchmarkResult(
-        protocol=benchmark.protocol(chat=encoder.chat).model_copy(update=template),
+        protocol=benchmark.protocol(chat=encoder.chat).model_copy(update=encoded),
         documents=len(documents),
         documents_sha256=hashlib.sha256(rows.encode()).hexdigest(),
         figure=proportion([item.correct for item in items]),
