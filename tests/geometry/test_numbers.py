@@ -125,7 +125,7 @@ CASES: dict[str, Case] = {
 }
 WITHOUT_NUMBERS = {
     *("ArtifactManifest", "BasisManifest", "Contract", "FidelityReport", "LayerFidelity", "Settings"),
-    *("TransportManifest", "Components", "Kinds", "FRAMES", "KNOWN_FRAMES", "Frame", "LEAST_TOKENS", "MANIFEST"),
+    *("COARSE", "TransportManifest", "Components", "Kinds", "FRAMES", "KNOWN_FRAMES", "Frame", "LEAST_TOKENS", "MANIFEST"),
     *("Divergence", "Route", "Scope", "HeadStatistics", "PairedResiduals", "TopEntries", "SemalignError"),
     *("SharedVocabulary", "accumulation_dtype", "align_vocabularies", "checked", "final_norm"),
     *("check_replaceable", "new_folder", "read_artifact", "read_manifest", "replace_file", "save_tensors"),

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from jaxtyping import Float, Int
 from safetensors import SafetensorError, safe_open
-from semalign_geometry import BasisManifest, SemalignError, SemanticBasis
+from semalign_geometry import COARSE, SemalignError, SemanticBasis
 from torch import Tensor
 from transformers.utils.hub import cached_file
 
@@ -36,22 +36,27 @@ def check_head(candidate: Candidate, ids: Int[Tensor, " v"]) -> Finding:
     width = weight.shape[1]
     some = ids[:: max(1, len(ids) // max(FEW, SAMPLE * width))]
     try:
-        manifest = _basis(weight, some)
-        if manifest.rank < width and len(some) < len(ids):  # the others may make up for it
-            some, manifest = ids, _basis(weight, ids)
+        basis = _basis(weight, some)
+        if basis.manifest.rank < width and len(some) < len(ids):  # the others may make up for it
+            some, basis = ids, _basis(weight, ids)
     except SemalignError as failure:
         return error(check, str(failure).partition(":")[0], again)
     over = f"over {len(some)} entries" if len(some) == len(ids) else f"over {len(some)} of {len(ids)} entries"
+    manifest, own_space = basis.manifest, "transport.frame=none, which matches geometry in the source's own space"
     if manifest.rank < width:
         message = f"rank {manifest.rank} of {width} {over}: what the head cannot read of a contribution is lost"
-        return warning(check, message, "transport.frame=none, which matches geometry in the source's own space")
-    return ok(check, f"rank {manifest.rank} of {width}, condition number of WᵀW about {manifest.condition:.1e} {over}")
+        return warning(check, message, own_space)
+    message = f"rank {manifest.rank} of {width}, condition number of WᵀW about {manifest.condition:.1e} {over}"
+    if basis.rounding() > COARSE:
+        lost = f"rounding changes a transport by one part in {1 / basis.rounding():.0e}"
+        return warning(check, f"{message}: {lost}", f"{own_space}, or transport.frame=cosine, which loses less")
+    return ok(check, message)
 
 
-def _basis(weight: Tensor, ids: Tensor) -> BasisManifest:
+def _basis(weight: Tensor, ids: Tensor) -> SemanticBasis:
     if len(ids) < 2 * max(FEW, SAMPLE * weight.shape[1]):  # few enough to be copied
-        return SemanticBasis.from_head(weight[ids].double()).manifest
-    return SemanticBasis.from_head(weight, entries=ids).manifest
+        return SemanticBasis.from_head(weight[ids].double(), entries=torch.arange(len(ids)))
+    return SemanticBasis.from_head(weight, entries=ids)
 
 
 def _read_head(candidate: Candidate) -> Float[Tensor, "v d"]:

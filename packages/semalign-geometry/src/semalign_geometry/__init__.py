@@ -8,6 +8,7 @@ from ._artifact import read_manifest as read_manifest
 from ._artifact import save_tensors as save_tensors
 from ._artifact import sha256_of as sha256_of
 from ._artifact import write_artifact as write_artifact
+from ._basis import COARSE as COARSE
 from ._basis import BasisManifest as BasisManifest
 from ._basis import SemanticBasis as SemanticBasis
 from ._checked import checked as checked
@@ -58,6 +59,7 @@ from ._vocabulary import align_vocabularies as align_vocabularies
 __all__ = [
     "ArtifactManifest",
     "BasisManifest",
+    "COARSE",
     "Components",
     "Contract",
     "Divergence",

@@ -18,6 +18,9 @@ from ._head import Head, accumulation_dtype, final_norm, full_precision, norm_ga
 CHUNK = 8192
 """Vocabulary rows in memory at a time, by default."""
 
+COARSE = 1e-6
+"""Relative rounding error of a basis above which transports on it come with a warning."""
+
 
 class BasisManifest(ArtifactManifest):
     """What is known of a semantic basis without its tensors."""

@@ -12,16 +12,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ._artifact import ArtifactManifest, read_artifact, write_artifact
-from ._basis import CHUNK, SemanticBasis
+from ._basis import CHUNK, COARSE, SemanticBasis
 from ._checked import checked
 from ._errors import SemalignError
 from ._frames import Frame, find_frame, frame_rows, outer_power, unit_rows
 from ._head import accumulation_dtype, full_precision, to_float64
 
 LOGGER = logging.getLogger(__name__)
-
-COARSE = 1e-6
-"""Relative rounding error of a basis above which fitting a transport on it warns."""
 
 
 class TransportManifest(ArtifactManifest):
@@ -110,7 +107,7 @@ def fit_transport(
     the transpose and never lengthens a vector; for every frame M r = recompose(target, decompose(source, r)).
 
     Rounding changes M by a relative error of about `SemanticBasis.rounding` of the worse head, for frames of unit
-    columns by less. A warning is logged above 1e-6, and for a head that does not read every direction.
+    columns by less. A warning is logged above `COARSE`, and for a head that does not read every direction.
 
     Args:
         source: basis of the source, over the shared entries in order.
