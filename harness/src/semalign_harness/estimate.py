@@ -183,14 +183,14 @@ def shape_of(config: PreTrainedConfig) -> ModelShape:
             short = name.rsplit(".", 1)[-1]
             features[short] = features.get(short, 0) + sum(module.weight.shape)
     dtype = text.dtype or torch.float32
-    heads = largest(text.num_attention_heads)
-    head = largest(getattr(text, "head_dim", None)) or view.width // heads
+    heads = widest(text.num_attention_heads)
+    head = widest(getattr(text, "head_dim", None)) or view.width // heads
     return ModelShape(
         parameters=_size(view.model),
         layers=view.depth,
         width=view.width,
         heads_width=heads * head,
-        intermediate=largest(getattr(text, "intermediate_size", None)) or 4 * view.width,
+        intermediate=widest(getattr(text, "intermediate_size", None)) or 4 * view.width,
         vocabulary=len(view.head.weight),
         tied=view.model.get_input_embeddings().weight is view.model.get_output_embeddings().weight,
         positions=getattr(text, "max_position_embeddings", None),
@@ -216,7 +216,7 @@ def empty_view(text: PreTrainedConfig) -> DecoderView:
         raise SemalignError(f"no {text.model_type} model can be built from its configuration: {reason}") from error
 
 
-def largest(value: int | Sequence[int] | None) -> int:
+def widest(value: int | Sequence[int] | None) -> int:
     """A size of a configuration, the largest where every layer has its own; 0 where there is none."""
     return max(value, default=0) if isinstance(value, Sequence) else value or 0
 

@@ -304,7 +304,13 @@ def _vllm(opened: OpenedModel, dtype: str) -> LM:
     try:
         from lm_eval.models.vllm_causallms import VLLM
 
-        return VLLM(opened.place, revision=opened.commit, dtype=dtype, max_model_len=opened.positions)
+        return VLLM(
+            opened.place,
+            revision=opened.commit,
+            dtype=dtype,
+            max_model_len=opened.positions,
+            trust_remote_code=False,
+        )
     except (ImportError, ModuleNotFoundError) as error:
         raise SemalignError(
             f"the backend vllm is not installed ({error}): pip install 'semalign-harness[vllm]', or set "
