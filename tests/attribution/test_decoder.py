@@ -529,12 +529,34 @@ def test_rows_reach_past_the_widest_window_that_can_be_afforded(monkeypatch: pyt
     assert max(lengths) == 20
 
 
-def test_a_part_that_runs_has_a_layer_of_each_kind() -> None:
-    from semalign_attribution._verify import _first_layers
+def test_the_layers_that_run_are_the_fewest_with_one_of_each_kind() -> None:
+    from semalign_attribution._verify import _stretch
 
-    assert _first_layers(DecoderView(tiny_model("llama", seed=0, depth=5))) == 2
-    assert _first_layers(DecoderView(tiny_model("gemma3", seed=0, depth=5))) == 3
-    assert _first_layers(DecoderView(tiny_model("gemma3", seed=0, depth=2))) == 2
+    assert _stretch(DecoderView(tiny_model("llama", seed=0, depth=5))) == (1, 2)
+    assert _stretch(DecoderView(tiny_model("gemma3", seed=0, depth=5))) == (1, 3)
+    assert _stretch(DecoderView(tiny_model("gemma3", seed=0, depth=2))) == (1, 2)
+    assert _stretch(DecoderView(tiny_model("gemma3", seed=0, depth=1))) == (1, 1)
+    view = DecoderView(tiny_model("llama", seed=0, depth=6))
+    for layer in view.layers[3:]:
+        layer.self_attn.kind = "otherwise"
+    assert _stretch(view) == (3, 5)
+    view.verify()
+
+
+def test_a_window_that_does_not_fit_in_memory_is_not_looked_past(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_model("gemma3", seed=0)
+    model.config.max_position_embeddings, model.config.sliding_window = 10_000, 200
+    trace, refused = DecoderView.trace, []
+
+    def full(self: DecoderView, batch: Any, **more: Any) -> Any:
+        if batch["input_ids"].shape[1] > 100:
+            refused.append(1)
+            raise torch.OutOfMemoryError("not enough")
+        return trace(self, batch, **more)
+
+    monkeypatch.setattr(DecoderView, "trace", full)
+    DecoderView(model).verify()
+    assert refused
 
 
 def test_a_model_that_cannot_run_is_one_sentence() -> None:

@@ -165,11 +165,11 @@ class DecoderView:
     def verify(self) -> None:
         """Check that the view reads the model right, and that a row's values do not depend on what stands beside it.
 
-        The whole model runs on six tokens. Then its first layers, one of each kind at least, run on rows that reach 64
-        tokens past the widest window, chunk or choice of positions that the configuration names: alone, in a batch
-        padded on the right as in training, and in one padded on the left as in generation. A window of more than
-        `LONGEST` tokens, or one that takes more than `WORK` to look past, is not checked, nor is a difference below the
-        rounding of the model's dtype.
+        The whole model runs on six tokens. Then some of its layers, one of each kind at least, run on rows that reach
+        64 tokens past the widest window, chunk or choice of positions that the configuration names: alone, in a batch
+        padded on the right as in training, and in one padded on the left as in generation. Not checked are windows of
+        more than 4,096 tokens; those that take more memory than there is, or more than 5·10¹¹ products on a CPU (10¹⁴
+        elsewhere), as the 4,096 tokens of Gemma 2 2B do there; and differences below the rounding of the dtype.
 
         Raises:
             SemalignError: the model cannot run in its dtype; weights are not finite; earlier positions see later ones;

@@ -19,9 +19,9 @@ WINDOW = re.compile(r"window(_size|_len)?$|chunk_size$|topk$|block_size$|^local_
 """Names of a configuration for numbers of tokens beyond which a layer reads a row otherwise."""
 LONGEST = 4096
 """Tokens of the widest window that is looked past."""
-WORK, ACCELERATED = 2e11, 2e13
-"""Products of a weight and a token that looking past a window may take, on a CPU and on an accelerator: about ten
-seconds."""
+WORK, ACCELERATED = 5e11, 1e14
+"""Products of a weight and a token that looking past a window may take, on a CPU and on an accelerator: some ten
+seconds on eight cores, or one on a fast GPU."""
 MARGIN = 64
 """Tokens of the longest row past the widest window."""
 PADDING, END, BLOCK = 16, 24, 16
@@ -34,7 +34,12 @@ def verify(view: "DecoderView") -> None:
     """Check that a view reads its model right; see `DecoderView.verify`."""
     with undisturbed(view.model):
         _check_reading(view)
-        _check_rows(view)
+        first, last = _stretch(view)
+        window, columns = _columns(view, last - first + 1)
+        try:
+            _check_rows(view, first, last, columns, window)
+        except torch.OutOfMemoryError:
+            _check_rows(view, first, last, min(columns, MARGIN), "")
 
 
 def _check_reading(view: "DecoderView") -> None:
@@ -79,10 +84,8 @@ def _check_reading(view: "DecoderView") -> None:
         raise SemalignError(f"{name} post-processes its logits in a way that semalign does not know: not supported")
 
 
-def _check_rows(view: "DecoderView") -> None:
-    """Causality and padding past the widest window, in the first layers."""
-    stop = _first_layers(view)
-    window, columns = _columns(view, stop)
+def _check_rows(view: "DecoderView", first: int, last: int, columns: int, window: str) -> None:
+    """Causality and padding on rows of so many tokens, in a stretch of layers."""
     long, short = columns - min(PADDING, columns // 4), min(END, columns // 2)
     kept = long - min(END, columns // 4)  # tokens of the long row before those that are changed
     generator = torch.Generator().manual_seed(0)
@@ -92,7 +95,9 @@ def _check_rows(view: "DecoderView") -> None:
 
     def run(*rows: Int[Tensor, " _"], left: bool = False) -> Float[Tensor, "b n d"]:
         width = columns if len(rows) > 1 else len(rows[0])
-        return view.trace(_padded(rows, width, left=left), keep=[stop], stop=stop).outputs[stop]
+        batch = _padded(rows, width, left=left)
+        hidden = view.trace(batch, keep=[1], stop=1).inputs[1] if first > 1 else None
+        return view.trace(batch, keep=[last], start=first, hidden=hidden, stop=last).outputs[last]
 
     try:
         alone = run(ids[:long])[0]
@@ -105,7 +110,7 @@ def _check_rows(view: "DecoderView") -> None:
                 f"{name} lets earlier tokens see later ones in rows of {long} tokens{window}: such models are not "
                 "supported"
             )
-    except SemalignError:
+    except (SemalignError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # of the model's own code
         raise SemalignError(f"{name} in {dtype} cannot run on rows of {columns} tokens: {_reason(error)}") from error
@@ -145,10 +150,18 @@ def _differ(row: Float[Tensor, "n d"], other: Float[Tensor, "n d"]) -> bool:
     return not bool((parts <= max(1e-4, 16 * torch.finfo(row.dtype).eps)).all())
 
 
-def _first_layers(view: "DecoderView") -> int:
-    """Number of first layers that hold one of every kind, and one more, which reads what padding became in them."""
+def _stretch(view: "DecoderView") -> tuple[int, int]:
+    """First and last of the fewest layers in a row that hold one of every kind, and of one more where there is one,
+    which reads what padding became in them."""
     kinds = [_kind(layer) for layer in view.layers]
-    return min(view.depth, max(map(kinds.index, kinds)) + 2)
+    places = [kinds.index(kind) for kind in kinds]
+    wanted = len({*places})
+    most = view.depth
+    first, last = min(
+        ((a, b) for a in range(most) for b in range(a, most) if len({*places[a : b + 1]}) == wanted),
+        key=lambda ends: ends[1] - ends[0],
+    )
+    return first + 1, min(last + 2, most)
 
 
 def _kind(layer: nn.Module) -> object:
@@ -163,8 +176,8 @@ def _columns(view: "DecoderView", layers: int) -> tuple[str, int]:
     """The widest window that is looked past, in words, and the columns of a batch that does so."""
     config = view.model.config.get_text_config(decoder=True)
     named = {name: value for name, value in config.to_dict().items() if WINDOW.search(name) and type(value) is int}
-    weights = sum(parameter.numel() for layer in view.layers[:layers] for parameter in layer.parameters())
-    work = 5 * weights  # of one column: five rows run
+    layer = max(sum(parameter.numel() for parameter in layer.parameters()) for layer in view.layers)
+    work = 5 * layers * layer  # of one column: five rows run
     most = WORK if view.device.type == "cpu" else ACCELERATED
     limit = getattr(config, "max_position_embeddings", None) or LONGEST + MARGIN
     fitting = {v: name for name, v in named.items() if v <= LONGEST and (v + MARGIN) * work <= most}
