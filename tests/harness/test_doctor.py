@@ -179,7 +179,24 @@ def test_entries_of_one_side_matter_only_when_rows_use_them(
     rows = [{"prompt": f"{i} How many {name} now ?", "completion": "The answer is 7"} for i, name in enumerate(names)]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     used = of(doctor(pair[0], other, "--data", tmp_path / "rows.jsonl", *SETTINGS), "rows")
-    assert used.level == "error" and "only the target knows, such as 'gherkins'" in used.message
+    assert used.level == "error" and "that the models do not share, such as 'gherkins', entry 310" in used.message
+    assert used.message.endswith("which only the target knows")
+    edit(other / "config.json", lambda data: data.update(vocab_size=310))
+    used = of(doctor(pair[0], other, "--data", tmp_path / "rows.jsonl", *SETTINGS), "rows")
+    assert used.level == "error" and used.message.endswith(f"but {other} has embeddings for 310 entries only")
+
+
+def test_targets_that_are_quantised_are_refused(pair: tuple[Path, Path], other: Path, doctor: Doctor) -> None:
+    edit(other / "config.json", lambda data: data.update(quantization_config={"quant_method": "awq", "bits": 4}))
+    found = of(doctor(pair[0], other), "target")
+    assert found.level == "error" and "is stored quantised (awq), and the target trains" in found.message
+
+
+def test_folders_with_code_are_refused(pair: tuple[Path, Path], other: Path, doctor: Doctor) -> None:
+    (other / "own.py").write_text("raise SystemExit('imported')", encoding="utf-8")
+    edit(other / "config.json", lambda data: data.update(model_type="own", auto_map={"AutoConfig": "own.Own"}))
+    found = of(doctor(pair[0], other), "target")
+    assert found.level == "error" and "needs Python code that comes with it, which is never run here" in found.message
 
 
 def lower(tokenizer: Any) -> None:

@@ -23,6 +23,7 @@ from semalign_harness.estimate import (
     estimate,
     find_shape,
     shape_of,
+    widest,
 )
 from semalign_harness.experiment import ModelConfig, preset_names
 from semalign_harness.phase_cache import SourcePhase
@@ -255,6 +256,30 @@ def test_more_data_needs_more(rows: int, length: int, batch: int, times: int) ->
 def test_models_without_attention_are_named_as_such() -> None:
     with pytest.raises(SemalignError, match="mamba models have no attention: choose a decoder-only transformer"):
         shape_of(AutoConfig.for_model("mamba", hidden_size=16, num_hidden_layers=2, vocab_size=64))
+
+
+def test_sizes_that_every_layer_has_of_its_own_count_with_the_largest() -> None:
+    sizes = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "vocab_size": 64, "sliding_window": 8}
+    config = AutoConfig.for_model(
+        "gemma3n_text",
+        hidden_size=32,
+        num_hidden_layers=4,
+        num_kv_shared_layers=0,
+        intermediate_size=[48, 48, 64, 48],
+        activation_sparsity_pattern=[0.0] * 4,
+        vocab_size_per_layer_input=64,
+        hidden_size_per_layer_input=8,
+        laurel_rank=8,
+        **sizes,
+    )
+    assert shape_of(config).intermediate == 64
+    assert (widest([4, 8]), widest(7), widest(None), widest([])) == (8, 7, 0, 0)
+
+
+def test_a_configuration_that_makes_no_model_is_one_sentence() -> None:
+    config = AutoConfig.for_model("llama", hidden_size=32, num_hidden_layers=2, vocab_size=64, hidden_act="own")
+    with pytest.raises(SemalignError, match="^no llama model can be built from its configuration: "):
+        shape_of(config)
 
 
 def test_settings_change_what_a_run_needs() -> None:

@@ -12,7 +12,16 @@ from .data import Split, glued, read_rows, split_rows
 from .encoding import TextEncoder
 from .estimate import ModelShape
 from .experiment import Experiment
-from .models import LoadedModel, OpenedModel, check_pulled, check_tokenizers, identity, load_model, open_model
+from .models import (
+    LoadedModel,
+    OpenedModel,
+    check_pulled,
+    check_tokenizers,
+    check_trainable,
+    identity,
+    load_model,
+    open_model,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,6 +52,7 @@ def read_inputs(experiment: Experiment, console: Console) -> Inputs:
         pools = read_rows(experiment.data)
         target = open_model(experiment.target, progress=console.ticker("pre-train the target"), note=console.note)
         source = open_model(experiment.source, progress=console.ticker("pre-train the source"), note=console.note)
+        check_trainable(target)
         encoder = encoder_of(experiment, target)
         split = split_rows(experiment.data, pools, encoder)
         texts = [str(target.tokenizer.decode(list(e.prompt_ids + e.answer_ids))) for e in split.train[:8]]
@@ -103,6 +113,11 @@ def load(console: Console, label: str, opened: OpenedModel, device: torch.device
     with console.step(f"load the {label}"):
         loaded = load_model(opened, device=device)
     console.note(f"the {label} computes in {str(loaded.model.dtype).removeprefix('torch.')} on {device}")
+    if loaded.unused:
+        console.note(
+            f"{len(loaded.unused)} tensors of the {label}'s checkpoint are no part of its language model and are "
+            f"ignored, such as {loaded.unused[0]}"
+        )
     return loaded
 
 
@@ -114,10 +129,7 @@ def _check_rows(
     for example in rows:
         unknown = set(example.prompt_ids + example.answer_ids) - known
         if unknown:
-            raise SemalignError(
-                f"the rows use token id {min(unknown)}, which only the target knows: choose models that share a "
-                "tokenizer"
-            )
+            raise SemalignError(f"the rows use {why_unknown(min(unknown), source, target)}")
     longest = max(len(example) for example in rows)
     generated = split.held_out[: experiment.measure.answer_rows]
     with_answer = max((len(e.prompt_ids) + experiment.measure.max_new_tokens for e in generated), default=0)
@@ -141,6 +153,20 @@ def _check_rows(
                 f"a prompt with data.writing.max_new_tokens={data.writing.max_new_tokens} may reach "
                 f"{written} tokens, {opened.settings.path} reads at most {limit}: lower data.writing.max_new_tokens"
             )
+
+
+def why_unknown(token: int, source: OpenedModel, target: OpenedModel) -> str:
+    """Name an entry of the target's tokenizer that the models do not share, the reason and the remedy."""
+    name = target.tokenizer.convert_ids_to_tokens(token)
+    for role, opened in (("target", target), ("source", source)):
+        rows = opened.config.vocab_size
+        if token >= rows and name in opened.entries:
+            return (
+                f"{name!r}, entry {token} of the {role}'s tokenizer, but {opened.settings.path} has embeddings for "
+                f"{rows} entries only: choose the tokenizer that it was trained with, or give the model rows for all "
+                "with resize_token_embeddings()"
+            )
+    return f"{name!r}, entry {token}, which only the target knows: choose models that share a tokenizer"
 
 
 def _note_rows(console: Console, split: Split, experiment: Experiment, encoder: TextEncoder) -> None:

@@ -7,10 +7,11 @@ import os
 import re
 import shlex
 import typing
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext, redirect_stderr
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,12 @@ from .saving import save_model
 from .tiny import Role, build_tiny_model, tiny_folder_name
 
 GENERATED: dict[str, Role] = {f"generated:tiny-{role}": role for role in typing.get_args(Role)}
+MERGE = "merge it into the weights with peft's merge_and_unload(), and give the merged model"
+ADAPTER = re.compile(r"lora_|base_layer|modules_to_save|adapter|ia3_|oft_|vera_|hada_|lokr_")
+BESIDE = re.compile(r"vision|visual|image|audio|speech|sound|talker|projector|^mm_|^mtp|nextn|v_head|value_head")
+"""Names of modules that stand beside the language model."""
+COMPUTED = {"inv_freq", "original_inv_freq", "masked_bias", "position_ids"}
+"""Names of buffers of earlier versions, besides those that a model has."""
 FILLER = re.compile(r"\[PAD\d+\]")
 
 
@@ -57,6 +64,8 @@ class OpenedModel:
     config: PreTrainedConfig
     """Its architecture, the text part of a model that reads images too."""
     tokenizer: PreTrainedTokenizerBase
+    quantised: str | None = None
+    """Method by which its checkpoint is stored quantised, such as `bitsandbytes`; None where it is whole."""
 
     @property
     def positions(self) -> int | None:
@@ -102,6 +111,8 @@ class LoadedModel:
     """Its tokenizer."""
     folder: str
     """Hub id or folder that transformers loads it from."""
+    unused: tuple[str, ...] = ()
+    """Tensors of its checkpoint that are no part of the language model, such as those that read images."""
 
 
 def cache_folder() -> Path:
@@ -135,14 +146,37 @@ def open_model(
             commit = extract_commit_hash(str(file), None)
             if commit is None:
                 raise SemalignError(f"the hub does not tell which commit of {settings.path} it gave")
-        config = AutoConfig.from_pretrained(place, revision=commit)
+        config = AutoConfig.from_pretrained(place, revision=commit, trust_remote_code=False)
         kinds = config.architectures or []
         if kinds and not any(
             kind.endswith(("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")) for kind in kinds
         ):
             raise SemalignError(f"{settings.path} is a {kinds[0]}, expected a decoder-only causal language model")
-        tokenizer = AutoTokenizer.from_pretrained(place, revision=commit)
-    return OpenedModel(settings, place, commit, config.get_text_config(decoder=True), tokenizer)
+        tokenizer = AutoTokenizer.from_pretrained(place, revision=commit, trust_remote_code=False)
+    text = config.get_text_config(decoder=True)
+    return OpenedModel(settings, place, commit, text, tokenizer, _quantisation(config) or _quantisation(text))
+
+
+def check_trainable(target: OpenedModel) -> None:
+    """See that a target's weights can be trained and saved, by its configuration alone.
+
+    Raises:
+        SemalignError: they are stored quantised.
+    """
+    if target.quantised is not None:
+        raise SemalignError(
+            f"{target.settings.path} is stored quantised ({target.quantised}), and the target trains: choose its "
+            "checkpoint in bfloat16 or float32, or save it dequantised first"
+        )
+
+
+def _quantisation(config: PreTrainedConfig) -> str | None:
+    """The method of a configuration's `quantization_config`, which is a mapping or an object."""
+    found: Any = getattr(config, "quantization_config", None)
+    if found is None:
+        return None
+    settings = found if isinstance(found, dict) else found.to_dict()
+    return str(getattr(settings.get("quant_method"), "value", settings.get("quant_method")) or "an unnamed method")
 
 
 def check_pulled(settings: ModelConfig) -> None:
@@ -181,6 +215,7 @@ def load_model(source: OpenedModel | ModelConfig, *, device: torch.device | str 
             opened.place,
             revision=opened.commit,
             dtype=dtype,
+            trust_remote_code=False,
             output_loading_info=True,
             **(_in_4bit(dtype, device) if settings.load_in_4bit else {}),
         )
@@ -190,19 +225,61 @@ def load_model(source: OpenedModel | ModelConfig, *, device: torch.device | str 
         raise SemalignError(
             f"the checkpoint {settings.path} lacks {absent[0]}, or has it in another shape: fetch it again"
         )
+    if getattr(model, "_hf_peft_config_loaded", False):
+        raise SemalignError(f"{settings.path} comes with an adapter: {MERGE}")
+    unused = _unused(model, loading["unexpected_keys"], settings.path)
     model.eval()
     for name, parameter in model.named_parameters():
-        if not torch.isfinite(parameter).all():
+        if parameter.is_floating_point() and parameter.element_size() > 1 and not torch.isfinite(parameter).all():
             raise SemalignError(
                 f"{settings.path} holds values that are not finite in {name}: fetch the checkpoint again"
             )
     _make_savable(model, settings.path)
-    if settings.load_in_4bit:  # which is there already, and cannot be moved
+    if settings.load_in_4bit or opened.quantised == "bitsandbytes":  # which is there already, and cannot be moved
         _without_odd_packing(model)
     else:
         model.to(device)
     DecoderView(model).verify()
-    return LoadedModel(model, opened.tokenizer, opened.place)
+    return LoadedModel(model, opened.tokenizer, opened.place, unused)
+
+
+def _unused(model: PreTrainedModel, surplus: Iterable[str], path: str) -> tuple[str, ...]:
+    """Tensors of a checkpoint that the model has no place for, as far as it is the same model without them.
+
+    transformers has left out those that it knows to be ignored. Buffers are computed anew; towers for images and sound,
+    predictors of several tokens and value heads stand beside the language model. Anything else, such as an adapter that
+    was not merged, a bias, a norm or a layer more, would change what it computes.
+
+    Raises:
+        SemalignError: there is something else.
+    """
+    computed = {name.rsplit(".", 1)[-1] for name, _ in model.named_buffers()} | COMPUTED
+    modules = {name for name, _ in model.named_modules()}
+    beside, odd = [], []
+    for name in sorted(surplus):
+        parts = name.split(".")
+        if parts[-1] in computed:
+            continue
+        inside = next((i for i in range(len(parts) - 1, 0, -1) if ".".join(parts[:i]) in modules), 0)
+        (beside if BESIDE.search(parts[inside]) or _predicts_more(model, parts) else odd).append(name)
+    if odd:
+        adapted = any(ADAPTER.search(name) for name in odd)
+        layers = model.config.get_text_config(decoder=True).num_hidden_layers
+        remedy = MERGE if adapted else f"mend its config.json, which makes a model of {layers} layers without them"
+        more = f" and {len(odd) - 3} more" if len(odd) > 3 else ""
+        raise SemalignError(
+            f"the checkpoint {path} holds {len(odd)} tensors that its model has no place for "
+            f"({', '.join(odd[:3])}{more}): {remedy}"
+        )
+    return tuple(beside)
+
+
+def _predicts_more(model: PreTrainedModel, parts: list[str]) -> bool:
+    """Whether a tensor is of a layer behind the last one that predicts further tokens (DeepSeek, GLM)."""
+    config = model.config.get_text_config(decoder=True)
+    first, more = config.num_hidden_layers, getattr(config, "num_nextn_predict_layers", 0) or 0
+    places = [int(part) for before, part in pairwise(parts) if before == "layers" and part.isdecimal()]
+    return bool(places) and first <= places[0] < first + more
 
 
 def _in_4bit(dtype: torch.dtype, device: torch.device | str) -> dict[str, Any]:
@@ -259,6 +336,11 @@ def _named(settings: ModelConfig, place: str) -> Iterator[None]:
     except SemalignError:
         raise
     except Exception as error:
+        if "trust_remote_code" in str(error):
+            raise SemalignError(
+                f"{settings.path!r} needs Python code that comes with it, which is never run here: choose a model that "
+                "transformers knows by itself"
+            ) from error
         reason = " ".join(str(error).split()).partition(". ")[0][:200]
         where = "" if Path(place).exists() else "is no local folder or .gguf file, and "
         raise SemalignError(f"{settings.path!r} {where}could not be loaded as a language model: {reason}") from error
@@ -304,6 +386,8 @@ def _resolve(
             raise SemalignError(f"{path} does not exist: give a .gguf file, a model folder or a hub id")
         return str(_converted(path, known, note))
     if path.is_dir():
+        if (path / "adapter_config.json").is_file():
+            raise SemalignError(f"{path} is or holds an adapter: {MERGE}")
         if not (path / "config.json").is_file():
             raise SemalignError(f"{path} holds no config.json: it is not the folder of a transformers model")
         return str(path)
@@ -343,8 +427,9 @@ def _convert(path: Path, folder: Path) -> None:
                 gguf_file=path.name,
                 dtype=torch.bfloat16,
                 quantization_config=GgufConfig(dequantize=True),
+                trust_remote_code=False,
             )
-        tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+        tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name, trust_remote_code=False)
     except Exception as error:  # a damaged file can fail anywhere in the reader
         raise SemalignError(f"{path} cannot be read as a GGUF model: {' '.join(str(error).split())[:200]}") from error
     _tie_like_upstream(model)

@@ -13,7 +13,7 @@ from semalign_align import Ranks, Supervision
 from semalign_attribution import DecoderView, undisturbed
 from semalign_geometry import Contract, SemalignError, new_folder, sha256_of
 from semalign_train import KNOWN_OBJECTIVES, FrontierTrainer
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from .console import Console
 from .data import Split
@@ -283,21 +283,30 @@ def save_and_reload(trained: LoadedModel, folder: Path) -> LoadedModel:
     ids = torch.arange(min(32, len(trained.tokenizer)), device=trained.model.device)[None]
     with new_folder(folder) as temporary:
         save_model(trained.model, trained.tokenizer, temporary)
-        reloaded = AutoModelForCausalLM.from_pretrained(temporary, dtype=trained.model.dtype).eval()
+        reloaded = AutoModelForCausalLM.from_pretrained(
+            temporary, dtype=trained.model.dtype, trust_remote_code=False
+        ).eval()
         reloaded.to(trained.model.device)
         with torch.no_grad(), undisturbed(trained.model):
             logits = trained.model(ids).logits
             difference = (logits - reloaded(ids).logits).abs().max()
         if not torch.isfinite(logits).all():
-            raise SemalignError(
-                "the trained target computes logits that are not finite: lower the learning rate; nothing was kept"
-            )
+            raise SemalignError(f"the trained target computes logits that are not finite: {_origin(trained.model)}")
         if not float(difference) == 0:
             raise SemalignError(
                 "the saved target computes other logits than the trained one (largest difference "
                 f"{float(difference):.3g}): its architecture does not survive save_pretrained, nothing was kept"
             )
     return LoadedModel(reloaded, trained.tokenizer, str(folder))
+
+
+def _origin(model: PreTrainedModel) -> str:
+    """Say whether weights or only what is computed with them is not finite, with the remedy."""
+    broken = [name for name, each in model.named_parameters() if not torch.isfinite(each).all()]
+    if broken:
+        return f"{broken[0]} is not finite after training; nothing was kept, lower the learning rate"
+    dtype = str(model.dtype).removeprefix("torch.")
+    return f"all its weights are finite, so it overflows in {dtype}; nothing was kept, set target.dtype to another"
 
 
 def _environment(experiment: Experiment, inputs: Inputs, device: torch.device) -> Environment:

@@ -58,9 +58,10 @@ def with_written_answers(experiment: Experiment, inputs: Inputs, device: torch.d
         SemalignError: no row is left. OSError: the disk is full.
     """
     rows = {"train": inputs.split.train, "held_out": inputs.split.held_out}
+    unchecked = _Unchecked(inputs, device, console)
     for writer, parts in written_parts(experiment.data).items():
         prompts = list(dict.fromkeys(row.prompt_ids for part in parts for row in rows[part]))
-        written = _written(experiment, inputs, writer, prompts, device, console)
+        written = _written(experiment, inputs, writer, prompts, device, console, unchecked)
         rows |= {part: _kept(part, rows[part], written, experiment, inputs, console) for part in parts}
     return dataclasses.replace(
         inputs, split=dataclasses.replace(inputs.split, train=rows["train"], held_out=rows["held_out"])
@@ -107,8 +108,28 @@ def _kept(
     return kept
 
 
+class _Unchecked:
+    """The models that were not loaded yet: one that cannot be used is refused before another writes for hours."""
+
+    def __init__(self, inputs: Inputs, device: torch.device, console: Console) -> None:
+        self._models = {"source": inputs.source, "target": inputs.target}
+        self._device, self._console = device, console
+
+    def check_all_but(self, writer: str) -> None:
+        """Load each model that was not loaded before and is not the writer, which is loaded anyway."""
+        self._models.pop(writer, None)
+        for role in sorted(self._models):
+            load(self._console, f"{role}, to check it", self._models.pop(role), self._device)
+
+
 def _written(
-    experiment: Experiment, inputs: Inputs, writer: str, prompts: list[Prompt], device: torch.device, console: Console
+    experiment: Experiment,
+    inputs: Inputs,
+    writer: str,
+    prompts: list[Prompt],
+    device: torch.device,
+    console: Console,
+    unchecked: _Unchecked,
 ) -> dict[Prompt, list[int]]:
     """The answer to each prompt, from the journal where it is there."""
     wanted, ranks = experiment.data.writing, Ranks.current()
@@ -126,6 +147,7 @@ def _written(
 
         missing = sorted((prompt for prompt in prompts if journal.get(key(prompt)) is None), key=len)
         if missing:
+            unchecked.check_all_but(writer)
             loaded = load(console, f"{writer} that writes answers", opened, device)
             size = ROWS_AT_ONCE * experiment.batch_size
             parts = [missing[start : start + size] for start in range(0, len(missing), size)]

@@ -217,7 +217,7 @@ def _run(standing: Standing, folder: Path, benchmarks: Benchmarks | None, consol
         return f"{standing.cell.name}: {standing.note or standing.state}"
     rows = standing.result.after.by_row
     if not all(map(math.isfinite, (*rows.kl, *rows.nll))):
-        return f"{standing.cell.name}: its KL or NLL is not finite on some rows; lower its learning rate"
+        return f"{standing.cell.name}: its KL or NLL is not finite on some rows"
     place = folder / RUNS / standing.cell.name
     model = ModelConfig(path=str(place / "model"), dtype=standing.cell.experiment.target.dtype)
     return Run(standing.result, _evaluated(model, place / "evaluation", standing.cell.experiment, benchmarks, console))

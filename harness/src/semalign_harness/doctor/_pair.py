@@ -8,13 +8,13 @@ from typing import Literal
 import torch
 from semalign_attribution import DecoderView
 from semalign_geometry import SemalignError
-from transformers import AutoModelForCausalLM, PreTrainedConfig
+from transformers import PreTrainedConfig
 
 from ..data import encode_row, load_rows
 from ..encoding import Example, TextEncoder
-from ..estimate import ModelShape
+from ..estimate import ModelShape, empty_view
 from ..experiment import DataConfig, Experiment, ModelConfig
-from ..models import OpenedModel, open_model
+from ..models import OpenedModel, check_trainable, open_model
 from ._findings import Finding, error
 
 SAMPLED = 512
@@ -110,6 +110,8 @@ def open_candidate(
     remedy = f"a decoder-only language model as the {role}: semalign models list shows some"
     try:
         opened = open_model(settings, note=note)
+        if role == "target":
+            check_trainable(opened)
     except SemalignError as failure:
         if not _is_there(settings):
             raise
@@ -118,12 +120,10 @@ def open_candidate(
     known = settings.model_copy(update={"dtype": str(dtype).removeprefix("torch.")})  # found once, as it is by trying
     candidate = replace(opened, settings=known)
     try:
-        with torch.device("meta"):
-            view = DecoderView(AutoModelForCausalLM.from_config(opened.config))
+        view = empty_view(opened.config)
         _ = candidate.shape  # which can fail in the same ways
-    except Exception as failure:  # transformers has no common base class of errors
-        reason = " ".join(str(failure).split())[:200]
-        return error(role, f"{settings.path} is no decoder-only causal language model: {reason}", remedy)
+    except SemalignError as failure:
+        return error(role, f"{settings.path} is no decoder-only causal language model: {failure}", remedy)
     return Candidate(role, candidate, view, dtype)
 
 

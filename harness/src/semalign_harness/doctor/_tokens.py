@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from ..encoding import Conversation
-from ..inputs import encoder_of
+from ..inputs import encoder_of, why_unknown
 from ..models import check_tokenizers
 from ._findings import Finding, error, ok, warning
 from ._pair import Candidate, Pair
@@ -133,8 +133,8 @@ def check_rows(pair: Pair, shared: SharedVocabulary | None) -> list[Finding]:
         known = set(shared.target_ids.tolist())
         strange = {i for e in pair.sample.examples for i in e.prompt_ids + e.answer_ids} - known
         if strange:
-            token = pair.target.opened.tokenizer.convert_ids_to_tokens(min(strange))
-            message = f"rows use {len(strange)} entries that only the target knows, such as {token!r}"
+            why, _, _ = why_unknown(min(strange), pair.source.opened, pair.target.opened).rpartition(": choose")
+            message = f"rows use {len(strange)} entries that the models do not share, such as {why}"
             found.append(error("rows", message, ONE_FAMILY))
     return found
 

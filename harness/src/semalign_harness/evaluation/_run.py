@@ -343,7 +343,13 @@ def _vllm(opened: OpenedModel, encoder: TextEncoder, dtype: str) -> LM:
         from lm_eval.models.vllm_causallms import VLLM
 
         model = type("EncodedVLLM", (EncodedLM, VLLM), {"encoder": encoder})
-        return model(opened.place, revision=opened.commit, dtype=dtype, max_model_len=opened.positions)
+        return model(
+            opened.place,
+            revision=opened.commit,
+            dtype=dtype,
+            max_model_len=opened.positions,
+            trust_remote_code=False,
+        )
     except (ImportError, ModuleNotFoundError) as error:
         raise SemalignError(
             f"the backend vllm is not installed ({error}): pip install 'semalign-harness[vllm]', or set "

@@ -191,7 +191,10 @@ class _JointTrainer:
 
     @property
     def _remedy(self) -> str:
-        return f"lower method.learning_rate, which is {self._config.learning_rate:g}"
+        return (
+            f"if losses rose before, lower method.learning_rate, which is {self._config.learning_rate:g}, else set "
+            "target.dtype to another"
+        )
 
     def _fingerprint(self) -> str:
         """Hash of all that decides the trained weights."""

@@ -41,6 +41,7 @@ from ._frames import recompose as recompose
 from ._frames import unit_rows as unit_rows
 from ._head import Head as Head
 from ._head import accumulation_dtype as accumulation_dtype
+from ._head import decoder_of as decoder_of
 from ._head import final_norm as final_norm
 from ._head import norm_gain as norm_gain
 from ._relation import LEAST_TOKENS as LEAST_TOKENS
@@ -90,6 +91,7 @@ __all__ = [
     "check_replaceable",
     "checked",
     "coarse_divergence",
+    "decoder_of",
     "decompose",
     "final_norm",
     "fit_transport",

@@ -121,6 +121,17 @@ def to_float64(tensor: Tensor) -> Tensor:
     return (tensor.cpu() if tensor.device.type == "mps" else tensor).to(torch.float64)
 
 
+def decoder_of(model: nn.Module) -> nn.Module:
+    """Find the part of a transformers causal LM below its head; a model without `get_decoder` is its own."""
+    find: Any = getattr(model, "get_decoder", None)
+    decoder: nn.Module = find() if callable(find) else model
+    if decoder is not model:
+        return decoder
+    # Llama 4's prefix names no attribute of it, and then transformers returns the whole model.
+    inner = [child for child in model.children() if callable(getattr(child, "get_decoder", None))]
+    return inner[0] if len(inner) == 1 else model
+
+
 def final_norm(model: nn.Module) -> nn.Module:
     """The norm between the last layer and the head of a transformers causal LM.
 
@@ -130,8 +141,7 @@ def final_norm(model: nn.Module) -> nn.Module:
     Raises:
         SemalignError: there is none (an encoder, a post-norm decoder, a norm without a weight as in OLMo 1).
     """
-    find: Any = getattr(model, "get_decoder", None)
-    decoder = find() if callable(find) else model
+    decoder = decoder_of(model)
     width = Head.from_model(model).weight.shape[1]
     norms = [
         child for child in decoder.children() if getattr(getattr(child, "weight", None), "shape", None) == (width,)

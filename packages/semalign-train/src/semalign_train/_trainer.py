@@ -52,7 +52,8 @@ class DivergedError(SemalignError):
             what: what is not finite.
         """
         super().__init__(
-            f"layer {record.layer}, step {record.step}: {what} (losses {record.losses}); lower train.learning_rate"
+            f"layer {record.layer}, step {record.step}: {what} (losses {record.losses}); if they rose before, lower "
+            "train.learning_rate, else load the target in another dtype"
         )
         self.record = record
         """The step, with the examples of its batch."""
