@@ -1,18 +1,42 @@
-"""Generation in batches that shrink: a row that has ended costs nothing while the others go on."""
+"""Generation in batches that shrink, where a model's cache allows it, else row by row; checked for each model."""
 
+import enum
 import inspect
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
+from semalign_attribution import undisturbed
+from semalign_geometry import SemalignError
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    Cache,
+    GenerationConfig,
+    LogitsProcessorList,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    StoppingCriteriaList,
+)
 
-GENERATION = 2
-"""Raised when the same prompt may get another text: answers that were kept are then asked for again."""
+GENERATION = 3
+"""Raised when the same prompt may get another text: answers that were kept are then generated again."""
 CHECKED_EVERY = 8
 """Steps between two looks at the text of a row, which a stop rule may have ended."""
+PROMPT_LENGTHS, ANSWER_LENGTHS = (5, 17, 11), (5, 2, 5)
+"""Tokens of the rows that a model is checked on: two prompts are padded, and one answer ends before the others."""
+TOLERANCE = 0.01
+"""Largest relative distance of logits that count as the same; in half precision it is 32 ε."""
+
+
+class Way(enum.Enum):
+    """Ways to generate, the fastest first."""
+
+    BATCHES = "in batches"
+    """Prompts of different lengths together; a row that has ended costs nothing while the others go on."""
+    ALONE = "one row at a time"
+    """By the `generate` of transformers, for models whose cache allows no padding or cannot drop a row."""
 
 
 def likeliest(logits_BV: Tensor, rows: list[int]) -> Tensor:
@@ -27,64 +51,71 @@ def generate(
     *,
     max_new_tokens: int,
     ends: frozenset[int],
+    way: Way = Way.BATCHES,
     stopped: Callable[[list[int]], bool] = lambda row: False,
     ended: Callable[[int, list[int]], None] = lambda place, row: None,
     pick: Callable[[Tensor, list[int]], Tensor] = likeliest,
 ) -> list[list[int]]:
     """The likeliest token after each prompt, or the one that `pick` takes, again and again.
 
-    Law: a row is what the model gives to its prompt alone, whatever else is in the batch, up to rounding: where two
-    tokens are equally likely within it, another batch may choose the other. Settings of sampling or penalties that come
-    with a checkpoint play no part.
+    Law: a row is what the model gives to its prompt alone and without a cache, whatever else is in the batch, up to
+    rounding: where two tokens are equally likely within it, another batch may choose the other. Settings of sampling or
+    penalties that come with a checkpoint play no part.
 
     Args:
         model: in evaluation mode.
         prompts: token ids, one token at least.
         max_new_tokens: most tokens of a row.
         ends: token ids that end a row; see `end_ids`.
+        way: the one that `check_generation` returned for this model.
         stopped: whether the tokens of a row so far end it; asked every `CHECKED_EVERY` tokens.
-        ended: told of each prompt's place and its new tokens when its row leaves the batch.
+        ended: told of each prompt's place and its new tokens when its row is complete.
         pick: the next token of each row, of logits (b, v) and the places of the rows' prompts.
 
     Returns:
         The new tokens of each prompt, the ending one included.
     """
-    found: list[list[int]] = [[] for _ in prompts]
-    ids_BN, mask_BN = left_padded(prompts)
-    ids_BN, mask_BN = ids_BN.to(model.device), mask_BN.to(model.device)
-    positions_BN = (mask_BN.cumsum(1) - 1).clamp_min(0)
-    cache = DynamicCache(config=model.config)
-    named = "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"  # before 5.24
-    rows = list(range(len(prompts)))  # which prompt each row of the batch continues
-    for step in range(1, max_new_tokens + 1):
-        logits_BV = model(
-            input_ids=ids_BN,
-            attention_mask=mask_BN,
-            position_ids=positions_BN,
-            use_cache=True,
-            logits_to_keep=1,
-            **{named: cache},
-        ).logits[:, -1]
-        chosen_B = pick(logits_BV, rows)
-        for row, token in zip(rows, chosen_B.tolist(), strict=True):
-            found[row].append(token)
-        looked = step % CHECKED_EVERY == 0
-        going = []
-        for place, row in enumerate(rows):
-            if step == max_new_tokens or found[row][-1] in ends or (looked and stopped(found[row])):
-                ended(row, found[row])
-            else:
-                going.append(place)
-        if not going:
-            break
-        ids_BN, positions_BN = chosen_B[:, None], positions_BN[:, -1:] + 1
-        mask_BN = torch.cat([mask_BN, mask_BN.new_ones(len(rows), 1)], dim=1)
-        if len(going) < len(rows):
-            kept = torch.tensor(going, device=model.device)
-            cache.batch_select_indices(kept)
-            ids_BN, positions_BN, mask_BN = ids_BN[kept], positions_BN[kept], mask_BN[kept]
-            rows = [rows[place] for place in going]
-    return found
+
+    def is_complete(row: list[int]) -> bool:
+        looked = len(row) % CHECKED_EVERY == 0
+        return len(row) == max_new_tokens or row[-1] in ends or (looked and stopped(row))
+
+    if way is Way.BATCHES:
+        return _in_batch(model, prompts, is_complete=is_complete, ended=ended, pick=pick)
+    return [
+        _alone(model, prompt, place, max_new_tokens=max_new_tokens, is_complete=is_complete, ended=ended, pick=pick)
+        for place, prompt in enumerate(prompts)
+    ]
+
+
+def check_generation(model: PreTrainedModel) -> Way:
+    """The fastest way in which a model obeys the law of `generate`, found by about ten short forward runs.
+
+    The tokens are given and the logits compared, so that near-ties raise no alarm. Those of a row have to agree at half
+    of its steps or more: in half precision, a hair decides which experts a token goes to.
+
+    Raises:
+        SemalignError: there is none.
+    """
+    prompts, answers = _given_rows(model.get_input_embeddings().weight.shape[0])
+    failures = []
+    with undisturbed(model), torch.no_grad():
+        expected = [_logits_without_cache(model, *row) for row in zip(prompts, answers, strict=True)]
+        for way in Way:
+            try:
+                found = _logits_of(way, model, prompts, answers)
+            except Exception as error:  # in code of the model, which keeps its cache or reads its mask in another way
+                failures.append(f"{way.value} {type(error).__name__} ({' '.join(str(error).split())[:100]})")
+                continue
+            distance = _distance(found, expected)
+            if distance <= max(TOLERANCE, 32 * torch.finfo(model.dtype).eps):
+                return way
+            failures.append(f"{way.value} logits that are {distance:.2g} of their size away")
+    raise SemalignError(
+        f"{type(model).__name__} does not compute with its cache what it computes without ({'; '.join(failures)}), and "
+        "cannot generate: set measure.answer_rows=0, data.answers=gold and data.held_out_answers=gold, leave out "
+        "benchmarks that generate, or choose another model"
+    )
 
 
 def end_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
@@ -100,3 +131,133 @@ def left_padded(rows: Sequence[Sequence[int]]) -> tuple[Int[Tensor, "b n"], Int[
     ids = pad_sequence([torch.tensor(row) for row in rows], batch_first=True, padding_side="left")
     mask = pad_sequence([torch.ones(len(row), dtype=torch.long) for row in rows], batch_first=True, padding_side="left")
     return ids, mask
+
+
+def _in_batch(
+    model: PreTrainedModel,
+    prompts: Sequence[Sequence[int]],
+    *,
+    is_complete: Callable[[list[int]], bool],
+    ended: Callable[[int, list[int]], None],
+    pick: Callable[[Tensor, list[int]], Tensor],
+) -> list[list[int]]:
+    """All rows together, by the model's own preparation of inputs, with the cache that its forward run returns."""
+    found: list[list[int]] = [[] for _ in prompts]
+    ids_BN, mask_BN = (part.to(model.device) for part in left_padded(prompts))
+    known = inspect.signature(model.forward).parameters
+    options: dict[str, Any] = {"logits_to_keep": 1} if "logits_to_keep" in known else {}
+    caches: dict[str, Any] = {}  # by the name that the model takes and returns its cache under
+    rows = list(range(len(prompts)))  # which prompt each row of the batch continues
+    while True:
+        if "position_ids" in known:
+            options["position_ids"] = (mask_BN.cumsum(1) - 1).clamp_min(0)
+        inputs = model.prepare_inputs_for_generation(
+            ids_BN,
+            next_sequence_length=1 if caches else None,
+            is_first_iteration=not caches,
+            attention_mask=mask_BN,
+            use_cache=True,
+            **options,
+            **caches,
+        )
+        output = model(**inputs, return_dict=True)
+        caches = {name: value for name, value in output.items() if isinstance(value, Cache)}
+        chosen_B = pick(output.logits[:, -1], rows)
+        for row, token in zip(rows, chosen_B.tolist(), strict=True):
+            found[row].append(token)
+        going = []
+        for place, row in enumerate(rows):
+            if is_complete(found[row]):
+                ended(row, found[row])
+            else:
+                going.append(place)
+        if not going:
+            break
+        ids_BN = torch.cat([ids_BN, chosen_B[:, None]], dim=1)
+        mask_BN = torch.cat([mask_BN, mask_BN.new_ones(len(rows), 1)], dim=1)
+        if len(going) < len(rows):
+            kept = torch.tensor(going, device=model.device)
+            for cache in caches.values():
+                cache.reorder_cache(kept)  # which every kind of layer has, unlike batch_select_indices
+            ids_BN, mask_BN = ids_BN[kept], mask_BN[kept]
+            rows = [rows[place] for place in going]
+    return found
+
+
+def _alone(
+    model: PreTrainedModel,
+    prompt: Sequence[int],
+    place: int,
+    *,
+    max_new_tokens: int,
+    is_complete: Callable[[list[int]], bool],
+    ended: Callable[[int, list[int]], None],
+    pick: Callable[[Tensor, list[int]], Tensor],
+) -> list[int]:
+    """One row by the `generate` of transformers, which picks and ends as it is told."""
+
+    def picked(ids_1N: Tensor, logits_1V: Tensor) -> Tensor:
+        return torch.full_like(logits_1V, -torch.inf).scatter(1, pick(logits_1V, [place])[:, None], 0.0)
+
+    def stops(ids_1N: Tensor, scores: Any, **kwargs: Any) -> Tensor:
+        return torch.tensor([is_complete(ids_1N[0, len(prompt) :].tolist())], device=ids_1N.device)
+
+    ids_1N = torch.tensor([list(prompt)], device=model.device)
+    own, model.generation_config = model.generation_config, GenerationConfig()  # which is mixed into what is passed
+    try:
+        text_1N = model.generate(
+            ids_1N,
+            attention_mask=torch.ones_like(ids_1N),
+            generation_config=GenerationConfig(do_sample=False, max_new_tokens=max_new_tokens),
+            logits_processor=LogitsProcessorList([picked]),
+            stopping_criteria=StoppingCriteriaList([stops]),
+        )
+    finally:
+        model.generation_config = own
+    found: list[int] = text_1N[0, len(prompt) :].tolist()
+    ended(place, found)
+    return found
+
+
+def _given_rows(entries: int) -> tuple[list[list[int]], list[list[int]]]:
+    """Random prompts and answers without a token in common; the ends of a vocabulary, often special, are left out."""
+    generator = torch.Generator().manual_seed(0)
+    lengths = [*PROMPT_LENGTHS, *ANSWER_LENGTHS]
+    tokens = entries // 10 + torch.randperm(entries - entries // 5, generator=generator)[: sum(lengths)]
+    rows = [part.tolist() for part in tokens.split(lengths)]
+    return rows[: len(PROMPT_LENGTHS)], rows[len(PROMPT_LENGTHS) :]
+
+
+def _logits_without_cache(model: PreTrainedModel, prompt: list[int], answer: list[int]) -> Float[Tensor, "s v"]:
+    """Logits that each token of an answer is picked from: a position of a causal model sees no later one."""
+    ids = torch.tensor([[*prompt, *answer[:-1]]], device=model.device)
+    logits: Tensor = model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits
+    return logits[0, len(prompt) - 1 :].float()
+
+
+def _logits_of(
+    way: Way, model: PreTrainedModel, prompts: list[list[int]], answers: list[list[int]]
+) -> list[Float[Tensor, "s v"]]:
+    """The same logits as they come up while `generate` is given the answers."""
+    seen: list[list[Tensor]] = [[] for _ in prompts]
+
+    def pick(logits_BV: Tensor, rows: list[int]) -> Tensor:
+        for row, logits_V in zip(rows, logits_BV.float(), strict=True):
+            seen[row].append(logits_V)
+        return torch.tensor([answers[row][len(seen[row]) - 1] for row in rows], device=logits_BV.device)
+
+    ends = frozenset(answer[-1] for answer in answers)
+    generate(model, prompts, max_new_tokens=max(ANSWER_LENGTHS), ends=ends, way=way, pick=pick)
+    return [torch.stack(logits) for logits in seen]
+
+
+def _distance(found: list[Float[Tensor, "s v"]], expected: list[Float[Tensor, "s v"]]) -> float:
+    """Of each row the median over its steps of ‖found − expected‖ / ‖expected − mean‖, and of all rows the largest."""
+    return float(
+        torch.stack(
+            [
+                ((ours - theirs).norm(dim=1) / (theirs - theirs.mean(1, keepdim=True)).norm(dim=1)).median()
+                for ours, theirs in zip(found, expected, strict=True)
+            ]
+        ).max()
+    )
