@@ -20,7 +20,7 @@ from transformers import PreTrainedTokenizerBase
 
 from .encoding import Conversation, Example, Message, TextEncoder
 from .experiment import DataConfig, RowsConfig
-from .row_files import Row, is_local, read_local
+from .row_files import Row, is_file_name, read_local
 from .tiny import arithmetic_rows
 
 GENERATED_ROWS = 5_000
@@ -120,7 +120,7 @@ def load_rows(config: RowsConfig) -> list[Row]:
         if config.split not in ("train", "held_out"):
             raise SemalignError(f"generated rows have the splits train and held_out, not {config.split!r}")
         rows: list[Row] = arithmetic_rows(GENERATED_ROWS, seed=0, split=config.split)  # type: ignore[arg-type]
-    elif is_local(path):
+    elif is_file_name(path) or path.exists():
         rows = read_local(path, config)
     else:
         rows = _read_hub(config)

@@ -47,13 +47,16 @@ class RowsConfig(Settings):
     """Where rows come from, and which of their fields are prompt and answer."""
 
     path: str
-    """`.jsonl` or `.jsonl.gz` file, id of a data set on the hub, or `generated:arithmetic`."""
+    """File of rows: JSON objects, one a line or in one array (`.jsonl`, `.json`), `.csv` and `.tsv` with a header,
+    whose fields are text, `.parquet` or `.arrow`; each also packed (`.gz`, `.zst`, `.bz2`, `.xz`, `.lz4`, `.zip`). Or
+    a folder of such files, or one that `save_to_disk` wrote; id of a data set on the hub; `generated:arithmetic`."""
     subset: str | None = None
-    """Configuration name of a hub data set, such as `main` of openai/gsm8k."""
+    """Configuration name of a hub data set or a folder, such as `main` of openai/gsm8k."""
     split: str = "train"
-    """Split of a hub data set, or of generated rows (`train`, `held_out`)."""
+    """Split of a hub data set or a folder, or of generated rows (`train`, `held_out`)."""
     prompt: str = "prompt"
-    """Field of the prompt, in rows without `messages`; or, with `{{`, a Jinja template over the fields."""
+    """Field of the prompt, in rows without `messages`; or, with `{{`, a Jinja template over the fields. A null counts
+    as a missing field, in templates too."""
     completion: str = "completion"
     """Field of the answer, in rows without `messages`; or, with `{{`, a Jinja template over the fields."""
 

@@ -25,6 +25,7 @@ from .models import LoadedModel
 from .phase_cache import bytes_in, foreign_packages, is_kept, phase_key
 from .plan import Plan, describe_plan, make_plan, matrix_speed
 from .resources import forget_peak_memory, join, peak_memory
+from .row_files import files_at
 from .run_folder import ENVIRONMENT, EXPERIMENT, REPORT, RESULT, claimed, empty
 from .saving import save_model
 from .similarity import LayerSimilarity, Matrix, compare_layers
@@ -311,7 +312,7 @@ def _origin(model: PreTrainedModel) -> str:
 
 def _environment(experiment: Experiment, inputs: Inputs, device: torch.device) -> Environment:
     rows = [experiment.data.train, experiment.data.held_out]
-    places = [str(Path(row.path).expanduser()) for row in rows if row is not None]
+    files = [file for row in rows if row is not None for file in files_at(Path(row.path).expanduser())]
     return Environment(
         packages={
             **{name: version(name) for name in PACKAGES},
@@ -325,7 +326,7 @@ def _environment(experiment: Experiment, inputs: Inputs, device: torch.device) -
         dtypes=_dtypes(inputs, device),
         threads=torch.get_num_threads(),
         processes=Ranks.current().size,
-        data_sha256={place: sha256_of(place) for place in places if Path(place).is_file()},
+        data_sha256={str(file): sha256_of(file) for file in files},
         models=[inputs.source_id, inputs.target_id],
         supervision_key=phase_key(experiment, inputs, device),
         date=None if inputs.encoder.told_date is None else str(inputs.encoder.told_date),

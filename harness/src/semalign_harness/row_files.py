@@ -29,9 +29,9 @@ _HALF_CHARACTER = re.compile(r"\\u[dD][89a-fA-F]")
 """The escape of one half of a character; two of them may make a whole one."""
 
 
-def is_local(path: Path) -> bool:
-    """Whether a path of rows is of a file or folder here, not the id of a data set of the hub."""
-    return path.suffix.lower() in {*_FORMATS, *_PACKERS, ".zip"} or path.exists()
+def is_file_name(path: Path) -> bool:
+    """Whether a path of rows ends like a file, not like a folder or the id of a data set on the hub."""
+    return path.suffix.lower() in {*_FORMATS, *_PACKERS, ".zip"}
 
 
 def read_local(path: Path, config: RowsConfig) -> list[Row]:
@@ -184,8 +184,7 @@ def _split_files(folder: Path, config: RowsConfig) -> list[Path]:
             builder = datasets.load_dataset_builder(str(folder), config.subset, cache_dir=cache)
         except Exception as error:  # which has no common base class of errors
             raise SemalignError(f"{folder} holds no rows that can be read ({reason(error)}): {FORMS}") from error
-    files: dict[str, list[str]] = builder.config.data_files
-    return [Path(file) for file in _split(files, folder, config.split)]
+    return [Path(file) for file in _split(builder.config.data_files, folder, config.split)]
 
 
 def _saved_rows(folder: Path, split: str) -> list[Row]:
@@ -204,10 +203,12 @@ def _saved_rows(folder: Path, split: str) -> list[Row]:
         raise SemalignError(f"{folder} cannot be read: {reason(error)}") from error
 
 
-def _split(of: Mapping[str, Any], folder: Path, split: str) -> Any:
-    if split not in of:
-        raise SemalignError(f"{folder} has no split {split!r}, but {', '.join(of)}: set the split of these rows")
-    return of[split]
+def _split(of: Mapping[Any, Any], folder: Path, split: str) -> Any:
+    """What belongs to a split; keys are names, or objects of `datasets` that stand for them."""
+    by_name = {str(name): value for name, value in of.items()}
+    if split not in by_name:
+        raise SemalignError(f"{folder} has no split {split!r}, but {', '.join(by_name)}: set the split of these rows")
+    return by_name[split]
 
 
 _FORMATS: dict[str, Callable[[BufferedReader, Path], Iterator[Row]]] = {

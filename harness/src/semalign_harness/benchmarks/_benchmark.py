@@ -155,7 +155,8 @@ class Benchmark:
         """All documents of a split.
 
         Args:
-            data: folder that holds `<benchmark>/<split>.jsonl.gz` (or `.jsonl`); None takes the hub.
+            data: folder that holds `<benchmark>/<split>.jsonl.gz` (or `.jsonl`, or files of rows as the hub names
+                them, such as `test-00000-of-00001.parquet`); None takes the hub.
             split: name of the split.
 
         Raises:
@@ -290,6 +291,8 @@ class Benchmark:
         folder = Path(data).expanduser()
         names = [folder / self.name / f"{split}{suffix}" for suffix in (".jsonl.gz", ".jsonl")]
         file = next((name for name in names if name.is_file()), None)
+        if file is None and (folder / self.name).is_dir():  # of other files, as the hub has them
+            return str(folder / self.name), load_rows(RowsConfig(path=str(folder / self.name), split=split))
         if file is None:
             raise SemalignError(
                 f"{names[0]} does not exist: give a folder with {self.layout}, or leave the folder out to take "

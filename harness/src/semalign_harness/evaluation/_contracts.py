@@ -31,7 +31,7 @@ class EvaluationConfig(Contract):
     tasks: Annotated[tuple[Name, ...], Field(min_length=1)] = ("mmlu", "gsm8k", "humaneval", "mbpp")
     """Benchmarks, in order."""
     data: str | None = None
-    """Folder with `<benchmark>/test.jsonl.gz`; None takes the rows from the hub."""
+    """Folder with `<benchmark>/test.jsonl.gz`, or other files of rows; None takes the rows from the hub."""
     limit: int | None = Field(None, ge=1)
     """Documents of each benchmark, drawn by `seed`; None for all."""
     seed: int = 0

@@ -11,6 +11,7 @@ from pydantic import JsonValue
 from ..experiment import Experiment, RowsConfig
 from ..methods import as_method
 from ..pipeline import Environment
+from ..row_files import is_file_name
 from ..run_folder import EXPERIMENT
 from ._cells import many
 from ._metrics import SEED
@@ -35,7 +36,7 @@ def describe_method(experiment: Experiment) -> str:
 
 def describe_rows(rows: RowsConfig) -> str:
     """Where rows come from; a file has neither subset nor split."""
-    if Path(rows.path).suffix in (".jsonl", ".gz", ".json"):
+    if is_file_name(Path(rows.path)):
         return rows.path
     subset = "" if rows.subset is None else f", subset {rows.subset}"
     return f"{rows.path}{subset}, split {rows.split}"
