@@ -113,8 +113,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     except OSError as error:
         return _fail(_disk_message(error))
-    except KeyboardInterrupt:
-        print(f"semalign: interrupted{_way_on(command, given)}", file=sys.stderr)
+    except KeyboardInterrupt as interrupt:
+        place = str(interrupt) if command == "run" else ""
+        print(f"semalign: interrupted{_way_on(command, given, place)}", file=sys.stderr)
         return 130
     finally:
         leave()
@@ -616,13 +617,13 @@ def _hush() -> None:
         logging.getLogger(chatty).setLevel(logging.ERROR)
 
 
-def _way_on(command: str, given: Sequence[str]) -> str:
-    """How to go on after an interruption."""
+def _way_on(command: str, given: Sequence[str], place: str) -> str:
+    """How to resume after an interruption, and at which place."""
     pulls = command == "models" and "pull" in given
     if not pulls and command not in ("run", "submit", "compare", "sweep", "evaluate"):
         return ""
     launched = int(os.environ.get("WORLD_SIZE", "1")) > 1  # by a command that is not known here
-    return "; the same command goes on from here" + ("" if launched else f": semalign {shlex.join(given)}")
+    return f"; the same command resumes {place}".rstrip() + ("" if launched else f": semalign {shlex.join(given)}")
 
 
 def _disk_message(error: OSError) -> str:

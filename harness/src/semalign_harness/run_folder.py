@@ -116,7 +116,7 @@ def _is_interrupted(folder: Path, experiment: Experiment) -> bool:
 
 def decisive(experiment: Experiment) -> Experiment:
     """An experiment without the settings that its result does not depend on."""
-    return experiment.model_copy(update={"train": experiment.train.model_copy(update={"checkpoint_steps": None})})
+    return experiment.model_copy(update={"train": experiment.train.without_checkpoints()})
 
 
 def _check(folder: Path, experiment: Experiment) -> None:

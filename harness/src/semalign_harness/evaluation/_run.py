@@ -22,7 +22,7 @@ from lm_eval.tasks import TaskManager
 from semalign_attribution import DecoderView
 from semalign_geometry import SemalignError, SharedVocabulary, replace_file
 
-from ..benchmarks import KNOWN_TASKS, Benchmark, Document, find_benchmark, sample
+from ..benchmarks import KNOWN_TASKS, Benchmark, Document, code_of, find_benchmark, sample
 from ..console import Console
 from ..generation import GENERATION
 from ..journal import Journal
@@ -361,7 +361,7 @@ def _summary(
         return mean([value for value, _ in measured], weights=[size for _, size in measured], within=within)
 
     return BenchmarkResult(
-        protocol=benchmark.protocol(chat=chat),
+        protocol=benchmark.protocol(chat=chat).model_copy(update={"code_sha256": code_of(benchmark)}),
         documents=len(documents),
         documents_sha256=hashlib.sha256(rows.encode()).hexdigest(),
         figure=proportion([item.correct for item in items]),

@@ -10,6 +10,7 @@ from ._artifact import sha256_of as sha256_of
 from ._artifact import write_artifact as write_artifact
 from ._basis import BasisManifest as BasisManifest
 from ._basis import SemanticBasis as SemanticBasis
+from ._code import code_sha256 as code_sha256
 from ._components import Components as Components
 from ._components import Kinds as Kinds
 from ._contracts import Contract as Contract
@@ -86,6 +87,7 @@ __all__ = [
     "cell_divergence",
     "check_replaceable",
     "coarse_divergence",
+    "code_sha256",
     "decompose",
     "final_norm",
     "fit_transport",
