@@ -123,13 +123,20 @@ def load_rows(config: RowsConfig) -> list[Row]:
         if config.split not in ("train", "held_out"):
             raise SemalignError(f"generated rows have the splits train and held_out, not {config.split!r}")
         rows: list[Row] = arithmetic_rows(GENERATED_ROWS, seed=0, split=config.split)  # type: ignore[arg-type]
-    elif path.suffix in (".jsonl", ".gz", ".json") or path.exists():
-        rows = list(_read_jsonl(path))
-    else:
+    elif comes_from_hub(config):
         rows = _read_hub(config)
+    else:
+        rows = list(_read_jsonl(path))
     if not rows:
         raise SemalignError(f"{config.path} holds no rows")
     return rows
+
+
+def comes_from_hub(config: RowsConfig) -> bool:
+    """Whether rows are those of a data set on the hub: neither generated nor in a local file."""
+    path = Path(config.path).expanduser()
+    is_local = path.suffix in (".jsonl", ".gz", ".json") or path.exists()
+    return not (is_local or config.path.startswith("generated:"))
 
 
 def _read_jsonl(path: Path) -> Iterator[Row]:

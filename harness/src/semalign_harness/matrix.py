@@ -56,10 +56,10 @@ class Standing:
     """Where a cell stands."""
 
     cell: Cell
-    state: Literal["finished", "running", "failed", "not run"]
-    """`not run` is neither finished nor failed, and nothing runs it."""
+    state: Literal["finished", "running", "failed", "not run", "refused"]
+    """`not run` is neither finished nor failed, and nothing runs it; `refused` would be, by a dry run."""
     note: str = ""
-    """Why it failed, or which job runs it."""
+    """Why it failed or would be refused, which job runs it, or what a dry run has not checked."""
     result: RunResult | None = None
     """What a finished cell measured."""
 

@@ -246,25 +246,13 @@ def _begin(
     """
     ranks = Ranks.current()
     began = ranks.from_first(lambda: Environment.read(folder / ENVIRONMENT) if resumed else None)
-    opened = ranks.in_turn(lambda: read_inputs(experiment, console))
-
-    def settled() -> list[str]:
-        if began is not None and began.device == str(device):
-            return list(began.dtypes)
-        return _dtypes(opened, device)
-
-    inputs = _in_dtypes(opened, ranks.from_first(settled))
-    if inputs.target.settings.dtype == "float16":
-        raise SemalignError(
-            "the target's weights are float16, whose small gradients vanish without loss scaling: set "
-            "target.dtype=bfloat16"
-        )
+    inputs = settled(ranks.in_turn(lambda: read_inputs(experiment, console)), device, began)
     inputs = with_written_answers(experiment, inputs, device, console)
 
     def note() -> Environment:
-        environment = _environment(experiment, inputs, device)
+        environment = environment_of(experiment, inputs, device)
         if began is not None:
-            _check_unchanged(environment, began, folder, console)
+            check_unchanged(environment, began, folder, console)
         else:
             environment.write(folder / ENVIRONMENT)
             experiment.write(folder / EXPERIMENT)  # last: a folder that holds it can be resumed
@@ -357,7 +345,29 @@ def check_code(folder: Path, experiment: Experiment) -> None:
             )
 
 
-def _environment(experiment: Experiment, inputs: Inputs, device: torch.device) -> Environment:
+def settled(inputs: Inputs, device: torch.device, began: Environment | None) -> Inputs:
+    """The inputs in the dtypes that the run began with, else in those that the first process finds for them.
+
+    Raises:
+        SemalignError: the target would train in float16.
+    """
+
+    def dtypes() -> list[str]:
+        if began is not None and began.device == str(device):
+            return list(began.dtypes)
+        return _dtypes(inputs, device)
+
+    found = _in_dtypes(inputs, Ranks.current().from_first(dtypes))
+    if found.target.settings.dtype == "float16":
+        raise SemalignError(
+            "the target's weights are float16, whose small gradients vanish without loss scaling: set "
+            "target.dtype=bfloat16"
+        )
+    return found
+
+
+def environment_of(experiment: Experiment, inputs: Inputs, device: torch.device) -> Environment:
+    """All that a run depends on besides its experiment."""
     rows = [experiment.data.train, experiment.data.held_out]
     places = [str(Path(row.path).expanduser()) for row in rows if row is not None]
     return Environment(
@@ -393,7 +403,7 @@ def _in_dtypes(inputs: Inputs, dtypes: Sequence[str]) -> Inputs:
     return dataclasses.replace(inputs, source=source, target=target)
 
 
-def _check_unchanged(now: Environment, began: Environment, folder: Path, console: Console) -> None:
+def check_unchanged(now: Environment, began: Environment, folder: Path, console: Console) -> None:
     """Refuse to resume a run that would get other supervision; say what else may change the last bits.
 
     Raises:
@@ -410,7 +420,7 @@ def _check_unchanged(now: Environment, began: Environment, folder: Path, console
 
 
 def _changes(began: Environment, now: Environment) -> list[str]:
-    """Each change from one environment to another: from what to what, and the setting that undoes it, where one does."""
+    """Each change from one environment to another, with both values, and the setting that undoes it where one does."""
     found = []
     for field in Environment.model_fields:
         if field == "supervision_key":

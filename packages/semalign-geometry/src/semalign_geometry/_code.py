@@ -79,7 +79,7 @@ def _place(name: str) -> Path | None:
 
 
 def _imports(text: bytes) -> set[str]:
-    """Top-level names that a module imports, inside of functions too; a name in a text that looks like it is one more."""
+    """Top-level names that a module imports, inside of functions too; and those that only look like it, in a text."""
     names = [name for _from, listed in _IMPORT.findall(text) for name in (_from, *listed.split(b","))]
     return {name.split(b".")[0].split(b" as ")[0].strip().decode() for name in names} - {"", *sys.stdlib_module_names}
 
