@@ -330,7 +330,7 @@ def test_an_interrupted_comparison_goes_on(tmp_path: Path, runs: Runs, capsys: p
     runs.interrupted_after = 2
     call = ["--methods", "semalign,sft,kd"]
     assert compared(tmp_path, *call) == 130
-    assert "interrupted; the same command goes on from here" in capsys.readouterr().err
+    assert "interrupted; the same command resumes: semalign " in capsys.readouterr().err
     assert not list((tmp_path / "out").glob("comparison.*"))
     runs.interrupted_after = None
     assert compared(tmp_path, *call) == 0

@@ -96,7 +96,11 @@ def test_every_preset_tells_what_it_needs(name: str, capsys: pytest.CaptureFixtu
     comments = [line for line in printed.out.splitlines() if line.startswith("# ")]
     plan = [line for line in comments if line.startswith("# plan: ")]
     assert len(plan) == 1 + len(written_parts(experiment.data))
-    assert comments == [*plan, *(f"# {line}" for line in describe(experiment))]
+    told = [*plan, *(f"# {line}" for line in describe(experiment))]
+    assert comments[: len(told)] == told
+    unchecked = "".join(comments[len(told) :])
+    assert unchecked.count("# not checked: ") == len(comments) - len(told), "of models and rows that are elsewhere"
+    assert experiment.source.path in unchecked and experiment.target.path in unchecked
 
 
 def test_a_dry_run_needs_no_device() -> None:
@@ -151,7 +155,12 @@ def test_a_folder_is_read_by_its_configuration_alone(pair: tuple[Path, Path], tm
 
 
 @pytest.mark.parametrize("path", ["nobody/no-model", "target.gguf"])
-def test_an_unknown_model_is_called_unknown(path: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unknown_model_is_called_unknown(
+    path: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    Path("target.gguf").write_bytes(b"")
     assert main(["run", "tiny", f"target.path={path}", "--dry-run"]) == 0
     printed = capsys.readouterr().out
     reason = "not in the catalogue" if path == "nobody/no-model" else "a .gguf file is read when it is converted"

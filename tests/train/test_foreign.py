@@ -1,5 +1,8 @@
 """Layer objectives that an installed package brings: configured, trained, told apart, and reported like our own."""
 
+import importlib
+import inspect
+import sys
 from pathlib import Path
 from typing import Any, Literal
 
@@ -98,3 +101,35 @@ def test_our_objectives_need_no_look_at_packages(asked: list[str], top: Supervis
     for kind in KNOWN_OBJECTIVES.built_in:
         FrontierTrainer(target_model(), top, config(kind=kind))._fingerprint()
     assert asked == []
+
+
+def test_an_edited_objective_does_not_resume(top: Supervision, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under the same settings and version, given in a configuration or in Python."""
+    text = inspect.getsource(Stretched)
+    head = "from typing import Literal\nfrom pydantic import Field\nfrom semalign_align import Step\n"
+    head += "from semalign_geometry import Settings\nfrom torch import Tensor\n"
+    file = tmp_path / "written_objective.py"
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+    def written(text: str) -> Any:
+        file.write_text(head + text, encoding="utf-8")
+        sys.modules.pop("written_objective", None)
+        importlib.invalidate_caches()
+        found = importlib.import_module("written_objective").Stretched
+        bring(monkeypatch, {GROUP: [("stretched", found)]})
+        return found
+
+    for place in ("configured", "given"):
+
+        def fit(found: Any, place: str = place) -> None:
+            own = {"objective": found()} if place == "given" else {}
+            FrontierTrainer(target_model(), top, config(), checkpoints=tmp_path / place, **own).fit()
+
+        fit(written(text))
+        fit(written(text))
+        edited = written(text.replace("square()", "abs()"))
+        words = "the code of the objective stretched changed since the training in .* began: restore it, choose another"
+        with pytest.raises(SemalignError, match=words):
+            fit(edited)
+        fit(written(text))
+    sys.modules.pop("written_objective")

@@ -120,13 +120,19 @@ def load_rows(config: RowsConfig) -> list[Row]:
         if config.split not in ("train", "held_out"):
             raise SemalignError(f"generated rows have the splits train and held_out, not {config.split!r}")
         rows: list[Row] = arithmetic_rows(GENERATED_ROWS, seed=0, split=config.split)  # type: ignore[arg-type]
-    elif is_file_name(path) or path.exists():
-        rows = read_local(path, config)
-    else:
+    elif comes_from_hub(config):
         rows = _read_hub(config)
+    else:
+        rows = read_local(path, config)
     if not rows:
         raise SemalignError(f"{config.path} holds no rows")
     return rows
+
+
+def comes_from_hub(config: RowsConfig) -> bool:
+    """Whether rows are those of a data set on the hub: neither generated nor in a local file."""
+    path = Path(config.path).expanduser()
+    return not (config.path.startswith("generated:") or is_file_name(path) or path.exists())
 
 
 def _read_hub(config: RowsConfig) -> list[Row]:

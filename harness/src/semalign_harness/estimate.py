@@ -417,7 +417,9 @@ def _scratch(experiment: Experiment, target: ModelNeeds) -> int:
     data, shape = experiment.data, target.shape
     replayed = data.max_length * data.train_rows * shape.width
     stages = shape.layers * shape.layer_parameters
-    states = 0 if experiment.train.checkpoint_steps is None else 3 * _trained(experiment, shape) * (KEPT_STATES + 1)
+    train = experiment.train
+    are_kept = train.checkpoint_steps is not None or train.checkpoint_minutes is not None
+    states = 3 * _trained(experiment, shape) * (KEPT_STATES + 1) if are_kept else 0
     return (replayed + stages) * _bytes(target.dtype) + 4 * states
 
 

@@ -17,6 +17,8 @@ from typing import Any
 
 import platformdirs
 import torch
+from huggingface_hub import HfApi, try_to_load_from_cache
+from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
 from semalign_attribution import DecoderView
 from semalign_geometry import SemalignError, SharedVocabulary, align_vocabularies, new_folder, sha256_of
 from tokenizers.normalizers import NFC
@@ -33,7 +35,7 @@ from transformers import (
 )
 from transformers.utils.hub import cached_file, extract_commit_hash
 
-from .estimate import ModelShape, shape_of
+from .estimate import ModelShape, catalogue, shape_of
 from .experiment import ModelConfig
 from .known_models import KnownModel, known_path
 from .locking import lock_of
@@ -48,6 +50,8 @@ BESIDE = re.compile(r"vision|visual|image|audio|speech|sound|talker|projector|^m
 """Names of modules that stand beside the language model."""
 COMPUTED = {"inv_freq", "original_inv_freq", "masked_bias", "position_ids"}
 """Names of buffers of earlier versions, besides those that a model has."""
+ASKED_SECONDS = 5.0
+"""How long the hub may take to say whether it has a model."""
 FILLER = re.compile(r"\[PAD\d+\]")
 
 
@@ -177,6 +181,39 @@ def _quantisation(config: PreTrainedConfig) -> str | None:
         return None
     settings = found if isinstance(found, dict) else found.to_dict()
     return str(getattr(settings.get("quant_method"), "value", settings.get("quant_method")) or "an unnamed method")
+
+
+def awaited(settings: ModelConfig) -> str | None:
+    """Why a model cannot be opened without long work or a download, as the end of a sentence; None where it can be, or
+    where that would fail."""
+    if settings.path in GENERATED:
+        made = cache_folder() / tiny_folder_name(GENERATED[settings.path]) / "config.json"
+        return None if made.is_file() else "is generated on its first use"
+    known, path = known_path(settings.path), Path(settings.path).expanduser()
+    if known is not None:
+        if not known.folder(cache_folder()).is_dir():
+            return f"is not here yet (semalign models pull {known.name})"
+        path = known.place(cache_folder())
+    if path.suffix == ".gguf" and path.is_file():
+        is_made = (_place_of_gguf(path, known) / "config.json").is_file()
+        return None if is_made else "is converted on its first use"
+    if path.exists() or _is_local(settings.path) or ":" in settings.path:
+        return None
+    if isinstance(try_to_load_from_cache(settings.path, "config.json", revision=settings.revision), str):
+        return None
+    if settings.path not in catalogue():
+        try:
+            HfApi().model_info(settings.path, revision=settings.revision, timeout=ASKED_SECONDS)
+        except (HFValidationError, RepositoryNotFoundError, RevisionNotFoundError):
+            return None
+        except Exception:  # the hub client has no common base class of errors
+            return "is not here, and the hub cannot be reached"
+    return "comes from the hub"
+
+
+def _is_local(path: str) -> bool:
+    """Whether a path cannot be the id of a model on the hub."""
+    return Path(path).suffix == ".gguf" or Path(path).is_absolute() or path[:1] in (".", "~") or path.count("/") > 1
 
 
 def check_pulled(settings: ModelConfig) -> None:
@@ -391,7 +428,7 @@ def _resolve(
         if not (path / "config.json").is_file():
             raise SemalignError(f"{path} holds no config.json: it is not the folder of a transformers model")
         return str(path)
-    if path.is_absolute() or config.path.startswith((".", "~")) or config.path.count("/") > 1:
+    if _is_local(config.path):
         raise SemalignError(f"{config.path} does not exist: give a model folder, a .gguf file or a hub id")
     return config.path
 
@@ -400,7 +437,7 @@ def _converted(path: Path, known: KnownModel | None, note: Callable[[str], None]
     """The GGUF file as a folder of bfloat16 safetensors, converted once for each content; that of a known model was
     told when it was pulled."""
     pulled = known.file.sha256 if known and known.file else None
-    folder = cache_folder() / f"{path.stem}-{(pulled or sha256_of(path))[:16]}"
+    folder = _place_of_gguf(path, known)
     with _made_by_one(folder):
         if not (folder / "config.json").is_file():
             if known and pulled and sha256_of(path) != pulled:
@@ -410,6 +447,12 @@ def _converted(path: Path, known: KnownModel | None, note: Callable[[str], None]
                 note(f"{path.name} is converted into {cache_folder()}, once")
             _convert(path, folder)
     return folder
+
+
+def _place_of_gguf(path: Path, known: KnownModel | None) -> Path:
+    """Where a GGUF file is converted to."""
+    pulled = known.file.sha256 if known and known.file else None
+    return cache_folder() / f"{path.stem}-{(pulled or sha256_of(path))[:16]}"
 
 
 @contextmanager

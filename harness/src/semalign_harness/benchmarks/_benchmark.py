@@ -90,6 +90,9 @@ class BenchmarkProtocol(Contract):
     """How the response is read, in words."""
     other_metrics: tuple[str, ...]
     """Metrics that are reported beside the headline."""
+    code_sha256: str | None = None
+    """Hash of the code of a benchmark that an installed package brings; None for those that come along, whose version
+    says the same."""
 
 
 class Gold(NamedTuple):

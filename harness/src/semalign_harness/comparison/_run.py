@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from semalign_geometry import SemalignError, replace_file
 
+from ..benchmarks import code_of, find_benchmark
 from ..console import Console
 from ..evaluation import Evaluated, EvaluationConfig, evaluate, read_evaluation
 from ..experiment import Experiment, ModelConfig
@@ -279,7 +280,10 @@ def _evaluation(model: ModelConfig, experiment: Experiment, benchmarks: Benchmar
 
 
 def _is_answered(found: Evaluated, config: EvaluationConfig) -> bool:
-    return _is_alike(found, config) and set(config.tasks) <= set(found.items)
+    if not (_is_alike(found, config) and set(config.tasks) <= set(found.items)):
+        return False
+    codes = {name: found.result.benchmarks[name].protocol.code_sha256 for name in config.tasks}
+    return all(code == code_of(find_benchmark(name)) for name, code in codes.items())
 
 
 def _is_alike(found: Evaluated, config: EvaluationConfig) -> bool:

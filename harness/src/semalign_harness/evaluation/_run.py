@@ -22,7 +22,7 @@ from lm_eval.tasks import TaskManager
 from semalign_attribution import DecoderView
 from semalign_geometry import SemalignError, SharedVocabulary, replace_file
 
-from ..benchmarks import KNOWN_TASKS, Benchmark, Document, find_benchmark, sample
+from ..benchmarks import KNOWN_TASKS, Benchmark, Document, code_of, find_benchmark, sample
 from ..console import Console
 from ..encoding import ENCODING, Example, TextEncoder
 from ..generation import GENERATION
@@ -400,6 +400,7 @@ def _summary(
         "encoding": ENCODING,
         "chat_template": encoder.options if encoder.chat else {},
         "date": encoder.told_date and str(encoder.told_date),
+        "code_sha256": code_of(benchmark),
     }
     rows = json.dumps([documents[index] for index in indices], sort_keys=True)
 

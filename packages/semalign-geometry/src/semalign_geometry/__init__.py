@@ -12,6 +12,7 @@ from ._basis import COARSE as COARSE
 from ._basis import BasisManifest as BasisManifest
 from ._basis import SemanticBasis as SemanticBasis
 from ._checked import checked as checked
+from ._code import code_sha256 as code_sha256
 from ._components import Components as Components
 from ._components import Kinds as Kinds
 from ._contracts import Contract as Contract
@@ -91,6 +92,7 @@ __all__ = [
     "check_replaceable",
     "checked",
     "coarse_divergence",
+    "code_sha256",
     "decoder_of",
     "decompose",
     "final_norm",

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import torch
 from pydantic import BaseModel
@@ -28,7 +29,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ._batches import AnySupervision, micro_batches, optimisation_batches, rate_factor
-from ._checkpoint import Checkpoints, State, fingerprint
+from ._checkpoint import Checkpoints, fingerprint
 from ._optimiser import Optimiser
 from ._prefix import PrefixCache
 from ._settings import KNOWN_OBJECTIVES, StageRecord, StepRecord, TransferConfig, TransferReport
@@ -94,6 +95,8 @@ class FrontierTrainer:
                 repeated with the same folder, target, store and settings goes on from there, to the same weights.
             callback: told of every step and stage that this process runs.
 
+        Ctrl-C during `fit` leaves a last state among the checkpoints, where that is quick.
+
         Raises:
             SemalignError: the store was made for another depth, width or vocabulary, the target is float16, a layer
                 or the scratch folder does not exist, every term has weight 0 or too few supervised tokens, `held_out`
@@ -148,8 +151,9 @@ class FrontierTrainer:
         self.layers = self.config.stages(self.view.depth)
         """The layers that get a stage, shallow to deep."""
         weights = self.config.weights
+        self._objective: Any = objective or self.config.objective
         terms: list[tuple[float, Objective]] = [
-            (weights.geometry, objective or self.config.objective),
+            (weights.geometry, self._objective),
             (weights.output, OutputKL(divergence=self.config.divergence)),
             (weights.answer, AnswerNLL()),
             (weights.label, LabelCosine()),
@@ -215,7 +219,9 @@ class FrontierTrainer:
         """
         if self._checkpoint_folder is not None:
             training = self._ranks.from_first(self._fingerprint)
-            self._checkpoints = Checkpoints(self._checkpoint_folder, training, self._ranks)
+            self._checkpoints = Checkpoints(
+                self._checkpoint_folder, training, self._ranks, self.config, code=self._ranks.from_first(self._code)
+            )
         stages = []
         with undisturbed(self.view.model), self.view.compiled() if self.config.compile else nullcontext():
             sharded = self.config.shard_frozen and self._ranks.size > 1
@@ -273,7 +279,7 @@ class FrontierTrainer:
     def _fingerprint(self) -> str:
         """Hash of all that decides the trained weights."""
         watching = self.config.guards.model_copy(update={"drowned": 2.0})  # only warns
-        config = self.config.model_copy(update={"checkpoint_steps": None, "guards": watching})
+        config = self.config.without_checkpoints().model_copy(update={"guards": watching})
         terms = [
             f"{weight} {type(term).__qualname__} {term.model_dump_json() if isinstance(term, BaseModel) else term.name}"
             for weight, term in self._terms
@@ -287,6 +293,10 @@ class FrontierTrainer:
             tensors=dict(self.view.model.named_parameters()) | dict(self.view.model.named_buffers()),
         )
 
+    def _code(self) -> dict[str, str]:
+        """Hash of the code of a layer objective that does not come along."""
+        return KNOWN_OBJECTIVES.code(type(self._objective), name=self._objective.name)
+
     def _stage(self, layer: int, prefix: PrefixCache, batches: list[list[int]], started: float) -> StageRecord:
         config, steps = self.config, len(batches)
         before = self._held_out_loss(layer)
@@ -296,12 +306,19 @@ class FrontierTrainer:
         ) as parameters:
             optimiser = Optimiser(parameters, config, products=torch.bfloat16 if self._autocast else None)
             records = self._restored(layer, optimiser)
-            earlier = sum(record.seconds for record in records)
-            for number in range(len(records) + 1, steps + 1):
-                records.append(self._step(layer, number, steps, batches[number - 1], prefix, parameters, optimiser))
-                self.callback(records[-1])
-                self._check_skipped(records)
-                self._keep(records, optimiser)
+            earlier, restored = sum(record.seconds for record in records), len(records)
+            try:
+                for number in range(restored + 1, steps + 1):
+                    records.append(self._step(layer, number, steps, batches[number - 1], prefix, parameters, optimiser))
+                    self.callback(records[-1])
+                    self._check_skipped(records)
+                    if self._checkpoints is not None and number < steps:
+                        self._checkpoints.keep(records, optimiser.tensors)
+            except KeyboardInterrupt:
+                moved = sum(not record.skipped for record in records[restored:])
+                if self._checkpoints is not None and optimiser.moves == moved and len(records) < steps:
+                    self._checkpoints.keep_last(records, optimiser.tensors())  # no step was half done
+                raise
             if not all(bool(torch.isfinite(parameter).all()) for parameter in parameters):
                 raise DivergedError(records[-1], "the weights are not finite after the last step")
             trained = sum(parameter.numel() for parameter in parameters)
@@ -374,13 +391,6 @@ class FrontierTrainer:
             return []
         optimiser.load(state.tensors)
         return list(state.records)
-
-    def _keep(self, records: list[StepRecord], optimiser: Optimiser) -> None:
-        """Save the state after a step, when it is due."""
-        last, every = records[-1], self.config.checkpoint_steps
-        due = every is not None and last.step % every == 0 and last.step < last.steps
-        if self._checkpoints is not None and due:
-            self._checkpoints.save_state(State(tuple(records), optimiser.tensors()))
 
     def _check_skipped(self, records: list[StepRecord]) -> None:
         last, skipped = records[-1], sum(record.skipped for record in records)
