@@ -5,7 +5,8 @@ import torch
 from lm_eval.api.instance import Instance
 from semalign_harness import build_tokenizer
 from semalign_harness.evaluation._greedy import GreedyLM
-from semalign_harness.generation import CHECKED_EVERY, end_ids, generate
+from semalign_harness.generation import CHECKED_EVERY, Way, end_ids, generate
+from semalign_harness.models import LoadedModel
 from transformers import PreTrainedTokenizerFast
 
 from tests.models import tiny_model
@@ -16,7 +17,7 @@ SPECIAL = len(TOKENIZER.all_special_ids)
 
 
 def greedy(tokenizer: PreTrainedTokenizerFast = TOKENIZER) -> GreedyLM:
-    return GreedyLM(MODEL, tokenizer=tokenizer, backend="causal", max_length=40)
+    return GreedyLM(LoadedModel(MODEL, tokenizer, "", Way.BATCHES), max_length=40)
 
 
 def words(seed: int, count: int) -> list[int]:

@@ -11,6 +11,7 @@ from .console import Console
 from .data import Split, glued, read_rows, split_rows
 from .estimate import ModelShape
 from .experiment import Experiment
+from .generation import Way
 from .models import LoadedModel, OpenedModel, check_pulled, check_tokenizers, identity, load_model, open_model
 
 
@@ -87,11 +88,15 @@ def _check_adapters(experiment: Experiment, target: ModelShape) -> None:
             )
 
 
-def load(console: Console, label: str, opened: OpenedModel, device: torch.device) -> LoadedModel:
-    """Load a model's weights, and note how it computes."""
+def load(
+    console: Console, label: str, opened: OpenedModel, device: torch.device, *, generates: bool = False
+) -> LoadedModel:
+    """Load a model's weights, and note how it computes; `generates` as in `load_model`."""
     with console.step(f"load the {label}"):
-        loaded = load_model(opened, device=device)
+        loaded = load_model(opened, device=device, generates=generates)
     console.note(f"the {label} computes in {str(loaded.model.dtype).removeprefix('torch.')} on {device}")
+    if loaded.way is Way.ALONE:
+        console.note(f"the {label} generates {Way.ALONE.value}: its cache allows no batches")
     return loaded
 
 

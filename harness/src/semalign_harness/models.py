@@ -34,6 +34,7 @@ from transformers.utils.hub import cached_file, extract_commit_hash
 
 from .estimate import ModelShape, shape_of
 from .experiment import ModelConfig
+from .generation import Way, check_generation
 from .known_models import KnownModel, known_path
 from .locking import lock_of
 from .resources import bfloat16_is_fast
@@ -102,6 +103,8 @@ class LoadedModel:
     """Its tokenizer."""
     folder: str
     """Hub id or folder that transformers loads it from."""
+    way: Way | None = None
+    """How it generates; None where that was not checked, and it must not."""
 
 
 def cache_folder() -> Path:
@@ -167,11 +170,19 @@ def identity(opened: OpenedModel) -> str:
     return hashlib.sha256(lines.encode()).hexdigest()
 
 
-def load_model(source: OpenedModel | ModelConfig, *, device: torch.device | str = "cpu") -> LoadedModel:
+def load_model(
+    source: OpenedModel | ModelConfig, *, device: torch.device | str = "cpu", generates: bool = False
+) -> LoadedModel:
     """Load a model's weights, and check that it is a finite, causal, decoder-only language model.
 
+    Args:
+        source: where it comes from.
+        device: where its weights go.
+        generates: whether it will generate, which is then checked too.
+
     Raises:
-        SemalignError: nothing is found there, it is an encoder, its weights are damaged, or it could not be saved.
+        SemalignError: nothing is found there, it is an encoder, its weights are damaged, it could not be saved, or it
+            shall generate and does not do so right.
     """
     opened = source if isinstance(source, OpenedModel) else open_model(source)
     settings = opened.settings
@@ -202,7 +213,7 @@ def load_model(source: OpenedModel | ModelConfig, *, device: torch.device | str 
     else:
         model.to(device)
     DecoderView(model).verify()
-    return LoadedModel(model, opened.tokenizer, opened.place)
+    return LoadedModel(model, opened.tokenizer, opened.place, check_generation(model) if generates else None)
 
 
 def _in_4bit(dtype: torch.dtype, device: torch.device | str) -> dict[str, Any]:

@@ -126,7 +126,9 @@ def _written(
 
         missing = sorted((prompt for prompt in prompts if journal.get(key(prompt)) is None), key=len)
         if missing:
-            loaded = load(console, f"{writer} that writes answers", opened, device)
+            if writer == "source" and (experiment.measure.answer_rows or "target" in written_parts(experiment.data)):
+                load(console, "target", inputs.target, device, generates=True)  # or it would fail after the source
+            loaded = load(console, f"{writer} that writes answers", opened, device, generates=True)
             size = ROWS_AT_ONCE * experiment.batch_size
             parts = [missing[start : start + size] for start in range(0, len(missing), size)]
             for part in console.progress(f"write {len(missing)} answers", parts[ranks.rank :: ranks.size]):
@@ -142,12 +144,14 @@ def _write(
     prompts: list[Prompt], loaded: LoadedModel, wanted: WritingConfig, keep: Callable[[Prompt, Answer], None]
 ) -> None:
     """Write the answers to some prompts, and keep each when it ends."""
+    assert loaded.way is not None
     with undisturbed(loaded.model):
         generate(
             loaded.model,
             prompts,
             max_new_tokens=wanted.max_new_tokens,
             ends=end_ids(loaded.model, loaded.tokenizer),
+            way=loaded.way,
             ended=lambda place, ids: keep(prompts[place], Answer(ids, 0.0, len(prompts))),
             pick=likeliest if wanted.temperature == 0 else _Sampler(prompts, wanted.temperature, wanted.seed),
         )

@@ -8,10 +8,24 @@ from lm_eval.models.utils import handle_stop_sequences, postprocess_generated_te
 from semalign_geometry import SemalignError
 
 from ..generation import end_ids, generate
+from ..models import LoadedModel
 
 
 class GreedyLM(HFLM):  # type: ignore[misc]  # lm-eval is untyped
     """Generates greedily, one batch at a time, and tells each text when it ends."""
+
+    def __init__(self, loaded: LoadedModel, *, batch_size: int = 1, max_length: int | None = None) -> None:
+        """Wrap a model.
+
+        Args:
+            loaded: the model, loaded with `generates` where it will.
+            batch_size: rows of a forward run.
+            max_length: longest input in tokens; None for what the configuration says.
+        """
+        super().__init__(
+            loaded.model, tokenizer=loaded.tokenizer, backend="causal", batch_size=batch_size, max_length=max_length
+        )
+        self._way = loaded.way
 
     def generate_until(
         self,
@@ -30,6 +44,7 @@ class GreedyLM(HFLM):  # type: ignore[misc]  # lm-eval is untyped
         Raises:
             SemalignError: the requests ask for sampling, or for different settings.
         """
+        assert self._way is not None
         settings = requests[0].args[1]
         if any(request.args[1] != settings for request in requests):
             raise SemalignError("requests that generate together must share their settings")
@@ -52,6 +67,7 @@ class GreedyLM(HFLM):  # type: ignore[misc]  # lm-eval is untyped
             [self.tok_encode(request.args[0], left_truncate_len=self.max_length - longest) for request in requests],
             max_new_tokens=longest,
             ends=end_ids(self.model, self.tokenizer),
+            way=self._way,
             stopped=stopped,
             ended=lambda place, row: ended(place, text_of(row)),
         )
