@@ -21,7 +21,7 @@ from semalign_harness.models import LoadedModel
 
 @pytest.fixture(scope="module")
 def models(pair: tuple[Path, Path]) -> tuple[LoadedModel, LoadedModel]:
-    source, target = (load_model(ModelConfig(path=str(folder))) for folder in pair)
+    source, target = (load_model(ModelConfig(path=str(folder)), generates=True) for folder in pair)
     return source, target
 
 

@@ -71,13 +71,15 @@ def test_each_part_of_the_rows_has_a_writer_of_its_own(
     loaded = []
     real = written_answers.load
 
-    def counted(console: Console, label: str, opened: Any, device: torch.device) -> Any:
+    def counted(console: Console, label: str, opened: Any, device: torch.device, *, generates: bool) -> Any:
+        assert generates
         loaded.append(opened)
-        return real(console, label, opened, device)
+        return real(console, label, opened, device, generates=generates)
 
     monkeypatch.setattr(written_answers, "load", counted)
     gold, both = inputs_of(overrides, "data.answers=source", f"data.held_out_answers={measured}")
-    assert [*map(id, loaded)] == [*map(id, {"source": [gold.source], "target": [gold.source, gold.target]}[measured])]
+    expected = [gold.target, gold.source, *([gold.target] if measured == "target" else [])]
+    assert [*map(id, loaded)] == [*map(id, expected)], "a target that cannot generate fails before the source writes"
     assert both.split.train == written_by_hand(gold, "source", gold.split.train)
     assert both.split.held_out == written_by_hand(gold, measured, gold.split.held_out)
 

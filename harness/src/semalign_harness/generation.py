@@ -237,7 +237,7 @@ def _logits_without_cache(model: PreTrainedModel, prompt: list[int], answer: lis
 
 def _logits_of(
     way: Way, model: PreTrainedModel, prompts: list[list[int]], answers: list[list[int]]
-) -> list[Float[Tensor, "s v"]]:
+) -> list[Float[Tensor, "_ v"]]:
     """The same logits as they come up while `generate` is given the answers."""
     seen: list[list[Tensor]] = [[] for _ in prompts]
 
@@ -251,7 +251,7 @@ def _logits_of(
     return [torch.stack(logits) for logits in seen]
 
 
-def _distance(found: list[Float[Tensor, "s v"]], expected: list[Float[Tensor, "s v"]]) -> float:
+def _distance(found: list[Float[Tensor, "_ v"]], expected: list[Float[Tensor, "_ v"]]) -> float:
     """Of each row the median over its steps of ‖found − expected‖ / ‖expected − mean‖, and of all rows the largest."""
     return float(
         torch.stack(

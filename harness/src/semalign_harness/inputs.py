@@ -12,6 +12,7 @@ from .data import Split, glued, read_rows, split_rows
 from .encoding import TextEncoder
 from .estimate import ModelShape
 from .experiment import Experiment
+from .generation import Way
 from .models import (
     LoadedModel,
     OpenedModel,
@@ -108,16 +109,20 @@ def _check_adapters(experiment: Experiment, target: ModelShape) -> None:
             )
 
 
-def load(console: Console, label: str, opened: OpenedModel, device: torch.device) -> LoadedModel:
-    """Load a model's weights, and note how it computes."""
+def load(
+    console: Console, label: str, opened: OpenedModel, device: torch.device, *, generates: bool = False
+) -> LoadedModel:
+    """Load a model's weights, and note how it computes; `generates` as in `load_model`."""
     with console.step(f"load the {label}"):
-        loaded = load_model(opened, device=device)
+        loaded = load_model(opened, device=device, generates=generates)
     console.note(f"the {label} computes in {str(loaded.model.dtype).removeprefix('torch.')} on {device}")
     if loaded.unused:
         console.note(
             f"{len(loaded.unused)} tensors of the {label}'s checkpoint are no part of its language model and are "
             f"ignored, such as {loaded.unused[0]}"
         )
+    if loaded.way is Way.ALONE:
+        console.note(f"the {label} generates {Way.ALONE.value}: its cache allows no batches")
     return loaded
 
 

@@ -132,7 +132,11 @@ def right_answers(
     batch_size: int,
     progress: Callable[[Sequence[list[int]]], Iterable[list[int]]] = iter,
 ) -> list[bool]:
-    """Whether the last number of each greedily generated answer is the last number of the reference answer."""
+    """Whether the last number of each greedily generated answer is the last number of the reference answer.
+
+    The model was loaded with `generates`.
+    """
+    assert loaded.way is not None
     ends, ranks = end_ids(loaded.model, loaded.tokenizer), Ranks.current()
     found: dict[int, bool] = {}
     order = sorted(range(len(examples)), key=lambda place: len(examples[place].prompt_ids))
@@ -140,7 +144,7 @@ def right_answers(
     with undisturbed(loaded.model):
         for part in progress(parts[ranks.rank :: ranks.size]):
             prompts = [examples[place].prompt_ids for place in part]
-            output = generate(loaded.model, prompts, max_new_tokens=max_new_tokens, ends=ends)
+            output = generate(loaded.model, prompts, max_new_tokens=max_new_tokens, ends=ends, way=loaded.way)
             texts = loaded.tokenizer.batch_decode(output, skip_special_tokens=True)
             found |= {place: same_number(text, examples[place].answer) for place, text in zip(part, texts, strict=True)}
     of_all = {place: right for share in ranks.from_all(found) for place, right in share.items()}

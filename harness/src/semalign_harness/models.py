@@ -37,6 +37,7 @@ from transformers.utils.hub import cached_file, extract_commit_hash
 
 from .estimate import ModelShape, catalogue, shape_of
 from .experiment import ModelConfig
+from .generation import Way, check_generation
 from .known_models import KnownModel, known_path
 from .locking import lock_of
 from .resources import bfloat16_is_fast
@@ -117,6 +118,8 @@ class LoadedModel:
     """Hub id or folder that transformers loads it from."""
     unused: tuple[str, ...] = ()
     """Tensors of its checkpoint that are no part of the language model, such as those that read images."""
+    way: Way | None = None
+    """How it generates; None where that was not checked, and it must not."""
 
 
 def cache_folder() -> Path:
@@ -238,11 +241,19 @@ def identity(opened: OpenedModel) -> str:
     return hashlib.sha256(lines.encode()).hexdigest()
 
 
-def load_model(source: OpenedModel | ModelConfig, *, device: torch.device | str = "cpu") -> LoadedModel:
+def load_model(
+    source: OpenedModel | ModelConfig, *, device: torch.device | str = "cpu", generates: bool = False
+) -> LoadedModel:
     """Load a model's weights, and check that it is a finite, causal, decoder-only language model.
 
+    Args:
+        source: where it comes from.
+        device: where its weights go.
+        generates: whether it will generate, which is then checked too.
+
     Raises:
-        SemalignError: nothing is found there, it is an encoder, its weights are damaged, or it could not be saved.
+        SemalignError: nothing is found there, it is an encoder, its weights are damaged, it could not be saved, or it
+            shall generate and does not do so right.
     """
     opened = source if isinstance(source, OpenedModel) else open_model(source)
     settings = opened.settings
@@ -277,7 +288,8 @@ def load_model(source: OpenedModel | ModelConfig, *, device: torch.device | str 
     else:
         model.to(device)
     DecoderView(model).verify()
-    return LoadedModel(model, opened.tokenizer, opened.place, unused)
+    way = check_generation(model) if generates else None
+    return LoadedModel(model, opened.tokenizer, opened.place, unused, way)
 
 
 def _unused(model: PreTrainedModel, surplus: Iterable[str], path: str) -> tuple[str, ...]:
@@ -292,7 +304,8 @@ def _unused(model: PreTrainedModel, surplus: Iterable[str], path: str) -> tuple[
     """
     computed = {name.rsplit(".", 1)[-1] for name, _ in model.named_buffers()} | COMPUTED
     modules = {name for name, _ in model.named_modules()}
-    beside, odd = [], []
+    beside: list[str] = []
+    odd: list[str] = []
     for name in sorted(surplus):
         parts = name.split(".")
         if parts[-1] in computed:

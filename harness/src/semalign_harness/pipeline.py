@@ -174,7 +174,8 @@ def run_experiment(
                 source_stores(experiment, folder, console, inputs, device, environment.supervision_key)
             )
             supervision_bytes = bytes_in(stores.train.folder) if isinstance(stores.train, Supervision) else 0
-            target = load(console, "target", inputs.target, device)
+            generates = experiment.measure.answer_rows > 0
+            target = load(console, "target", inputs.target, device, generates=generates)
             # A target that does not fit fails here.
             FrontierTrainer(target.model, stores.train, experiment.train, held_out=stores.held_out)
         except Exception:
@@ -319,7 +320,7 @@ def save_and_reload(trained: LoadedModel, folder: Path) -> LoadedModel:
                 "the saved target computes other logits than the trained one (largest difference "
                 f"{float(difference):.3g}): its architecture does not survive save_pretrained, nothing was kept"
             )
-    return LoadedModel(reloaded, trained.tokenizer, str(folder))
+    return LoadedModel(reloaded, trained.tokenizer, str(folder), trained.way)
 
 
 def _origin(model: PreTrainedModel) -> str:

@@ -145,15 +145,16 @@ def _make(
     """Fill a place of the cache; returns the source."""
     ranks, began = Ranks.current(), console.seconds
     loaded: list[LoadedModel] = []
+    generates = experiment.measure.answer_rows > 0
 
     def plan() -> tuple[LayerPairing, Transport]:
         geometry, scorer = _read_target(experiment, console, inputs, device)
         place.mkdir(parents=True, exist_ok=True)
-        loaded.append(load(console, "source", inputs.source, device))
+        loaded.append(load(console, "source", inputs.source, device, generates=generates))
         return _plan(experiment, place, console, loaded[0], inputs, geometry, scorer)
 
     pairing, transport = ranks.from_first(plan)
-    source = loaded[0] if loaded else load(console, "source", inputs.source, device)
+    source = loaded[0] if loaded else load(console, "source", inputs.source, device, generates=generates)
     exact = experiment.supervision.model_copy(update={"output": FinalHidden(), "dtype": "float32"})
     wanted = {HELD_OUT: (inputs.split.held_out, exact)}
     if not experiment.live:
@@ -250,7 +251,8 @@ def _attribution_rows(experiment: Experiment, split: Split) -> list[Batch]:
 def _read_target(
     experiment: Experiment, console: Console, inputs: Inputs, device: torch.device
 ) -> tuple[TargetGeometry, Scorer]:
-    target = load(console, "target", inputs.target, device)
+    generates = experiment.measure.answer_rows > 0  # a target that cannot shall fail before the source's work
+    target = load(console, "target", inputs.target, device, generates=generates)
     view = DecoderView(target.model)
     basis = None
     if experiment.transport.frame != "none":

@@ -58,7 +58,7 @@ def with_written_answers(experiment: Experiment, inputs: Inputs, device: torch.d
         SemalignError: no row is left. OSError: the disk is full.
     """
     rows = {"train": inputs.split.train, "held_out": inputs.split.held_out}
-    unchecked = _Unchecked(inputs, device, console)
+    unchecked = _Unchecked(experiment, inputs, device, console)
     for writer, parts in written_parts(experiment.data).items():
         prompts = list(dict.fromkeys(row.prompt_ids for part in parts for row in rows[part]))
         written = _written(experiment, inputs, writer, prompts, device, console, unchecked)
@@ -111,15 +111,18 @@ def _kept(
 class _Unchecked:
     """The models that were not loaded yet: one that cannot be used is refused before another writes for hours."""
 
-    def __init__(self, inputs: Inputs, device: torch.device, console: Console) -> None:
+    def __init__(self, experiment: Experiment, inputs: Inputs, device: torch.device, console: Console) -> None:
         self._models = {"source": inputs.source, "target": inputs.target}
+        answering = experiment.measure.answer_rows > 0
+        self._generating = {*self._models} if answering else {*written_parts(experiment.data)}
         self._device, self._console = device, console
 
     def check_all_but(self, writer: str) -> None:
         """Load each model that was not loaded before and is not the writer, which is loaded anyway."""
         self._models.pop(writer, None)
         for role in sorted(self._models):
-            load(self._console, f"{role}, to check it", self._models.pop(role), self._device)
+            opened, generates = self._models.pop(role), role in self._generating
+            load(self._console, f"{role}, to check it", opened, self._device, generates=generates)
 
 
 def _written(
@@ -148,7 +151,7 @@ def _written(
         missing = sorted((prompt for prompt in prompts if journal.get(key(prompt)) is None), key=len)
         if missing:
             unchecked.check_all_but(writer)
-            loaded = load(console, f"{writer} that writes answers", opened, device)
+            loaded = load(console, f"{writer} that writes answers", opened, device, generates=True)
             size = ROWS_AT_ONCE * experiment.batch_size
             parts = [missing[start : start + size] for start in range(0, len(missing), size)]
             for part in console.progress(f"write {len(missing)} answers", parts[ranks.rank :: ranks.size]):
@@ -164,12 +167,14 @@ def _write(
     prompts: list[Prompt], loaded: LoadedModel, wanted: WritingConfig, keep: Callable[[Prompt, Answer], None]
 ) -> None:
     """Write the answers to some prompts, and keep each when it ends."""
+    assert loaded.way is not None
     with undisturbed(loaded.model):
         generate(
             loaded.model,
             prompts,
             max_new_tokens=wanted.max_new_tokens,
             ends=end_ids(loaded.model, loaded.tokenizer),
+            way=loaded.way,
             ended=lambda place, ids: keep(prompts[place], Answer(ids, 0.0, len(prompts))),
             pick=likeliest if wanted.temperature == 0 else _Sampler(prompts, wanted.temperature, wanted.seed),
         )

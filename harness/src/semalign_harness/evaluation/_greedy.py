@@ -1,32 +1,37 @@
 """lm-eval's transformers model, generating with `semalign_harness.generation`."""
 
 from collections.abc import Callable
-from typing import Any
 
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from lm_eval.models.utils import handle_stop_sequences, postprocess_generated_text
 from semalign_geometry import SemalignError
-from transformers import PreTrainedModel
 
 from ..encoding import TextEncoder
 from ..generation import end_ids, generate
+from ..models import LoadedModel
 from ._encoded import EncodedLM
 
 
 class GreedyLM(EncodedLM, HFLM):  # type: ignore[misc]  # lm-eval is untyped
     """Generates greedily, one batch at a time, and tells each text when it ends."""
 
-    def __init__(self, model: PreTrainedModel, encoder: TextEncoder, **settings: Any) -> None:
+    def __init__(
+        self, loaded: LoadedModel, encoder: TextEncoder, *, batch_size: int = 1, max_length: int | None = None
+    ) -> None:
         """Wrap a model.
 
         Args:
-            model: on its device.
+            loaded: the model, loaded with `generates` where it will.
             encoder: turns texts into token ids, by the model's tokenizer.
-            settings: further ones of HFLM.
+            batch_size: rows of a forward run.
+            max_length: longest input in tokens; None for what the configuration says.
         """
         self.encoder = encoder
-        super().__init__(model, tokenizer=encoder.tokenizer, backend="causal", **settings)
+        super().__init__(
+            loaded.model, tokenizer=encoder.tokenizer, backend="causal", batch_size=batch_size, max_length=max_length
+        )
+        self._way = loaded.way
 
     def generate_until(
         self,
@@ -45,6 +50,7 @@ class GreedyLM(EncodedLM, HFLM):  # type: ignore[misc]  # lm-eval is untyped
         Raises:
             SemalignError: the requests ask for sampling, or for different settings.
         """
+        assert self._way is not None
         settings = requests[0].args[1]
         if any(request.args[1] != settings for request in requests):
             raise SemalignError("requests that generate together must share their settings")
@@ -67,6 +73,7 @@ class GreedyLM(EncodedLM, HFLM):  # type: ignore[misc]  # lm-eval is untyped
             [self.tok_encode(request.args[0], left_truncate_len=self.max_length - longest) for request in requests],
             max_new_tokens=longest,
             ends=end_ids(self.model, self.tokenizer),
+            way=self._way,
             stopped=stopped,
             ended=lambda place, row: ended(place, text_of(row)),
         )

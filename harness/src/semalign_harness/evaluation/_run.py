@@ -279,8 +279,9 @@ class _Runner:
                 return _vllm(self.opened, self.encoder, self.dtype)
             from ._greedy import GreedyLM
 
-            loaded = load_model(self.opened, device=self.device)
-            return GreedyLM(loaded.model, self.encoder, batch_size=LARGEST_BATCH, max_length=self.opened.positions)
+            generates = any(find_benchmark(name).read is not None for name in self.config.tasks)
+            loaded = load_model(self.opened, device=self.device, generates=generates)
+            return GreedyLM(loaded, self.encoder, batch_size=LARGEST_BATCH, max_length=self.opened.positions)
 
     def batch_size(self, kind: str, tokens: int) -> int:
         """Documents of some length that run together: as asked for, or what half of the free memory holds."""
