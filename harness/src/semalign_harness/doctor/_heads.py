@@ -10,7 +10,7 @@ from semalign_geometry import BasisManifest, SemalignError, SemanticBasis
 from torch import Tensor
 from transformers.utils.hub import cached_file
 
-from ..models import OpenedModel
+from ..models import ADAPTER, OpenedModel, unused_tensors
 from ._findings import Finding, error, ok, warning
 from ._pair import Candidate
 
@@ -46,6 +46,17 @@ def check_head(candidate: Candidate, ids: Int[Tensor, " v"]) -> Finding:
         message = f"rank {manifest.rank} of {width} {over}: what the head cannot read of a contribution is lost"
         return warning(check, message, "transport.frame=none, which matches geometry in the source's own space")
     return ok(check, f"rank {manifest.rank} of {width}, condition number of WᵀW about {manifest.condition:.1e} {over}")
+
+
+def check_adapters(candidate: Candidate) -> list[Finding]:
+    """See that the checkpoint holds no adapter that was not merged, by the names of its tensors."""
+    try:
+        names = [name for name in _tensor_files(candidate.opened) if ADAPTER.search(name)]
+        unused_tensors(candidate.view.model, names, candidate.path)
+    except (_Unmeasured, OSError, ValueError, SafetensorError) as failure:
+        found, _, remedy = str(failure).rpartition(": merge")
+        return [error(f"{candidate.role} checkpoint", found, f"merge{remedy}")] if found else []
+    return []
 
 
 def _basis(weight: Tensor, ids: Tensor) -> BasisManifest:
