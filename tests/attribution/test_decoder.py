@@ -566,6 +566,62 @@ def test_a_model_that_cannot_run_is_one_sentence() -> None:
         DecoderView(model).verify()
 
 
+SPARSE = {
+    "vocab_size": 97,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "moe_intermediate_size": 24,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+    "q_lora_rank": 16,
+    "kv_lora_rank": 16,
+    "qk_nope_head_dim": 8,
+    "qk_rope_head_dim": 8,
+    "v_head_dim": 8,
+    "n_routed_experts": 4,
+    "num_experts_per_tok": 2,
+    "n_group": 1,
+    "topk_group": 1,
+    "first_k_dense_replace": 1,
+    "index_head_dim": 16,
+    "index_n_heads": 2,
+    "max_position_embeddings": 128,
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_choice_of_positions_that_depends_on_padding_is_refused(dtype: torch.dtype) -> None:
+    """DeepSeek-V3.2 chooses among positions of equal score; which it takes depends on the columns of the batch."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    def view(chosen: int) -> DecoderView:
+        torch.manual_seed(0)
+        config = AutoConfig.for_model("deepseek_v32", **SPARSE, index_topk=chosen)
+        model = AutoModelForCausalLM.from_config(config)
+        for parameter in model.parameters():
+            parameter.data += 0.2 * torch.randn(parameter.shape)
+        return DecoderView(model.to(dtype).eval())
+
+    view(128).verify()
+    told = "other values for a row that is padded on the (right|left) to 72 tokens, past its index_topk of 8: "
+    with pytest.raises(SemalignError, match=told):
+        view(8).verify()
+
+
+def test_layers_that_hand_on_several_streams_are_refused() -> None:
+    class Last(nn.Module):
+        def forward(self, streams: Tensor) -> Tensor:
+            return streams[..., -1, :]
+
+    model = tiny_model("llama", seed=0)
+    view = DecoderView(model)
+    view.layer(DEPTH).register_forward_hook(lambda module, args, output: output[:, :, None].expand(-1, -1, 4, -1))
+    model.model.norm = nn.Sequential(Last(), model.model.norm)
+    with pytest.raises(SemalignError, match="changes the residual stream between its layers"):
+        view.verify()
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_llama_4_is_read_below_its_head(dtype: torch.dtype) -> None:
     from transformers import AutoModelForCausalLM, Llama4TextConfig

@@ -192,6 +192,15 @@ def test_targets_that_are_quantised_are_refused(pair: tuple[Path, Path], other: 
     assert found.level == "error" and "is stored quantised (awq), and the target trains" in found.message
 
 
+def test_adapters_that_were_not_merged_are_refused(pair: tuple[Path, Path], other: Path, doctor: Doctor) -> None:
+    tensors = load_file(other / "model.safetensors")
+    tensors["model.layers.0.self_attn.q_proj.lora_A.weight"] = torch.ones(2, 24)
+    save_file(tensors, other / "model.safetensors", metadata={"format": "pt"})
+    found = of(doctor(pair[0], other), "target checkpoint")
+    assert found.level == "error" and "(model.layers.0.self_attn.q_proj.lora_A.weight)" in found.message
+    assert str(found.remedy).startswith("merge it into the weights with peft's merge_and_unload()")
+
+
 def test_folders_with_code_are_refused(pair: tuple[Path, Path], other: Path, doctor: Doctor) -> None:
     (other / "own.py").write_text("raise SystemExit('imported')", encoding="utf-8")
     edit(other / "config.json", lambda data: data.update(model_type="own", auto_map={"AutoConfig": "own.Own"}))

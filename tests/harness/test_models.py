@@ -16,10 +16,12 @@ from safetensors.torch import load_file, save_file
 from semalign_geometry import SemalignError
 from semalign_harness import build_tokenizer, load_model
 from semalign_harness.experiment import ModelConfig
-from semalign_harness.models import check_tokenizers, check_trainable, open_model
+from semalign_harness.models import check_tokenizers, check_trainable, open_model, unused_tensors
 from semalign_harness.pipeline import save_and_reload
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForCausalLM
+
+from tests.models import tiny_model
 
 
 def test_a_folder_is_loaded_in_the_asked_dtype(pair: tuple[Path, Path]) -> None:
@@ -198,6 +200,18 @@ def test_tensors_beside_the_language_model_are_named(copy: Path, pair: tuple[Pat
         load_model(ModelConfig(path=str(copy)))
     set_keys(copy / "config.json", num_nextn_predict_layers=1)  # as DeepSeek's and GLM's checkpoints have it
     assert deeper in load_model(ModelConfig(path=str(copy))).unused
+
+
+@pytest.mark.parametrize(("name", "computed"), [("h.0.attn.bias", True), ("h.0.attn.q_attn.bias", False)])
+def test_only_buffers_that_a_model_computes_are_passed_over(name: str, computed: bool) -> None:
+    """GPT-2's first checkpoints hold the causal masks of its attention as biases."""
+    model = tiny_model("gpt2", seed=0, depth=2, vocabulary=320)
+    model.transformer.h[0].attn.register_buffer("bias", torch.ones(1), persistent=False)
+    if computed:
+        assert unused_tensors(model, [name, f"transformer.{name}"], "gpt2") == ()
+    else:
+        with pytest.raises(SemalignError, match="no place for"):
+            unused_tensors(model, [name], "gpt2")
 
 
 def test_an_adapter_is_refused_before_its_weights_are_read(copy: Path) -> None:

@@ -47,10 +47,10 @@ from .tiny import Role, build_tiny_model, tiny_folder_name
 GENERATED: dict[str, Role] = {f"generated:tiny-{role}": role for role in typing.get_args(Role)}
 MERGE = "merge it into the weights with peft's merge_and_unload(), and give the merged model"
 ADAPTER = re.compile(r"lora_|base_layer|modules_to_save|adapter|ia3_|oft_|vera_|hada_|lokr_")
-BESIDE = re.compile(r"vision|visual|image|audio|speech|sound|talker|projector|^mm_|^mtp|nextn|v_head|value_head")
+BESIDE = re.compile(r"vision|visual|image|audio|speech|sound|talker|projector|^mm_|^mtp|nextn|v_head|value_head|medusa")
 """Names of modules that stand beside the language model."""
 COMPUTED = {"inv_freq", "original_inv_freq", "masked_bias", "position_ids"}
-"""Names of buffers of earlier versions, besides those that a model has."""
+"""Names of buffers that models of earlier versions kept in their checkpoints."""
 ASKED_SECONDS = 5.0
 """How long the hub may take to say whether it has a model."""
 FILLER = re.compile(r"\[PAD\d+\]")
@@ -257,6 +257,7 @@ def load_model(
     """
     opened = source if isinstance(source, OpenedModel) else open_model(source)
     settings = opened.settings
+    in_4bit = settings.load_in_4bit or opened.quantised == "bitsandbytes"
     with _named(settings, opened.place):
         dtype = opened.dtype(torch.device(device))
         loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -265,7 +266,8 @@ def load_model(
             dtype=dtype,
             trust_remote_code=False,
             output_loading_info=True,
-            **(_in_4bit(dtype, device) if settings.load_in_4bit else {}),
+            **(_in_4bit(dtype) if settings.load_in_4bit else {}),
+            **({"device_map": {"": torch.device(device)}} if in_4bit else {}),
         )
         model, loading = loaded  # a pair, which the type of from_pretrained does not say
     absent = sorted(map(str, [*loading["missing_keys"], *loading["mismatched_keys"]]))
@@ -275,7 +277,7 @@ def load_model(
         )
     if getattr(model, "_hf_peft_config_loaded", False):
         raise SemalignError(f"{settings.path} comes with an adapter: {MERGE}")
-    unused = _unused(model, loading["unexpected_keys"], settings.path)
+    unused = unused_tensors(model, loading["unexpected_keys"], settings.path)
     model.eval()
     for name, parameter in model.named_parameters():
         if parameter.is_floating_point() and parameter.element_size() > 1 and not torch.isfinite(parameter).all():
@@ -283,7 +285,7 @@ def load_model(
                 f"{settings.path} holds values that are not finite in {name}: fetch the checkpoint again"
             )
     _make_savable(model, settings.path)
-    if settings.load_in_4bit or opened.quantised == "bitsandbytes":  # which is there already, and cannot be moved
+    if in_4bit:  # which is there already, and cannot be moved
         _without_odd_packing(model)
     else:
         model.to(device)
@@ -292,23 +294,29 @@ def load_model(
     return LoadedModel(model, opened.tokenizer, opened.place, unused, way)
 
 
-def _unused(model: PreTrainedModel, surplus: Iterable[str], path: str) -> tuple[str, ...]:
-    """Tensors of a checkpoint that the model has no place for, as far as it is the same model without them.
+def unused_tensors(model: PreTrainedModel, surplus: Iterable[str], path: str) -> tuple[str, ...]:
+    """Find the tensors of a checkpoint that are no part of the language model.
 
-    transformers has left out those that it knows to be ignored. Buffers are computed anew; towers for images and sound,
-    predictors of several tokens and value heads stand beside the language model. Anything else, such as an adapter that
-    was not merged, a bias, a norm or a layer more, would change what it computes.
+    Buffers are computed again, and are left out. Towers for images and sound, predictors of several tokens and value
+    heads stand beside the language model. Anything else, such as an adapter that was not merged, a bias, a norm or a
+    layer more, would change what it computes.
+
+    Args:
+        model: the language model.
+        surplus: names in the checkpoint that the model has no place for, without those that transformers ignores.
+        path: the checkpoint, for the message.
 
     Raises:
         SemalignError: there is something else.
     """
-    computed = {name.rsplit(".", 1)[-1] for name, _ in model.named_buffers()} | COMPUTED
+    buffers = {name for name, _ in model.named_buffers()}
+    buffers |= {name.removeprefix(f"{model.base_model_prefix}.") for name in buffers}
     modules = {name for name, _ in model.named_modules()}
     beside: list[str] = []
     odd: list[str] = []
     for name in sorted(surplus):
         parts = name.split(".")
-        if parts[-1] in computed:
+        if name in buffers or parts[-1] in COMPUTED:
             continue
         inside = next((i for i in range(len(parts) - 1, 0, -1) if ".".join(parts[:i]) in modules), 0)
         (beside if BESIDE.search(parts[inside]) or _predicts_more(model, parts) else odd).append(name)
@@ -332,7 +340,7 @@ def _predicts_more(model: PreTrainedModel, parts: list[str]) -> bool:
     return bool(places) and first <= places[0] < first + more
 
 
-def _in_4bit(dtype: torch.dtype, device: torch.device | str) -> dict[str, Any]:
+def _in_4bit(dtype: torch.dtype) -> dict[str, Any]:
     """Arguments of from_pretrained for linear layers in 4 bits.
 
     Raises:
@@ -341,7 +349,7 @@ def _in_4bit(dtype: torch.dtype, device: torch.device | str) -> dict[str, Any]:
     if importlib.util.find_spec("bitsandbytes") is None:
         raise SemalignError('load_in_4bit needs bitsandbytes: pip install "semalign-harness[4bit]"')
     quantisation = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
-    return {"quantization_config": quantisation, "device_map": {"": torch.device(device)}}
+    return {"quantization_config": quantisation}
 
 
 def _without_odd_packing(model: nn.Module) -> None:

@@ -14,7 +14,7 @@ from ..settings import merged, parse_overrides
 from ._architecture import check_architecture
 from ._deep import check_layers, draw_heat_map
 from ._findings import Diagnosis, Finding
-from ._heads import check_head
+from ._heads import check_adapters, check_head
 from ._machine import check_machine
 from ._pair import Candidate, Pair, draw_sample, open_candidate
 from ._tokens import (
@@ -99,6 +99,8 @@ def diagnose(
         check_chat_template(pair),
         *check_template_options(pair),
         *check_rows(pair, shared),
+        *check_adapters(source),
+        *check_adapters(target),
         check_head(source, tokenizer_ids(source) if shared is None else shared.source_ids),
         check_head(target, tokenizer_ids(target) if shared is None else shared.target_ids),
         *check_machine(pair),

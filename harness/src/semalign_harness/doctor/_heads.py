@@ -10,7 +10,7 @@ from semalign_geometry import COARSE, SemalignError, SemanticBasis
 from torch import Tensor
 from transformers.utils.hub import cached_file
 
-from ..models import OpenedModel
+from ..models import ADAPTER, OpenedModel, unused_tensors
 from ._findings import Finding, error, ok, warning
 from ._pair import Candidate
 
@@ -51,6 +51,17 @@ def check_head(candidate: Candidate, ids: Int[Tensor, " v"]) -> Finding:
         lost = f"rounding changes a transport by one part in {1 / basis.rounding():.0e}"
         return warning(check, f"{message}: {lost}", f"{own_space}, or transport.frame=cosine, which loses less")
     return ok(check, message)
+
+
+def check_adapters(candidate: Candidate) -> list[Finding]:
+    """See that the checkpoint holds no adapter that was not merged, by the names of its tensors."""
+    try:
+        names = [name for name in _tensor_files(candidate.opened) if ADAPTER.search(name)]
+        unused_tensors(candidate.view.model, names, candidate.path)
+    except (_Unmeasured, OSError, ValueError, SafetensorError) as failure:
+        found, _, remedy = str(failure).rpartition(": merge")
+        return [error(f"{candidate.role} checkpoint", found, f"merge{remedy}")] if found else []
+    return []
 
 
 def _basis(weight: Tensor, ids: Tensor) -> SemanticBasis:
