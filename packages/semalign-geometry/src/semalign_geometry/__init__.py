@@ -25,7 +25,9 @@ from ._divergence import head_statistics as head_statistics
 from ._divergence import output_divergence as output_divergence
 from ._divergence import quadratic_divergence as quadratic_divergence
 from ._divergence import top_entries as top_entries
+from ._errors import ComponentError as ComponentError
 from ._errors import SemalignError as SemalignError
+from ._errors import brief as brief
 from ._fidelity import FidelityReport as FidelityReport
 from ._fidelity import LayerFidelity as LayerFidelity
 from ._fidelity import PairedResiduals as PairedResiduals
@@ -58,6 +60,7 @@ from ._vocabulary import align_vocabularies as align_vocabularies
 __all__ = [
     "ArtifactManifest",
     "BasisManifest",
+    "ComponentError",
     "Components",
     "Contract",
     "Divergence",
@@ -84,6 +87,7 @@ __all__ = [
     "accumulation_dtype",
     "align_vocabularies",
     "answer_nll",
+    "brief",
     "cell_divergence",
     "check_replaceable",
     "coarse_divergence",
