@@ -237,6 +237,48 @@ def test_evaluations_by_another_code_do_not_compare(edited: Edited) -> None:
     assert code_of_benchmark(find_benchmark("gsm8k")) is None
 
 
+def test_components_that_return_something_else_leave_no_run(
+    overrides: list[str], tmp_path: Path, edited: Edited, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An objective is refused before the source works for it; a method when it returns."""
+    edited.install("losses.mean(-1).sum()", "losses.mean(-1)")
+    objective = load_experiment("tiny", overrides=[*overrides, "train.objective.kind=huber"])
+    with monkeypatch.context() as patch:
+        patch.setattr("semalign_harness.pipeline.source_stores", None)
+        with pytest.raises(SemalignError, match=r"the objective huber returned a tensor of shape \(8,\) from total"):
+            run_experiment(objective, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    with monkeypatch.context() as patch:
+        patch.setattr("semalign_harness.inputs.check_objective", lambda *given, **more: None)
+        with pytest.raises(SemalignError, match=r"the objective huber returned a tensor of shape \(\d+,\) from total"):
+            run_experiment(objective, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    edited.install("return MethodReport(", "MethodReport(")
+    method = load_experiment("tiny", overrides=[*overrides, "method.kind=gains"])
+    with pytest.raises(SemalignError, match="^the method gains returned None from run: expected a MethodReport$"):
+        run_experiment(method, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_readings_that_are_not_one_for_each_document_are_one_sentence(edited: Edited) -> None:
+    documents = [{"number": 1, "even": False}, {"number": 2, "even": True}]
+
+    def extract() -> Any:
+        task = find_benchmark("parity").task(documents, chat=False)
+        return task["filter_list"][0]["filter"][0]["filter_fn"]([["odd"], ["even"]], documents)
+
+    edited.install()
+    assert [reading["correct"] for reading in extract()] == [True, True]
+    for old, new, words in (
+        ("return readings", "return readings[:1]", "returned 1 readings from read: expected one for each of 2"),
+        ("return readings", "return None", "returned None from read: expected one for each of 2"),
+        ('"correct": said', '"right": said', "returned the reading .*: expected the keys correct, extracted"),
+    ):
+        edited.install(old, new)
+        with pytest.raises(SemalignError, match=f"^the benchmark parity {words}"):
+            extract()
+
+
 def test_a_run_by_a_foreign_frame_measures_it_beside_ours(
     overrides: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

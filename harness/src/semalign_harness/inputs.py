@@ -3,9 +3,10 @@
 from dataclasses import dataclass
 
 import torch
+from semalign_align import check_objective
 from semalign_attribution import Manual
 from semalign_geometry import SemalignError, SharedVocabulary
-from semalign_train import LoraLayer
+from semalign_train import KNOWN_OBJECTIVES, LoraLayer
 
 from .console import Console
 from .data import Split, glued, read_rows, split_rows
@@ -89,6 +90,12 @@ def check_settings(experiment: Experiment, source: ModelShape, target: ModelShap
     if isinstance(experiment.pairing, Manual):
         experiment.pairing.check(source.layers, target.layers)
     matched = train.weights.geometry > 0 and getattr(experiment.method, "kind", None) == "semalign"
+    if matched and type(train.objective) not in KNOWN_OBJECTIVES.built_in.values():
+        check_objective(
+            train.objective,
+            width=target.width,
+            reference_width=source.width if experiment.transport.frame == "none" else target.width,
+        )
     needs_one_width = matched and getattr(train.objective, "compares_vectors", False)
     if needs_one_width and experiment.transport.frame == "none" and source.width != target.width:
         raise SemalignError(

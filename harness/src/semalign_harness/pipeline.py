@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from semalign_align import Ranks, Supervision
 from semalign_attribution import DecoderView, undisturbed
-from semalign_geometry import Contract, SemalignError, new_folder, sha256_of
+from semalign_geometry import ComponentError, Contract, SemalignError, brief, new_folder, sha256_of
 from semalign_train import KNOWN_OBJECTIVES, FrontierTrainer, kept_until
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
@@ -21,7 +21,7 @@ from .data import Split
 from .experiment import Experiment
 from .inputs import Inputs, load, read_inputs
 from .measure import Measurement, measured
-from .methods import KNOWN_METHODS, JointMethod, MethodContext, MethodReport, as_method
+from .methods import KNOWN_METHODS, JointMethod, Method, MethodContext, MethodReport, as_method
 from .models import LoadedModel
 from .phase_cache import bytes_in, foreign_code, foreign_packages, is_kept, phase_key
 from .plan import Plan, describe_plan, make_plan, matrix_speed
@@ -187,7 +187,12 @@ def run_experiment(
         context = MethodContext(experiment, inputs, target, stores, plan, folder, console, device, metrics)
         peak = peak_memory(device)
         forget_peak_memory(device)
-        training = method.run(context)
+        try:
+            training = _report_of(method, method.run(context))
+        except ComponentError:
+            if not resumed and ranks.is_first:
+                empty(folder)  # its code must change, and a run of another code begins in an empty folder
+            raise
         training_peak = peak_memory(device)
         saved: list[LoadedModel] = []
         with console.step("save the target, reload it, compare logits"):
@@ -263,6 +268,17 @@ def _begin(
         return environment
 
     return inputs, ranks.from_first(note)
+
+
+def _report_of(method: Method, report: object) -> MethodReport:
+    """What a method returned.
+
+    Raises:
+        ComponentError: it is no report.
+    """
+    if not isinstance(report, MethodReport):
+        raise ComponentError(f"the method {method.kind} returned {brief(report)} from run: expected a MethodReport")
+    return report
 
 
 def _metrics(

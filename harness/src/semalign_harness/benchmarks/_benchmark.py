@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
 import datasets
 from jinja2 import Environment, StrictUndefined
 from pydantic import ConfigDict, JsonValue
-from semalign_geometry import Contract, SemalignError, Settings
+from semalign_geometry import ComponentError, Contract, SemalignError, Settings, brief
 
 from ..data import load_rows
 from ..experiment import RowsConfig
@@ -243,7 +243,7 @@ class Benchmark:
             return common | _choice_task()
 
         def extract(responses: list[list[str]], docs: list[Document]) -> list[Reading]:
-            return read(docs, [response[0] for response in responses], judge)
+            return self._readings(read(docs, [response[0] for response in responses], judge), len(docs))
 
         def process_results(_: Document, results: list[Reading]) -> dict[str, Any]:
             (reading,) = results
@@ -264,6 +264,26 @@ class Benchmark:
             "filter_list": [{"name": FILTER, "filter": [{"function": "custom", "filter_fn": extract}]}],
             "process_results": process_results,
         }
+
+    def _readings(self, found: object, wanted: int) -> list[Reading]:
+        """What `read` returned.
+
+        Raises:
+            ComponentError: it is not one reading for each document, with all that the benchmark measures.
+        """
+        needed = {"extracted", "correct", *self.other_metrics}
+        if not isinstance(found, list | tuple) or len(found) != wanted:
+            told = f"{len(found)} readings" if isinstance(found, list | tuple) else brief(found)
+            raise ComponentError(
+                f"the benchmark {self.name} returned {told} from read: expected one for each of {wanted}"
+            )
+        for reading in found:
+            if not isinstance(reading, dict) or not needed <= reading.keys():
+                raise ComponentError(
+                    f"the benchmark {self.name} returned the reading {brief(reading)}: expected the keys "
+                    f"{', '.join(sorted(needed))}"
+                )
+        return list(found)
 
     def outcome(self, sample: Mapping[str, Any]) -> Outcome:
         """What came of one document, out of a sample that lm-eval logged for this benchmark's task."""

@@ -27,7 +27,9 @@ from ._divergence import head_statistics as head_statistics
 from ._divergence import output_divergence as output_divergence
 from ._divergence import quadratic_divergence as quadratic_divergence
 from ._divergence import top_entries as top_entries
+from ._errors import ComponentError as ComponentError
 from ._errors import SemalignError as SemalignError
+from ._errors import brief as brief
 from ._fidelity import FidelityReport as FidelityReport
 from ._fidelity import LayerFidelity as LayerFidelity
 from ._fidelity import PairedResiduals as PairedResiduals
@@ -62,6 +64,7 @@ __all__ = [
     "ArtifactManifest",
     "BasisManifest",
     "COARSE",
+    "ComponentError",
     "Components",
     "Contract",
     "Divergence",
@@ -88,6 +91,7 @@ __all__ = [
     "accumulation_dtype",
     "align_vocabularies",
     "answer_nll",
+    "brief",
     "cell_divergence",
     "check_replaceable",
     "checked",

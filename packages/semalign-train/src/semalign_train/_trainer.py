@@ -21,7 +21,9 @@ from semalign_align import (
     Step,
     SupervisionManifest,
     TopK,
+    count_of,
     position_mask,
+    total_of,
 )
 from semalign_attribution import DecoderView, undisturbed, view_of
 from semalign_geometry import SemalignError
@@ -164,7 +166,7 @@ class FrontierTrainer:
             raise SemalignError(
                 f"two terms of the loss have one name ({', '.join(names)}): give the own objective another"
             )
-        silent = [term.name for _, term in self._terms if term.count(supervision.counts) == 0]
+        silent = [term.name for _, term in self._terms if count_of(term, supervision.counts) == 0]
         if silent:
             told = f"no training example has enough supervised tokens for {' or '.join(silent)}"
             if len(silent) == len(self._terms):
@@ -214,6 +216,7 @@ class FrontierTrainer:
             DivergedError: more gradients were not finite than `config.guards` allows, or the weights are not after a
                 stage.
             SemalignError: the checkpoints are those of another training.
+            ComponentError: an own objective did not return a number.
 
         After any other error under `config.shard_frozen` each process keeps its share of the target alone.
         """
@@ -425,9 +428,9 @@ class FrontierTrainer:
         chunks = [list(range(start, min(start + size, len(store)))) for start in range(0, len(store), size)]
         for indices, mine in self._ranks.deal(chunks):
             step = self._forward(layer, indices, store, hidden=None, start=1)
-            sums += mine * torch.tensor([float(term.total(step)) for _, term in self._terms], dtype=torch.float64)
+            sums += mine * torch.tensor([float(total_of(term, step)) for _, term in self._terms], dtype=torch.float64)
         (sums,) = self._ranks.add([sums])
-        units = [max(1, term.count(store.counts)) for _, term in self._terms]
+        units = [max(1, count_of(term, store.counts)) for _, term in self._terms]
         weights = [weight for weight, _ in self._terms]
         return float(
             sum(weight * total / unit for weight, total, unit in zip(weights, sums.tolist(), units, strict=True))
@@ -442,7 +445,7 @@ class FrontierTrainer:
         """Leave the gradient of the weighted loss over an optimisation batch in `parameters`; means and norms of the
         terms."""
         counts = self.supervision.counts[list(indices)]
-        units = {term.name: term.count(counts) for _, term in self._terms}
+        units = {term.name: count_of(term, counts) for _, term in self._terms}
         active = [(weight, term) for weight, term in self._terms if units[term.name] > 0]
         losses = torch.zeros(len(active), dtype=torch.float64)
         gradients = [[torch.zeros_like(parameter) for parameter in parameters] for _ in active]
@@ -450,7 +453,7 @@ class FrontierTrainer:
             with torch.enable_grad():
                 step = self._forward(layer, micro, self.supervision, hidden=prefix.inputs(micro), start=layer)
             for place, (weight, term) in enumerate(active):
-                mean = mine * term.total(step) / units[term.name]
+                mean = mine * total_of(term, step) / units[term.name]
                 losses[place] += float(mean.detach())
                 parts = torch.autograd.grad(
                     weight * mean, parameters, retain_graph=place + 1 < len(active), materialize_grads=True
