@@ -8,6 +8,7 @@ import math
 import os
 import shlex
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from semalign_geometry import SemalignError
 from .console import Console, interruptible, logged
 from .estimate import describe, find_shape, presets_table
 from .experiment import Experiment, load_experiment, preset_names
+from .failures import is_full_memory, memory_message
 from .methods import as_method
 from .models import cache_folder
 from .phase_cache import entries, prune
@@ -73,7 +75,11 @@ examples:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit code: 0 done, 1 pair refused, 2 input that cannot be used, 130 interrupted."""
+    """Run the command.
+
+    Returns:
+        The exit code: 0 done, 1 pair refused, 2 input that cannot be used, 3 a bug of ours, 130 interrupted.
+    """
     if arguments is None:
         gc.freeze()  # what was imported stays: a second is saved where it is not looked at again and again
     given = list(sys.argv[1:] if arguments is None else arguments)
@@ -113,6 +119,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     except OSError as error:
         return _fail(_disk_message(error))
+    except Exception as error:
+        if is_full_memory(error):
+            return _fail(memory_message(error))
+        traceback.print_exc()
+        print("semalign: this is a bug: please report the lines above, and the command", file=sys.stderr)
+        return 3
     except KeyboardInterrupt:
         print(f"semalign: interrupted{_way_on(command, given)}", file=sys.stderr)
         return 130

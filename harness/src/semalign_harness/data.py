@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jinja2 import StrictUndefined, TemplateError, UndefinedError
+from jinja2 import StrictUndefined, UndefinedError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from semalign_attribution import IGNORE, Batch
 from semalign_geometry import SemalignError
@@ -16,6 +16,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
 from .experiment import DataConfig, RowsConfig
+from .failures import naming
 from .row_files import Row, is_file_name, read_local
 from .tiny import arithmetic_rows
 
@@ -167,11 +168,9 @@ def encode_row(row: Row, tokenizer: PreTrainedTokenizerBase, config: RowsConfig,
         prompt_text = "\n".join(message["content"] for message in messages[:-1])
         answer_text = answer + str(tokenizer.eos_token or "")
     else:
-        try:
+        with naming(f"the chat template refuses {name}"):
             prompt_text = str(tokenizer.apply_chat_template(messages[:-1], tokenize=False, add_generation_prompt=True))
             whole = str(tokenizer.apply_chat_template(messages, tokenize=False))
-        except TemplateError as error:
-            raise SemalignError(f"the chat template refuses {name}: {error}") from error
         if not whole.startswith(prompt_text):
             raise SemalignError(
                 "the chat template renders a prompt differently once its answer follows, so the answer cannot be told "
@@ -179,8 +178,9 @@ def encode_row(row: Row, tokenizer: PreTrainedTokenizerBase, config: RowsConfig,
             )
         answer_text = whole[len(prompt_text) :]
     add_special = tokenizer.chat_template is None
-    prompt_ids = tokenizer(prompt_text, add_special_tokens=add_special)["input_ids"]
-    answer_ids = tokenizer(answer_text, add_special_tokens=False)["input_ids"]
+    with naming(f"the tokenizer refuses {name}"):
+        prompt_ids = tokenizer(prompt_text, add_special_tokens=add_special)["input_ids"]
+        answer_ids = tokenizer(answer_text, add_special_tokens=False)["input_ids"]
     if tokenizer.eos_token_id in answer_ids:
         answer_ids = answer_ids[: answer_ids.index(tokenizer.eos_token_id) + 1]
     if not prompt_ids or not answer_ids:

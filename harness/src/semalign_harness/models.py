@@ -34,6 +34,7 @@ from transformers.utils.hub import cached_file, extract_commit_hash
 
 from .estimate import ModelShape, shape_of
 from .experiment import ModelConfig
+from .failures import naming, reason
 from .known_models import KnownModel, known_path
 from .locking import lock_of
 from .resources import bfloat16_is_fast
@@ -66,7 +67,8 @@ class OpenedModel:
     @cached_property
     def shape(self) -> ModelShape:
         """Its sizes."""
-        return shape_of(self.config)
+        with naming(f"{self.settings.path} is no decoder-only causal language model"):
+            return shape_of(self.config)
 
     @cached_property
     def entries(self) -> dict[str, int]:
@@ -136,13 +138,35 @@ def open_model(
             if commit is None:
                 raise SemalignError(f"the hub does not tell which commit of {settings.path} it gave")
         config = AutoConfig.from_pretrained(place, revision=commit)
+        _check_types(config, settings.path)
         kinds = config.architectures or []
         if kinds and not any(
             kind.endswith(("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")) for kind in kinds
         ):
             raise SemalignError(f"{settings.path} is a {kinds[0]}, expected a decoder-only causal language model")
         tokenizer = AutoTokenizer.from_pretrained(place, revision=commit)
+        tokenizer("a")  # which some damaged tokenizers fail in first
     return OpenedModel(settings, place, commit, config.get_text_config(decoder=True), tokenizer)
+
+
+def _check_types(config: PreTrainedConfig, path: str) -> None:
+    """See that the parts of a configuration that are read here are what they should be: transformers checks the others.
+
+    Raises:
+        SemalignError: one is not.
+    """
+    kinds, text = config.architectures, config.get_text_config(decoder=True)
+    if not isinstance(text, PreTrainedConfig):
+        wrong = f"its text configuration is {str(text)[:60]!r}"
+    elif not (kinds is None or isinstance(kinds, list) and all(isinstance(kind, str) for kind in kinds)):
+        wrong = f"architectures is {str(kinds)[:60]}, expected a list of names"
+    elif not (text.dtype is None or isinstance(text.dtype, torch.dtype) and text.dtype.is_floating_point):
+        wrong = f"dtype is {str(text.dtype)[:60]}, expected one such as bfloat16"
+    elif getattr(text, "num_hidden_layers", None) == 0:
+        wrong = "it has no layers"
+    else:
+        return
+    raise SemalignError(f"the config.json of {path} is damaged ({wrong}): fetch it again, or mend it")
 
 
 def check_pulled(settings: ModelConfig) -> None:
@@ -253,15 +277,10 @@ def check_tokenizers(source: OpenedModel, target: OpenedModel, texts: list[str])
 
 @contextmanager
 def _named(settings: ModelConfig, place: str) -> Iterator[None]:
-    """Any failure of transformers' loaders, which have no common base class of errors, in one sentence."""
-    try:
+    """Any failure of transformers' loaders in one sentence."""
+    where = "" if Path(place).exists() else "is no local folder or .gguf file, and "
+    with naming(f"{settings.path!r} {where}could not be loaded as a language model"):
         yield
-    except SemalignError:
-        raise
-    except Exception as error:
-        reason = " ".join(str(error).split()).partition(". ")[0][:200]
-        where = "" if Path(place).exists() else "is no local folder or .gguf file, and "
-        raise SemalignError(f"{settings.path!r} {where}could not be loaded as a language model: {reason}") from error
 
 
 def _make_savable(model: PreTrainedModel, path: str) -> None:
@@ -277,8 +296,8 @@ def _make_savable(model: PreTrainedModel, path: str) -> None:
             settings.validate(strict=True)
         except ValueError as error:
             raise SemalignError(
-                f"{path} has generation settings that transformers refuses to save "
-                f"({' '.join(str(error).split())[:160]}): mend its generation_config.json"
+                f"{path} has generation settings that transformers refuses to save ({reason(error)}): mend its "
+                "generation_config.json"
             ) from error
 
 
@@ -346,7 +365,7 @@ def _convert(path: Path, folder: Path) -> None:
             )
         tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
     except Exception as error:  # a damaged file can fail anywhere in the reader
-        raise SemalignError(f"{path} cannot be read as a GGUF model: {' '.join(str(error).split())[:200]}") from error
+        raise SemalignError(f"{path} cannot be read as a GGUF model: {reason(error)}") from error
     _tie_like_upstream(model)
     if model.config.model_type.startswith("qwen2"):
         # What the upstream tokenizer and generation settings have and the file does not carry.

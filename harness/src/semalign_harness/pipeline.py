@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM
 from .console import Console
 from .data import Split
 from .experiment import Experiment
+from .failures import naming
 from .inputs import Inputs, load, read_inputs
 from .measure import Measurement, measured
 from .methods import KNOWN_METHODS, JointMethod, MethodContext, MethodReport, as_method
@@ -157,7 +158,8 @@ def run_experiment(
             supervision_bytes = bytes_in(stores.train.folder) if isinstance(stores.train, Supervision) else 0
             target = load(console, "target", inputs.target, device)
             # A target that does not fit fails here.
-            FrontierTrainer(target.model, stores.train, experiment.train, held_out=stores.held_out)
+            with naming(f"the target {experiment.target.path} cannot be trained"):
+                FrontierTrainer(target.model, stores.train, experiment.train, held_out=stores.held_out)
         except Exception:
             if not resumed and ranks.is_first:
                 empty(folder)
@@ -167,10 +169,12 @@ def run_experiment(
         context = MethodContext(experiment, inputs, target, stores, plan, folder, console, device, metrics)
         peak = peak_memory(device)
         forget_peak_memory(device)
-        training = method.run(context)
+        with naming(f"the target {experiment.target.path} cannot be trained"):
+            training = method.run(context)
         training_peak = peak_memory(device)
         saved: list[LoadedModel] = []
-        with console.step("save the target, reload it, compare logits"):
+        named = naming("the trained target cannot be saved and loaded again")
+        with console.step("save the target, reload it, compare logits"), named:
             ranks.from_first(lambda: saved.append(save_and_reload(target, folder / "model")))
         reloaded = saved[0] if saved else target  # which computes the same, as the first process has seen
         after = measured(experiment, console, "target after", reloaded, stores.held_out, inputs.split)
@@ -353,7 +357,8 @@ def _check_unchanged(now: Environment, began: Environment, folder: Path, console
 
 def _layers(loaded: LoadedModel, held_out: Supervision, console: Console) -> tuple[int, Matrix]:
     """The target's layers against those that the source left behind."""
-    with console.step("compare the layers with the source's"):
+    named = naming(f"the layers of {loaded.folder} cannot be compared with the source's")
+    with console.step("compare the layers with the source's"), named:
         return compare_layers(DecoderView(loaded.model), held_out)
 
 

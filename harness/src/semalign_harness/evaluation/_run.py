@@ -24,6 +24,7 @@ from semalign_geometry import SemalignError, SharedVocabulary, replace_file
 
 from ..benchmarks import KNOWN_TASKS, Benchmark, Document, find_benchmark, sample
 from ..console import Console
+from ..failures import naming
 from ..generation import GENERATION
 from ..journal import Journal
 from ..models import OpenedModel, cache_folder, check_tokenizers, identity, load_model, open_model
@@ -96,15 +97,18 @@ def evaluate(config: EvaluationConfig, folder: Path, *, console: Console | None 
     }
     if runner.lm.rank != 0:
         return None
-    texts = {name: runner.texts(find_benchmark(name), *drawn[name]) for name in results}
-    if config.gold:
-        for name, records in results.items():
-            _add_gold(records, texts[name], runner.lm)
+    with naming(f"reference answers cannot go through {config.model.path}"):
+        texts = {name: runner.texts(find_benchmark(name), *drawn[name]) for name in results}
+        if config.gold:
+            for name, records in results.items():
+                _add_gold(records, texts[name], runner.lm)
     runner.lm.release()
     if source is not None and shared is not None:
         compare = _comparer(source, opened, shared, runner, str(source_sha256))
         for name, records in results.items():
-            for record, value in zip(records, compare(texts[name]), strict=True):
+            with naming(f"{config.model.path} cannot be compared with {source.settings.path}"):
+                agreed = compare(texts[name])
+            for record, value in zip(records, agreed, strict=True):
                 record |= {"kl": value.kl, "agreement": value.agreement, "tokens": value.tokens}
 
     benchmarks: dict[Name, BenchmarkResult] = {}
@@ -258,7 +262,8 @@ class _Runner:
         judged = functools.partial(judge, allow_weak=self.config.allow_weak_sandbox) if benchmark.runs_code else None
         task = benchmark.task(rows, chat=self.chat, judge=judged)
         # lm-eval draws bars of its own on standard error.
-        with self.console.step(benchmark.name), contextlib.redirect_stderr(io.StringIO()):
+        named = naming(f"{benchmark.name} cannot be put to {self.config.model.path}")
+        with self.console.step(benchmark.name), contextlib.redirect_stderr(io.StringIO()), named:
             found = run_tasks(
                 self.lm,
                 TaskManager(include_defaults=False).load([task]),
