@@ -8,6 +8,7 @@ import math
 import os
 import shlex
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from .console import Console, interruptible, logged
 from .dry_run import DryRun
 from .estimate import describe, find_shape, presets_table
 from .experiment import Experiment, load_experiment, preset_names
+from .failures import is_full_memory, memory_message
 from .methods import as_method
 from .models import cache_folder
 from .phase_cache import entries, prune
@@ -74,7 +76,11 @@ examples:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit code: 0 done, 1 pair refused, 2 input that cannot be used, 130 interrupted."""
+    """Run the command.
+
+    Returns:
+        The exit code: 0 done, 1 pair refused, 2 input that cannot be used, 3 a bug of ours, 130 interrupted.
+    """
     if arguments is None:
         gc.freeze()  # what was imported stays: a second is saved where it is not looked at again and again
     given = list(sys.argv[1:] if arguments is None else arguments)
@@ -118,6 +124,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         place = str(interrupt) if command == "run" else ""
         print(f"semalign: interrupted{_way_on(command, given, place)}", file=sys.stderr)
         return 130
+    except Exception as error:
+        if is_full_memory(error):
+            return _fail(memory_message(error))
+        traceback.print_exc()
+        print("semalign: this is a bug: please report the lines above, and the command", file=sys.stderr)
+        return 3
     finally:
         leave()
 

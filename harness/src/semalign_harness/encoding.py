@@ -10,10 +10,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from jinja2 import Environment, TemplateError, TemplateSyntaxError, meta, nodes
+from jinja2 import Environment, TemplateSyntaxError, meta, nodes
 from pydantic import AfterValidator, JsonValue
 from semalign_geometry import SemalignError
 from transformers import PreTrainedTokenizerBase
+
+from .failures import naming
 
 ENCODING = 1
 """Raised when the same text may become other token ids: kept answers of benchmarks are then computed again."""
@@ -188,12 +190,11 @@ class TextEncoder:
         for field, value in more.items():
             if value and not isinstance(value, list) and field not in self.unread(conversation):
                 raise SemalignError(f"{name} has {field} that are no list: write a list of JSON objects there")
-        try:
+        with naming(f"the chat template refuses {name}"):
             prompt = self.prompt(messages[:-1], **more)
             tail = self._tail(prompt, self.render(messages, **more)) if self.chat else answer
-        except TemplateError as error:
-            raise SemalignError(f"the chat template refuses {name}: {error}") from error
-        prompt_ids, answer_ids = self.pair_ids(prompt, self._ended(tail, answer, name))
+        with naming(f"the tokenizer refuses {name}"):
+            prompt_ids, answer_ids = self.pair_ids(prompt, self._ended(tail, answer, name))
         if not prompt_ids or not answer_ids:
             raise SemalignError(f"{name} has an empty prompt or answer after encoding")
         return Example(tuple(prompt_ids), tuple(answer_ids), answer)

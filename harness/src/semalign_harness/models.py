@@ -37,6 +37,7 @@ from transformers.utils.hub import cached_file, extract_commit_hash
 
 from .estimate import ModelShape, catalogue, shape_of
 from .experiment import ModelConfig
+from .failures import naming, reason
 from .generation import Way, check_generation
 from .known_models import KnownModel, known_path
 from .locking import lock_of
@@ -80,7 +81,8 @@ class OpenedModel:
     @cached_property
     def shape(self) -> ModelShape:
         """Its sizes."""
-        return shape_of(self.config)
+        with naming(f"{self.settings.path} is no decoder-only causal language model"):
+            return shape_of(self.config)
 
     @cached_property
     def entries(self) -> dict[str, int]:
@@ -154,12 +156,14 @@ def open_model(
             if commit is None:
                 raise SemalignError(f"the hub does not tell which commit of {settings.path} it gave")
         config = AutoConfig.from_pretrained(place, revision=commit, trust_remote_code=False)
+        _check_types(config, settings.path)
         kinds = config.architectures or []
         if kinds and not any(
             kind.endswith(("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")) for kind in kinds
         ):
             raise SemalignError(f"{settings.path} is a {kinds[0]}, expected a decoder-only causal language model")
         tokenizer = AutoTokenizer.from_pretrained(place, revision=commit, trust_remote_code=False)
+        tokenizer("a")  # which some damaged tokenizers fail in first
     text = config.get_text_config(decoder=True)
     return OpenedModel(settings, place, commit, text, tokenizer, _quantisation(config) or _quantisation(text))
 
@@ -217,6 +221,26 @@ def awaited(settings: ModelConfig) -> str | None:
 def _is_local(path: str) -> bool:
     """Whether a path cannot be the id of a model on the hub."""
     return Path(path).suffix == ".gguf" or Path(path).is_absolute() or path[:1] in (".", "~") or path.count("/") > 1
+
+
+def _check_types(config: PreTrainedConfig, path: str) -> None:
+    """See that the parts of a configuration that are read here are what they should be: transformers checks the others.
+
+    Raises:
+        SemalignError: one is not.
+    """
+    kinds, text = config.architectures, config.get_text_config(decoder=True)
+    if not isinstance(text, PreTrainedConfig):
+        wrong = f"its text configuration is {str(text)[:60]!r}"
+    elif not (kinds is None or isinstance(kinds, list) and all(isinstance(kind, str) for kind in kinds)):
+        wrong = f"architectures is {str(kinds)[:60]}, expected a list of names"
+    elif not (text.dtype is None or isinstance(text.dtype, torch.dtype) and text.dtype.is_floating_point):
+        wrong = f"dtype is {str(text.dtype)[:60]}, expected one such as bfloat16"
+    elif getattr(text, "num_hidden_layers", None) == 0:
+        wrong = "it has no layers"
+    else:
+        return
+    raise SemalignError(f"the config.json of {path} is damaged ({wrong}): fetch it again, or mend it")
 
 
 def check_pulled(settings: ModelConfig) -> None:
@@ -388,20 +412,18 @@ def check_tokenizers(source: OpenedModel, target: OpenedModel, texts: list[str])
 
 @contextmanager
 def _named(settings: ModelConfig, place: str) -> Iterator[None]:
-    """Any failure of transformers' loaders, which have no common base class of errors, in one sentence."""
-    try:
-        yield
-    except SemalignError:
-        raise
-    except Exception as error:
-        if "trust_remote_code" in str(error):
-            raise SemalignError(
-                f"{settings.path!r} needs Python code that comes with it, which is never run here: choose a model that "
-                "transformers knows by itself"
-            ) from error
-        reason = " ".join(str(error).split()).partition(". ")[0][:200]
-        where = "" if Path(place).exists() else "is no local folder or .gguf file, and "
-        raise SemalignError(f"{settings.path!r} {where}could not be loaded as a language model: {reason}") from error
+    """Any failure of transformers' loaders in one sentence."""
+    where = "" if Path(place).exists() else "is no local folder or .gguf file, and "
+    with naming(f"{settings.path!r} {where}could not be loaded as a language model"):
+        try:
+            yield
+        except (ValueError, OSError, ImportError) as error:
+            if "trust_remote_code" in str(error):
+                raise SemalignError(
+                    f"{settings.path!r} needs Python code that comes with it, which is never run here: choose a model "
+                    "that transformers knows by itself"
+                ) from error
+            raise
 
 
 def _make_savable(model: PreTrainedModel, path: str) -> None:
@@ -417,8 +439,8 @@ def _make_savable(model: PreTrainedModel, path: str) -> None:
             settings.validate(strict=True)
         except ValueError as error:
             raise SemalignError(
-                f"{path} has generation settings that transformers refuses to save "
-                f"({' '.join(str(error).split())[:160]}): mend its generation_config.json"
+                f"{path} has generation settings that transformers refuses to save ({reason(error)}): mend its "
+                "generation_config.json"
             ) from error
 
 
@@ -495,7 +517,7 @@ def _convert(path: Path, folder: Path) -> None:
             )
         tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name, trust_remote_code=False)
     except Exception as error:  # a damaged file can fail anywhere in the reader
-        raise SemalignError(f"{path} cannot be read as a GGUF model: {' '.join(str(error).split())[:200]}") from error
+        raise SemalignError(f"{path} cannot be read as a GGUF model: {reason(error)}") from error
     _tie_like_upstream(model)
     if model.config.model_type.startswith("qwen2"):
         # What the upstream tokenizer and generation settings have and the file does not carry.

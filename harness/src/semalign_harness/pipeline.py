@@ -19,6 +19,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from .console import Console
 from .data import Split
 from .experiment import Experiment
+from .failures import naming
 from .inputs import Inputs, load, read_inputs
 from .measure import Measurement, measured
 from .methods import KNOWN_METHODS, JointMethod, Method, MethodContext, MethodReport, as_method
@@ -177,7 +178,8 @@ def run_experiment(
             generates = experiment.measure.answer_rows > 0
             target = load(console, "target", inputs.target, device, generates=generates)
             # A target that does not fit fails here.
-            FrontierTrainer(target.model, stores.train, experiment.train, held_out=stores.held_out)
+            with naming(f"the target {experiment.target.path} cannot be trained"):
+                FrontierTrainer(target.model, stores.train, experiment.train, held_out=stores.held_out)
         except Exception:
             if not resumed and ranks.is_first:
                 empty(folder)
@@ -188,14 +190,16 @@ def run_experiment(
         peak = peak_memory(device)
         forget_peak_memory(device)
         try:
-            training = _report_of(method, method.run(context))
+            with naming(f"the target {experiment.target.path} cannot be trained"):
+                training = _report_of(method, method.run(context))
         except ComponentError:
             if not resumed and ranks.is_first:
                 empty(folder)  # its code must change, and a run of another code begins in an empty folder
             raise
         training_peak = peak_memory(device)
         saved: list[LoadedModel] = []
-        with console.step("save the target, reload it, compare logits"):
+        named = naming("the trained target cannot be saved and loaded again")
+        with console.step("save the target, reload it, compare logits"), named:
             ranks.from_first(lambda: saved.append(save_and_reload(target, folder / "model")))
         reloaded = saved[0] if saved else target  # which computes the same, as the first process has seen
         after = measured(experiment, console, "target after", reloaded, stores.held_out, inputs.split)
@@ -474,7 +478,8 @@ def _entries(value: Any) -> dict[str, Any]:
 
 def _layers(loaded: LoadedModel, held_out: Supervision, console: Console) -> tuple[int, Matrix]:
     """The target's layers against those that the source left behind."""
-    with console.step("compare the layers with the source's"):
+    named = naming(f"the layers of {loaded.folder} cannot be compared with the source's")
+    with console.step("compare the layers with the source's"), named:
         return compare_layers(DecoderView(loaded.model), held_out)
 
 

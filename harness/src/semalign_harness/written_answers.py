@@ -15,6 +15,7 @@ from torch import Tensor
 from .console import Console
 from .encoding import Example
 from .experiment import DataConfig, Experiment, WritingConfig
+from .failures import naming
 from .generation import GENERATION, end_ids, generate, likeliest
 from .inputs import Inputs, load
 from .journal import Answer, Journal, request_key
@@ -155,7 +156,8 @@ def _written(
             size = ROWS_AT_ONCE * experiment.batch_size
             parts = [missing[start : start + size] for start in range(0, len(missing), size)]
             for part in console.progress(f"write {len(missing)} answers", parts[ranks.rank :: ranks.size]):
-                _write(part, loaded, wanted, lambda prompt, answer: journal.add({key(prompt): answer}))
+                with naming(f"the {writer} {opened.settings.path} cannot write answers"):
+                    _write(part, loaded, wanted, lambda prompt, answer: journal.add({key(prompt): answer}))
             ranks.wait()
             for file in sorted(folder.glob("answers-*.jsonl")):
                 journal.read(file)

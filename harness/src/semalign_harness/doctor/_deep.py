@@ -30,6 +30,7 @@ from ..console import Console
 from ..data import batches
 from ..encoding import Example
 from ..experiment import Experiment
+from ..failures import naming
 from ..fidelity import fit_and_measure
 from ..figures import draw_similarity, standalone
 from ..inputs import load
@@ -63,7 +64,8 @@ def check_layers(pair: Pair, shared: SharedVocabulary, console: Console) -> Dept
     sides = []
     for candidate, ids in ((pair.target, shared.target_ids), (pair.source, shared.source_ids)):
         try:
-            sides.append(_side(candidate, ids, examples, pair, console))
+            with naming(f"the rows cannot go through {candidate.path}"):
+                sides.append(_side(candidate, ids, examples, pair, console))
         except SemalignError as failure:
             remedy = f"another {candidate.role}, or its checkpoint fetched again"
             return Depths([error(f"{candidate.role} weights", str(failure), remedy)])

@@ -110,7 +110,11 @@ def _tensor_files(opened: OpenedModel) -> dict[str, Path]:
     """Where each tensor of the checkpoint lies."""
     index = _file(opened, INDEX)
     if index is not None:
-        names: dict[str, str] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        content = json.loads(index.read_text(encoding="utf-8"))
+        found = content.get("weight_map") if isinstance(content, dict) else None
+        if not isinstance(found, dict) or not all(isinstance(shard, str) for shard in found.values()):
+            raise ValueError(f"{INDEX} has no weight_map of tensors to files")
+        names: dict[str, str] = found
         files = {shard: _file(opened, shard) for shard in set(names.values())}
         absent = sorted(shard for shard, file in files.items() if file is None)
         if absent and opened.commit is None:

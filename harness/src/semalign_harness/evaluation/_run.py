@@ -25,6 +25,7 @@ from semalign_geometry import SemalignError, SharedVocabulary, replace_file
 from ..benchmarks import KNOWN_TASKS, Benchmark, Document, code_of, find_benchmark, sample
 from ..console import Console
 from ..encoding import ENCODING, Example, TextEncoder
+from ..failures import naming
 from ..generation import GENERATION
 from ..journal import Journal
 from ..models import OpenedModel, cache_folder, check_tokenizers, identity, load_model, open_model
@@ -90,10 +91,11 @@ def evaluate(config: EvaluationConfig, folder: Path, *, console: Console | None 
     encoder = TextEncoder(opened.tokenizer, options=config.chat_template, date=config.date, chat=chat)
     for note in encoder.notes():
         console.note(note)
-    texts = {
-        name: _texts(find_benchmark(name), *documents, encoder) if config.gold or source else []
-        for name, documents in drawn.items()
-    }
+    with naming(f"the chat template of {config.model.path} refuses a prompt"):
+        texts = {
+            name: _texts(find_benchmark(name), *documents, encoder) if config.gold or source else []
+            for name, documents in drawn.items()
+        }
     limit = min((each.positions for each in (opened, source) if each and each.positions), default=None)
     _check_gold(texts, drawn, encoder, limit)
     runner = _Runner(config, opened, encoder, model_sha256, device, console)
@@ -108,8 +110,9 @@ def evaluate(config: EvaluationConfig, folder: Path, *, console: Console | None 
     if runner.lm.rank != 0:
         return None
     if config.gold:
-        for name, records in results.items():
-            _add_gold(records, texts[name], runner.lm)
+        with naming(f"reference answers cannot go through {config.model.path}"):
+            for name, records in results.items():
+                _add_gold(records, texts[name], runner.lm)
     runner.lm.release()
     cut: Counter[str] = Counter()
     if source is not None and shared is not None:
@@ -125,7 +128,9 @@ def evaluate(config: EvaluationConfig, folder: Path, *, console: Console | None 
                     f"{cut[name]} prompts of {name} with their solutions are longer than both models read, and were "
                     "cut on the left for the comparison with the source"
                 )
-            for record, value in zip(records, compare(examples), strict=True):
+            with naming(f"{config.model.path} cannot be compared with {source.settings.path}"):
+                agreed = compare(examples)
+            for record, value in zip(records, agreed, strict=True):
                 record |= {"kl": value.kl, "agreement": value.agreement, "tokens": value.tokens}
 
     benchmarks: dict[Name, BenchmarkResult] = {}
@@ -307,7 +312,8 @@ class _Runner:
         judged = functools.partial(judge, allow_weak=self.config.allow_weak_sandbox) if benchmark.runs_code else None
         task = benchmark.task(rows, chat=self.encoder.chat, judge=judged)
         # lm-eval draws bars of its own on standard error.
-        with self.console.step(benchmark.name), contextlib.redirect_stderr(io.StringIO()):
+        named = naming(f"{benchmark.name} cannot be put to {self.config.model.path}")
+        with self.console.step(benchmark.name), contextlib.redirect_stderr(io.StringIO()), named:
             found = run_tasks(
                 self.lm,
                 TaskManager(include_defaults=False).load([task]),
