@@ -340,7 +340,7 @@ def save_and_reload(trained: LoadedModel, folder: Path) -> LoadedModel:
                 "the saved target computes other logits than the trained one (largest difference "
                 f"{float(difference):.3g}): its architecture does not survive save_pretrained, nothing was kept"
             )
-    return LoadedModel(reloaded, trained.tokenizer, str(folder), trained.way)
+    return LoadedModel(reloaded, trained.tokenizer, str(folder), way=trained.way)
 
 
 def _origin(model: PreTrainedModel) -> str:
