@@ -303,8 +303,10 @@ def test_settings_change_what_a_run_needs() -> None:
     assert needs("supervision.dtype=int8").supervision == base.supervision - tokens * 32 * (4096 - 4)
     untransported = needs("transport.frame=none").supervision
     assert untransported == base.supervision + tokens * 32 * (5120 - 4096) * 2, "at the source's width"
-    assert base.scratch == (tokens * 4096 + 32 * 202_383_360) * 2
-    states = needs("train.checkpoint_steps=5").scratch - base.scratch
+    without = needs("train.checkpoint_minutes=null").scratch
+    assert without == (tokens * 4096 + 32 * 202_383_360) * 2
+    assert base.scratch == needs("train.checkpoint_steps=5", "train.checkpoint_minutes=null").scratch
+    states = base.scratch - without
     assert states == 3 * 3 * 4 * 16 * (2 * (4096 + 11008) + 2 * (4096 + 4096)), "the last two and the one being written"
     adapter = 16 * (2 * (4096 + 11008) + 2 * (4096 + 4096))
     assert base.training_state == adapter * 4 * (1 + 2 + 2 + 1), "weights, moments, gradients of two terms, their sum"

@@ -158,15 +158,13 @@ class Checkpoints:
         Args:
             records: the steps so far.
             tensors: gives trainable parameters and the optimiser's moments.
-            ended: whether this was the last step, whose state is saved too, by time where that is quick.
+            ended: whether this was the last step, whose state is saved too where steps are counted.
         """
         if not self._ranks.is_first:
             return
         every, minutes = self._config.checkpoint_steps, self._config.checkpoint_minutes
         if every is not None and (records[-1].step % every == 0 or ended):
             self.save_state(State(tuple(records), tensors()))
-        elif minutes is not None and ended:
-            self.keep_last(records, tensors())
         elif minutes is not None and monotonic() - self._saved_at >= max(60 * minutes, TIME_SHARE * self._took):
             try:
                 self.save_state(State(tuple(records), tensors()))
