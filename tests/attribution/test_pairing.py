@@ -298,3 +298,8 @@ def test_target_layers_are_counted_from_one(layer: int) -> None:
     assert [pairing.source_of(k) for k in (1, 2, 3)] == [1, 2, 4]
     with pytest.raises(SemalignError, match=f"target layer {layer} does not exist"):
         pairing.source_of(layer)
+
+
+def test_what_is_no_score_is_refused_in_one_sentence() -> None:
+    with pytest.raises(SemalignError, match="scores is of type list, expected a LayerScores"):
+        pair_layers([0.1, 0.9], 2)

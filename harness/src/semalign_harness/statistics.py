@@ -4,6 +4,7 @@ Items are questions, programs or documents, drawn independently; every interval 
 Where one item or one seed cannot say how far figures scatter, the interval is the whole line, not a point.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Literal
 
@@ -259,13 +260,13 @@ def estimate_gap_recovered(
 ) -> GapRecovered:
     """(after − before) / (source − before) on the same items, with its interval by the paired bootstrap.
 
-    Laws: 0 with a point interval when `after` is `before`, 1 likewise when it is `source`. The interval is Fieller's: the
-    shares ρ for which the mean of gain − ρ · gap may be zero, with the quantiles of `compare_values` for those of t.
+    Laws: 0 with a point interval when `after` is `before`, 1 likewise when it is `source`. The interval is Fieller's:
+    the shares ρ for which the mean of gain − ρ · gap may be zero, with the quantiles of `compare_values` for t's.
     Where the 95% interval of the gap itself, source − before, holds 0, no share is ruled out: `bounded` is False and no
     ends are given. Lower may be better (NLL) or higher (accuracy).
 
-    Measured on 300 items with a gap of 0.01: 3% of the intervals are bounded, and 0.94 of those hold the share, where
-    ratios of resamples were bounded in 7% and held it in one of three.
+    Simulated on 300 items with a gap of a tenth to a half of its standard error, 3% to 4% of the intervals are bounded,
+    and 0.86 to 0.94 of those hold the share: a bounded share of a small gap deserves a look at the gap's own interval.
 
     Args:
         source: the source's value on each item.
@@ -301,7 +302,7 @@ def _fieller(gap: float, residuals: Values, gaps: Values, w: Values, reach: floa
     """The δ at which the mean of residuals − δ · gaps, −δ · gap, is −`reach` of its standard errors."""
     curvature = gap**2 - reach**2 * _linearised_covariance(gaps, gaps, w)
     shared = reach * _linearised_covariance(residuals, gaps, w)
-    root = (shared**2 + curvature * _linearised_covariance(residuals, residuals, w)) ** 0.5
+    root = math.sqrt(shared**2 + curvature * _linearised_covariance(residuals, residuals, w))
     return reach * (root - shared) / curvature
 
 
