@@ -318,3 +318,8 @@ def test_a_policy_that_returns_no_layers_is_one_sentence(returned: object, told:
     with pytest.raises(SemalignError, match=told) as caught:
         pair_layers(scores_of([1.0, 2.0, 3.0]), target_depth=2, policy=Own())  # type: ignore[arg-type]
     assert isinstance(caught.value, ComponentError) == (not isinstance(returned, tuple))
+
+
+def test_what_is_no_score_is_refused_in_one_sentence() -> None:
+    with pytest.raises(SemalignError, match="scores is of type list, expected a LayerScores"):
+        pair_layers([0.1, 0.9], 2)

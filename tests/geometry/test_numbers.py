@@ -89,9 +89,7 @@ CASES: dict[str, Case] = {
     "answer_nll": Case(lambda h: answer_nll(h, HEAD, IDS)),
     "cell_divergence p": Case(lambda p: cell_divergence(p, LOGS), LOGS, has_minus_infinity=True),
     "cell_divergence q": Case(lambda q: cell_divergence(LOGS, q), LOGS, has_minus_infinity=True),
-    "cell_divergence reverse": Case(
-        lambda q: cell_divergence(LOGS, q, kind="reverse"), LOGS, has_minus_infinity=True
-    ),
+    "cell_divergence reverse": Case(lambda q: cell_divergence(LOGS, q, kind="reverse"), LOGS, has_minus_infinity=True),
     "coarse_divergence target": Case(lambda h: coarse_divergence(TOP, h, HEAD)),
     "coarse_divergence source": Case(
         lambda p: coarse_divergence(TopEntries(TOP.ids, p, TOP.tail), VECTORS, HEAD),
@@ -125,7 +123,17 @@ CASES: dict[str, Case] = {
 }
 WITHOUT_NUMBERS = {
     *("ArtifactManifest", "BasisManifest", "Contract", "FidelityReport", "LayerFidelity", "Settings"),
-    *("COARSE", "TransportManifest", "Components", "Kinds", "FRAMES", "KNOWN_FRAMES", "Frame", "LEAST_TOKENS", "MANIFEST"),
+    *(
+        "COARSE",
+        "TransportManifest",
+        "Components",
+        "Kinds",
+        "FRAMES",
+        "KNOWN_FRAMES",
+        "Frame",
+        "LEAST_TOKENS",
+        "MANIFEST",
+    ),
     *("Divergence", "Route", "Scope", "HeadStatistics", "PairedResiduals", "TopEntries", "SemalignError"),
     *("SharedVocabulary", "accumulation_dtype", "align_vocabularies", "checked", "final_norm"),
     *("check_replaceable", "new_folder", "read_artifact", "read_manifest", "replace_file", "save_tensors"),
@@ -216,17 +224,29 @@ def test_what_is_no_tensor_is_refused_in_one_sentence(name: str) -> None:
     ("call", "words"),
     [
         (lambda: _centred_alone(VECTORS.numpy()), r"representation is of type ndarray, .* \(n, d\): pass torch"),
-        (lambda: SemanticBasis.from_head(nn.Linear(4, 9)), r"weight is of type Linear, .* \(rows, d\): pass its .weight"),
+        (
+            lambda: SemanticBasis.from_head(nn.Linear(4, 9)),
+            r"weight is of type Linear, .* \(rows, d\): pass its .weight",
+        ),
         (lambda: SemanticBasis.from_head(WEIGHT[0]), r"weight is a tensor of float32 of shape \(4,\), expected"),
-        (lambda: SemanticBasis.from_head(WEIGHT, entries=[1, 2]), r"entries is of type list, expected an integer tensor"),
-        (lambda: SemanticBasis.from_head(WEIGHT.T), r"4 rows and 20 columns, .* pass weight.T, or entries=torch.arange"),
+        (
+            lambda: SemanticBasis.from_head(WEIGHT, entries=[1, 2]),
+            r"entries is of type list, expected an integer tensor",
+        ),
+        (
+            lambda: SemanticBasis.from_head(WEIGHT.T),
+            r"4 rows and 20 columns, .* pass weight.T, or entries=torch.arange",
+        ),
         (lambda: SemanticBasis.from_model(WEIGHT), "model is a tensor of float32 .*, expected a Module"),
         (
             lambda: fit_transport(WEIGHT, WEIGHT),
             "source is .* expected a SemanticBasis: make one with SemanticBasis.from_model or SemanticBasis.from_head",
         ),
         (lambda: answer_nll(VECTORS, WEIGHT, IDS), "head is .* expected a Head: make one with Head.from_model"),
-        (lambda: Head.__post_init__(SimpleNamespace(weight=nn.Linear(4, 9), bias=None)), "weight is of type Linear, .*: pass its .weight"),
+        (
+            lambda: Head.__post_init__(SimpleNamespace(weight=nn.Linear(4, 9), bias=None)),
+            "weight is of type Linear, .*: pass its .weight",
+        ),
         (lambda: relation_distance(VECTORS, OTHERS, mask=[True] * TOKENS), "mask is of type list, .* a boolean tensor"),
     ],
 )

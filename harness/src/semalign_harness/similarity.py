@@ -58,7 +58,10 @@ def similarity_matrix(target: Contributions, source: Contributions) -> Matrix:
         SemalignError: a layer adds values that are not finite, so that it is like none.
     """
     found_TS = linear_cka_matrix(*([vectors for _, vectors in sorted(side.items())] for side in (target, source)))
-    for role, side, broken in (("target", target, found_TS.isnan().all(1)), ("source", source, found_TS.isnan().all(0))):
+    for role, side, broken in (
+        ("target", target, found_TS.isnan().all(1)),
+        ("source", source, found_TS.isnan().all(0)),
+    ):
         if broken.any():
             layer = sorted(side)[int(broken.nonzero()[0])]
             raise SemalignError(

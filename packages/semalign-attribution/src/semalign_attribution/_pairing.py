@@ -4,7 +4,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from pydantic import Field, model_validator
-from semalign_geometry import ComponentError, Contract, SemalignError, Settings, brief
+from semalign_geometry import ComponentError, Contract, SemalignError, Settings, brief, checked
 
 from ._scores import LayerScores
 
@@ -179,6 +179,7 @@ POLICIES: dict[str, PairingPolicy] = {
 """The policies that a name stands for; `Manual` needs its layers."""
 
 
+@checked
 def pair_layers(scores: LayerScores, target_depth: int, *, policy: str | PairingPolicy = "monotone") -> LayerPairing:
     """Choose exactly one source layer for each target layer.
 

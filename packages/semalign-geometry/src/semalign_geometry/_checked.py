@@ -22,15 +22,16 @@ _KINDS = {"Float": "a floating-point", "Int": "an integer", "Bool": "a boolean"}
 def checked(function: Callable[ParametersT, ResultT]) -> Callable[ParametersT, ResultT]:
     """Refuse arguments that are not the tensors or objects that a function's signature names.
 
-    Numbers, strings and the content of containers are left to the function.
+    Numbers, strings and the content of containers are left to the function, and so is which model a module is: adapters
+    wrap models.
 
     Example:
         >>> @checked
-        ... def width(weight: nn.Linear) -> int:
-        ...     return weight.in_features
-        >>> width([1.0, 2.0])
+        ... def size(weight: Tensor) -> int:
+        ...     return weight.numel()
+        >>> size([1.0, 2.0])
         Traceback (most recent call last):
-        semalign_geometry._errors.SemalignError: weight is of type list, expected a Linear
+        semalign_geometry._errors.SemalignError: weight is of type list, expected a Tensor: pass torch.as_tensor(…)
     """
     signature = inspect.signature(function)
     wanted = {name: kinds for name, each in signature.parameters.items() if (kinds := _kinds(each.annotation))}
@@ -45,7 +46,7 @@ def checked(function: Callable[ParametersT, ResultT]) -> Callable[ParametersT, R
     return call
 
 
-def check(name: str, value: Any, *kinds: type) -> None:
+def check(name: str, value: Any, *kinds: Any) -> None:
     """Check that a value is of one of some classes or jaxtyping annotations.
 
     Raises:
@@ -65,6 +66,7 @@ def _kinds(annotation: Any) -> tuple[type, ...]:
     """The classes that an annotation names; none where a value cannot be judged by its class."""
     union = typing.get_origin(annotation) in (typing.Union, types.UnionType)
     kinds = [typing.get_origin(each) or each for each in (typing.get_args(annotation) if union else (annotation,))]
+    kinds = [nn.Module if isinstance(each, type) and issubclass(each, nn.Module) else each for each in kinds]
     known = all(isinstance(each, type) and not getattr(each, "_is_protocol", False) for each in kinds)
     return tuple(kinds) if known and not set(kinds) & set(_LEFT_ALONE) else ()
 

@@ -54,8 +54,8 @@ def output_divergence(
 ) -> Float[Tensor, " n"]:
     """Exact KL(p_S ‖ p_T) of each token, in nats, with p = softmax(logits / temperature) on both sides.
 
-    Laws: ≥ 0; 0 for equal logits; independent of the chunk size; NaN for a token with hidden states that are not finite.
-    No factor temperature² is applied: gradients shrink as 1 / temperature².
+    Laws: ≥ 0; 0 for equal logits; independent of the chunk size; NaN for a token with hidden states that are not
+    finite. No factor temperature² is applied: gradients shrink as 1 / temperature².
 
     Args:
         source_hidden: (n, d_S), what the source feeds its head; constant, no gradient.

@@ -91,7 +91,9 @@ def relation_distances(
 ) -> tuple[Float[Tensor, " s"], Bool[Tensor, " s"]]:
     """`relation_distance` of each sequence (one for scope `batch`), and which of them have three tokens or more.
 
-    A sequence with a counted value that is not finite has the distance NaN; the others keep theirs. The arguments and errors are those of `relation_distance`.
+    A sequence with a counted value that is not finite has the distance NaN; the others keep theirs.
+
+    The arguments and errors are those of `relation_distance`.
 
     Returns:
         (s,) distances, float32 (float64 for float64 input), and (s,) truth values.

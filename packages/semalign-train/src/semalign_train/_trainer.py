@@ -26,7 +26,7 @@ from semalign_align import (
     total_of,
 )
 from semalign_attribution import DecoderView, undisturbed, view_of
-from semalign_geometry import SemalignError
+from semalign_geometry import SemalignError, checked
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -71,6 +71,7 @@ class FrontierTrainer:
     Source: v2, method 2.6.
     """
 
+    @checked
     def __init__(
         self,
         target: PreTrainedModel | DecoderView,
