@@ -263,7 +263,8 @@ def unused_tensors(model: PreTrainedModel, surplus: Iterable[str], path: str) ->
     buffers = {name for name, _ in model.named_buffers()}
     buffers |= {name.removeprefix(f"{model.base_model_prefix}.") for name in buffers}
     modules = {name for name, _ in model.named_modules()}
-    beside, odd = [], []
+    beside: list[str] = []
+    odd: list[str] = []
     for name in sorted(surplus):
         parts = name.split(".")
         if name in buffers or parts[-1] in COMPUTED:
