@@ -102,12 +102,17 @@ def load(console: Console, label: str, opened: OpenedModel, device: torch.device
     with console.step(f"load the {label}"):
         loaded = load_model(opened, device=device)
     console.note(f"the {label} computes in {str(loaded.model.dtype).removeprefix('torch.')} on {device}")
+    note_unused(console, label, loaded)
+    return loaded
+
+
+def note_unused(console: Console, label: str, loaded: LoadedModel) -> None:
+    """Name the tensors of a checkpoint that its language model does without."""
     if loaded.unused:
         console.note(
             f"{len(loaded.unused)} tensors of the {label}'s checkpoint are no part of its language model and are "
             f"ignored, such as {loaded.unused[0]}"
         )
-    return loaded
 
 
 def _check_rows(

@@ -25,6 +25,7 @@ from semalign_geometry import SemalignError, SharedVocabulary, replace_file
 from ..benchmarks import KNOWN_TASKS, Benchmark, Document, find_benchmark, sample
 from ..console import Console
 from ..generation import GENERATION
+from ..inputs import note_unused
 from ..journal import Journal
 from ..models import OpenedModel, cache_folder, check_tokenizers, identity, load_model, open_model
 from ..resources import join
@@ -226,6 +227,7 @@ class _Runner:
             from ._greedy import GreedyLM
 
             loaded = load_model(self.opened, device=self.device)
+            note_unused(self.console, "model", loaded)
             return GreedyLM(
                 loaded.model,
                 tokenizer=loaded.tokenizer,
