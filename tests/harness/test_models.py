@@ -15,7 +15,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from semalign_geometry import SemalignError
 from semalign_harness import build_tokenizer, load_model
+from semalign_harness.console import Console
 from semalign_harness.experiment import ModelConfig
+from semalign_harness.inputs import load
 from semalign_harness.models import check_tokenizers, check_trainable, open_model, unused_tensors
 from semalign_harness.pipeline import save_and_reload
 from tokenizers.processors import TemplateProcessing
@@ -188,10 +190,18 @@ def test_tensors_that_would_change_the_model_are_refused(names: list[str], told:
         load_model(ModelConfig(path=str(copy)))
 
 
-def test_tensors_beside_the_language_model_are_named(copy: Path, pair: tuple[Path, Path]) -> None:
+def test_tensors_beside_the_language_model_are_named(
+    copy: Path, pair: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    notes: list[str] = []
     beside = ["model.mtp.layers.0.norm.weight", "v_head.summary.weight", "vision_tower.layers.0.norm.weight"]
     add_tensors(copy, *beside, "model.layers.0.self_attn.rotary_emb.inv_freq", "model.layers.1.attn.masked_bias")
-    assert load_model(ModelConfig(path=str(copy))).unused == tuple(beside)
+    opened = open_model(ModelConfig(path=str(copy)))
+    console = Console(quiet=True)
+    monkeypatch.setattr(console, "note", notes.append)
+    assert load(console, "target", opened, torch.device("cpu")).unused == tuple(beside)
+    told = "3 tensors of the target's checkpoint are no part of its language model and are ignored, such as model.mtp."
+    assert notes[-1].startswith(told)
     assert load_model(ModelConfig(path=str(pair[1]))).unused == ()
 
     deeper = "model.layers.3.eh_proj.weight"

@@ -123,14 +123,19 @@ def load(
     with console.step(f"load the {label}"):
         loaded = load_model(opened, device=device, generates=generates)
     console.note(f"the {label} computes in {str(loaded.model.dtype).removeprefix('torch.')} on {device}")
+    note_unused(console, label, loaded)
+    if loaded.way is Way.ALONE:
+        console.note(f"the {label} generates {Way.ALONE.value}: its cache allows no batches")
+    return loaded
+
+
+def note_unused(console: Console, label: str, loaded: LoadedModel) -> None:
+    """Name the tensors of a checkpoint that its language model does without."""
     if loaded.unused:
         console.note(
             f"{len(loaded.unused)} tensors of the {label}'s checkpoint are no part of its language model and are "
             f"ignored, such as {loaded.unused[0]}"
         )
-    if loaded.way is Way.ALONE:
-        console.note(f"the {label} generates {Way.ALONE.value}: its cache allows no batches")
-    return loaded
 
 
 def _check_rows(

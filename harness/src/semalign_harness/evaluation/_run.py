@@ -27,6 +27,7 @@ from ..console import Console
 from ..encoding import ENCODING, Example, TextEncoder
 from ..failures import naming
 from ..generation import GENERATION
+from ..inputs import note_unused
 from ..journal import Journal
 from ..models import OpenedModel, cache_folder, check_tokenizers, identity, load_model, open_model
 from ..resources import join
@@ -286,6 +287,7 @@ class _Runner:
 
             generates = any(find_benchmark(name).read is not None for name in self.config.tasks)
             loaded = load_model(self.opened, device=self.device, generates=generates)
+            note_unused(self.console, "model", loaded)
             return GreedyLM(loaded, self.encoder, batch_size=LARGEST_BATCH, max_length=self.opened.positions)
 
     def batch_size(self, kind: str, tokens: int) -> int:

@@ -21,8 +21,8 @@ WINDOW = re.compile(r"window(_size|_len)?$|chunk_size$|topk$|block_size$|^local_
 LONGEST = 4096
 """Tokens of the widest window that is looked past."""
 WORK, ACCELERATED = 5e11, 1e14
-"""Products of a weight and a token that looking past a window may take, on a CPU and on an accelerator: some ten
-seconds on eight cores, or one on a fast GPU."""
+"""Products of a weight and a token that looking past a window may take, on a CPU and on an accelerator: some twenty
+seconds of one core in float32."""
 MARGIN = 64
 """Tokens of the longest row past the widest window."""
 PADDING, END, BLOCK = 16, 24, 16
@@ -197,9 +197,10 @@ def _columns(view: "DecoderView", layers: int) -> tuple[str, int]:
     work = 5 * layers * layer  # of one column: five rows run
     most = WORK if view.device.type == "cpu" else ACCELERATED
     limit = getattr(config, "max_position_embeddings", None) or LONGEST + MARGIN
-    fitting = {v: name for name, v in named.items() if v <= LONGEST and (v + MARGIN) * work <= most}
+    fitting = [value for value in named.values() if value <= LONGEST and (value + MARGIN) * work <= most]
     widest = max(fitting, default=0)
-    words = f", past its {fitting[widest]} of {widest}" if widest else ""
+    names = " and ".join(name for name, value in named.items() if value == widest)
+    words = f", past its {names} of {widest}" if widest else ""
     return words, min(widest + MARGIN, limit)
 
 
