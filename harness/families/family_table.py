@@ -2,8 +2,8 @@
 
 from collections.abc import Mapping
 
-from build import ENCODERS
-from check import NOT_BUILT, REFUSED, RIGHT
+from family_checks import NOT_BUILT, REFUSED, RIGHT
+from tiny_families import ENCODERS
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 CHECKS = ("NLL, KL", "replay", "reload", "generation")

@@ -1,11 +1,13 @@
 """Checks one family through the public path of the harness, against plain computations by transformers."""
 
+import os
+import sys
 import tempfile
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
-from build import WINDOW, build, perturb
 from semalign_align import FinalHidden, SupervisionSettings, supervise
 from semalign_attribution import DecoderView, LayerPairing
 from semalign_geometry import SemalignError, Transport
@@ -14,6 +16,7 @@ from semalign_harness.experiment import ModelConfig
 from semalign_harness.generation import check_generation, generate
 from semalign_harness.models import open_model
 from semalign_harness.pipeline import save_and_reload
+from tiny_families import WINDOW, build, perturb
 from torch import Tensor
 from torch.nn.functional import kl_div
 from transformers import PreTrainedModel
@@ -26,6 +29,15 @@ NOT_BUILT, REFUSED = "not built", "refused"
 
 class Wrong(Exception):
     """The harness computes something else than transformers."""
+
+
+def quiet() -> None:
+    """Compute on one thread, for the same figures everywhere, and print nothing from now on."""
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (sys.stdout, sys.stderr):
+        os.dup2(nowhere, stream.fileno())
 
 
 def check_family(family: str) -> dict[str, str]:
