@@ -91,6 +91,7 @@ def tiny_model(
     depth: int = 4,
     width: int = 32,
     vocabulary: int = VOCABULARY,
+    positions: int = 64,
     dtype: torch.dtype = torch.float32,
 ) -> "PreTrainedModel":
     """A random model in evaluation mode; every layer, gain and bias matters, a seed gives one model.
@@ -101,6 +102,7 @@ def tiny_model(
         depth: layers.
         width: of the residual stream, a multiple of 8.
         vocabulary: entries of the head.
+        positions: longest input, in tokens.
         dtype: of the weights.
     """
     from transformers import AutoModelForCausalLM
@@ -110,7 +112,7 @@ def tiny_model(
         "hidden_size": width,
         "num_hidden_layers": depth,
         "num_attention_heads": 4,
-        "max_position_embeddings": 64,
+        "max_position_embeddings": positions,
         "bos_token_id": 1,
         "eos_token_id": 2,
         "pad_token_id": PADDING,

@@ -11,7 +11,8 @@ from meter import Meter
 from semalign_align import Supervision, supervise
 from semalign_attribution import Batch, GradientActivation, LayerPairing, attribute_layers, pair_layers
 from semalign_geometry import SemanticBasis, Transport, fit_transport
-from semalign_harness.data import Example, batches, load_rows, split_rows
+from semalign_harness.data import batches, load_rows, split_rows
+from semalign_harness.encoding import Example, TextEncoder
 from semalign_harness.experiment import DataConfig, ModelConfig, RowsConfig
 from semalign_harness.models import LoadedModel, check_tokenizers, load_model, open_model
 from semalign_harness.saving import save_model
@@ -158,7 +159,7 @@ def _real(rows: int | None, *, source: str, target: str, data: str, length: int)
     config = DataConfig(
         train=RowsConfig(path=data), train_rows=rows or default_rows(depth), held_out_rows=1, max_length=length
     )
-    split = split_rows(config, [load_rows(config.train)], opened[1].tokenizer)
+    split = split_rows(config, [load_rows(config.train)], TextEncoder(opened[1].tokenizer))
     shared = check_tokenizers(opened[0], opened[1], _texts(split.train, opened[1].tokenizer))
     entries = len(shared)
     assert torch.equal(shared.source_ids, torch.arange(entries)), "shared entries with a gap"

@@ -55,7 +55,8 @@ def test_parts_are_found_and_verify_passes(architecture: str) -> None:
     assert (view.depth, view.width, view.device) == (5, 16, torch.device("cpu"))
     assert view.head.weight.data_ptr() == model.get_output_embeddings().weight.data_ptr()
     view.verify()
-    DecoderView(model.double()).verify()
+    if architecture != "gemma2":  # see test_padding_that_changes_a_row_is_refused
+        DecoderView(model.double()).verify()
 
 
 @each_architecture
@@ -262,7 +263,7 @@ def test_the_model_is_left_as_found_when_an_exception_passes(use: str) -> None:
 
     DecoderView(model).layer(3).register_forward_pre_hook(fail)
     before = snapshot(model)
-    with pytest.raises(RuntimeError, match="the layer failed"):
+    with pytest.raises((RuntimeError, SemalignError), match="the layer failed"):
         uses(model)[use]()
     assert snapshot(model) == before
 
@@ -456,3 +457,190 @@ def test_recomputed_layers_have_the_same_gradients(architecture: str) -> None:
         for plain, recomputed in zip(gradients(None), gradients(recompute_from), strict=True):
             assert torch.equal(plain, recomputed)
     assert list(model.modules()) == layers and snapshot(model) == before
+
+
+def test_padding_that_changes_a_row_is_refused() -> None:
+    """Rows padded past the window of Gemma 2 are not finite in float64: transformers' attention divides 0 by 0."""
+    model = tiny_model("gemma2", seed=0)
+    DecoderView(model).verify()
+    told = r"Gemma2ForCausalLM in float64 computes values that are not finite for a row that is padded on the right to "
+    with pytest.raises(SemalignError, match=told + r"64 tokens, past its sliding_window of 4: load it in another dtyp"):
+        DecoderView(model.double()).verify()
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_layer_that_reads_padding_is_refused(side: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_model("llama", seed=0, dtype=dtype)
+    attend = model.model.layers[0].self_attn.forward
+
+    def careless(*args: Any, **kwargs: Any) -> Any:
+        mask = kwargs["attention_mask"]
+        hidden = ~mask[:, :, -1:, :1] if side == "left" and mask is not None else None
+        if side == "right" and mask is not None:  # the mean of the row, its padding included
+            kwargs["hidden_states"] = kwargs["hidden_states"] + kwargs["hidden_states"].mean(1, keepdim=True)
+        elif hidden is not None and bool(hidden.any()):  # rows whose first column is hidden see it
+            kwargs["attention_mask"] = mask | hidden
+        return attend(*args, **kwargs)
+
+    monkeypatch.setattr(model.model.layers[0].self_attn, "forward", careless)
+    told = f"computes other values for a row that is padded on the {side} to 64 tokens: load it in another dtype"
+    with pytest.raises(SemalignError, match=told):
+        DecoderView(model).verify()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_tokens_that_see_later_ones_past_a_window_are_refused(dtype: torch.dtype) -> None:
+    model = tiny_model("gemma3", seed=0, dtype=dtype)
+    view = DecoderView(model)
+
+    def look_ahead(module: Any, args: Any, output: Tensor) -> Tensor:
+        ahead = output.flip(1).cumsum(1).flip(1) / output.shape[1]
+        return torch.cat([output[:, :8], (output + ahead)[:, 8:]], 1)
+
+    view.layer(1).register_forward_hook(look_ahead)
+    told = (
+        "Gemma3ForCausalLM lets earlier tokens see later ones in rows of 48 tokens, past its sliding_window of 4: such"
+    )
+    with pytest.raises(SemalignError, match=told):
+        view.verify()
+
+
+def test_rows_reach_past_the_widest_window_that_can_be_afforded(monkeypatch: pytest.MonkeyPatch) -> None:
+    lengths: list[int] = []
+    model = tiny_model("gemma3", seed=0)
+    model.config.max_position_embeddings, model.config.sliding_window = 10_000, 200
+    view, trace = DecoderView(model), DecoderView.trace
+
+    def measure(self: DecoderView, batch: Any, **more: Any) -> Any:
+        lengths.append(batch["input_ids"].shape[1])
+        return trace(self, batch, **more)
+
+    monkeypatch.setattr(DecoderView, "trace", measure)
+    for longest, work, columns in ((4096, 2e11, 264), (100, 2e11, 64), (4096, 2e3, 64)):
+        monkeypatch.setattr("semalign_attribution._verify.LONGEST", longest)
+        monkeypatch.setattr("semalign_attribution._verify.WORK", work)
+        lengths.clear()
+        view.verify()
+        assert max(lengths) == columns
+    model.config.max_position_embeddings = 20
+    lengths.clear()
+    view.verify()
+    assert max(lengths) == 20
+
+
+def test_the_layers_that_run_are_the_fewest_with_one_of_each_kind() -> None:
+    from semalign_attribution._verify import _stretch
+
+    assert _stretch(DecoderView(tiny_model("llama", seed=0, depth=5))) == (1, 2)
+    assert _stretch(DecoderView(tiny_model("gemma3", seed=0, depth=5))) == (1, 3)
+    assert _stretch(DecoderView(tiny_model("gemma3", seed=0, depth=2))) == (1, 2)
+    assert _stretch(DecoderView(tiny_model("gemma3", seed=0, depth=1))) == (1, 1)
+    view = DecoderView(tiny_model("llama", seed=0, depth=6))
+    for layer in view.layers[3:]:
+        layer.self_attn.kind = "otherwise"
+    assert _stretch(view) == (3, 5)
+    view.verify()
+
+
+def test_a_window_that_does_not_fit_in_memory_is_not_looked_past(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_model("gemma3", seed=0)
+    model.config.max_position_embeddings, model.config.sliding_window = 10_000, 200
+    trace, refused = DecoderView.trace, []
+
+    def full(self: DecoderView, batch: Any, **more: Any) -> Any:
+        if batch["input_ids"].shape[1] > 100:
+            refused.append(1)
+            raise torch.OutOfMemoryError("not enough")
+        return trace(self, batch, **more)
+
+    monkeypatch.setattr(DecoderView, "trace", full)
+    DecoderView(model).verify()
+    assert refused
+
+
+def test_a_model_that_cannot_run_is_one_sentence() -> None:
+    model = tiny_model("llama", seed=0)
+    model.model.layers[1].mlp.up_proj.double()
+    with pytest.raises(SemalignError, match="^LlamaForCausalLM cannot run in float32: .*dtype"):
+        DecoderView(model).verify()
+
+
+SPARSE = {
+    "vocab_size": 97,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "moe_intermediate_size": 24,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+    "q_lora_rank": 16,
+    "kv_lora_rank": 16,
+    "qk_nope_head_dim": 8,
+    "qk_rope_head_dim": 8,
+    "v_head_dim": 8,
+    "n_routed_experts": 4,
+    "num_experts_per_tok": 2,
+    "n_group": 1,
+    "topk_group": 1,
+    "first_k_dense_replace": 1,
+    "index_head_dim": 16,
+    "index_n_heads": 2,
+    "max_position_embeddings": 128,
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_choice_of_positions_that_depends_on_padding_is_refused(dtype: torch.dtype) -> None:
+    """DeepSeek-V3.2 chooses among positions of equal score; which it takes depends on the columns of the batch."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    def view(chosen: int) -> DecoderView:
+        torch.manual_seed(0)
+        config = AutoConfig.for_model("deepseek_v32", **SPARSE, index_topk=chosen)
+        model = AutoModelForCausalLM.from_config(config)
+        for parameter in model.parameters():
+            parameter.data += 0.2 * torch.randn(parameter.shape)
+        return DecoderView(model.to(dtype).eval())
+
+    view(128).verify()
+    told = "other values for a row that is padded on the (right|left) to 72 tokens, past its index_topk of 8: "
+    with pytest.raises(SemalignError, match=told):
+        view(8).verify()
+
+
+def test_layers_that_hand_on_several_streams_are_refused() -> None:
+    class Last(nn.Module):
+        def forward(self, streams: Tensor) -> Tensor:
+            return streams[..., -1, :]
+
+    model = tiny_model("llama", seed=0)
+    view = DecoderView(model)
+    view.layer(DEPTH).register_forward_hook(lambda module, args, output: output[:, :, None].expand(-1, -1, 4, -1))
+    model.model.norm = nn.Sequential(Last(), model.model.norm)
+    with pytest.raises(SemalignError, match="changes the residual stream between its layers"):
+        view.verify()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_llama_4_is_read_below_its_head(dtype: torch.dtype) -> None:
+    from transformers import AutoModelForCausalLM, Llama4TextConfig
+
+    config = Llama4TextConfig(
+        vocab_size=97,
+        hidden_size=32,
+        intermediate_size=48,
+        intermediate_size_mlp=48,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        num_local_experts=2,
+        attention_chunk_size=8,
+        max_position_embeddings=128,
+        pad_token_id=0,
+    )
+    torch.manual_seed(0)
+    view = DecoderView(AutoModelForCausalLM.from_config(config, dtype=dtype).eval())
+    assert view.decoder is view.model.model and view.depth == 4
+    view.verify()

@@ -22,7 +22,7 @@ from semalign_attribution import (
     Uniform,
     pair_layers,
 )
-from semalign_geometry import SemalignError
+from semalign_geometry import ComponentError, SemalignError
 
 Matrix = Sequence[Sequence[float]]
 
@@ -298,3 +298,28 @@ def test_target_layers_are_counted_from_one(layer: int) -> None:
     assert [pairing.source_of(k) for k in (1, 2, 3)] == [1, 2, 4]
     with pytest.raises(SemalignError, match=f"target layer {layer} does not exist"):
         pairing.source_of(layer)
+
+
+@pytest.mark.parametrize(
+    ("returned", "told"),
+    [
+        (None, "the own pairing returned None: expected a tuple with a source layer for each target layer"),
+        (3, "the own pairing returned 3 of type int: expected a tuple"),
+        ((1.5, 2.5), "own pairing: 'source_layers.0' is 1.5: input should be a valid integer"),
+    ],
+)
+def test_a_policy_that_returns_no_layers_is_one_sentence(returned: object, told: str) -> None:
+    class Own:
+        name = "own"
+
+        def __call__(self, scores: LayerScores, target_depth: int) -> object:
+            return returned
+
+    with pytest.raises(SemalignError, match=told) as caught:
+        pair_layers(scores_of([1.0, 2.0, 3.0]), target_depth=2, policy=Own())  # type: ignore[arg-type]
+    assert isinstance(caught.value, ComponentError) == (not isinstance(returned, tuple))
+
+
+def test_what_is_no_score_is_refused_in_one_sentence() -> None:
+    with pytest.raises(SemalignError, match="scores is of type list, expected a LayerScores"):
+        pair_layers([0.1, 0.9], 2)

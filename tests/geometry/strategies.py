@@ -74,8 +74,9 @@ def matrices(rows: int, columns: int) -> st.SearchStrategy[Tensor]:
 
 @st.composite
 def heads(draw: st.DrawFn, max_condition: float = 1e3) -> Tensor:
-    """(v, d) heads in float64, v below d and duplicated columns included."""
-    rows, columns = draw(st.integers(1, 12)), draw(st.integers(1, 4))
+    """(v, d) heads in float64, duplicated columns included."""
+    columns = draw(st.integers(1, 4))
+    rows = draw(st.integers(columns + 1, 12))
     head = draw(st.one_of(elementwise(rows, columns), conditioned(rows, columns, max_condition)))
     if draw(st.booleans()):
         head = torch.cat([head, head[:, :1]], 1)

@@ -4,7 +4,14 @@ import pytest
 import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from semalign_geometry import SemalignError, linear_cka, linear_cka_matrix, relation_distance, relation_distances
+from semalign_geometry import (
+    SemalignError,
+    linear_cka,
+    linear_cka_matrix,
+    relation_distance,
+    relation_distances,
+    unit_rows,
+)
 from semalign_geometry._relation import _alignments
 from torch import Tensor
 from torch.autograd import gradcheck
@@ -198,6 +205,30 @@ def test_gradients_of_batches_equal_finite_differences(seed: int) -> None:
     mask = torch.tensor([[True, True, True, False], [True, True, True, True]])
     assert gradcheck(lambda a: relation_distance(a, y, mask=mask), (x,), atol=1e-5, fast_mode=True)
     assert gradcheck(lambda a: relation_distance(a, y, mask=mask, scope="batch"), (x,), atol=1e-5, fast_mode=True)
+
+
+@given(seeds, st.integers(-46, -28), routes, st.booleans(), st.sampled_from([torch.float32, torch.bfloat16]))
+def test_gradients_of_denormal_vectors_are_finite(
+    seed: int, power: int, route: str, unit: bool, dtype: torch.dtype
+) -> None:
+    x = (normal(seed, 6, 4) * 10.0**power).to(dtype).requires_grad_()
+    distance = relation_distance(x, normal(seed + 1, 6, 3).float(), route=route, unit_tokens=unit)
+    distance.backward()
+    assert x.grad is not None and torch.isfinite(x.grad).all()
+    if power < -32:
+        assert float(distance.detach()) == 0.5, "as a side without variance"
+    rows = (normal(seed, 6, 4) * 10.0**power).to(dtype).requires_grad_()
+    unit_rows(rows).sum().backward()
+    assert rows.grad is not None and torch.isfinite(rows.grad).all()
+
+
+def test_vectors_near_the_largest_number_do_not_overflow() -> None:
+    x, y = normal(0, 6, 4), normal(1, 6, 3)
+    huge = (x / x.abs().max() * 3e38).float().requires_grad_()
+    distance = relation_distance(huge, y.float())
+    assert_close(distance, relation_distance(x, y).float(), rtol=0, atol=1e-5)
+    distance.backward()
+    assert huge.grad is not None and torch.isfinite(huge.grad).all()
 
 
 @given(seeds, st.integers(-15, 12), st.integers(-15, 12), routes, st.booleans())

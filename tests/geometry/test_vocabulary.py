@@ -63,4 +63,4 @@ def test_padded_rows_are_in_no_basis(tokens: list[str], seed: int, padding: int)
     head = normal(seed, len(tokens), 3)
     padded = torch.cat([head, torch.full((padding, 3), float("nan"), dtype=torch.float64)])
     basis = SemanticBasis.from_head(padded, entries=shared.target_ids)
-    assert basis.manifest == SemanticBasis.from_head(head).manifest
+    assert basis.manifest == SemanticBasis.from_head(head, entries=torch.arange(len(head))).manifest

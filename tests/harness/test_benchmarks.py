@@ -435,3 +435,18 @@ def test_reference_solutions_of_the_real_benchmarks(benchmark: Benchmark, chat: 
         assert [
             (document, reading) for document, reading in zip(documents, readings, strict=True) if not reading[metric]
         ] == []
+
+
+@each_benchmark
+@pytest.mark.parametrize("file", ["test-00000-of-00001.parquet", "data/test.json"])
+def test_rows_may_lie_as_the_hub_has_them(benchmark: Benchmark, data: Path, file: str, tmp_path: Path) -> None:
+    rows = datasets.Dataset.from_list(ROWS[benchmark.name])
+    place = tmp_path / benchmark.name / file
+    place.parent.mkdir(parents=True)
+    if place.suffix == ".parquet":
+        rows.to_parquet(place)
+    else:
+        place.write_text(json.dumps(ROWS[benchmark.name]), encoding="utf-8")
+    assert benchmark.documents(tmp_path) == benchmark.documents(data)
+    with pytest.raises(SemalignError, match="has no split 'dev', but test"):
+        benchmark.documents(tmp_path, split="dev")

@@ -330,7 +330,7 @@ def test_an_interrupted_comparison_goes_on(tmp_path: Path, runs: Runs, capsys: p
     runs.interrupted_after = 2
     call = ["--methods", "semalign,sft,kd"]
     assert compared(tmp_path, *call) == 130
-    assert "interrupted; the same command goes on from here" in capsys.readouterr().err
+    assert "interrupted; the same command resumes: semalign " in capsys.readouterr().err
     assert not list((tmp_path / "out").glob("comparison.*"))
     runs.interrupted_after = None
     assert compared(tmp_path, *call) == 0
@@ -420,9 +420,7 @@ def test_a_run_whose_figures_are_not_finite_stops_no_other(
     monkeypatch.setitem(globals(), "made_up", diverged)
     assert compared(tmp_path, "--methods", "semalign,sft") == 2
     found = comparison(tmp_path)
-    assert found.methods["semalign"].missing == (
-        "semalign_seed-0: its KL or NLL is not finite on some rows; lower its learning rate",
-    )
+    assert found.methods["semalign"].missing == ("semalign_seed-0: its KL or NLL is not finite on some rows",)
     assert found.methods["sft"].figures
 
 

@@ -12,7 +12,9 @@ from semalign_attribution import IGNORE
 from semalign_geometry import SemalignError
 from semalign_harness import arithmetic_rows, build_tokenizer, encode_rows, load_experiment, load_rows
 from semalign_harness.data import batches, glued, read_rows, split_rows
+from semalign_harness.encoding import TextEncoder
 from semalign_harness.experiment import DataConfig, RowsConfig
+from semalign_harness.row_files import FORMS
 from tokenizers import Tokenizer
 from tokenizers.decoders import ByteLevel as ByteLevelDecoder
 from tokenizers.models import BPE
@@ -20,6 +22,7 @@ from tokenizers.pre_tokenizers import ByteLevel
 from transformers import PreTrainedTokenizerFast
 
 TOKENIZER = build_tokenizer()
+ENCODER = TextEncoder(TOKENIZER)
 
 
 def letters() -> PreTrainedTokenizerFast:
@@ -127,10 +130,10 @@ def test_batches_supervise_answers_and_pad_on_the_right() -> None:
 @given(st.integers(0, 10), st.integers(1, 10), st.integers(1, 10))
 def test_splits_share_no_prompt(rows_file: Path, seed: int, train: int, held_out: int) -> None:
     config = DataConfig(train=RowsConfig(path=str(rows_file)), train_rows=train, held_out_rows=held_out, seed=seed)
-    split = split_rows(config, read_rows(config), TOKENIZER)
+    split = split_rows(config, read_rows(config), ENCODER)
     assert (len(split.train), len(split.held_out)) == (train, held_out)
     assert not {e.prompt_ids for e in split.train} & {e.prompt_ids for e in split.held_out}
-    assert split_rows(config, read_rows(config), TOKENIZER) == split
+    assert split_rows(config, read_rows(config), ENCODER) == split
 
 
 @given(st.integers(0, 10), st.integers(1, 5), st.integers(1, 5), st.booleans())
@@ -141,8 +144,8 @@ def test_rows_to_tune_on_are_neither_trained_on_nor_held_out(
     config = DataConfig(
         train=rows, held_out=rows if apart else None, train_rows=train, held_out_rows=held_out, seed=seed
     )
-    measured = split_rows(config, read_rows(config), TOKENIZER)
-    tuned = split_rows(config.model_copy(update={"measure_on": "tuning"}), read_rows(config), TOKENIZER)
+    measured = split_rows(config, read_rows(config), ENCODER)
+    tuned = split_rows(config.model_copy(update={"measure_on": "tuning"}), read_rows(config), ENCODER)
     assert tuned.train == measured.train and len(tuned.held_out) == held_out
     used = {e.prompt_ids for e in (*measured.train, *measured.held_out)}
     assert not {e.prompt_ids for e in tuned.held_out} & used
@@ -151,11 +154,11 @@ def test_rows_to_tune_on_are_neither_trained_on_nor_held_out(
 def test_repeated_prompts_are_used_once(tmp_path: Path) -> None:
     rows = arithmetic_rows(4, seed=5, split="train")
     config = DataConfig(train=write(tmp_path / "rows.jsonl", rows * 3), train_rows=2, held_out_rows=2)
-    split = split_rows(config, read_rows(config), TOKENIZER)
+    split = split_rows(config, read_rows(config), ENCODER)
     assert len({e.prompt_ids for e in (*split.train, *split.held_out)}) == 4
     more = config.model_copy(update={"held_out_rows": 3, "train_rows": 3})
     with pytest.raises(SemalignError, match="gives 1 held_out rows of the 3 .*, [1-9] repeated a prompt"):
-        split_rows(more, read_rows(config), TOKENIZER)
+        split_rows(more, read_rows(config), ENCODER)
 
 
 def test_compressed_files_and_unicode_line_separators(tmp_path: Path) -> None:
@@ -173,10 +176,10 @@ def test_too_long_rows_are_counted_and_all_too_long_refused(tmp_path: Path) -> N
     config = DataConfig(
         train=write(tmp_path / "rows.jsonl", rows), train_rows=5, held_out_rows=5, max_length=lengths[20]
     )
-    split = split_rows(config, read_rows(config), TOKENIZER)
+    split = split_rows(config, read_rows(config), ENCODER)
     assert all(len(example) <= lengths[20] for example in (*split.train, *split.held_out))
     with pytest.raises(SemalignError, match="longer than data.max_length=3"):
-        split_rows(config.model_copy(update={"max_length": 3}), read_rows(config), TOKENIZER)
+        split_rows(config.model_copy(update={"max_length": 3}), read_rows(config), ENCODER)
 
 
 def test_rows_that_are_left_may_all_be_too_long(tmp_path: Path) -> None:
@@ -184,7 +187,7 @@ def test_rows_that_are_left_may_all_be_too_long(tmp_path: Path) -> None:
     config = DataConfig(train=write(tmp_path / "rows.jsonl", rows), train_rows=7, held_out_rows=1, max_length=60)
     for seed in range(9):
         with pytest.raises(SemalignError, match="gives 0 held_out rows of the 1 .* lower data.held_out_rows"):
-            split_rows(config.model_copy(update={"seed": seed}), read_rows(config), TOKENIZER)
+            split_rows(config.model_copy(update={"seed": seed}), read_rows(config), ENCODER)
 
 
 @pytest.mark.parametrize(
@@ -193,9 +196,9 @@ def test_rows_that_are_left_may_all_be_too_long(tmp_path: Path) -> None:
         ({"prompt": "hello"}, ["completion", "prompt"]),
         ({"question": "hello", "answer": "x"}, ["question, answer", "data.train.prompt", "data.held_out"]),
         ({"prompt": "hello", "completion": " "}, ["no answer", "completion"]),
-        ({"prompt": "hello", "completion": None}, ["no answer", "completion"]),
+        ({"prompt": "hello", "completion": None}, ["no answer", "'completion' is null"]),
         ({"messages": [{"role": "user", "content": "hello"}]}, ["no answer"]),
-        ({"messages": None}, ["role and content"]),
+        ({"messages": None}, ["neither messages nor the field 'prompt'"]),
         (
             {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": None}]},
             ["role and content"],
@@ -232,11 +235,11 @@ def test_places_without_rows_are_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [
-        ("rows.csv", b"prompt,completion\na,b\n", ", line 1 is not JSON (Expecting value)"),
-        ("rows.json", b'[\n{"prompt": "a", "completion": "b"}\n]\n', ", line 1 is not JSON (Expecting value)"),
-        ("rows.json", b'[{"prompt": "a", "completion": "b"}]\n', ", line 1 is not a JSON object"),
-        ("rows.parquet", b"PAR1\x15\x04\x15\xf8\xff\nPAR1", " is not text in UTF-8"),
+        ("rows.json", b'[{"prompt": "a"}, 2]\n', ", item 2 is not a JSON object"),
+        ("rows.json", b'[\n{"prompt": "a"}\n{"prompt": "b"}]\n', ", line 3 is not JSON (Expecting ',' delimiter)"),
+        ("rows.json", b'{\n"data": [{"prompt": "a"}]\n}\n', ", line 1 is not JSON (Expecting property name"),
         ("rows.bin", b"\x00\x01\x02", ", line 1 is not JSON (Expecting value)"),
+        ("rows.jsonl", b"PAR1\x15\x04\x15\xf8\xff\nPAR1", " is not text in UTF-8"),
         ("rows.jsonl.gz", gzip.compress(b"PAR1\xff\xfe"), " is not text in UTF-8"),
     ],
 )
@@ -245,8 +248,7 @@ def test_a_file_of_another_format_is_told_what_rows_are(name: str, content: byte
     file.write_bytes(content)
     with pytest.raises(SemalignError) as error:
         load_rows(RowsConfig(path=str(file)))
-    forms = "rows are one JSON object a line (.jsonl, .jsonl.gz), or a data set of the hub"
-    assert str(error.value) == f"{file}{words}: {forms}"
+    assert str(error.value).startswith(f"{file}{words}") and str(error.value).endswith(f": {FORMS}")
 
 
 def test_a_damaged_archive_and_rows_beyond_the_reader_are_one_sentence(tmp_path: Path) -> None:
@@ -282,7 +284,7 @@ def test_an_error_names_the_row_by_its_place_in_the_file(bad: int) -> None:
     rows = [{"prompt": f"question {i}", "completion": "" if i == bad else "yes"} for i in range(1, 6)]
     config = DataConfig(train=RowsConfig(path="rows.jsonl"), train_rows=4, held_out_rows=1, attribution_rows=1)
     with pytest.raises(SemalignError, match=rf"^row {bad} of rows.jsonl has no answer .* 'completion' is empty$"):
-        split_rows(config, [rows], TOKENIZER)
+        split_rows(config, [rows], ENCODER)
 
 
 @pytest.mark.parametrize("value", [4, 2.5, 10**400])
@@ -305,3 +307,28 @@ def test_a_template_makes_text_of_several_fields() -> None:
     for broken in ({"question": "?"}, {**row, "answer": 7}, {**row, "choices": []}):
         with pytest.raises(SemalignError, match=r"template .* does not fit a row of cais/mmlu, whose fields are"):
             encode_rows([broken], TOKENIZER, config=config)
+
+
+NULLS = [
+    ({"question": "1 + 1", "hint": None}, "{{ question }}{{ hint }}", "'hint' is undefined; 'FIELD | default"),
+    ({"question": "1 + 1"}, "{{ question }}{{ hint }}", "'hint' is undefined; 'FIELD | default"),
+    ({"question": "1 + 1", "hint": None}, "{{ question }}{{ hint | trim }}", "'hint' is undefined"),
+    ({"question": None}, "{{ question }}", "'question' is undefined"),
+    ({"of": {"q": None}}, "{{ of.q }}", "no attribute 'q'"),
+    ({"choices": ["a", None]}, "{{ choices | join(', ') }}", "a list of the row holds a null"),
+]
+
+
+@pytest.mark.parametrize(("row", "template", "words"), NULLS)
+def test_a_null_is_a_missing_field_in_a_template_too(row: dict[str, Any], template: str, words: str) -> None:
+    config = RowsConfig(path="rows", prompt=template, completion="answer")
+    with pytest.raises(SemalignError, match="does not fit a row of rows") as error:
+        encode_rows([row | {"answer": "2"}], TOKENIZER, config=config)
+    assert words in str(error.value) and "whose fields are " in str(error.value)
+
+
+def test_a_null_takes_the_default_of_a_template() -> None:
+    config = RowsConfig(path="rows", prompt="{{ question }}{{ hint | default('') }}", completion="answer")
+    rows = [{"question": "1 + 1", "hint": hint, "answer": 2, "messages": None} for hint in (None, "")]
+    null, empty = encode_rows(rows, TOKENIZER, config=config)
+    assert null == empty

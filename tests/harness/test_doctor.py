@@ -180,7 +180,33 @@ def test_entries_of_one_side_matter_only_when_rows_use_them(
     rows = [{"prompt": f"{i} How many {name} now ?", "completion": "The answer is 7"} for i, name in enumerate(names)]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     used = of(doctor(pair[0], other, "--data", tmp_path / "rows.jsonl", *SETTINGS), "rows")
-    assert used.level == "error" and "only the target knows, such as 'gherkins'" in used.message
+    assert used.level == "error" and "that the models do not share, such as 'gherkins', entry 310" in used.message
+    assert used.message.endswith("which only the target knows")
+    edit(other / "config.json", lambda data: data.update(vocab_size=310))
+    used = of(doctor(pair[0], other, "--data", tmp_path / "rows.jsonl", *SETTINGS), "rows")
+    assert used.level == "error" and used.message.endswith(f"but {other} has embeddings for 310 entries only")
+
+
+def test_targets_that_are_quantised_are_refused(pair: tuple[Path, Path], other: Path, doctor: Doctor) -> None:
+    edit(other / "config.json", lambda data: data.update(quantization_config={"quant_method": "awq", "bits": 4}))
+    found = of(doctor(pair[0], other), "target")
+    assert found.level == "error" and "is stored quantised (awq), and the target trains" in found.message
+
+
+def test_adapters_that_were_not_merged_are_refused(pair: tuple[Path, Path], other: Path, doctor: Doctor) -> None:
+    tensors = load_file(other / "model.safetensors")
+    tensors["model.layers.0.self_attn.q_proj.lora_A.weight"] = torch.ones(2, 24)
+    save_file(tensors, other / "model.safetensors", metadata={"format": "pt"})
+    found = of(doctor(pair[0], other), "target checkpoint")
+    assert found.level == "error" and "(model.layers.0.self_attn.q_proj.lora_A.weight)" in found.message
+    assert str(found.remedy).startswith("merge it into the weights with peft's merge_and_unload()")
+
+
+def test_folders_with_code_are_refused(pair: tuple[Path, Path], other: Path, doctor: Doctor) -> None:
+    (other / "own.py").write_text("raise SystemExit('imported')", encoding="utf-8")
+    edit(other / "config.json", lambda data: data.update(model_type="own", auto_map={"AutoConfig": "own.Own"}))
+    found = of(doctor(pair[0], other), "target")
+    assert found.level == "error" and "needs Python code that comes with it, which is never run here" in found.message
 
 
 def lower(tokenizer: Any) -> None:
@@ -460,6 +486,17 @@ def test_a_head_of_lower_rank_is_told(pair: tuple[Path, Path], other: Path, doct
     rewrite_head(other, lambda weight: weight[:, 20:].zero_())
     found = of(doctor(pair[0], other), "target head")
     assert found.level == "warning" and "rank 20 of 24" in found.message and "transport.frame=none" in str(found.remedy)
+
+
+def test_a_head_with_nearly_dependent_columns_is_told(pair: tuple[Path, Path], other: Path, doctor: Doctor) -> None:
+    def bring_close(weight: torch.Tensor) -> None:
+        weight[:, 23] = weight[:, 22] + 1e-5 * weight[:, 23]
+
+    rewrite_head(other, bring_close)
+    found = of(doctor(pair[0], other), "target head")
+    assert found.level == "warning" and "rank 24 of 24" in found.message
+    assert "rounding changes a transport by one part in" in found.message
+    assert "transport.frame=cosine" in str(found.remedy)
 
 
 def test_damaged_checkpoints_are_told(pair: tuple[Path, Path], other: Path, doctor: Doctor) -> None:
@@ -803,13 +840,6 @@ def test_a_model_that_cannot_generate_is_an_error_where_it_has_to(
 
     monkeypatch.setattr(deep, "check_generation", lambda model: Way.ALONE)
     assert "one row at a time" in of(doctor(*pair, *more), "target generation").message
-
-
-def test_nothing_is_loaded_for_a_pair_that_cannot_be_used(
-    pair: tuple[Path, Path], rows_file: Path, doctor: Doctor, tmp_path: Path, no_weights: None
-) -> None:
-    more = ("target.dtype=float16", "--deep", "--out", tmp_path / "layers.svg")
-    assert not doctor(*pair, "--data", rows_file, *SETTINGS, *more).is_usable
 
 
 @pytest.mark.parametrize(

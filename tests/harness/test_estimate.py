@@ -23,6 +23,7 @@ from semalign_harness.estimate import (
     estimate,
     find_shape,
     shape_of,
+    widest,
 )
 from semalign_harness.experiment import ModelConfig, preset_names
 from semalign_harness.phase_cache import SourcePhase
@@ -95,7 +96,11 @@ def test_every_preset_tells_what_it_needs(name: str, capsys: pytest.CaptureFixtu
     comments = [line for line in printed.out.splitlines() if line.startswith("# ")]
     plan = [line for line in comments if line.startswith("# plan: ")]
     assert len(plan) == 1 + len(written_parts(experiment.data))
-    assert comments == [*plan, *(f"# {line}" for line in describe(experiment))]
+    told = [*plan, *(f"# {line}" for line in describe(experiment))]
+    assert comments[: len(told)] == told
+    unchecked = "".join(comments[len(told) :])
+    assert unchecked.count("# not checked: ") == len(comments) - len(told), "of models and rows that are elsewhere"
+    assert experiment.source.path in unchecked and experiment.target.path in unchecked
 
 
 def test_a_dry_run_needs_no_device() -> None:
@@ -150,7 +155,12 @@ def test_a_folder_is_read_by_its_configuration_alone(pair: tuple[Path, Path], tm
 
 
 @pytest.mark.parametrize("path", ["nobody/no-model", "target.gguf"])
-def test_an_unknown_model_is_called_unknown(path: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unknown_model_is_called_unknown(
+    path: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    Path("target.gguf").write_bytes(b"")
     assert main(["run", "tiny", f"target.path={path}", "--dry-run"]) == 0
     printed = capsys.readouterr().out
     reason = "not in the catalogue" if path == "nobody/no-model" else "a .gguf file is read when it is converted"
@@ -257,6 +267,30 @@ def test_models_without_attention_are_named_as_such() -> None:
         shape_of(AutoConfig.for_model("mamba", hidden_size=16, num_hidden_layers=2, vocab_size=64))
 
 
+def test_sizes_that_every_layer_has_of_its_own_count_with_the_largest() -> None:
+    sizes = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "vocab_size": 64, "sliding_window": 8}
+    config = AutoConfig.for_model(
+        "gemma3n_text",
+        hidden_size=32,
+        num_hidden_layers=4,
+        num_kv_shared_layers=0,
+        intermediate_size=[48, 48, 64, 48],
+        activation_sparsity_pattern=[0.0] * 4,
+        vocab_size_per_layer_input=64,
+        hidden_size_per_layer_input=8,
+        laurel_rank=8,
+        **sizes,
+    )
+    assert shape_of(config).intermediate == 64
+    assert (widest([4, 8]), widest(7), widest(None), widest([])) == (8, 7, 0, 0)
+
+
+def test_a_configuration_that_makes_no_model_is_one_sentence() -> None:
+    config = AutoConfig.for_model("llama", hidden_size=32, num_hidden_layers=2, vocab_size=64, hidden_act="own")
+    with pytest.raises(SemalignError, match="^no llama model can be built from its configuration: "):
+        shape_of(config)
+
+
 def test_settings_change_what_a_run_needs() -> None:
     def needs(*overrides: str) -> Totals:
         return totals_of(load_experiment("llama-2-gsm8k", overrides=overrides))
@@ -269,8 +303,10 @@ def test_settings_change_what_a_run_needs() -> None:
     assert needs("supervision.dtype=int8").supervision == base.supervision - tokens * 32 * (4096 - 4)
     untransported = needs("transport.frame=none").supervision
     assert untransported == base.supervision + tokens * 32 * (5120 - 4096) * 2, "at the source's width"
-    assert base.scratch == (tokens * 4096 + 32 * 202_383_360) * 2
-    states = needs("train.checkpoint_steps=5").scratch - base.scratch
+    without = needs("train.checkpoint_minutes=null").scratch
+    assert without == (tokens * 4096 + 32 * 202_383_360) * 2
+    assert base.scratch == needs("train.checkpoint_steps=5", "train.checkpoint_minutes=null").scratch
+    states = base.scratch - without
     assert states == 3 * 3 * 4 * 16 * (2 * (4096 + 11008) + 2 * (4096 + 4096)), "the last two and the one being written"
     adapter = 16 * (2 * (4096 + 11008) + 2 * (4096 + 4096))
     assert base.training_state == adapter * 4 * (1 + 2 + 2 + 1), "weights, moments, gradients of two terms, their sum"

@@ -27,6 +27,7 @@ from semalign_geometry import SemalignError
 from semalign_harness import build_tokenizer
 from semalign_harness.benchmarks import BENCHMARKS
 from semalign_harness.cli import main
+from semalign_harness.encoding import TextEncoder
 from semalign_harness.evaluation import (
     EvaluationConfig,
     EvaluationResult,
@@ -38,7 +39,7 @@ from semalign_harness.evaluation import (
     read_evaluation,
 )
 from semalign_harness.evaluation import _run as runner
-from semalign_harness.evaluation._agreement import Text, _encoded
+from semalign_harness.evaluation._agreement import Text, gold_example
 from semalign_harness.evaluation._journaled import JournaledLM
 from semalign_harness.experiment import ModelConfig
 from semalign_harness.generation import Way, end_ids, generate
@@ -49,6 +50,7 @@ from transformers import PreTrainedTokenizerFast
 from tests.harness.test_benchmarks import ROWS
 
 TOKENIZER = build_tokenizer()
+ENCODER = TextEncoder(TOKENIZER, chat=False)
 
 
 @pytest.fixture(scope="module")
@@ -316,7 +318,7 @@ def test_every_request_is_asked_once_and_answered_in_order(texts: list[str], siz
         lm = JournaledLM(
             lambda: inner,
             Journal(Path(folder) / "answers.jsonl"),
-            TOKENIZER,
+            ENCODER,
             batch_size=lambda kind, tokens: size,
             progress=lambda label, total: lambda more: None,
             state=PartialState(cpu=True),
@@ -551,7 +553,7 @@ def test_batches_are_sized_by_the_memory_that_the_model_leaves(tmp_path: Path) -
     lm = JournaledLM(
         make,
         Journal(tmp_path / "answers.jsonl"),
-        TOKENIZER,
+        ENCODER,
         batch_size=size,
         progress=lambda label, total: lambda more: None,
         state=PartialState(cpu=True),
@@ -562,7 +564,7 @@ def test_batches_are_sized_by_the_memory_that_the_model_leaves(tmp_path: Path) -
 
 def test_the_last_token_of_a_continuation_is_no_input() -> None:
     lm = object.__new__(JournaledLM)
-    lm._tokenizer = TOKENIZER
+    lm._encoder = ENCODER
     whole = len(TOKENIZER("hello world")["input_ids"])
     assert lm.tokens(("hello", " world")) == whole - 1
     assert lm.tokens(("hello world", {"max_gen_toks": 7})) == whole + 7
@@ -570,12 +572,12 @@ def test_the_last_token_of_a_continuation_is_no_input() -> None:
 
 def test_a_prompt_that_begins_with_bos_gets_no_second_one(starting: PreTrainedTokenizerFast) -> None:
     lm = object.__new__(JournaledLM)
-    lm._tokenizer = starting
+    lm._encoder = encoder = TextEncoder(starting, chat=False)
     prompt, answer = "How many apples now ?", " The answer is 3"
     prompt_ids = (starting.bos_token_id, *TOKENIZER(prompt)["input_ids"])
     answer_ids = tuple(TOKENIZER(answer)["input_ids"])
     for start in ("", "<bos>"):
-        example = _encoded(Text(start + prompt, answer), starting)
+        example = gold_example(Text(start + prompt, answer), encoder, None)
         assert example.prompt_ids == prompt_ids and example.answer_ids == answer_ids
         assert lm.tokens((start + prompt, answer)) == len(prompt_ids) + len(answer_ids) - 1
         assert lm.tokens((start + prompt, {"max_gen_toks": 7})) == len(prompt_ids) + 7

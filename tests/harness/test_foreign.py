@@ -1,9 +1,11 @@
 """Components that another package brings: used from YAML, told apart by their settings and their package's version."""
 
+import importlib
 import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +14,18 @@ import torch
 import yaml
 from semalign_geometry import SemalignError
 from semalign_harness import Experiment, RunResult, load_experiment
+from semalign_harness.benchmarks import code_of as code_of_benchmark
 from semalign_harness.benchmarks import find_benchmark
 from semalign_harness.console import Console
 from semalign_harness.evaluation import EvaluationConfig
+from semalign_harness.evaluation._contracts import ItemRecord
+from semalign_harness.evaluation._run import _summary
 from semalign_harness.experiment import preset_names
 from semalign_harness.fidelity import RunFidelity
 from semalign_harness.inputs import read_inputs
+from semalign_harness.matrix import check_folder, claimed_matrix, read_matrix
 from semalign_harness.phase_cache import phase_key
-from semalign_harness.pipeline import run_experiment
+from semalign_harness.pipeline import Environment, code_of, run_experiment
 from semalign_harness.run_folder import differences
 
 from ..components import bring
@@ -125,8 +131,152 @@ def test_runs_begun_with_another_version_are_told_so(
         with pytest.raises(KeyboardInterrupt):
             run_experiment(experiment, tmp_path / "run")
     installed(monkeypatch, version="1.6")
-    with pytest.raises(SemalignError, match="packages changed since the run in .* began"):
+    words = r"the package extras changed from 1\.5 to 1\.6 \(pip install extras==1\.5 restores it\), since the run in "
+    with pytest.raises(SemalignError, match=words):
         run_experiment(experiment, tmp_path / "run")
+
+
+class Edited:
+    """A copy of the example package as one module, whose text changes."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.file, self.patch = folder / "edited_example.py", monkeypatch
+        self.text = (EXTERNAL / "semalign_example.py").read_text(encoding="utf-8")
+        monkeypatch.syspath_prepend(str(folder))
+
+    def install(self, old: str = "", new: str = "") -> None:
+        """Write it, with one edit, and import it as an installed package would be."""
+        assert old in self.text
+        self.file.write_text(self.text.replace(old, new) if old else self.text, encoding="utf-8")
+        sys.modules.pop("edited_example", None)
+        importlib.invalidate_caches()
+        module = importlib.import_module("edited_example")
+        things = {group: [(name, getattr(module, NAMED[name])) for name, _ in of] for group, of in COMPONENTS.items()}
+        bring(self.patch, things, module="edited_example")
+
+
+NAMED = {"relative_size": "RelativeSize", "deepest": "Deepest", "between": "BETWEEN", "huber": "Huber"}
+NAMED |= {"gains": "Gains", "parity": "PARITY"}
+
+
+@pytest.fixture
+def edited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Edited]:
+    yield Edited(tmp_path, monkeypatch)
+    sys.modules.pop("edited_example", None)
+
+
+@pytest.mark.parametrize("chosen", CHOSEN)
+def test_the_code_of_what_supervises_decides_the_key(chosen: str, overrides: list[str], edited: Edited) -> None:
+    """An edit under the same settings and the same version."""
+    edited.install()
+    first, none = key(overrides, chosen), key(overrides)
+    edited.install()
+    assert key(overrides, chosen) == first
+    edited.install("from typing", "# an edit\nfrom typing")
+    assert key(overrides, chosen) != first and key(overrides) == none
+
+
+def test_runs_of_another_code_are_refused_before_anything_is_read(
+    overrides: list[str], tmp_path: Path, edited: Edited, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    edited.install()
+    words = "the code of the {} changed since the run in .* began: restore it, or choose another folder with --out"
+    for sort, chosen in (
+        ("objective huber", "train.objective.kind=huber"),
+        ("method gains", "method.kind=gains"),
+        ("scorer relative_size", "scorer.kind=relative_size"),
+    ):
+        folder = tmp_path / chosen
+        edited.install()
+        experiment = load_experiment("tiny", overrides=[*overrides, chosen])
+        with monkeypatch.context() as patch:
+            patch.setattr("semalign_harness.pipeline.measured", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                run_experiment(experiment, folder)
+        for finished in (False, True):
+            if finished:
+                (folder / "result.json").write_text("{}", encoding="utf-8")
+            edited.install("from typing", "# an edit\nfrom typing")
+            with monkeypatch.context() as patch:
+                patch.setattr("semalign_harness.pipeline.read_inputs", None)
+                with pytest.raises(SemalignError, match=words.format(sort)):
+                    run_experiment(load_experiment("tiny", overrides=[*overrides, chosen]), folder)
+
+
+def test_a_matrix_does_not_mix_two_codes(overrides: list[str], tmp_path: Path, edited: Edited) -> None:
+    edited.install()
+    call = {"over": ["train.seed=0,1"], "overrides": [*overrides, "train.objective.kind=huber"]}
+    matrix = read_matrix("tiny", **call)
+    with claimed_matrix(tmp_path / "matrix", matrix):
+        pass
+    cell = matrix.cells[0]
+    folder = tmp_path / "matrix" / cell.name
+    cell.experiment.write(folder / "experiment.json")
+    environment = {"packages": {}, "python": "", "platform": "", "device": "cpu", "dtypes": [], "threads": 1}
+    environment |= {"data_sha256": {}, "models": [], "supervision_key": "", "code": code_of(cell.experiment)}
+    Environment.parse(environment).write(folder / "environment.json")
+    for extend in (False, True):
+        check_folder(tmp_path / "matrix", matrix, extend=extend)
+        edited.install("from typing", "# an edit\nfrom typing")
+        with pytest.raises(SemalignError, match="the code of the objective huber changed since the run in .*seed-0"):
+            check_folder(tmp_path / "matrix", read_matrix("tiny", **call), extend=extend)
+        edited.install()
+
+
+def test_evaluations_by_another_code_do_not_compare(edited: Edited) -> None:
+    def protocol() -> Any:
+        item = ItemRecord(index=0, prompt="", output="", extracted=None, correct=True, other={}, seconds=0.0, batch=1)
+        return _summary(find_benchmark("parity"), [item], [{}], [0], chat=False, truncated=0).protocol
+
+    edited.install()
+    first = protocol()
+    edited.install()
+    assert protocol() == first
+    edited.install("word.strip", "word.lstrip")
+    assert protocol() != first
+    assert code_of_benchmark(find_benchmark("gsm8k")) is None
+
+
+def test_components_that_return_something_else_leave_no_run(
+    overrides: list[str], tmp_path: Path, edited: Edited, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An objective is refused before the source works for it; a method when it returns."""
+    edited.install("losses.mean(-1).sum()", "losses.mean(-1)")
+    objective = load_experiment("tiny", overrides=[*overrides, "train.objective.kind=huber"])
+    with monkeypatch.context() as patch:
+        patch.setattr("semalign_harness.pipeline.source_stores", None)
+        with pytest.raises(SemalignError, match=r"the objective huber returned a tensor of shape \(8,\) from total"):
+            run_experiment(objective, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    with monkeypatch.context() as patch:
+        patch.setattr("semalign_harness.inputs.check_objective", lambda *given, **more: None)
+        with pytest.raises(SemalignError, match=r"the objective huber returned a tensor of shape \(\d+,\) from total"):
+            run_experiment(objective, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    edited.install("return MethodReport(", "MethodReport(")
+    method = load_experiment("tiny", overrides=[*overrides, "method.kind=gains"])
+    with pytest.raises(SemalignError, match="^the method gains returned None from run: expected a MethodReport$"):
+        run_experiment(method, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_readings_that_are_not_one_for_each_document_are_one_sentence(edited: Edited) -> None:
+    documents = [{"number": 1, "even": False}, {"number": 2, "even": True}]
+
+    def extract() -> Any:
+        task = find_benchmark("parity").task(documents, chat=False)
+        return task["filter_list"][0]["filter"][0]["filter_fn"]([["odd"], ["even"]], documents)
+
+    edited.install()
+    assert [reading["correct"] for reading in extract()] == [True, True]
+    for old, new, words in (
+        ("return readings", "return readings[:1]", "returned 1 readings from read: expected one for each of 2"),
+        ("return readings", "return None", "returned None from read: expected one for each of 2"),
+        ('"correct": said', '"right": said', "returned the reading .*: expected the keys correct, extracted"),
+    ):
+        edited.install(old, new)
+        with pytest.raises(SemalignError, match=f"^the benchmark parity {words}"):
+            extract()
 
 
 def test_a_run_by_a_foreign_frame_measures_it_beside_ours(

@@ -4,6 +4,7 @@ import pytest
 import torch
 from lm_eval.api.instance import Instance
 from semalign_harness import build_tokenizer
+from semalign_harness.encoding import TextEncoder
 from semalign_harness.evaluation._greedy import GreedyLM
 from semalign_harness.generation import CHECKED_EVERY, Way, end_ids, generate
 from semalign_harness.models import LoadedModel
@@ -17,7 +18,8 @@ SPECIAL = len(TOKENIZER.all_special_ids)
 
 
 def greedy(tokenizer: PreTrainedTokenizerFast = TOKENIZER) -> GreedyLM:
-    return GreedyLM(LoadedModel(MODEL, tokenizer, "", Way.BATCHES), max_length=40)
+    loaded = LoadedModel(MODEL, tokenizer, "", way=Way.BATCHES)
+    return GreedyLM(loaded, TextEncoder(tokenizer, chat=False), max_length=40)
 
 
 def words(seed: int, count: int) -> list[int]:

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from semalign_attribution import DecoderView
 from semalign_geometry import SemalignError
 from semalign_harness.console import Console
-from semalign_harness.data import Example, batches, encode_rows
+from semalign_harness.data import batches, encode_rows
+from semalign_harness.encoding import Example
 from semalign_harness.methods import Method, MethodContext, MethodReport, _neurons
 from semalign_harness.methods._laten import LaTen, _hypernetworks
 from semalign_harness.methods._neurons import Lens, Located, locate, observe, parts_of, places, until_last_word

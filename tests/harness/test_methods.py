@@ -369,7 +369,7 @@ def test_training_that_diverges_stops_with_the_remedy(store: Supervision, tmp_pa
     target = target_model()
     with torch.no_grad():
         target.model.layers[1].mlp.up_proj.weight.fill_(3e38)
-    with pytest.raises(SemalignError, match=r"not finite for the 4\. time; lower method\.learning_rate, which is "):
+    with pytest.raises(SemalignError, match=r"not finite for the 4\. time; .* lower method\.learning_rate, which is "):
         trained(tmp_path, store, "sft", target, passes=100)
 
 
@@ -377,7 +377,7 @@ def test_training_that_diverges_stops_with_the_remedy(store: Supervision, tmp_pa
 def test_training_that_ends_without_a_finite_gradient_or_weights_stops_with_the_remedy(
     name: str, store: Supervision, tmp_path: Path
 ) -> None:
-    remedy = r"not finite when training ends; lower method\.learning_rate, which is 1e\+30$"
+    remedy = r"not finite when training ends; .* lower method\.learning_rate, which is 1e\+30, else "
     with pytest.raises(SemalignError, match=f"step 4: the last gradient is {remedy}"):
         trained(tmp_path / "skipped", store, name, target_model(), steps=1, learning_rate=1e30, warmup=0)
     once: dict[str, Any] = {"steps": 1, "layers": (1,), "schedule": "constant", "warmup": 0}

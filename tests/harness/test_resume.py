@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import random
+import re
 import shlex
 import shutil
 import signal
@@ -110,7 +111,7 @@ def test_an_interrupted_run_goes_on(
         assert run(tmp_path / "whole", longer, "--quiet") == 0
     folder = tmp_path / "run"
     interrupt(monkeypatch, at, folder, longer)
-    assert "the same command goes on" in capsys.readouterr().err
+    assert "the same command resumes" in capsys.readouterr().err
     assert not (folder / "result.json").exists()
     steps_run = []
     step = FrontierTrainer._step
@@ -128,10 +129,33 @@ def test_an_interrupted_run_goes_on(
     assert peaks[0] is None and peaks[1], "an earlier process took its own memory"
     assert weights(folder) == weights(tmp_path / "whole")
     if isinstance(at, tuple):
-        layer, number = at
-        assert steps_run[0] == (layer, number - (number - 1) % 2), "it goes on from the last state that was kept"
+        assert steps_run[0] == at, "it resumes with the step that was interrupted"
     read = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     assert [(r["layer"], r["step"]) for r in read] == [(layer, n) for layer in (1, 2, 3) for n in range(1, 13)]
+
+
+@pytest.mark.parametrize(
+    ("at", "place"),
+    [
+        ((2, 6), "the training after step 5 of layer 2"),
+        ((2, 1), "the training after layer 1"),
+        ((1, 1), "at the first step of the training"),
+        ("source_stores", "before the training, where finished answers and supervision are kept"),
+        ("save_and_reload", "the training after layer 3"),
+    ],
+)
+def test_ctrl_c_says_where_the_command_resumes(
+    at: Any,
+    place: str,
+    tmp_path: Path,
+    overrides: list[str],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """By default, without `checkpoint_steps`."""
+    interrupt(monkeypatch, at, tmp_path / "run", [*overrides, "train.steps=6"])
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith(f"semalign: interrupted; the same command resumes {place}: semalign run tiny ")
 
 
 @pytest.mark.parametrize("method", ["kd", "kd_full", "pissa", "hidden", "seeking"])
@@ -159,7 +183,7 @@ def test_an_interrupted_method_without_stages_goes_on_from_the_state_that_was_ke
     random_state = torch.get_rng_state()
     assert run(tmp_path / "run", given) == 0
     assert torch.equal(torch.get_rng_state(), random_state)
-    assert ran == list(range(6, 13)), "it goes on from the last state that was kept"
+    assert ran == list(range(8, 13)), "it resumes with the step that was interrupted"
     assert weights(tmp_path / "run") == weights(tmp_path / "whole")
     assert [step["step"] for step in steps_of(tmp_path / "run")] == list(range(1, 13))
     reports = [RunResult.read(tmp_path / name / "result.json").training for name in ("run", "whole")]
@@ -169,7 +193,7 @@ def test_an_interrupted_method_without_stages_goes_on_from_the_state_that_was_ke
 
 def test_ctrl_c_says_how_to_go_on(tmp_path: Path, longer: list[str]) -> None:
     given = ["run", "tiny", *longer, "train.steps=3000", "--out", str(tmp_path / "run")]
-    metrics, deadline = tmp_path / "run" / "metrics.jsonl", time.monotonic() + 60
+    metrics, deadline = tmp_path / "run" / "metrics.jsonl", time.monotonic() + 180
     # A child would inherit that Ctrl-C is ignored, as it is for what a shell runs in the background.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     command = [sys.executable, "-m", "semalign_harness", *given]
@@ -183,8 +207,9 @@ def test_ctrl_c_says_how_to_go_on(tmp_path: Path, longer: list[str]) -> None:
         finally:
             process.kill()
     assert (process.returncode, out) == (130, "")
-    last = err.splitlines()[-1]
-    assert last == f"semalign: interrupted; the same command goes on from here: semalign {shlex.join(given)}"
+    told, _, again = err.splitlines()[-1].partition(": semalign ")
+    place = r"(the training after step \d+ of layer \d|at the first step of the training|before the training, .*)"
+    assert re.fullmatch(f"semalign: interrupted; the same command resumes {place}", told) and again == shlex.join(given)
     assert "\r" not in err and "Traceback" not in err
     assert (tmp_path / "run" / "experiment.json").is_file() and not (tmp_path / "run" / "result.json").exists()
 
@@ -223,7 +248,7 @@ def test_changed_rows_are_refused(
     interrupt(monkeypatch, (1, 3), tmp_path / "run", settings)
     mine.write_bytes(b"".join(reversed(rows_file.read_bytes().splitlines(keepends=True))))
     assert run(tmp_path / "run", settings) == 2
-    assert "data_sha256" in (message := capsys.readouterr().err) and "changed since the run" in message
+    assert f"the file {mine} changed from " in (message := capsys.readouterr().err) and "since the run" in message
     mine.write_bytes(rows_file.read_bytes())
     assert run(tmp_path / "run", settings, "--quiet") == 0
 
@@ -308,7 +333,8 @@ def test_other_threads_are_refused(
     interrupt(monkeypatch, (2, 6), tmp_path / "run", longer)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
     assert run(tmp_path / "run", longer) == 2
-    assert "threads changed since the run" in capsys.readouterr().err
+    told = "the number of CPU threads changed from 1 to 3 (OMP_NUM_THREADS=1 restores it), since the run in "
+    assert told + str(tmp_path / "run") in capsys.readouterr().err
 
 
 def test_one_process_at_a_time(tmp_path: Path, overrides: list[str], capsys: pytest.CaptureFixture[str]) -> None:

@@ -23,7 +23,7 @@ from semalign_harness.generation import Way
 from semalign_harness.phase_cache import SourcePhase
 from semalign_harness.pipeline import save_and_reload
 from semalign_train import StepRecord, TransferReport
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.models import tiny_model
 
@@ -260,6 +260,36 @@ def test_bad_models_are_one_sentence(
     assert "the tokenizers differ" in refused(tmp_path, overrides, capsys, f"source.path={other}")
 
 
+def test_models_that_cannot_be_trained_are_refused_before_weights_are_read(
+    tmp_path: Path,
+    overrides: list[str],
+    pair: tuple[Path, Path],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("semalign_harness.inputs.load_model", None)
+    for role, folder in zip(("source", "target"), pair, strict=True):
+        shutil.copytree(folder, tmp_path / role)
+    file = tmp_path / "target" / "config.json"
+    config = json.loads(file.read_text(encoding="utf-8"))
+    file.write_text(json.dumps({**config, "quantization_config": {"quant_method": "fp8"}}), encoding="utf-8")
+    told = refused(tmp_path, overrides, capsys, f"target.path={tmp_path / 'target'}")
+    assert "target is stored quantised (fp8), and the target trains: choose its checkpoint in bfloat16" in told
+
+    rows = tmp_path / "rows.jsonl"
+    texts = [f"{i} How many gherkins now ?" for i in range(60)]
+    rows.write_text("".join(json.dumps({"prompt": t, "completion": "The answer is 7"}) + "\n" for t in texts))
+    file.write_text(json.dumps({**config, "vocab_size": 310}), encoding="utf-8")
+    for role in ("source", "target"):
+        tokenizer = AutoTokenizer.from_pretrained(tmp_path / role)
+        tokenizer.add_tokens(["gherkins"])
+        tokenizer.save_pretrained(tmp_path / role)
+    both = [f"{role}.path={tmp_path / role}" for role in ("source", "target")]
+    told = refused(tmp_path, overrides, capsys, *both, f"data.train.path={rows}")
+    assert f"the rows use 'gherkins', entry 310 of the target's tokenizer, but {tmp_path / 'target'} has emb" in told
+    assert "embeddings for 310 entries only: choose the tokenizer that it was trained with" in told
+
+
 def test_a_taken_folder_is_refused(tmp_path: Path, overrides: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "mine.txt").write_text("precious", encoding="utf-8")
@@ -370,7 +400,7 @@ def test_a_model_that_does_not_survive_saving_is_an_error(
 def test_weights_that_are_not_finite_are_named_as_such(tmp_path: Path, pair: tuple[Path, Path]) -> None:
     loaded = load_model(ModelConfig(path=str(pair[1])))
     next(loaded.model.parameters()).data.fill_(float("nan"))
-    with pytest.raises(SemalignError, match="logits that are not finite: lower the learning rate"):
+    with pytest.raises(SemalignError, match="not finite after training; nothing was kept, lower the learning rate"):
         save_and_reload(loaded, tmp_path / "model")
     assert not (tmp_path / "model").exists()
 

@@ -16,7 +16,7 @@ from semalign_attribution import DecoderView
 from semalign_geometry import SemalignError
 from semalign_harness import build_tokenizer
 from semalign_harness.console import Console
-from semalign_harness.data import Example
+from semalign_harness.encoding import Example
 from semalign_harness.methods import MethodContext, MethodReport, _joint_training, _seeking
 from semalign_harness.methods._seeking import (
     LowRank,

@@ -7,11 +7,11 @@ import pytest
 import torch
 from semalign_align import Supervision
 from semalign_attribution import DecoderView, LayerPairing
-from semalign_geometry import linear_cka
+from semalign_geometry import SemalignError, linear_cka
 from semalign_harness import similarity
 from semalign_harness.cli import main
 from semalign_harness.phase_cache import SourcePhase
-from semalign_harness.similarity import LayerSimilarity, compare_layers
+from semalign_harness.similarity import LayerSimilarity, compare_layers, similarity_matrix
 from semalign_harness.source_phase import contributions
 from transformers import AutoModelForCausalLM
 
@@ -41,3 +41,11 @@ def test_a_run_compares_its_layers_with_the_sources(
     monkeypatch.setattr(similarity, "TOKENS", 10)
     tokens, matrix = compare_layers(DecoderView(AutoModelForCausalLM.from_pretrained(pair[1])), held_out)
     assert 5 <= tokens <= 10 and len(matrix) == pairing.target_depth
+
+
+@pytest.mark.parametrize(("role", "layer"), [("target", 2), ("source", 5)])
+def test_a_layer_that_is_not_finite_is_named_and_not_like_none(role: str, layer: int) -> None:
+    sides = {"target": {k: torch.randn(6, 3) for k in (1, 2)}, "source": {k: torch.randn(6, 4) for k in (3, 5)}}
+    sides[role][layer][4, 0] = torch.inf
+    with pytest.raises(SemalignError, match=f"layer {layer} of the {role} adds values that are not finite"):
+        similarity_matrix(sides["target"], sides["source"])

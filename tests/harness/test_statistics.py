@@ -227,7 +227,8 @@ def test_few_items_get_the_width_of_a_t_interval() -> None:
     expected = mean(values)
     for seed in range(3):
         found = compare_values(values, [0.0] * 10, seed=seed).difference
-        assert found.high - found.low == pytest.approx(expected.high - expected.low, rel=0.03)
+        assert found.high - found.low == pytest.approx(expected.high - expected.low, rel=0.06)
+        assert found.low <= expected.low and found.high >= expected.high
 
 
 def test_fewer_than_five_items_bound_no_difference() -> None:
@@ -249,6 +250,7 @@ def test_seeds_are_aggregated_by_their_t_interval(values: list[float]) -> None:
 @few_examples
 @given(st.data(), some_numbers, seeds)
 def test_nothing_recovered_is_0_and_everything_is_1(data: st.DataObject, before: list[float], seed: int) -> None:
+    before = before + before  # ten items or more bound a gap that varies by a factor of two
     gaps = data.draw(st.lists(st.floats(1, 2), min_size=len(before), max_size=len(before)))
     sign = data.draw(st.sampled_from([-1, 1]))
     source = [b + sign * gap for b, gap in zip(before, gaps, strict=True)]
@@ -347,6 +349,46 @@ def test_intervals_of_paired_shares_cover() -> None:
         low, high = ends(compare_outcomes(first, second).difference)
         covered += tally * (low <= 0.1 <= high)
     assert 0.93 <= covered / REPEATS <= 0.97
+
+
+@pytest.mark.parametrize(
+    ("items", "weighted", "least"), [(20, False, 0.9), (48, False, 0.92), (100, False, 0.93), (100, True, 0.92)]
+)
+def test_intervals_of_skewed_differences_cover(
+    monkeypatch: pytest.MonkeyPatch, items: int, weighted: bool, least: float
+) -> None:
+    """KL of a few rows: most differences are small, some large. Percentile intervals cover 0.87, 0.90, 0.92, 0.91."""
+    monkeypatch.setattr(statistics, "RESAMPLES", 399)
+    generator, repeats = np.random.default_rng(12), 500
+    rows = generator.lognormal(0, 1, (repeats, items))
+    weights = generator.gamma(2, 20, (repeats, items)) + 5
+    found = [
+        ends(compare_values(row, [0.0] * items, weights=w if weighted else None, seed=number).difference)
+        for number, (row, w) in enumerate(zip(rows.tolist(), weights.tolist(), strict=True))
+    ]
+    covered = coverage(found, math.exp(0.5))
+    assert least <= covered <= 0.98, f"{covered:.3f} of the intervals hold the mean"
+
+
+@pytest.mark.parametrize("solved", [[1.0] + [0.0] * 19, [1.0, -1.0] + [0.0] * 8])
+def test_ties_shorten_no_interval(solved: list[float]) -> None:
+    """Many resamples hold no item that differs, and scatter by nothing."""
+    found, of_t = compare_values(solved, [0.0] * len(solved), seed=0).difference, mean(solved)
+    assert math.isfinite(found.low) and math.isfinite(found.high)
+    assert found.low <= of_t.low and found.high >= of_t.high
+
+
+def test_a_small_gap_is_seldom_bounded_and_then_not_more_often_wrong_than_promised(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(statistics, "RESAMPLES", 199)
+    generator, repeats, wrong, bounded = np.random.default_rng(5), 400, 0, 0
+    for number in range(repeats):
+        outcomes = [(generator.random(300) < rate).tolist() for rate in (0.51, 0.5, 0.505)]
+        found = estimate_gap_recovered(*outcomes, seed=number)
+        bounded += found.bounded
+        wrong += found.low is not None and found.high is not None and not found.low <= 0.5 <= found.high
+    assert bounded / repeats < 0.1 and wrong / repeats < 0.02
 
 
 @pytest.mark.slow

@@ -161,7 +161,7 @@ def test_an_interrupted_sweep_goes_on(tmp_path: Path, runs: Runs, capsys: pytest
     call = [*RATES, "--rungs", "2"]
     runs.interrupted_after = 3
     assert swept(tmp_path, *call) == 130
-    assert "interrupted; the same command goes on from here" in capsys.readouterr().err
+    assert "interrupted; the same command resumes: semalign " in capsys.readouterr().err
     runs.interrupted_after = 1
     assert swept(tmp_path, *call) == 130
     runs.interrupted_after = None

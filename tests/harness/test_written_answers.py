@@ -12,7 +12,7 @@ from semalign_geometry import SemalignError
 from semalign_harness import written_answers
 from semalign_harness.cli import main
 from semalign_harness.console import Console
-from semalign_harness.data import Example
+from semalign_harness.encoding import Example
 from semalign_harness.experiment import ModelConfig, load_experiment
 from semalign_harness.generation import generate
 from semalign_harness.inputs import Inputs, read_inputs
@@ -113,6 +113,34 @@ def test_tokens_are_drawn_from_the_softmax() -> None:
         tokens = written_answers._Sampler(prompts, temperature, 0)(logits.expand(4000, 3), list(range(4000)))
         shares = torch.bincount(tokens, minlength=3) / 4000
         torch.testing.assert_close(shares, (logits / temperature).softmax(0), rtol=0, atol=0.03)
+
+
+@pytest.mark.parametrize(("writer", "other"), [("source", "target"), ("target", "source")])
+def test_the_other_model_is_checked_before_one_writes(
+    writer: str, other: str, overrides: list[str], pair: tuple[Path, Path], tmp_path: Path, monkeypatch: Any
+) -> None:
+    loaded: list[str] = []
+    own = written_answers.load
+
+    def noted(console: Console, label: str, *more: Any) -> Any:
+        loaded.append(label)
+        return own(console, label, *more)
+
+    monkeypatch.setattr(written_answers, "load", noted)
+    checked, writes = f"{other}, to check it", f"{writer} that writes answers"
+    inputs_of(overrides, f"data.answers={writer}")
+    assert loaded == [checked, writes]
+    inputs_of(overrides, f"data.answers={writer}")
+    assert loaded == [checked, writes], "all answers are kept: nothing long follows"
+
+    damaged = tmp_path / "damaged"
+    model = load_model(ModelConfig(path=str(pair[other == "target"])))
+    model.model.model.norm.weight.data[0] = torch.nan
+    model.model.save_pretrained(damaged)
+    model.tokenizer.save_pretrained(damaged)
+    with pytest.raises(SemalignError, match="not finite in model.norm.weight"):
+        inputs_of(overrides, f"data.answers={writer}", f"{other}.path={damaged}", "data.writing.seed=5")
+    assert loaded[2:] == [checked]
 
 
 def test_an_interrupted_writing_goes_on(overrides: list[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -54,6 +54,7 @@ _configs = st.builds(
     guards=_guards,
     seed=st.integers(0, 2**31),
     checkpoint_steps=st.none() | _count,
+    checkpoint_minutes=st.none() | st.floats(0.1, 1e3),
 )
 _steps = st.builds(
     StepRecord, losses=_terms, gradient_norms=_terms, gradient_norm=_weight, learning_rate=_weight, seconds=_weight,
@@ -121,6 +122,7 @@ def test_a_newer_configuration_inside_a_report_is_refused() -> None:
         ("clip", 0),
         ("autocast", "float16"),
         ("checkpoint_steps", 0),
+        ("checkpoint_minutes", 0),
         ("guards", {"max_skipped": -1}),
         ("trainable", {"kind": "bias"}),
     ],

@@ -1,6 +1,8 @@
 """An interrupted training goes on to the weights of an undisturbed one."""
 
 import json
+import logging
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from semalign_align import Relation, Supervision
 from semalign_geometry import SemalignError
-from semalign_train import FrontierTrainer, FullLayer, Guards, LoraLayer, StageRecord, StepRecord, TransferConfig
+from semalign_train import (
+    FrontierTrainer,
+    FullLayer,
+    Guards,
+    LoraLayer,
+    Optimiser,
+    StageRecord,
+    StepRecord,
+    TransferConfig,
+    kept_until,
+)
 
 from ..align.chain import TARGET_DEPTH, target_model
 
@@ -32,6 +44,7 @@ def train(
     folder: Path | str | None,
     *,
     kill_at: int | None = None,
+    killed_by: type[BaseException] = Killed,
     dtype: torch.dtype = torch.float32,
     seen: list[StepRecord | StageRecord] | None = None,
     **more: Any,
@@ -42,13 +55,13 @@ def train(
     def callback(record: StepRecord | StageRecord) -> None:
         events.append(record)
         if len(events) == kill_at:
-            raise Killed
+            raise killed_by
 
     target = target_model(dtype=dtype)
     trainer = FrontierTrainer(target, store, config(**more), checkpoints=folder, callback=callback)
     try:
         report = trainer.fit()
-    except Killed:
+    except (Killed, KeyboardInterrupt):
         return None
     return target, report
 
@@ -223,3 +236,136 @@ def test_manifests_are_readable(top: Supervision, tmp_path: Path) -> None:
     train(top, tmp_path)
     manifest = json.loads((tmp_path / "stage-002" / "manifest.json").read_text(encoding="utf-8"))
     assert manifest["record"]["layer"] == 2 and manifest["record"]["steps"] == STEPS
+
+
+def states(folder: Path) -> list[str]:
+    return sorted(place.name for place in folder.glob("state-*"))
+
+
+@pytest.fixture
+def ticking(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[float]]:
+    """The time, which the test moves on."""
+    now = [0.0]
+    monkeypatch.setattr("semalign_train._checkpoint.monotonic", lambda: now[0])
+    yield now
+
+
+@pytest.mark.parametrize(("minutes", "kept"), [(0.5, [2, 3]), (1.0, [2]), (1.5, [3]), (None, [])])
+def test_states_are_kept_by_time(
+    minutes: float | None, kept: list[int], ticking: list[float], top: Supervision, tmp_path: Path
+) -> None:
+    def told(record: StepRecord | StageRecord) -> None:
+        if isinstance(record, StepRecord):
+            ticking[0] += 30
+            if record.step == STEPS:
+                raise Killed
+
+    settings = config(checkpoint_steps=None, checkpoint_minutes=minutes)
+    with pytest.raises(Killed):
+        FrontierTrainer(target_model(), top, settings, checkpoints=tmp_path, callback=told).fit()
+    assert states(tmp_path) == [f"state-001-{step:06}" for step in kept]
+    whole, _ = train(top, None)
+    seen: list[Any] = []
+    resumed, _ = train(top, tmp_path, seen=seen, checkpoint_steps=None)
+    assert seen[0].step == max(kept, default=0) + 1 and same_weights(whole, resumed)
+
+
+def test_a_state_that_takes_long_to_write_is_kept_less_often(
+    ticking: list[float], top: Supervision, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept: list[float] = []
+
+    def slow(*given: Any) -> Any:
+        kept.append(ticking[0])
+        ticking[0] += 10
+        return write(*given)
+
+    from semalign_train import _checkpoint
+
+    write = _checkpoint.write_artifact
+    monkeypatch.setattr(_checkpoint, "write_artifact", slow)
+
+    def told(record: StepRecord | StageRecord) -> None:
+        ticking[0] += 60
+
+    settings = config(checkpoint_steps=None, checkpoint_minutes=1, steps=20, layers=(1,))
+    FrontierTrainer(target_model(), top, settings, checkpoints=tmp_path, callback=told).fit()
+    assert kept == [60, 430, 800, 1170, 1240], "330 seconds after ten of writing; the last one is the stage"
+
+
+def test_a_full_disk_costs_a_state_by_time_and_not_the_training(
+    ticking: list[float], top: Supervision, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any
+) -> None:
+    from semalign_train import _checkpoint
+
+    write = _checkpoint.write_artifact
+
+    def full(folder: Path, *given: Any) -> Any:
+        if folder.name.startswith("state"):
+            raise OSError(28, "No space left on device")
+        return write(folder, *given)
+
+    monkeypatch.setattr(_checkpoint, "write_artifact", full)
+
+    def told(record: StepRecord | StageRecord) -> None:
+        ticking[0] += 300
+
+    settings = config(checkpoint_steps=None)
+    FrontierTrainer(target_model(), top, settings, checkpoints=tmp_path, callback=told).fit()
+    assert "could not be kept" in caplog.text and caplog.records[0].levelno == logging.WARNING
+    with pytest.raises(OSError, match="No space"):
+        train(top, tmp_path / "other")
+
+
+@pytest.mark.parametrize("trainable", [FullLayer(), LoraLayer(rank=2)], ids=["full", "lora"])
+@pytest.mark.parametrize("at", [1, 3, STEPS + 1, STEPS + 3])
+def test_ctrl_c_keeps_the_state_between_two_steps(at: int, trainable: Any, top: Supervision, tmp_path: Path) -> None:
+    whole, report = train(top, None, trainable=trainable)
+    more = {"trainable": trainable, "checkpoint_steps": None}
+    assert train(top, tmp_path, kill_at=at, killed_by=KeyboardInterrupt, **more) is None
+    layer, step = (1, at) if at <= STEPS else (2, at - STEPS - 1)
+    assert kept_until(tmp_path) == (f"after step {step} of layer {layer}" if step else "after layer 1")
+    seen: list[Any] = []
+    resumed, again = train(top, tmp_path, seen=seen, **more)
+    assert (seen[0].layer, seen[0].step) == (layer, step + 1)
+    assert same_weights(whole, resumed) and comparable(again) == comparable(report)
+
+
+@pytest.mark.parametrize("when", ["before", "within", "after"])
+def test_ctrl_c_within_a_step_keeps_no_half_of_it(
+    when: str, top: Supervision, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The weights move in the middle of a step: interrupted before, the step before is kept; then or after, nothing."""
+    whole, _ = train(top, None)
+    step, calls = Optimiser.step, 0
+
+    def interrupted(self: Optimiser, rate: float) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 3 and when == "before":
+            raise KeyboardInterrupt
+        if calls == 3 and when == "within":
+            part, inner = self._parts[0], self._parts[0].step
+
+            def half() -> None:
+                inner()
+                raise KeyboardInterrupt
+
+            monkeypatch.setattr(part, "step", half)
+        step(self, rate)
+        if calls == 3:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Optimiser, "step", interrupted)
+        assert train(top, tmp_path, checkpoint_steps=None) is None
+    assert states(tmp_path) == (["state-001-000002"] if when == "before" else [])
+    assert same_weights(whole, train(top, tmp_path, checkpoint_steps=None)[0])
+
+
+def test_large_states_are_not_written_on_ctrl_c(
+    top: Supervision, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("semalign_train._checkpoint.QUICK_BYTES", 1000)
+    assert train(top, tmp_path, kill_at=2, killed_by=KeyboardInterrupt, checkpoint_steps=None) is None
+    assert kept_until(tmp_path) is None

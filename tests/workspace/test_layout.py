@@ -1,5 +1,6 @@
 """Files that every project carries, and the names it exports."""
 
+import ast
 import importlib
 import inspect
 
@@ -44,3 +45,16 @@ def test_public_names_are_sorted_and_documented(project: Project) -> None:
             # A dataclass without a docstring gets its signature as one.
             if not doc or doc.startswith(f"{name}("):
                 pytest.fail(f"{project.module}.{name} has no docstring")
+
+
+@each_project
+def test_no_loader_may_run_code_of_a_model(project: Project) -> None:
+    for file in sorted(project.source.rglob("*.py")):
+        for call in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if not (isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute)):
+                continue
+            of = call.func.value.id if isinstance(call.func.value, ast.Name) else ""
+            if of.startswith("Auto") and call.func.attr in ("from_pretrained", "from_config"):
+                trusts = [word.value for word in call.keywords if word.arg == "trust_remote_code"]
+                wrong = not (trusts and isinstance(trusts[0], ast.Constant) and trusts[0].value is False)
+                assert not wrong, f"{file.name}:{call.lineno}: {of}.{call.func.attr} lacks trust_remote_code=False"

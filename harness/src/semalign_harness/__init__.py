@@ -1,8 +1,8 @@
 """Experiments with semantic alignment: a YAML file in, a run folder with the trained target and its figures out."""
 
-from .data import Example as Example
 from .data import encode_rows as encode_rows
 from .data import load_rows as load_rows
+from .encoding import Example as Example
 from .experiment import Experiment as Experiment
 from .experiment import load_experiment as load_experiment
 from .measure import Measurement as Measurement

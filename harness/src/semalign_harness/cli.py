@@ -8,6 +8,7 @@ import math
 import os
 import shlex
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,8 +18,10 @@ from semalign_align import RaisedElsewhere
 from semalign_geometry import SemalignError
 
 from .console import Console, interruptible, logged
+from .dry_run import DryRun
 from .estimate import describe, find_shape, presets_table
 from .experiment import Experiment, load_experiment, preset_names
+from .failures import is_full_memory, memory_message
 from .methods import as_method
 from .models import cache_folder
 from .phase_cache import entries, prune
@@ -73,7 +76,11 @@ examples:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit code: 0 done, 1 pair refused, 2 input that cannot be used, 130 interrupted."""
+    """Run the command.
+
+    Returns:
+        The exit code: 0 done, 1 pair refused, 2 input that cannot be used, 3 a bug of ours, 130 interrupted.
+    """
     if arguments is None:
         gc.freeze()  # what was imported stays: a second is saved where it is not looked at again and again
     given = list(sys.argv[1:] if arguments is None else arguments)
@@ -113,9 +120,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     except OSError as error:
         return _fail(_disk_message(error))
-    except KeyboardInterrupt:
-        print(f"semalign: interrupted{_way_on(command, given)}", file=sys.stderr)
+    except KeyboardInterrupt as interrupt:
+        place = str(interrupt) if command == "run" else ""
+        print(f"semalign: interrupted{_way_on(command, given, place)}", file=sys.stderr)
         return 130
+    except Exception as error:
+        if is_full_memory(error):
+            return _fail(memory_message(error))
+        traceback.print_exc()
+        print("semalign: this is a bug: please report the lines above, and the command", file=sys.stderr)
+        return 3
     finally:
         leave()
 
@@ -156,7 +170,7 @@ def _run_arguments(parser: argparse.ArgumentParser) -> None:
         "run folder, where an interrupted run goes on (default: runs/NAME, numbered when taken)",
     )
     parser.add_argument(
-        "--dry-run", action="store_true", help="print the resolved experiment and the plan, run nothing"
+        "--dry-run", action="store_true", help="check the run, print the resolved experiment and the plan, run nothing"
     )
 
 
@@ -181,7 +195,7 @@ def _submit_arguments(parser: argparse.ArgumentParser) -> None:
         "--slurm", action="extend", nargs="+", default=[], metavar="key=value", help="partition=… gpus_per_node=… …"
     )
     parser.add_argument("--wait", action="store_true", help="wait for the jobs")
-    parser.add_argument("--dry-run", action="store_true", help="print where each cell stands, run nothing")
+    parser.add_argument("--dry-run", action="store_true", help="check the cells, print where each stands, run nothing")
     _track_argument(parser)
     _common_arguments(parser, "folder of the matrix, which goes on there (default: runs/NAME-matrix)")
 
@@ -396,7 +410,8 @@ def _run(options: argparse.Namespace) -> int:
             f"measure on {data.held_out_rows} rows, into {folder}"
         )
         # An input that cannot be used is an error before anything is printed.
-        lines = [*describe_writing(data), plan, *describe(experiment)]
+        unchecked = [f"not checked: {note}" for note in DryRun().check(experiment, folder)]
+        lines = [*describe_writing(data), plan, *describe(experiment), *unchecked]
         print(yaml.safe_dump(experiment.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
         print("\n".join(f"# {line}" for line in lines))  # comments: what is printed is an experiment's file
         return 0
@@ -438,7 +453,7 @@ def _doctor(options: argparse.Namespace) -> int:
 
 def _submit(options: argparse.Namespace) -> int:
     from .matrix import matrix_table, read_matrix, write_table
-    from .submit import Target, look, parse_parameters, submit_matrix
+    from .submit import Target, look_ahead, parse_parameters, submit_matrix
 
     if options.experiment is None:
         raise SemalignError(f"submit needs an experiment: a preset ({', '.join(preset_names())}) or a YAML file")
@@ -446,8 +461,9 @@ def _submit(options: argparse.Namespace) -> int:
     matrix = read_matrix(options.experiment, over=options.over, configs=options.config, overrides=options.overrides)
     folder = options.out or Path("runs") / f"{matrix.name}-matrix"
     if options.dry_run:
-        print(matrix_table(look(matrix, folder)))
-        return 0
+        standings = look_ahead(matrix, folder)
+        print(matrix_table(standings))
+        return 2 if any(each.state == "refused" for each in standings) else 0
     found = submit_matrix(matrix, folder, target, wait=options.wait, console=Console(quiet=options.quiet))
     print(matrix_table(found))
     print(f"table: {write_table(folder, found).resolve()}")
@@ -616,13 +632,13 @@ def _hush() -> None:
         logging.getLogger(chatty).setLevel(logging.ERROR)
 
 
-def _way_on(command: str, given: Sequence[str]) -> str:
-    """How to go on after an interruption."""
+def _way_on(command: str, given: Sequence[str], place: str) -> str:
+    """How to resume after an interruption, and at which place."""
     pulls = command == "models" and "pull" in given
     if not pulls and command not in ("run", "submit", "compare", "sweep", "evaluate"):
         return ""
     launched = int(os.environ.get("WORLD_SIZE", "1")) > 1  # by a command that is not known here
-    return "; the same command goes on from here" + ("" if launched else f": semalign {shlex.join(given)}")
+    return f"; the same command resumes {place}".rstrip() + ("" if launched else f": semalign {shlex.join(given)}")
 
 
 def _disk_message(error: OSError) -> str:

@@ -1,45 +1,30 @@
 """Rows from files, the hub or a generator, as token ids with the answers supervised."""
 
-import gzip
+import contextlib
 import json
 import math
 import re
-import zlib
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from jinja2 import StrictUndefined, TemplateError
+from jinja2 import StrictUndefined, UndefinedError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from semalign_attribution import IGNORE, Batch
 from semalign_geometry import SemalignError
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
+from .encoding import Conversation, Example, Message, TextEncoder
 from .experiment import DataConfig, RowsConfig
+from .row_files import Row, is_file_name, read_local
 from .tiny import arithmetic_rows
 
-Row = dict[str, Any]
 GENERATED_ROWS = 5_000
 TEMPLATES = ImmutableSandboxedEnvironment(undefined=StrictUndefined, keep_trailing_newline=True)
-_FORMS = "rows are one JSON object a line (.jsonl, .jsonl.gz), or a data set of the hub"
-
-
-@dataclass(frozen=True)
-class Example:
-    """One row as token ids."""
-
-    prompt_ids: tuple[int, ...]
-    """What the answer follows, not supervised."""
-    answer_ids: tuple[int, ...]
-    """Supervised, end-of-sequence token included."""
-    answer: str
-    """The reference answer as text."""
-
-    def __len__(self) -> int:
-        return len(self.prompt_ids) + len(self.answer_ids)
 
 
 @dataclass(frozen=True)
@@ -52,6 +37,12 @@ class Split:
     """Rows that were left out because they are longer than the limit."""
     longest: int
     """Tokens of the longest row that was seen."""
+    unread: Mapping[str, int] = field(default_factory=dict)
+    """Of the rows above, how many hold a key that the chat template never reads, by its name."""
+    several: int = 0
+    """Of the rows above, those with several answers, of which the last is supervised."""
+    ended_within: int = 0
+    """Of the rows above, those whose answer names the end-of-sequence token before its end."""
 
 
 def read_rows(config: DataConfig) -> tuple[list[Row], ...]:
@@ -59,7 +50,7 @@ def read_rows(config: DataConfig) -> tuple[list[Row], ...]:
     return tuple(load_rows(origin) for origin in (config.train, config.held_out) if origin is not None)
 
 
-def split_rows(config: DataConfig, pools: Sequence[list[Row]], tokenizer: PreTrainedTokenizerBase) -> Split:
+def split_rows(config: DataConfig, pools: Sequence[list[Row]], encoder: TextEncoder) -> Split:
     """Draw the train and held-out rows of an experiment from what `read_rows` gave, and encode them.
 
     Raises:
@@ -67,14 +58,17 @@ def split_rows(config: DataConfig, pools: Sequence[list[Row]], tokenizer: PreTra
     """
     generator = torch.Generator().manual_seed(config.seed)
     seen: set[tuple[int, ...]] = set()
-    dropped = longest = 0
+    dropped = longest = several = ended_within = 0
+    unread: Counter[str] = Counter()
 
     def draw(pool: list[tuple[int, Row]], origin: RowsConfig, wanted: int, part: str) -> Iterator[Example]:
-        nonlocal dropped, longest
+        nonlocal dropped, longest, several, ended_within
         found = too_long = repeated = 0
         while pool and found < wanted:
             number, row = pool.pop()
-            example = encode_row(row, tokenizer, origin, name=f"row {number} of {origin.path}")
+            name = f"row {number} of {origin.path}"
+            conversation = read_conversation(row, origin, name)
+            example = encoder.example(conversation, name=name)
             longest = max(longest, len(example))
             if example.prompt_ids in seen:
                 repeated += 1
@@ -85,6 +79,9 @@ def split_rows(config: DataConfig, pools: Sequence[list[Row]], tokenizer: PreTra
                 dropped += 1
                 continue
             found += 1
+            unread.update(encoder.unread(conversation))
+            several += sum(message["role"] == "assistant" for message in conversation.messages) > 1
+            ended_within += encoder.holds_end(example.answer)
             yield example
         untouched = part == "train" or config.held_out is not None
         if found == 0 and too_long and untouched:
@@ -107,14 +104,14 @@ def split_rows(config: DataConfig, pools: Sequence[list[Row]], tokenizer: PreTra
     measured = list(draw(shuffled[-1], config.held_out or config.train, config.held_out_rows, "held_out"))
     if config.measure_on == "tuning":
         measured = list(draw(shuffled[0], config.train, config.held_out_rows, "held_out"))
-    return Split(train, measured, dropped, longest)
+    return Split(train, measured, dropped, longest, dict(sorted(unread.items())), several, ended_within)
 
 
 def load_rows(config: RowsConfig) -> list[Row]:
-    """All rows of a JSONL file, a hub data set or a generator.
+    """All rows of a local file or folder, a hub data set or a generator.
 
     Raises:
-        SemalignError: nothing is found there, a line is not JSON, or there are no rows.
+        SemalignError: nothing is found there, it cannot be read, or there are no rows.
     """
     path = Path(config.path).expanduser()
     if config.path.startswith("generated:"):
@@ -123,46 +120,25 @@ def load_rows(config: RowsConfig) -> list[Row]:
         if config.split not in ("train", "held_out"):
             raise SemalignError(f"generated rows have the splits train and held_out, not {config.split!r}")
         rows: list[Row] = arithmetic_rows(GENERATED_ROWS, seed=0, split=config.split)  # type: ignore[arg-type]
-    elif path.suffix in (".jsonl", ".gz", ".json") or path.exists():
-        rows = list(_read_jsonl(path))
-    else:
+    elif comes_from_hub(config):
         rows = _read_hub(config)
+    else:
+        rows = read_local(path, config)
     if not rows:
         raise SemalignError(f"{config.path} holds no rows")
     return rows
 
 
-def _read_jsonl(path: Path) -> Iterator[Row]:
-    if not path.is_file():
-        found = "is a folder" if path.is_dir() else "does not exist"
-        raise SemalignError(f"{path} {found}: give a .jsonl or .jsonl.gz file, or the id of a hub data set")
-    opener = gzip.open if path.suffix == ".gz" else open
-    try:
-        # newline="\n": Unicode line separators inside a row are not ends of lines; -sig: Windows marks its files.
-        with opener(path, "rt", encoding="utf-8-sig", newline="\n") as file:
-            for number, line in enumerate(file, 1):
-                if not line.strip():
-                    continue
-                try:
-                    row = json.loads(line)
-                except json.JSONDecodeError as error:
-                    raise SemalignError(f"{path}, line {number} is not JSON ({error.msg}): {_FORMS}") from error
-                except (ValueError, RecursionError) as error:
-                    raise SemalignError(
-                        f"{path}, line {number} nests too deep or holds too long a number to be read: leave it out"
-                    ) from error
-                if not isinstance(row, dict):
-                    raise SemalignError(f"{path}, line {number} is not a JSON object: {_FORMS}")
-                yield row
-    except UnicodeDecodeError as error:
-        raise SemalignError(f"{path} is not text in UTF-8: {_FORMS}") from error
-    except (OSError, EOFError, zlib.error) as error:
-        raise SemalignError(f"{path} cannot be read: {error}") from error
+def comes_from_hub(config: RowsConfig) -> bool:
+    """Whether rows are those of a data set on the hub: neither generated nor in a local file."""
+    path = Path(config.path).expanduser()
+    return not (config.path.startswith("generated:") or is_file_name(path) or path.exists())
 
 
 def _read_hub(config: RowsConfig) -> list[Row]:
     import datasets  # a second to import, which only rows from the hub are worth
 
+    datasets.disable_progress_bars()
     try:
         found = datasets.load_dataset(config.path, config.subset, split=config.split)
     except Exception as error:  # the hub client has no common base class of errors
@@ -177,46 +153,39 @@ def encode_rows(
     rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, *, config: RowsConfig | None = None
 ) -> list[Example]:
     """Encode rows that hold `messages`, or the prompt and completion fields that `config` names."""
-    origin = config or RowsConfig(path="rows")
-    return [encode_row(row, tokenizer, origin) for row in rows]
+    origin, encoder = config or RowsConfig(path="rows"), TextEncoder(tokenizer)
+    return [encode_row(row, encoder, origin) for row in rows]
 
 
-def encode_row(row: Row, tokenizer: PreTrainedTokenizerBase, config: RowsConfig, *, name: str | None = None) -> Example:
-    """One row as token ids: prompt and answer are encoded apart, so that no token spans their border.
-
-    With a chat template, the prompt ends where the template asks for a generation, and the answer ends with the
-    end-of-sequence token inside the template; without one, the answer gets the end-of-sequence token appended.
-    Errors call the row by `name`.
+def encode_row(row: Row, encoder: TextEncoder, config: RowsConfig) -> Example:
+    """Encode one row of a place.
 
     Raises:
         SemalignError: the row has no prompt or no answer, or the template does not fit.
     """
-    name = name or f"a row of {config.path}"
+    name = f"a row of {config.path}"
+    return encoder.example(read_conversation(row, config, name), name=name)
+
+
+def read_conversation(row: Row, config: RowsConfig, name: str) -> Conversation:
+    """Read the turns of a row, the last one its answer, and what its template may read besides; errors call it `name`.
+
+    Raises:
+        SemalignError: the row has no prompt or no answer.
+    """
     messages = _messages(row, config, name)
-    answer = messages[-1]["content"]
-    if tokenizer.chat_template is None:
-        prompt_text = "\n".join(message["content"] for message in messages[:-1])
-        answer_text = answer + str(tokenizer.eos_token or "")
-    else:
-        try:
-            prompt_text = str(tokenizer.apply_chat_template(messages[:-1], tokenize=False, add_generation_prompt=True))
-            whole = str(tokenizer.apply_chat_template(messages, tokenize=False))
-        except TemplateError as error:
-            raise SemalignError(f"the chat template refuses {name}: {error}") from error
-        if not whole.startswith(prompt_text):
-            raise SemalignError(
-                "the chat template renders a prompt differently once its answer follows, so the answer cannot be told "
-                "apart: give the tokenizer a template whose generation prompt begins the answer"
-            )
-        answer_text = whole[len(prompt_text) :]
-    add_special = tokenizer.chat_template is None
-    prompt_ids = tokenizer(prompt_text, add_special_tokens=add_special)["input_ids"]
-    answer_ids = tokenizer(answer_text, add_special_tokens=False)["input_ids"]
-    if tokenizer.eos_token_id in answer_ids:
-        answer_ids = answer_ids[: answer_ids.index(tokenizer.eos_token_id) + 1]
-    if not prompt_ids or not answer_ids:
-        raise SemalignError(f"{name} has an empty prompt or answer after encoding")
-    return Example(tuple(prompt_ids), tuple(answer_ids), answer)
+    if row.get("messages") is None:
+        return Conversation(messages)
+    return Conversation(messages, *(_listed(row, field) for field in ("tools", "documents")))
+
+
+def _listed(row: Row, field: str) -> Any:
+    """A list that stands beside the messages of a row; data sets whose columns cannot hold it write it as JSON."""
+    value = row.get(field)
+    if isinstance(value, str):
+        with contextlib.suppress(ValueError, RecursionError):
+            return json.loads(value)
+    return value
 
 
 def glued(example: Example, tokenizer: PreTrainedTokenizerBase) -> str | None:
@@ -229,17 +198,21 @@ def glued(example: Example, tokenizer: PreTrainedTokenizerBase) -> str | None:
     return whole[max(0, end - 12) : end + 12] if re.fullmatch(r"[\w.:?!]\w", whole[end - 1 : end + 1]) else None
 
 
-def _messages(row: Row, config: RowsConfig, name: str) -> list[dict[str, str]]:
-    if "messages" in row:
+def _messages(row: Row, config: RowsConfig, name: str) -> list[Message]:
+    if row.get("messages") is not None:
         messages = row["messages"]
         if not isinstance(messages, list) or not all(
             isinstance(m, dict) and isinstance(m.get("role"), str) and isinstance(m.get("content"), str)
             for m in messages
         ):
             raise SemalignError(f"{name} has messages that are not role and content, both text")
-        messages = [{"role": m["role"], "content": m["content"]} for m in messages]
         if len(messages) < 2 or messages[-1]["role"] != "assistant" or not messages[-1]["content"].strip():
             raise SemalignError(f"{name} has no answer: its last message must be the assistant's")
+        if messages[-1].get("weight") == 0:
+            raise SemalignError(
+                f"{name} has nothing to train on: its last message has weight 0, and only the last answer of a row is "
+                "supervised, so leave the row out or end it with the answer that is meant"
+            )
         return messages
     missing = [field for field in (config.prompt, config.completion) if "{{" not in field and field not in row]
     if missing:
@@ -259,20 +232,36 @@ def _text(row: Row, field: str, name: str) -> str:
     """A field of a row that holds text or a number, or a template filled with its fields."""
     if "{{" not in field:
         value = row[field]
+        if value is None:
+            raise SemalignError(f"{name} has no answer or prompt: its field {field!r} is null")
         number = math.isfinite(value) if isinstance(value, float) else type(value) is int
-        if not (value is None or isinstance(value, str) or number):
+        if not (isinstance(value, str) or number):
             raise SemalignError(
                 f"the field {field!r} of {name} holds {str(value)[:60]!r} of type "
                 f"{type(value).__name__}: name a field of text or numbers, or a template such as "
                 f"'{{{{ {field} | join(\" \") }}}}'"
             )
-        return "" if value is None else str(value)
+        return str(value)
+    present = _without_nulls(row)
     try:
-        return TEMPLATES.from_string(field).render(row)
+        return TEMPLATES.from_string(field).render(present)
     except Exception as error:  # an expression in a template can fail in any way
+        remedy = "; 'FIELD | default(\"\")' fills in a field that is missing or null" * isinstance(
+            error, UndefinedError
+        )
         raise SemalignError(
-            f"the template {field[:60]!r} does not fit {name}, whose fields are {', '.join(row)}: {error}"
+            f"the template {field[:60]!r} does not fit {name}, whose fields are {', '.join(present)}: {error}{remedy}"
         ) from error
+
+
+def _without_nulls(value: Any) -> Any:
+    """A value of a row as templates see it: a null is a missing field, as Parquet cannot tell one from the other."""
+    if isinstance(value, dict):
+        return {key: _without_nulls(item) for key, item in value.items() if item is not None}
+    if isinstance(value, list):
+        null = TEMPLATES.undefined("a list of the row holds a null")
+        return [null if item is None else _without_nulls(item) for item in value]
+    return value
 
 
 def batches(examples: Sequence[Example], batch_size: int) -> list[Batch]:

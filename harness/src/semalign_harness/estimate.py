@@ -6,7 +6,7 @@ never read. Every figure is a bound or says what it leaves out.
 
 import functools
 import importlib.resources
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -152,7 +152,7 @@ def find_shape(model: ModelConfig) -> ModelShape | None:
     if not path.is_dir():
         return _catalogued(_published(model.path)[0])
     try:
-        return shape_of(AutoConfig.from_pretrained(path))
+        return shape_of(AutoConfig.from_pretrained(path, trust_remote_code=False))
     except SemalignError:
         raise
     except Exception as error:  # loaders have no common base class of errors
@@ -167,12 +167,15 @@ def _catalogued(path: str) -> ModelShape | None:
 
 
 def shape_of(config: PreTrainedConfig) -> ModelShape:
-    """The shape of the model that a configuration describes, built without memory for its weights."""
+    """The shape of the model that a configuration describes, built without memory for its weights.
+
+    Raises:
+        SemalignError: it describes no decoder-only transformer, or none that transformers can build.
+    """
     text = config.get_text_config(decoder=True)
     if not hasattr(text, "num_attention_heads"):
         raise SemalignError(f"{text.model_type} models have no attention: choose a decoder-only transformer")
-    with torch.device("meta"):
-        view = DecoderView(AutoModelForCausalLM.from_config(text))
+    view = empty_view(text)
     largest = max(view.layers, key=_size)
     features: dict[str, int] = {}
     for name, module in largest.named_modules():
@@ -180,13 +183,14 @@ def shape_of(config: PreTrainedConfig) -> ModelShape:
             short = name.rsplit(".", 1)[-1]
             features[short] = features.get(short, 0) + sum(module.weight.shape)
     dtype = text.dtype or torch.float32
-    head = getattr(text, "head_dim", None) or view.width // text.num_attention_heads
+    heads = widest(text.num_attention_heads)
+    head = widest(getattr(text, "head_dim", None)) or view.width // heads
     return ModelShape(
         parameters=_size(view.model),
         layers=view.depth,
         width=view.width,
-        heads_width=text.num_attention_heads * head,
-        intermediate=getattr(text, "intermediate_size", None) or 4 * view.width,
+        heads_width=heads * head,
+        intermediate=widest(getattr(text, "intermediate_size", None)) or 4 * view.width,
         vocabulary=len(view.head.weight),
         tied=view.model.get_input_embeddings().weight is view.model.get_output_embeddings().weight,
         positions=getattr(text, "max_position_embeddings", None),
@@ -194,6 +198,27 @@ def shape_of(config: PreTrainedConfig) -> ModelShape:
         layer_parameters=_size(largest),
         linear_features=features,
     )
+
+
+def empty_view(text: PreTrainedConfig) -> DecoderView:
+    """View the model that a configuration describes, built without memory for its weights.
+
+    Raises:
+        SemalignError: it is no decoder-only causal language model, or cannot be built.
+    """
+    try:
+        with torch.device("meta"):
+            return DecoderView(AutoModelForCausalLM.from_config(text, trust_remote_code=False))
+    except SemalignError:
+        raise
+    except Exception as error:  # transformers has no common base class of errors
+        reason = " ".join(str(error).split())[:200]
+        raise SemalignError(f"no {text.model_type} model can be built from its configuration: {reason}") from error
+
+
+def widest(value: int | Sequence[int] | None) -> int:
+    """A size of a configuration, the largest where every layer has its own; 0 where there is none."""
+    return max(value, default=0) if isinstance(value, Sequence) else value or 0
 
 
 def estimate(
@@ -392,7 +417,9 @@ def _scratch(experiment: Experiment, target: ModelNeeds) -> int:
     data, shape = experiment.data, target.shape
     replayed = data.max_length * data.train_rows * shape.width
     stages = shape.layers * shape.layer_parameters
-    states = 0 if experiment.train.checkpoint_steps is None else 3 * _trained(experiment, shape) * (KEPT_STATES + 1)
+    train = experiment.train
+    are_kept = train.checkpoint_steps is not None or train.checkpoint_minutes is not None
+    states = 3 * _trained(experiment, shape) * (KEPT_STATES + 1) if are_kept else 0
     return (replayed + stages) * _bytes(target.dtype) + 4 * states
 
 

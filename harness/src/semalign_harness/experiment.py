@@ -1,5 +1,6 @@
 """An experiment: everything a run depends on, from YAML files and dotted overrides."""
 
+import datetime
 import importlib.resources
 import typing
 from collections.abc import Sequence
@@ -21,6 +22,7 @@ from semalign_attribution import (
 from semalign_geometry import KNOWN_FRAMES, Contract, Kinds, SemalignError, Settings
 from semalign_train import TransferConfig
 
+from .encoding import DAY, TemplateOptions
 from .settings import merged, parse_overrides, parse_tree, read_tree
 
 Policy = Monotone | Uniform | NearestCritical | SimilarityPairing | Manual | Random
@@ -45,13 +47,16 @@ class RowsConfig(Settings):
     """Where rows come from, and which of their fields are prompt and answer."""
 
     path: str
-    """`.jsonl` or `.jsonl.gz` file, id of a data set on the hub, or `generated:arithmetic`."""
+    """File of rows: JSON objects, one a line or in one array (`.jsonl`, `.json`), `.csv` and `.tsv` with a header,
+    whose fields are text, `.parquet` or `.arrow`; each also packed (`.gz`, `.zst`, `.bz2`, `.xz`, `.lz4`, `.zip`). Or
+    a folder of such files, or one that `save_to_disk` wrote; id of a data set on the hub; `generated:arithmetic`."""
     subset: str | None = None
-    """Configuration name of a hub data set, such as `main` of openai/gsm8k."""
+    """Configuration name of a hub data set or a folder, such as `main` of openai/gsm8k."""
     split: str = "train"
-    """Split of a hub data set, or of generated rows (`train`, `held_out`)."""
+    """Split of a hub data set or a folder, or of generated rows (`train`, `held_out`)."""
     prompt: str = "prompt"
-    """Field of the prompt, in rows without `messages`; or, with `{{`, a Jinja template over the fields."""
+    """Field of the prompt, in rows without `messages`; or, with `{{`, a Jinja template over the fields. A null counts
+    as a missing field, in templates too."""
     completion: str = "completion"
     """Field of the answer, in rows without `messages`; or, with `{{`, a Jinja template over the fields."""
 
@@ -156,6 +161,10 @@ class Experiment(Contract):
     """The smaller model, which is trained."""
     data: DataConfig
     """Rows."""
+    chat_template: TemplateOptions = {}
+    """Options that chat templates read, such as `enable_thinking: false`, for rows, answers and benchmarks."""
+    date: datetime.date = DAY
+    """The day that a chat template is told which reads the clock, so that a run is the same on every day."""
     scorer: Annotated[
         SerializeAsAny[GradientActivation | Ablation | SimilarityScorer],
         Field(discriminator="kind"),

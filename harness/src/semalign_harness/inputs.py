@@ -3,16 +3,27 @@
 from dataclasses import dataclass
 
 import torch
+from semalign_align import check_objective
 from semalign_attribution import Manual
 from semalign_geometry import SemalignError, SharedVocabulary
-from semalign_train import LoraLayer
+from semalign_train import KNOWN_OBJECTIVES, LoraLayer
 
 from .console import Console
 from .data import Split, glued, read_rows, split_rows
+from .encoding import TextEncoder
 from .estimate import ModelShape
 from .experiment import Experiment
 from .generation import Way
-from .models import LoadedModel, OpenedModel, check_pulled, check_tokenizers, identity, load_model, open_model
+from .models import (
+    LoadedModel,
+    OpenedModel,
+    check_pulled,
+    check_tokenizers,
+    check_trainable,
+    identity,
+    load_model,
+    open_model,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,6 +32,8 @@ class Inputs:
 
     source: OpenedModel
     target: OpenedModel
+    encoder: TextEncoder
+    """Turns texts into ids; by the target's tokenizer and template, for both models."""
     split: Split
     shared: SharedVocabulary
     source_id: str
@@ -41,19 +54,28 @@ def read_inputs(experiment: Experiment, console: Console) -> Inputs:
         pools = read_rows(experiment.data)
         target = open_model(experiment.target, progress=console.ticker("pre-train the target"), note=console.note)
         source = open_model(experiment.source, progress=console.ticker("pre-train the source"), note=console.note)
-        split = split_rows(experiment.data, pools, target.tokenizer)
+        check_trainable(target)
+        encoder = encoder_of(experiment, target)
+        split = split_rows(experiment.data, pools, encoder)
         texts = [str(target.tokenizer.decode(list(e.prompt_ids + e.answer_ids))) for e in split.train[:8]]
         shared = check_tokenizers(source, target, texts)
         _check_rows(split, shared, experiment, source, target)
         check_settings(experiment, source.shape, target.shape)
-    _note_rows(console, split, experiment)
+    for note in encoder.notes():
+        console.note(note)
+    _note_rows(console, split, experiment, encoder)
     joint = glued(split.train[0], target.tokenizer)
     if joint:
         console.note(
             f"there is no chat template, and prompts run into their answers ({joint!r}): end data.train.prompt with a "
             "space or a line break"
         )
-    return Inputs(source, target, split, shared, identity(source), identity(target))
+    return Inputs(source, target, encoder, split, shared, identity(source), identity(target))
+
+
+def encoder_of(experiment: Experiment, opened: OpenedModel) -> TextEncoder:
+    """Turns texts into token ids by a model's tokenizer and template, with the options of an experiment."""
+    return TextEncoder(opened.tokenizer, options=experiment.chat_template, date=experiment.date)
 
 
 def check_settings(experiment: Experiment, source: ModelShape, target: ModelShape) -> None:
@@ -68,6 +90,12 @@ def check_settings(experiment: Experiment, source: ModelShape, target: ModelShap
     if isinstance(experiment.pairing, Manual):
         experiment.pairing.check(source.layers, target.layers)
     matched = train.weights.geometry > 0 and getattr(experiment.method, "kind", None) == "semalign"
+    if matched and type(train.objective) not in KNOWN_OBJECTIVES.built_in.values():
+        check_objective(
+            train.objective,
+            width=target.width,
+            reference_width=source.width if experiment.transport.frame == "none" else target.width,
+        )
     needs_one_width = matched and getattr(train.objective, "compares_vectors", False)
     if needs_one_width and experiment.transport.frame == "none" and source.width != target.width:
         raise SemalignError(
@@ -95,6 +123,11 @@ def load(
     with console.step(f"load the {label}"):
         loaded = load_model(opened, device=device, generates=generates)
     console.note(f"the {label} computes in {str(loaded.model.dtype).removeprefix('torch.')} on {device}")
+    if loaded.unused:
+        console.note(
+            f"{len(loaded.unused)} tensors of the {label}'s checkpoint are no part of its language model and are "
+            f"ignored, such as {loaded.unused[0]}"
+        )
     if loaded.way is Way.ALONE:
         console.note(f"the {label} generates {Way.ALONE.value}: its cache allows no batches")
     return loaded
@@ -108,10 +141,7 @@ def _check_rows(
     for example in rows:
         unknown = set(example.prompt_ids + example.answer_ids) - known
         if unknown:
-            raise SemalignError(
-                f"the rows use token id {min(unknown)}, which only the target knows: choose models that share a "
-                "tokenizer"
-            )
+            raise SemalignError(f"the rows use {why_unknown(min(unknown), source, target)}")
     longest = max(len(example) for example in rows)
     generated = split.held_out[: experiment.measure.answer_rows]
     with_answer = max((len(e.prompt_ids) + experiment.measure.max_new_tokens for e in generated), default=0)
@@ -137,7 +167,21 @@ def _check_rows(
             )
 
 
-def _note_rows(console: Console, split: Split, experiment: Experiment) -> None:
+def why_unknown(token: int, source: OpenedModel, target: OpenedModel) -> str:
+    """Name an entry of the target's tokenizer that the models do not share, the reason and the remedy."""
+    name = target.tokenizer.convert_ids_to_tokens(token)
+    for role, opened in (("target", target), ("source", source)):
+        rows = opened.config.vocab_size
+        if token >= rows and name in opened.entries:
+            return (
+                f"{name!r}, entry {token} of the {role}'s tokenizer, but {opened.settings.path} has embeddings for "
+                f"{rows} entries only: choose the tokenizer that it was trained with, or give the model rows for all "
+                "with resize_token_embeddings()"
+            )
+    return f"{name!r}, entry {token}, which only the target knows: choose models that share a tokenizer"
+
+
+def _note_rows(console: Console, split: Split, experiment: Experiment, encoder: TextEncoder) -> None:
     tokens = sum(len(example) for example in split.train)
     answers = sum(len(example.answer_ids) for example in split.train)
     console.note(
@@ -147,3 +191,14 @@ def _note_rows(console: Console, split: Split, experiment: Experiment) -> None:
     )
     if split.too_long:
         console.note(f"{split.too_long} rows longer than data.max_length={experiment.data.max_length} were left out")
+    if split.unread:
+        unread = ", ".join(f"{name} ({count} rows)" for name, count in split.unread.items())
+        reader = "the chat template never reads" if encoder.chat else "without a chat template nothing reads"
+        console.note(f"{reader} {unread}: left out of prompts and answers")
+    if split.several:
+        console.note(f"{split.several} rows have several answers, of which the last is trained on and measured")
+    if split.ended_within:
+        console.note(
+            f"{split.ended_within} answers name {encoder.tokenizer.eos_token!r} before their end, which is read as the "
+            "end-of-sequence token there too"
+        )

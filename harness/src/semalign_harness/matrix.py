@@ -18,7 +18,7 @@ from filelock import FileLock, Timeout
 from semalign_geometry import Contract, SemalignError, Settings, replace_file
 
 from .experiment import Experiment, load_experiment
-from .pipeline import RunResult
+from .pipeline import RunResult, check_code
 from .run_folder import RESULT, decisive, differences
 from .table import aligned
 
@@ -56,10 +56,10 @@ class Standing:
     """Where a cell stands."""
 
     cell: Cell
-    state: Literal["finished", "running", "failed", "not run"]
-    """`not run` is neither finished nor failed, and nothing runs it."""
+    state: Literal["finished", "running", "failed", "not run", "refused"]
+    """`not run` is neither finished nor failed, and nothing runs it; `refused` would be, by a dry run."""
     note: str = ""
-    """Why it failed, or which job runs it."""
+    """Why it failed or would be refused, which job runs it, or what a dry run has not checked."""
     result: RunResult | None = None
     """What a finished cell measured."""
 
@@ -193,7 +193,7 @@ def check_folder(folder: Path, matrix: Matrix, *, extend: bool = False) -> None:
     """Refuse a folder that holds anything but this matrix, or with `extend` other cells of it; nothing is written.
 
     Raises:
-        SemalignError: it does, or cannot be read.
+        SemalignError: it does, holds runs of components with another code, or cannot be read.
     """
     try:
         if not folder.exists():
@@ -210,6 +210,8 @@ def check_folder(folder: Path, matrix: Matrix, *, extend: bool = False) -> None:
             raise SemalignError(
                 f"{folder} holds another matrix ({'; '.join(changes[:5])}): choose another folder with --out"
             )
+        for cell in matrix.cells:
+            check_code(folder / cell.name, cell.experiment)
     elif any(name != _LOCK and not name.startswith(f".{MATRIX}.") for name in names):
         raise SemalignError(f"{folder} is not empty, and holds no {MATRIX}: choose another folder with --out")
 
@@ -244,7 +246,7 @@ def _cell_differences(folder: Path, there: Matrix, here: Matrix) -> list[str]:
 def measured_differently(one: Experiment, other: Experiment) -> list[str]:
     """Settings in which two experiments differ, and by which their figures are of other models or other rows."""
     keys = [change.partition(" is ")[0] for change in differences(one, other)]
-    decisive = ("source.", "target.path", "target.revision", "data.", "measure.")
+    decisive = ("source.", "target.path", "target.revision", "data.", "measure.", "chat_template", "date")
     training: tuple[str, ...] = ("data.answers", "data.writing.keep", "data.attribution_rows")
     if one.data.held_out_answers == "gold":
         training += ("data.writing",)

@@ -13,8 +13,10 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, kl_div
 
 from .console import Console
-from .data import Example, Split
+from .data import Split
+from .encoding import Example
 from .experiment import Experiment
+from .failures import naming
 from .generation import end_ids, generate
 from .models import LoadedModel
 
@@ -161,23 +163,24 @@ def measured(
     is_source: bool = False,
 ) -> Measurement:
     """The figures of one model that an experiment asks for; `is_source` as in `measure`."""
-    found = measure(
-        DecoderView(loaded.model),
-        held_out,
-        batch_size=experiment.batch_size,
-        is_source=is_source,
-        progress=partial(console.progress, f"measure {label}"),
-    )
-    wanted = split.held_out[: experiment.measure.answer_rows]
-    if not wanted:
-        return found
-    right = right_answers(
-        loaded,
-        wanted,
-        max_new_tokens=experiment.measure.max_new_tokens,
-        batch_size=4 * experiment.batch_size,
-        progress=partial(console.progress, f"{len(wanted)} answers of {label}"),
-    )
+    with naming(f"{label}, {loaded.folder}, cannot be measured"):
+        found = measure(
+            DecoderView(loaded.model),
+            held_out,
+            batch_size=experiment.batch_size,
+            is_source=is_source,
+            progress=partial(console.progress, f"measure {label}"),
+        )
+        wanted = split.held_out[: experiment.measure.answer_rows]
+        if not wanted:
+            return found
+        right = right_answers(
+            loaded,
+            wanted,
+            max_new_tokens=experiment.measure.max_new_tokens,
+            batch_size=4 * experiment.batch_size,
+            progress=partial(console.progress, f"{len(wanted)} answers of {label}"),
+        )
     by_row = found.by_row.model_copy(update={"correct": tuple(right)})
     accuracy = sum(right) / len(right)
     return found.model_copy(update={"accuracy": accuracy, "answer_rows": len(wanted), "by_row": by_row})

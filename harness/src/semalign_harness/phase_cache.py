@@ -85,7 +85,9 @@ def phase_key(experiment: Experiment, inputs: Inputs, device: torch.device) -> s
         "dtypes": [str(opened.dtype(device)) for opened in (inputs.source, inputs.target)],
         "device": device.type,
         "threads": torch.get_num_threads() if device.type == "cpu" else None,
-        "packages": {name: version(name) for name in PACKAGES} | foreign_packages(experiment),
+        "packages": {name: version(name) for name in PACKAGES}
+        | foreign_packages(experiment)
+        | foreign_code(experiment),
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
@@ -97,6 +99,16 @@ def foreign_packages(experiment: Experiment) -> dict[str, str]:
         | KNOWN_PAIRINGS.packages(experiment.pairing.kind)
         | KNOWN_FRAMES.packages(*{experiment.transport.frame} - {"none"})
     )
+
+
+def foreign_code(experiment: Experiment) -> dict[str, str]:
+    """Hashes of the code of the scorer, the pairing and the frame, as far as they do not come along."""
+    frame = experiment.transport.frame
+    return {
+        **KNOWN_SCORERS.code(type(experiment.scorer)),
+        **KNOWN_PAIRINGS.code(type(experiment.pairing)),
+        **({} if frame == "none" else KNOWN_FRAMES.code(KNOWN_FRAMES.find(frame))),
+    }
 
 
 def is_kept(key: str) -> bool:

@@ -4,27 +4,30 @@ import contextlib
 import dataclasses
 import platform
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
 from semalign_align import Ranks, Supervision
 from semalign_attribution import DecoderView, undisturbed
-from semalign_geometry import Contract, SemalignError, new_folder, sha256_of
-from semalign_train import KNOWN_OBJECTIVES, FrontierTrainer
-from transformers import AutoModelForCausalLM
+from semalign_geometry import ComponentError, Contract, SemalignError, brief, new_folder, sha256_of
+from semalign_train import KNOWN_OBJECTIVES, FrontierTrainer, kept_until
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from .console import Console
 from .data import Split
 from .experiment import Experiment
+from .failures import naming
 from .inputs import Inputs, load, read_inputs
 from .measure import Measurement, measured
-from .methods import KNOWN_METHODS, JointMethod, MethodContext, MethodReport, as_method
+from .methods import KNOWN_METHODS, JointMethod, Method, MethodContext, MethodReport, as_method
 from .models import LoadedModel
-from .phase_cache import bytes_in, foreign_packages, is_kept, phase_key
+from .phase_cache import bytes_in, foreign_code, foreign_packages, is_kept, phase_key
 from .plan import Plan, describe_plan, make_plan, matrix_speed
 from .resources import forget_peak_memory, join, peak_memory
+from .row_files import files_at
 from .run_folder import ENVIRONMENT, EXPERIMENT, REPORT, RESULT, claimed, empty
 from .saving import save_model
 from .similarity import LayerSimilarity, Matrix, compare_layers
@@ -32,6 +35,18 @@ from .source_phase import SourceStores, source_stores
 from .tracking import Metrics, find_trackers, tracked
 from .written_answers import with_written_answers
 
+_CHANGES = {
+    "packages": ("the package {name}", "pip install {name}=={then}"),
+    "code": ("the code of the {name}", ""),
+    "python": ("Python", ""),
+    "device": ("the device", "device={then}"),
+    "dtypes": ("the dtype of the {name}", "{name}.dtype={then}"),
+    "threads": ("the number of CPU threads", "OMP_NUM_THREADS={then}"),
+    "processes": ("the number of processes", ""),
+    "data_sha256": ("the file {name}", ""),
+    "models": ("the {name}", ""),
+}
+"""How a change of a field is told, and the setting that undoes it."""
 BEFORE, SIMILARITY = "before.json", "similarity.json"
 PACKAGES = (
     "semalign-harness",
@@ -50,6 +65,8 @@ class Environment(Contract):
 
     packages: dict[str, str]
     """Versions."""
+    code: dict[str, str] = {}
+    """Hashes of the code of the components that do not come along, by their sort and name."""
     python: str
     """Version of Python."""
     platform: str
@@ -68,6 +85,8 @@ class Environment(Contract):
     """Of the source and the target: hash of the files, or the commit on the hub."""
     supervision_key: str
     """Hash of all that decides what the source leaves behind."""
+    date: str | None = None
+    """The day that the chat template was told; None where it does not read the clock."""
 
 
 class RunResult(Contract):
@@ -117,12 +136,14 @@ def run_experiment(
         SemalignError: the input cannot be used, the folder holds something else, a tracker does not start, training
             diverged, or the saved target does not compute what the trained one did.
         OSError: the disk is full or not writable.
+        KeyboardInterrupt: Ctrl-C; its text says where the same call resumes.
     """
     ranks, device = join(experiment.device)
     console = console if console is not None and ranks.is_first else Console(quiet=True)
     trackers = ranks.from_first(lambda: find_trackers(trackers))
-    with contextlib.ExitStack() as stack:
+    with contextlib.ExitStack() as stack, _saying_where_it_resumes(folder):
         resumed = ranks.from_first(lambda: stack.enter_context(claimed(folder, experiment)))
+        ranks.from_first(lambda: check_code(folder, experiment))
         if ranks.from_first(lambda: (folder / RESULT).is_file()):
             console.note(f"the run in {folder} is finished already")
             if ranks.is_first:
@@ -157,7 +178,8 @@ def run_experiment(
             generates = experiment.measure.answer_rows > 0
             target = load(console, "target", inputs.target, device, generates=generates)
             # A target that does not fit fails here.
-            FrontierTrainer(target.model, stores.train, experiment.train, held_out=stores.held_out)
+            with naming(f"the target {experiment.target.path} cannot be trained"):
+                FrontierTrainer(target.model, stores.train, experiment.train, held_out=stores.held_out)
         except Exception:
             if not resumed and ranks.is_first:
                 empty(folder)
@@ -167,10 +189,17 @@ def run_experiment(
         context = MethodContext(experiment, inputs, target, stores, plan, folder, console, device, metrics)
         peak = peak_memory(device)
         forget_peak_memory(device)
-        training = method.run(context)
+        try:
+            with naming(f"the target {experiment.target.path} cannot be trained"):
+                training = _report_of(method, method.run(context))
+        except ComponentError:
+            if not resumed and ranks.is_first:
+                empty(folder)  # its code must change, and a run of another code begins in an empty folder
+            raise
         training_peak = peak_memory(device)
         saved: list[LoadedModel] = []
-        with console.step("save the target, reload it, compare logits"):
+        named = naming("the trained target cannot be saved and loaded again")
+        with console.step("save the target, reload it, compare logits"), named:
             ranks.from_first(lambda: saved.append(save_and_reload(target, folder / "model")))
         reloaded = saved[0] if saved else target  # which computes the same, as the first process has seen
         after = measured(experiment, console, "target after", reloaded, stores.held_out, inputs.split)
@@ -204,6 +233,22 @@ def run_experiment(
     return result
 
 
+@contextlib.contextmanager
+def _saying_where_it_resumes(folder: Path) -> Iterator[None]:
+    """Let a `KeyboardInterrupt` say where the same run resumes."""
+    try:
+        yield
+    except KeyboardInterrupt as interrupt:
+        trained = kept_until(folder / "checkpoints")
+        if trained is not None:
+            place = f"the training {trained}"
+        elif (folder / "supervision.json").is_file():
+            place = "at the first step of the training"
+        else:
+            place = "before the training, where finished answers and supervision are kept"
+        raise KeyboardInterrupt(place) from interrupt
+
+
 def _begin(
     experiment: Experiment, folder: Path, console: Console, device: torch.device, *, resumed: bool
 ) -> tuple[Inputs, Environment]:
@@ -214,31 +259,30 @@ def _begin(
     """
     ranks = Ranks.current()
     began = ranks.from_first(lambda: Environment.read(folder / ENVIRONMENT) if resumed else None)
-    opened = ranks.in_turn(lambda: read_inputs(experiment, console))
-
-    def settled() -> list[str]:
-        if began is not None and began.device == str(device):
-            return list(began.dtypes)
-        return _dtypes(opened, device)
-
-    inputs = _in_dtypes(opened, ranks.from_first(settled))
-    if inputs.target.settings.dtype == "float16":
-        raise SemalignError(
-            "the target's weights are float16, whose small gradients vanish without loss scaling: set "
-            "target.dtype=bfloat16"
-        )
+    inputs = settled(ranks.in_turn(lambda: read_inputs(experiment, console)), device, began)
     inputs = with_written_answers(experiment, inputs, device, console)
 
     def note() -> Environment:
-        environment = _environment(experiment, inputs, device)
+        environment = environment_of(experiment, inputs, device)
         if began is not None:
-            _check_unchanged(environment, began, folder, console)
+            check_unchanged(environment, began, folder, console)
         else:
             environment.write(folder / ENVIRONMENT)
             experiment.write(folder / EXPERIMENT)  # last: a folder that holds it can be resumed
         return environment
 
     return inputs, ranks.from_first(note)
+
+
+def _report_of(method: Method, report: object) -> MethodReport:
+    """What a method returned.
+
+    Raises:
+        ComponentError: it is no report.
+    """
+    if not isinstance(report, MethodReport):
+        raise ComponentError(f"the method {method.kind} returned {brief(report)} from run: expected a MethodReport")
+    return report
 
 
 def _metrics(
@@ -282,26 +326,83 @@ def save_and_reload(trained: LoadedModel, folder: Path) -> LoadedModel:
     ids = torch.arange(min(32, len(trained.tokenizer)), device=trained.model.device)[None]
     with new_folder(folder) as temporary:
         save_model(trained.model, trained.tokenizer, temporary)
-        reloaded = AutoModelForCausalLM.from_pretrained(temporary, dtype=trained.model.dtype).eval()
+        reloaded = AutoModelForCausalLM.from_pretrained(
+            temporary, dtype=trained.model.dtype, trust_remote_code=False
+        ).eval()
         reloaded.to(trained.model.device)
         with torch.no_grad(), undisturbed(trained.model):
             logits = trained.model(ids).logits
             difference = (logits - reloaded(ids).logits).abs().max()
         if not torch.isfinite(logits).all():
-            raise SemalignError(
-                "the trained target computes logits that are not finite: lower the learning rate; nothing was kept"
-            )
+            raise SemalignError(f"the trained target computes logits that are not finite: {_origin(trained.model)}")
         if not float(difference) == 0:
             raise SemalignError(
                 "the saved target computes other logits than the trained one (largest difference "
                 f"{float(difference):.3g}): its architecture does not survive save_pretrained, nothing was kept"
             )
-    return LoadedModel(reloaded, trained.tokenizer, str(folder), trained.way)
+    return LoadedModel(reloaded, trained.tokenizer, str(folder), way=trained.way)
 
 
-def _environment(experiment: Experiment, inputs: Inputs, device: torch.device) -> Environment:
+def _origin(model: PreTrainedModel) -> str:
+    """Say whether weights or only what is computed with them is not finite, with the remedy."""
+    broken = [name for name, each in model.named_parameters() if not torch.isfinite(each).all()]
+    if broken:
+        return f"{broken[0]} is not finite after training; nothing was kept, lower the learning rate"
+    dtype = str(model.dtype).removeprefix("torch.")
+    return f"all its weights are finite, so it overflows in {dtype}; nothing was kept, set target.dtype to another"
+
+
+def code_of(experiment: Experiment) -> dict[str, str]:
+    """Hashes of the code of the components that do not come along, by their sort and name."""
+    return {
+        **foreign_code(experiment),
+        **KNOWN_OBJECTIVES.code(type(experiment.train.objective)),
+        **KNOWN_METHODS.code(type(experiment.method)),
+    }
+
+
+def check_code(folder: Path, experiment: Experiment) -> None:
+    """Refuse a folder with a run of an experiment, finished or not, whose components had another code then.
+
+    Raises:
+        SemalignError: it holds one.
+    """
+    if not (folder / EXPERIMENT).is_file() or not (folder / ENVIRONMENT).is_file():
+        return
+    then, now = Environment.read(folder / ENVIRONMENT).code, code_of(experiment)
+    for name in then | now:
+        if then.get(name) != now.get(name):
+            raise SemalignError(
+                f"the code of the {name} changed since the run in {folder} began: restore it, or choose another folder "
+                "with --out"
+            )
+
+
+def settled(inputs: Inputs, device: torch.device, began: Environment | None) -> Inputs:
+    """The inputs in the dtypes that the run began with, else in those that the first process finds for them.
+
+    Raises:
+        SemalignError: the target would train in float16.
+    """
+
+    def dtypes() -> list[str]:
+        if began is not None and began.device == str(device):
+            return list(began.dtypes)
+        return _dtypes(inputs, device)
+
+    found = _in_dtypes(inputs, Ranks.current().from_first(dtypes))
+    if found.target.settings.dtype == "float16":
+        raise SemalignError(
+            "the target's weights are float16, whose small gradients vanish without loss scaling: set "
+            "target.dtype=bfloat16"
+        )
+    return found
+
+
+def environment_of(experiment: Experiment, inputs: Inputs, device: torch.device) -> Environment:
+    """All that a run depends on besides its experiment."""
     rows = [experiment.data.train, experiment.data.held_out]
-    places = [str(Path(row.path).expanduser()) for row in rows if row is not None]
+    files = [file for row in rows if row is not None for file in files_at(Path(row.path).expanduser())]
     return Environment(
         packages={
             **{name: version(name) for name in PACKAGES},
@@ -309,15 +410,17 @@ def _environment(experiment: Experiment, inputs: Inputs, device: torch.device) -
             **KNOWN_OBJECTIVES.packages(experiment.train.objective.kind),
             **KNOWN_METHODS.packages(as_method(experiment.method).kind),
         },
+        code=code_of(experiment),
         python=platform.python_version(),
         platform=platform.platform(),
         device=str(device),
         dtypes=_dtypes(inputs, device),
         threads=torch.get_num_threads(),
         processes=Ranks.current().size,
-        data_sha256={place: sha256_of(place) for place in places if Path(place).is_file()},
+        data_sha256={str(file): sha256_of(file) for file in files},
         models=[inputs.source_id, inputs.target_id],
         supervision_key=phase_key(experiment, inputs, device),
+        date=None if inputs.encoder.told_date is None else str(inputs.encoder.told_date),
     )
 
 
@@ -334,26 +437,49 @@ def _in_dtypes(inputs: Inputs, dtypes: Sequence[str]) -> Inputs:
     return dataclasses.replace(inputs, source=source, target=target)
 
 
-def _check_unchanged(now: Environment, began: Environment, folder: Path, console: Console) -> None:
-    """Refuse to go on with a run that would get other supervision; say what else may change the last bits.
+def check_unchanged(now: Environment, began: Environment, folder: Path, console: Console) -> None:
+    """Refuse to resume a run that would get other supervision; say what else may change the last bits.
 
     Raises:
-        SemalignError: the rows, the models, the device, the dtypes or the packages have changed.
+        SemalignError: the rows, the models, the device, the dtypes, the threads or the packages have changed.
     """
-    fields = [name for name in Environment.model_fields if getattr(now, name) != getattr(began, name)]
+    changes = _changes(began, now)
     if now.supervision_key != began.supervision_key:
-        changed = [name for name in fields if name != "supervision_key"]
         raise SemalignError(
-            f"{', '.join(changed) or 'the rows'} changed since the run in {folder} began (see its {ENVIRONMENT}): "
-            "restore it, or choose another folder with --out"
+            f"{', and '.join(changes) or 'the rows changed'}, since the run in {folder} began: restore what it was, or "
+            "choose another folder with --out"
         )
-    if fields:
-        console.note(f"{', '.join(fields)} changed since the run began: the last bits of the weights may differ")
+    if changes:
+        console.note(f"{', and '.join(changes)}, since the run began: the last bits of the weights may differ")
+
+
+def _changes(began: Environment, now: Environment) -> list[str]:
+    """Each change from one environment to another, with both values, and the setting that undoes it where one does."""
+    found = []
+    for field in Environment.model_fields:
+        if field == "supervision_key":
+            continue
+        label, remedy = _CHANGES.get(field, (field, ""))
+        before, after = _entries(getattr(began, field)), _entries(getattr(now, field))
+        for name in {**before, **after}:
+            if before.get(name) != after.get(name):
+                then, here = (str(each.get(name, "absent"))[:60] for each in (before, after))
+                restored = f" ({remedy.format(name=name, then=then)} restores it)" if remedy else ""
+                found.append(f"{label.format(name=name)} changed from {then} to {here}{restored}")
+    return found
+
+
+def _entries(value: Any) -> dict[str, Any]:
+    """The parts of a field: of a dictionary, of a pair of source and target, or the whole."""
+    if isinstance(value, dict):
+        return value
+    return dict(zip(("source", "target"), value, strict=True)) if isinstance(value, list) else {"": value}
 
 
 def _layers(loaded: LoadedModel, held_out: Supervision, console: Console) -> tuple[int, Matrix]:
     """The target's layers against those that the source left behind."""
-    with console.step("compare the layers with the source's"):
+    named = naming(f"the layers of {loaded.folder} cannot be compared with the source's")
+    with console.step("compare the layers with the source's"), named:
         return compare_layers(DecoderView(loaded.model), held_out)
 
 

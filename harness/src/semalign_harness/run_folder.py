@@ -37,7 +37,7 @@ def claimed(folder: Path, experiment: Experiment) -> Iterator[bool]:
     Raises:
         SemalignError: the folder holds something else, or another process runs in it.
     """
-    _check(folder, experiment)
+    check_folder(folder, experiment)
     made = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / _LOCK)
@@ -116,10 +116,15 @@ def _is_interrupted(folder: Path, experiment: Experiment) -> bool:
 
 def decisive(experiment: Experiment) -> Experiment:
     """An experiment without the settings that its result does not depend on."""
-    return experiment.model_copy(update={"train": experiment.train.model_copy(update={"checkpoint_steps": None})})
+    return experiment.model_copy(update={"train": experiment.train.without_checkpoints()})
 
 
-def _check(folder: Path, experiment: Experiment) -> None:
+def check_folder(folder: Path, experiment: Experiment) -> None:
+    """Refuse a folder that holds anything but runs of this experiment; nothing is written.
+
+    Raises:
+        SemalignError: it does.
+    """
     if not folder.exists():
         return
     if not folder.is_dir():

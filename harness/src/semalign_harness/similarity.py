@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from semalign_align import Supervision
 from semalign_attribution import DecoderView
-from semalign_geometry import Contract, linear_cka_matrix
+from semalign_geometry import Contract, SemalignError, linear_cka_matrix
 from torch import Tensor
 
 from .source_phase import contributions
@@ -52,6 +52,19 @@ def compare_layers(view: DecoderView, held_out: Supervision) -> tuple[int, Matri
 
 
 def similarity_matrix(target: Contributions, source: Contributions) -> Matrix:
-    """Linear CKA of each target layer and each source layer, both in order."""
+    """Linear CKA of each target layer and each source layer, both in order.
+
+    Raises:
+        SemalignError: a layer adds values that are not finite, so that it is like none.
+    """
     found_TS = linear_cka_matrix(*([vectors for _, vectors in sorted(side.items())] for side in (target, source)))
+    for role, side, broken in (
+        ("target", target, found_TS.isnan().all(1)),
+        ("source", source, found_TS.isnan().all(0)),
+    ):
+        if broken.any():
+            layer = sorted(side)[int(broken.nonzero()[0])]
+            raise SemalignError(
+                f"layer {layer} of the {role} adds values that are not finite: check its weights and dtype"
+            )
     return tuple(tuple(row) for row in found_TS.tolist())

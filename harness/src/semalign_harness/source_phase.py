@@ -42,9 +42,11 @@ from semalign_geometry import (
 from torch import Tensor
 
 from .console import Console
-from .data import Example, Split, batches
+from .data import Split, batches
+from .encoding import Example
 from .estimate import gb
 from .experiment import Experiment
+from .failures import naming
 from .fidelity import RunFidelity, fit_and_measure
 from .inputs import Inputs, load
 from .measure import measured
@@ -147,10 +149,12 @@ def _make(
     generates = experiment.measure.answer_rows > 0
 
     def plan() -> tuple[LayerPairing, Transport]:
-        geometry, scorer = _read_target(experiment, console, inputs, device)
+        with naming(f"the rows cannot go through the target {experiment.target.path}"):
+            geometry, scorer = _read_target(experiment, console, inputs, device)
         place.mkdir(parents=True, exist_ok=True)
         loaded.append(load(console, "source", inputs.source, device, generates=generates))
-        return _plan(experiment, place, console, loaded[0], inputs, geometry, scorer)
+        with naming(f"the layers of {experiment.source.path} cannot be paired with the target's"):
+            return _plan(experiment, place, console, loaded[0], inputs, geometry, scorer)
 
     pairing, transport = ranks.from_first(plan)
     source = loaded[0] if loaded else load(console, "source", inputs.source, device, generates=generates)
@@ -174,16 +178,17 @@ def _make(
     stores = {}
     for name, (rows, settings) in wanted.items():
         progress = console.progress(f"supervise {len(rows)} rows", batches(rows, experiment.batch_size))
-        stores[name] = supervise(
-            source.model,
-            progress,
-            pairing,
-            transport,
-            place / name,
-            settings=settings,
-            entries=inputs.shared.source_ids,
-            resume_key=key,
-        )
+        with naming(f"the source {experiment.source.path} cannot supervise the rows"):
+            stores[name] = supervise(
+                source.model,
+                progress,
+                pairing,
+                transport,
+                place / name,
+                settings=settings,
+                entries=inputs.shared.source_ids,
+                resume_key=key,
+            )
     seconds = console.seconds - began
     measurement = measured(experiment, console, "source", source, stores[HELD_OUT], inputs.split, is_source=True)
     phase = SourcePhase(

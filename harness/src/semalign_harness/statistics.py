@@ -4,8 +4,8 @@ Items are questions, programs or documents, drawn independently; every interval 
 Where one item or one seed cannot say how far figures scatter, the interval is the whole line, not a point.
 """
 
-import warnings
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
@@ -26,6 +26,8 @@ BOOTSTRAP_ITEMS = 5
 """Items below which resamples do not reach the ends of a 95% interval, so that a bootstrap bounds nothing."""
 VALUES_AT_ONCE = 2**22
 """Resampled values that are in memory at a time."""
+_ROUNDING = 1e-12
+"""Share of numbers up to which their difference is rounding alone."""
 SHARE = (0.0, 1.0)
 """Where a share lies."""
 NATS = (0.0, float("inf"))
@@ -181,9 +183,13 @@ def compare_outcomes(first: Sequence[bool], second: Sequence[bool]) -> PairedCom
 def compare_values(first: Numbers, second: Numbers, *, weights: Numbers | None = None, seed: int) -> PairedComparison:
     """Two models' values on the same items: difference of the (weighted) means, by the paired bootstrap.
 
-    Items are resampled with both of their values. The interval is the percentile interval, expanded so that few items
-    give the width of a t interval; the p-value is its inverse: below 0.05 exactly when the interval leaves out 0, up to
-    the grain of the resamples. Fewer than five items bound nothing: p is 1. The order of the items does not matter.
+    Items are resampled with both of their values. The interval is the studentised one (bootstrap-t), which follows the
+    skew of the differences, united with the t interval, so that few items or many ties never shorten it. The p-value is
+    its inverse: below 0.05 exactly when the interval leaves out 0, up to the grain of the resamples. Fewer than five
+    items bound nothing: p is 1. The order of the items does not matter.
+
+    Measured coverage of 95% intervals where every difference has the skew of a log-normal of σ = 1: 0.93, 0.94 and 0.96
+    for 20, 48 and 100 items (0.91, 0.92 and 0.95 with weights), where percentile intervals cover 0.87, 0.90 and 0.92.
 
     Args:
         first: one value for each item.
@@ -194,17 +200,19 @@ def compare_values(first: Numbers, second: Numbers, *, weights: Numbers | None =
     Raises:
         SemalignError: as for `mean`.
 
-    Source: Hesterberg (2015), The American Statistician 69, "expanded percentile".
+    Source: Efron and Tibshirani, An Introduction to the Bootstrap (1993), section 12.5.
     """
-    a, b, w = _aligned(first, second, weights=weights)
+    a, b, w = _in_order(_aligned(first, second, weights=weights))
     count = len(a)
     gaps = a - b
-    value = float(_weighted(gaps, w))
-    resampled = _resampled(_weighted, gaps, w, seed=seed)
-    low, high = _expanded_percentiles(resampled, count)
+    value, error = float(_weighted(gaps, w)), _linearised_error(gaps, w)
+    pivots = _pivots(gaps, w, seed=seed)
+    below, above = _reaches(pivots, count)
     return PairedComparison(
-        difference=Estimate(value=value, standard_error=_linearised_error(gaps, w), low=low, high=high, count=count),
-        p_value=_inverted(resampled, count),
+        difference=Estimate(
+            value=value, standard_error=error, low=value - below * error, high=value + above * error, count=count
+        ),
+        p_value=_inverted(value, error, pivots, count),
         method="paired_bootstrap",
         count=count,
     )
@@ -252,9 +260,13 @@ def estimate_gap_recovered(
 ) -> GapRecovered:
     """(after − before) / (source − before) on the same items, with its interval by the paired bootstrap.
 
-    Laws: 0 with a point interval when `after` is `before`, 1 likewise when it is `source`. A ratio whose denominator
-    may be zero has no bounded interval (Fieller 1954): when the 95% interval of source − before holds 0, `bounded` is
-    False and no ends are given. Lower may be better (NLL) or higher (accuracy).
+    Laws: 0 with a point interval when `after` is `before`, 1 likewise when it is `source`. The interval is Fieller's:
+    the shares ρ for which the mean of gain − ρ · gap may be zero, with the quantiles of `compare_values` for t's.
+    Where the 95% interval of the gap itself, source − before, holds 0, no share is ruled out: `bounded` is False and no
+    ends are given. Lower may be better (NLL) or higher (accuracy).
+
+    Simulated on 300 items with a gap of a tenth to a half of its standard error, 3% to 4% of the intervals are bounded,
+    and 0.86 to 0.94 of those hold the share: a bounded share of a small gap deserves a look at the gap's own interval.
 
     Args:
         source: the source's value on each item.
@@ -265,21 +277,33 @@ def estimate_gap_recovered(
 
     Raises:
         SemalignError: as for `mean`.
+
+    Source: Fieller (1954), Journal of the Royal Statistical Society B 16.
     """
-    s, b, t, w = _aligned(source, before, after, weights=weights)
+    s, b, t, w = _in_order(_aligned(source, before, after, weights=weights))
     count = len(s)
-    gap = float(_weighted(s - b, w))
-    value = float(_weighted(t - b, w)) / gap if gap else None
-    gaps = _resampled(_weighted, s - b, w, seed=seed)
-    nearest, farthest = _expanded_percentiles(gaps, count)
-    if value is None or nearest <= 0 <= farthest:
+    sign = 1.0 if _weighted(s - b, w) > 0 else -1.0
+    gaps, gains = sign * (s - b), sign * (t - b)
+    gap = float(_weighted(gaps, w))
+    value = float(_weighted(gains, w)) / gap if gap else None
+    if value is None or count < BOOTSTRAP_ITEMS:
         return GapRecovered(value=value, low=None, high=None, bounded=False, count=count)
-    shares = _resampled(_share, s - b, t - b, w, seed=seed)
-    low, high = _expanded_percentiles(shares[~np.isnan(shares)], count)
-    bounded = bool(np.isfinite([low, high]).all())
-    return GapRecovered(
-        value=value, low=low if bounded else None, high=high if bounded else None, bounded=bounded, count=count
-    )
+    residuals = gains - value * gaps
+    residuals = np.where(np.abs(residuals) > _ROUNDING * np.abs(gains).max(), residuals, 0.0)
+    below, above = _reaches(_pivots(residuals, w, seed=seed), count)
+    reach_of_gap = max(below, above, _reaches(_pivots(gaps, w, seed=seed), count)[0])
+    if gap <= reach_of_gap * _linearised_error(gaps, w):
+        return GapRecovered(value=value, low=None, high=None, bounded=False, count=count)
+    low, high = (value + _fieller(gap, residuals, gaps, w, reach) for reach in (-below, above))
+    return GapRecovered(value=value, low=low, high=high, bounded=True, count=count)
+
+
+def _fieller(gap: float, residuals: Values, gaps: Values, w: Values, reach: float) -> float:
+    """The δ at which the mean of residuals − δ · gaps, −δ · gap, is −`reach` of its standard errors."""
+    curvature = gap**2 - reach**2 * _linearised_covariance(gaps, gaps, w)
+    shared = reach * _linearised_covariance(residuals, gaps, w)
+    root = math.sqrt(shared**2 + curvature * _linearised_covariance(residuals, residuals, w))
+    return reach * (root - shared) / curvature
 
 
 def _weighted(x: Values, w: Values, axis: int = -1) -> Values | np.float64:
@@ -287,18 +311,15 @@ def _weighted(x: Values, w: Values, axis: int = -1) -> Values | np.float64:
     return total
 
 
-def _share(gap: Values, gain: Values, w: Values, axis: int = -1) -> Values:
-    with np.errstate(divide="ignore", invalid="ignore"):  # resamples without a gap: infinite, or nan and left out
-        share: Values = (w * gain).sum(axis) / (w * gap).sum(axis)
-    return share
+def _linearised_covariance(x: Values, y: Values, w: Values) -> float:
+    """Of two weighted means of the same items."""
+    count = len(x)
+    products = w**2 * (x - _weighted(x, w)) * (y - _weighted(y, w))
+    return float(count / (count - 1) * products.sum() / w.sum() ** 2)
 
 
 def _linearised_error(x: Values, w: Values) -> float:
-    count = len(x)
-    if count == 1:
-        return float("inf")
-    residual = w * (x - _weighted(x, w))
-    return float((count / (count - 1) * (residual**2).sum()) ** 0.5 / w.sum())
+    return float("inf") if len(x) == 1 else _linearised_covariance(x, x, w) ** 0.5
 
 
 def _t_interval(value: float, error: float, count: int) -> tuple[float, float]:
@@ -330,46 +351,52 @@ def _newcombe(both: int, only_first: int, only_second: int, neither: int) -> tup
     return max(below, 0.0) ** 0.5, max(above, 0.0) ** 0.5
 
 
-def _resampled(statistic: Callable[..., Values | np.float64], *columns: Values, seed: int) -> Values:
-    """The statistic on resampled items; the items are sorted first, so that their order does not matter."""
-    count = len(columns[0])
+def _in_order(columns: list[Values]) -> list[Values]:
+    """Items sorted by their numbers, so that the order that they come in changes nothing, not even rounding."""
+    order = np.lexsort(columns)
+    return [column[order] for column in columns]
+
+
+def _pivots(x: Values, w: Values, *, seed: int) -> Values:
+    """(Mean of resampled items − mean) / its standard error in the resample, or, where a resample has none, in x."""
+    count = len(x)
     if count < BOOTSTRAP_ITEMS:
         return np.zeros(0)
-    order = np.lexsort(columns)
-    # scipy also takes the interval and the variance of statistics that are infinite in some resamples.
-    with np.errstate(invalid="ignore"), warnings.catch_warnings():
-        warnings.simplefilter("ignore", stats.DegenerateDataWarning)
-        found = stats.bootstrap(
-            [column[order] for column in columns],
-            statistic,
-            n_resamples=RESAMPLES,
-            batch=max(1, VALUES_AT_ONCE // count),
-            vectorized=True,
-            paired=True,
-            method="percentile",
-            rng=np.random.default_rng(seed),
-        )
-    distribution: Values = found.bootstrap_distribution
-    return distribution
+    x = x - _weighted(x, w)
+    columns = np.stack([w, w * x, w**2, w**2 * x, w**2 * x**2], axis=1)
+    generator = np.random.default_rng(seed)
+    parts = []
+    for start in range(0, RESAMPLES, step := max(1, VALUES_AT_ONCE // count)):
+        rows = min(step, RESAMPLES - start)
+        drawn = generator.integers(count, size=(rows, count)) + count * np.arange(rows)[:, None]
+        times = np.bincount(drawn.ravel(), minlength=rows * count).reshape(rows, count)
+        parts.append(times.astype(np.float64) @ columns)
+    total, sums, squares, crossed, own = np.concatenate(parts).T
+    means = sums / total
+    spread = own - 2 * means * crossed + means**2 * squares  # Σ w²(x − mean)²
+    errors = (count / (count - 1) * spread.clip(0)) ** 0.5 / total
+    alike = spread <= _ROUNDING * own
+    pivots: Values = means / np.where(alike, _linearised_error(x, w) or np.inf, errors)
+    return pivots
 
 
-def _expanded_percentiles(resampled: Values, count: int) -> tuple[float, float]:
-    """Percentile interval as wide as a t interval: resamples of n items scatter by a factor √((n − 1)/n) too little."""
+def _reaches(pivots: Values, count: int) -> tuple[float, float]:
+    """How many standard errors the 95% interval reaches below and above its figure: never fewer than those of t."""
     if count < BOOTSTRAP_ITEMS:
-        return -float("inf"), float("inf")
-    reach = stats.t.ppf((1 + CONFIDENCE) / 2, count - 1) * (count / (count - 1)) ** 0.5
-    with np.errstate(invalid="ignore"):
-        low, high = np.quantile(resampled, [stats.norm.cdf(-reach), stats.norm.cdf(reach)])
-    return float(low), float(high)
+        return float("inf"), float("inf")
+    low, high = np.quantile(pivots, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    of_t = float(stats.t.ppf((1 + CONFIDENCE) / 2, count - 1))
+    return max(of_t, float(high)), max(of_t, -float(low))
 
 
-def _inverted(resampled: Values, count: int) -> float:
-    """The level at which `_expanded_percentiles` begins to leave out 0."""
-    if count < BOOTSTRAP_ITEMS:
+def _inverted(value: float, error: float, pivots: Values, count: int) -> float:
+    """The level at which the interval of `_reaches` begins to leave out 0."""
+    if count < BOOTSTRAP_ITEMS or not value:
         return 1.0
-    beyond = min((resampled <= 0).sum(), (resampled >= 0).sum())
-    tail = min(0.5, (1 + beyond) / (1 + len(resampled)))
-    return float(2 * stats.t.cdf(stats.norm.ppf(tail) * ((count - 1) / count) ** 0.5, count - 1))
+    pivot = value / error if error else float(np.sign(value)) * float("inf")
+    beyond = int((pivots >= pivot).sum() if pivot > 0 else (pivots <= pivot).sum())
+    tail = max((1 + beyond) / (1 + len(pivots)), float(stats.t.sf(abs(pivot), count - 1)))
+    return min(1.0, 2 * tail)
 
 
 def _outcomes(outcomes: Sequence[bool]) -> npt.NDArray[np.bool_]:

@@ -9,7 +9,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,7 @@ import yaml
 from semalign_geometry import Contract, SemalignError, Settings, replace_file
 
 from .console import Console, interruptible, logged
+from .dry_run import DryRun
 from .matrix import LOGS, MATRIX, Matrix, Standing, check_folder, claimed_matrix, failure_file, standings
 from .pipeline import Environment, run_experiment
 from .run_folder import ENVIRONMENT, is_claimed
@@ -149,6 +150,24 @@ def look(matrix: Matrix, folder: Path, *, extend: bool = False) -> list[Standing
         else:
             running[name] = f"job {job.job_id}"
     return standings(folder, matrix, running=running, ended=ended)
+
+
+def look_ahead(matrix: Matrix, folder: Path) -> list[Standing]:
+    """Where each cell stands, and which of those that would run next would be refused; nothing is run or written.
+
+    Raises:
+        SemalignError: as `look`.
+    """
+    checks, found = DryRun(), []
+    for each in look(matrix, folder):
+        if each.state in ("failed", "not run"):
+            try:
+                notes = checks.check(each.cell.experiment, folder / each.cell.name)
+                each = replace(each, note="; ".join(filter(None, (each.note, *(f"not checked: {n}" for n in notes)))))
+            except SemalignError as error:
+                each = replace(each, state="refused", note=str(error))
+        found.append(each)
+    return found
 
 
 @dataclass(frozen=True)

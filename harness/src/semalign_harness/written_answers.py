@@ -13,8 +13,9 @@ from semalign_geometry import SemalignError
 from torch import Tensor
 
 from .console import Console
-from .data import Example
+from .encoding import Example
 from .experiment import DataConfig, Experiment, WritingConfig
+from .failures import naming
 from .generation import GENERATION, end_ids, generate, likeliest
 from .inputs import Inputs, load
 from .journal import Answer, Journal, request_key
@@ -58,9 +59,10 @@ def with_written_answers(experiment: Experiment, inputs: Inputs, device: torch.d
         SemalignError: no row is left. OSError: the disk is full.
     """
     rows = {"train": inputs.split.train, "held_out": inputs.split.held_out}
+    unchecked = _Unchecked(experiment, inputs, device, console)
     for writer, parts in written_parts(experiment.data).items():
         prompts = list(dict.fromkeys(row.prompt_ids for part in parts for row in rows[part]))
-        written = _written(experiment, inputs, writer, prompts, device, console)
+        written = _written(experiment, inputs, writer, prompts, device, console, unchecked)
         rows |= {part: _kept(part, rows[part], written, experiment, inputs, console) for part in parts}
     return dataclasses.replace(
         inputs, split=dataclasses.replace(inputs.split, train=rows["train"], held_out=rows["held_out"])
@@ -107,8 +109,31 @@ def _kept(
     return kept
 
 
+class _Unchecked:
+    """The models that were not loaded yet: one that cannot be used is refused before another writes for hours."""
+
+    def __init__(self, experiment: Experiment, inputs: Inputs, device: torch.device, console: Console) -> None:
+        self._models = {"source": inputs.source, "target": inputs.target}
+        answering = experiment.measure.answer_rows > 0
+        self._generating = {*self._models} if answering else {*written_parts(experiment.data)}
+        self._device, self._console = device, console
+
+    def check_all_but(self, writer: str) -> None:
+        """Load each model that was not loaded before and is not the writer, which is loaded anyway."""
+        self._models.pop(writer, None)
+        for role in sorted(self._models):
+            opened, generates = self._models.pop(role), role in self._generating
+            load(self._console, f"{role}, to check it", opened, self._device, generates=generates)
+
+
 def _written(
-    experiment: Experiment, inputs: Inputs, writer: str, prompts: list[Prompt], device: torch.device, console: Console
+    experiment: Experiment,
+    inputs: Inputs,
+    writer: str,
+    prompts: list[Prompt],
+    device: torch.device,
+    console: Console,
+    unchecked: _Unchecked,
 ) -> dict[Prompt, list[int]]:
     """The answer to each prompt, from the journal where it is there."""
     wanted, ranks = experiment.data.writing, Ranks.current()
@@ -126,13 +151,13 @@ def _written(
 
         missing = sorted((prompt for prompt in prompts if journal.get(key(prompt)) is None), key=len)
         if missing:
-            if writer == "source" and (experiment.measure.answer_rows or "target" in written_parts(experiment.data)):
-                load(console, "target", inputs.target, device, generates=True)  # or it would fail after the source
+            unchecked.check_all_but(writer)
             loaded = load(console, f"{writer} that writes answers", opened, device, generates=True)
             size = ROWS_AT_ONCE * experiment.batch_size
             parts = [missing[start : start + size] for start in range(0, len(missing), size)]
             for part in console.progress(f"write {len(missing)} answers", parts[ranks.rank :: ranks.size]):
-                _write(part, loaded, wanted, lambda prompt, answer: journal.add({key(prompt): answer}))
+                with naming(f"the {writer} {opened.settings.path} cannot write answers"):
+                    _write(part, loaded, wanted, lambda prompt, answer: journal.add({key(prompt): answer}))
             ranks.wait()
             for file in sorted(folder.glob("answers-*.jsonl")):
                 journal.read(file)

@@ -29,6 +29,12 @@ KNOWN_TASKS = Components(
 )
 """The benchmarks that a name stands for, those of installed packages included."""
 
+
+def code_of(benchmark: Benchmark) -> str | None:
+    """Hash of the code of a benchmark that an installed package brings; None for those that come along."""
+    return next(iter(KNOWN_TASKS.code(benchmark).values()), None)
+
+
 __all__ = [
     "BENCHMARKS",
     "Benchmark",
@@ -41,6 +47,7 @@ __all__ = [
     "Outcome",
     "Reading",
     "Row",
+    "code_of",
     "find_benchmark",
     "sample",
 ]

@@ -9,8 +9,8 @@ from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
 
 import datasets
 from jinja2 import Environment, StrictUndefined
-from pydantic import ConfigDict
-from semalign_geometry import Contract, SemalignError, Settings
+from pydantic import ConfigDict, JsonValue
+from semalign_geometry import ComponentError, Contract, SemalignError, Settings, brief
 
 from ..data import load_rows
 from ..experiment import RowsConfig
@@ -68,6 +68,12 @@ class BenchmarkProtocol(Contract):
     """What the share of correct documents is called."""
     chat: bool
     """Whether the prompt goes through the model's chat template, as the user's message."""
+    encoding: int = 0
+    """Raised when the same prompt may become other token ids; 0 in results of earlier versions."""
+    chat_template: dict[str, JsonValue] = {}
+    """Options that the chat template was given."""
+    date: str | None = None
+    """The day that the chat template was told; None where it does not read the clock."""
     few_shot: int = 0
     """Solved examples in the prompt."""
     prompt: str
@@ -84,6 +90,9 @@ class BenchmarkProtocol(Contract):
     """How the response is read, in words."""
     other_metrics: tuple[str, ...]
     """Metrics that are reported beside the headline."""
+    code_sha256: str | None = None
+    """Hash of the code of a benchmark that an installed package brings; None for those that come along, whose version
+    says the same."""
 
 
 class Gold(NamedTuple):
@@ -149,7 +158,8 @@ class Benchmark:
         """All documents of a split.
 
         Args:
-            data: folder that holds `<benchmark>/<split>.jsonl.gz` (or `.jsonl`); None takes the hub.
+            data: folder that holds `<benchmark>/<split>.jsonl.gz` (or `.jsonl`, or files of rows as the hub names
+                them, such as `test-00000-of-00001.parquet`); None takes the hub.
             split: name of the split.
 
         Raises:
@@ -233,7 +243,7 @@ class Benchmark:
             return common | _choice_task()
 
         def extract(responses: list[list[str]], docs: list[Document]) -> list[Reading]:
-            return read(docs, [response[0] for response in responses], judge)
+            return self._readings(read(docs, [response[0] for response in responses], judge), len(docs))
 
         def process_results(_: Document, results: list[Reading]) -> dict[str, Any]:
             (reading,) = results
@@ -254,6 +264,26 @@ class Benchmark:
             "filter_list": [{"name": FILTER, "filter": [{"function": "custom", "filter_fn": extract}]}],
             "process_results": process_results,
         }
+
+    def _readings(self, found: object, wanted: int) -> list[Reading]:
+        """What `read` returned.
+
+        Raises:
+            ComponentError: it is not one reading for each document, with all that the benchmark measures.
+        """
+        needed = {"extracted", "correct", *self.other_metrics}
+        if not isinstance(found, list | tuple) or len(found) != wanted:
+            told = f"{len(found)} readings" if isinstance(found, list | tuple) else brief(found)
+            raise ComponentError(
+                f"the benchmark {self.name} returned {told} from read: expected one for each of {wanted}"
+            )
+        for reading in found:
+            if not isinstance(reading, dict) or not needed <= reading.keys():
+                raise ComponentError(
+                    f"the benchmark {self.name} returned the reading {brief(reading)}: expected the keys "
+                    f"{', '.join(sorted(needed))}"
+                )
+        return list(found)
 
     def outcome(self, sample: Mapping[str, Any]) -> Outcome:
         """What came of one document, out of a sample that lm-eval logged for this benchmark's task."""
@@ -284,6 +314,8 @@ class Benchmark:
         folder = Path(data).expanduser()
         names = [folder / self.name / f"{split}{suffix}" for suffix in (".jsonl.gz", ".jsonl")]
         file = next((name for name in names if name.is_file()), None)
+        if file is None and (folder / self.name).is_dir():  # of other files, as the hub has them
+            return str(folder / self.name), load_rows(RowsConfig(path=str(folder / self.name), split=split))
         if file is None:
             raise SemalignError(
                 f"{names[0]} does not exist: give a folder with {self.layout}, or leave the folder out to take "

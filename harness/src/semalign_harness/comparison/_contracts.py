@@ -18,7 +18,7 @@ class Benchmarks(Settings):
     tasks: Annotated[tuple[Name, ...], Field(min_length=1)]
     """Their names."""
     data: str | None = None
-    """Folder with `<benchmark>/test.jsonl.gz`; None takes the rows from the hub."""
+    """Folder with `<benchmark>/test.jsonl.gz`, or other files of rows; None takes the rows from the hub."""
     limit: int | None = Field(None, ge=1)
     """Documents of each; None for all."""
     chat: bool | None = None

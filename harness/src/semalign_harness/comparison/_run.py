@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from semalign_geometry import SemalignError, replace_file
 
+from ..benchmarks import code_of, find_benchmark
 from ..console import Console
 from ..evaluation import Evaluated, EvaluationConfig, evaluate, read_evaluation
 from ..experiment import Experiment, ModelConfig
@@ -217,7 +218,7 @@ def _run(standing: Standing, folder: Path, benchmarks: Benchmarks | None, consol
         return f"{standing.cell.name}: {standing.note or standing.state}"
     rows = standing.result.after.by_row
     if not all(map(math.isfinite, (*rows.kl, *rows.nll))):
-        return f"{standing.cell.name}: its KL or NLL is not finite on some rows; lower its learning rate"
+        return f"{standing.cell.name}: its KL or NLL is not finite on some rows"
     place = folder / RUNS / standing.cell.name
     model = ModelConfig(path=str(place / "model"), dtype=standing.cell.experiment.target.dtype)
     return Run(standing.result, _evaluated(model, place / "evaluation", standing.cell.experiment, benchmarks, console))
@@ -271,13 +272,18 @@ def _evaluation(model: ModelConfig, experiment: Experiment, benchmarks: Benchmar
         limit=benchmarks.limit,
         chat=benchmarks.chat,
         allow_weak_sandbox=benchmarks.allow_weak_sandbox,
+        chat_template=experiment.chat_template,
+        date=experiment.date,
         gold=False,
         device=experiment.device,
     )
 
 
 def _is_answered(found: Evaluated, config: EvaluationConfig) -> bool:
-    return _is_alike(found, config) and set(config.tasks) <= set(found.items)
+    if not (_is_alike(found, config) and set(config.tasks) <= set(found.items)):
+        return False
+    codes = {name: found.result.benchmarks[name].protocol.code_sha256 for name in config.tasks}
+    return all(code == code_of(find_benchmark(name)) for name, code in codes.items())
 
 
 def _is_alike(found: Evaluated, config: EvaluationConfig) -> bool:

@@ -3,7 +3,7 @@
 import torch
 from semalign_attribution import DecoderView
 
-from ..estimate import gb
+from ..estimate import gb, widest
 from ._findings import Finding, error, ok, warning
 from ._pair import Candidate, Pair
 
@@ -50,8 +50,8 @@ def _post(view: DecoderView) -> str:
 def _attention(pair: Pair) -> Finding:
     words = []
     for each in pair.both:
-        queries = each.opened.config.num_attention_heads
-        keys = getattr(each.opened.config, "num_key_value_heads", None) or queries
+        queries = widest(each.opened.config.num_attention_heads)
+        keys = widest(getattr(each.opened.config, "num_key_value_heads", None)) or queries
         words.append(
             f"{each.role} {queries} heads" + (f" grouped on {keys} of keys and values" if keys < queries else "")
         )

@@ -27,8 +27,10 @@ from semalign_geometry import (
 from torch import Tensor
 
 from ..console import Console
-from ..data import Example, batches
+from ..data import batches
+from ..encoding import Example
 from ..experiment import Experiment
+from ..failures import naming
 from ..fidelity import fit_and_measure
 from ..figures import draw_similarity, standalone
 from ..generation import Way, check_generation
@@ -67,7 +69,8 @@ def check_layers(pair: Pair, shared: SharedVocabulary, console: Console) -> Dept
     for candidate, ids in ((pair.target, shared.target_ids), (pair.source, shared.source_ids)):
         try:
             loaded = load(console, candidate.role, candidate.opened, pair.device)
-            sides.append(_side(candidate, loaded, ids, examples, console))
+            with naming(f"the rows cannot go through {candidate.path}"):
+                sides.append(_side(candidate, loaded, ids, examples, console))
         except SemalignError as failure:
             remedy = f"another {candidate.role}, or its checkpoint fetched again"
             return Depths([error(f"{candidate.role} weights", str(failure), remedy)])

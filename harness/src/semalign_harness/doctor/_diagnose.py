@@ -7,17 +7,24 @@ from semalign_geometry import SemalignError
 
 from ..console import Console
 from ..experiment import Experiment
-from ..inputs import check_settings
+from ..inputs import check_settings, encoder_of
 from ..models import check_pulled
 from ..resources import pick_device
 from ..settings import merged, parse_overrides
 from ._architecture import check_architecture
 from ._deep import check_layers, draw_heat_map
 from ._findings import Diagnosis, Finding
-from ._heads import check_head
+from ._heads import check_adapters, check_head
 from ._machine import check_machine
 from ._pair import Candidate, Pair, draw_sample, open_candidate
-from ._tokens import check_chat_template, check_entries, check_rows, check_special_tokens, tokenizer_ids
+from ._tokens import (
+    check_chat_template,
+    check_entries,
+    check_rows,
+    check_special_tokens,
+    check_template_options,
+    tokenizer_ids,
+)
 
 _NO_DATA = "generated:arithmetic"
 """Stands where an experiment needs rows; never read."""
@@ -81,15 +88,19 @@ def diagnose(
     if not isinstance(source, Candidate) or not isinstance(target, Candidate):
         return diagnosis([each for each in (source, target) if isinstance(each, Finding)])
     check_settings(experiment, source.shape, target.shape)
-    sample = draw_sample(experiment.data, target.opened.tokenizer) if has_rows else None
-    pair = Pair(experiment, device, source, target, sample)
+    encoder = encoder_of(experiment, target.opened)
+    sample = draw_sample(experiment.data, encoder) if has_rows else None
+    pair = Pair(experiment, device, source, target, encoder, sample)
     entries, shared = check_entries(pair)
     findings = [
         *check_architecture(pair),
         *entries,
         check_special_tokens(pair),
         check_chat_template(pair),
+        *check_template_options(pair),
         *check_rows(pair, shared),
+        *check_adapters(source),
+        *check_adapters(target),
         check_head(source, tokenizer_ids(source) if shared is None else shared.source_ids),
         check_head(target, tokenizer_ids(target) if shared is None else shared.target_ids),
         *check_machine(pair),

@@ -6,11 +6,11 @@ from pathlib import Path
 import torch
 from jaxtyping import Float, Int
 from safetensors import SafetensorError, safe_open
-from semalign_geometry import BasisManifest, SemalignError, SemanticBasis
+from semalign_geometry import COARSE, SemalignError, SemanticBasis
 from torch import Tensor
 from transformers.utils.hub import cached_file
 
-from ..models import OpenedModel
+from ..models import ADAPTER, OpenedModel, unused_tensors
 from ._findings import Finding, error, ok, warning
 from ._pair import Candidate
 
@@ -36,22 +36,38 @@ def check_head(candidate: Candidate, ids: Int[Tensor, " v"]) -> Finding:
     width = weight.shape[1]
     some = ids[:: max(1, len(ids) // max(FEW, SAMPLE * width))]
     try:
-        manifest = _basis(weight, some)
-        if manifest.rank < width and len(some) < len(ids):  # the others may make up for it
-            some, manifest = ids, _basis(weight, ids)
+        basis = _basis(weight, some)
+        if basis.manifest.rank < width and len(some) < len(ids):  # the others may make up for it
+            some, basis = ids, _basis(weight, ids)
     except SemalignError as failure:
         return error(check, str(failure).partition(":")[0], again)
     over = f"over {len(some)} entries" if len(some) == len(ids) else f"over {len(some)} of {len(ids)} entries"
+    manifest, own_space = basis.manifest, "transport.frame=none, which matches geometry in the source's own space"
     if manifest.rank < width:
         message = f"rank {manifest.rank} of {width} {over}: what the head cannot read of a contribution is lost"
-        return warning(check, message, "transport.frame=none, which matches geometry in the source's own space")
-    return ok(check, f"rank {manifest.rank} of {width}, condition number of WᵀW about {manifest.condition:.1e} {over}")
+        return warning(check, message, own_space)
+    message = f"rank {manifest.rank} of {width}, condition number of WᵀW about {manifest.condition:.1e} {over}"
+    if basis.rounding() > COARSE:
+        lost = f"rounding changes a transport by one part in {1 / basis.rounding():.0e}"
+        return warning(check, f"{message}: {lost}", f"{own_space}, or transport.frame=cosine, which loses less")
+    return ok(check, message)
 
 
-def _basis(weight: Tensor, ids: Tensor) -> BasisManifest:
+def check_adapters(candidate: Candidate) -> list[Finding]:
+    """See that the checkpoint holds no adapter that was not merged, by the names of its tensors."""
+    try:
+        names = [name for name in _tensor_files(candidate.opened) if ADAPTER.search(name)]
+        unused_tensors(candidate.view.model, names, candidate.path)
+    except (_Unmeasured, OSError, ValueError, SafetensorError) as failure:
+        found, _, remedy = str(failure).rpartition(": merge")
+        return [error(f"{candidate.role} checkpoint", found, f"merge{remedy}")] if found else []
+    return []
+
+
+def _basis(weight: Tensor, ids: Tensor) -> SemanticBasis:
     if len(ids) < 2 * max(FEW, SAMPLE * weight.shape[1]):  # few enough to be copied
-        return SemanticBasis.from_head(weight[ids].double()).manifest
-    return SemanticBasis.from_head(weight, entries=ids).manifest
+        return SemanticBasis.from_head(weight[ids].double(), entries=torch.arange(len(ids)))
+    return SemanticBasis.from_head(weight, entries=ids)
 
 
 def _read_head(candidate: Candidate) -> Float[Tensor, "v d"]:
@@ -94,7 +110,11 @@ def _tensor_files(opened: OpenedModel) -> dict[str, Path]:
     """Where each tensor of the checkpoint lies."""
     index = _file(opened, INDEX)
     if index is not None:
-        names: dict[str, str] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        content = json.loads(index.read_text(encoding="utf-8"))
+        found = content.get("weight_map") if isinstance(content, dict) else None
+        if not isinstance(found, dict) or not all(isinstance(shard, str) for shard in found.values()):
+            raise ValueError(f"{INDEX} has no weight_map of tensors to files")
+        names: dict[str, str] = found
         files = {shard: _file(opened, shard) for shard in set(names.values())}
         absent = sorted(shard for shard, file in files.items() if file is None)
         if absent and opened.commit is None:

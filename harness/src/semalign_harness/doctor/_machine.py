@@ -7,7 +7,8 @@ from pathlib import Path
 import psutil
 import torch
 
-from ..data import Example, Split
+from ..data import Split
+from ..encoding import Example
 from ..estimate import Totals, estimate, gb
 from ..experiment import Experiment
 from ..methods import as_method

@@ -8,12 +8,13 @@ from typing import Literal
 import torch
 from semalign_attribution import DecoderView
 from semalign_geometry import SemalignError
-from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedTokenizerBase
+from transformers import PreTrainedConfig
 
-from ..data import Example, encode_row, load_rows
-from ..estimate import ModelShape
+from ..data import encode_row, load_rows
+from ..encoding import Example, TextEncoder
+from ..estimate import ModelShape, empty_view
 from ..experiment import DataConfig, Experiment, ModelConfig
-from ..models import OpenedModel, open_model
+from ..models import OpenedModel, check_trainable, open_model
 from ._findings import Finding, error
 
 SAMPLED = 512
@@ -83,6 +84,8 @@ class Pair:
     device: torch.device
     source: Candidate
     target: Candidate
+    encoder: TextEncoder
+    """Turns texts into token ids as a run does, by the target's tokenizer."""
     sample: Sample | None
     """None when no data was given."""
 
@@ -107,6 +110,8 @@ def open_candidate(
     remedy = f"a decoder-only language model as the {role}: semalign models list shows some"
     try:
         opened = open_model(settings, note=note)
+        if role == "target":
+            check_trainable(opened)
     except SemalignError as failure:
         if not _is_there(settings):
             raise
@@ -115,16 +120,14 @@ def open_candidate(
     known = settings.model_copy(update={"dtype": str(dtype).removeprefix("torch.")})  # found once, as it is by trying
     candidate = replace(opened, settings=known)
     try:
-        with torch.device("meta"):
-            view = DecoderView(AutoModelForCausalLM.from_config(opened.config))
+        view = empty_view(opened.config)
         _ = candidate.shape  # which can fail in the same ways
-    except Exception as failure:  # transformers has no common base class of errors
-        reason = " ".join(str(failure).split())[:200]
-        return error(role, f"{settings.path} is no decoder-only causal language model: {reason}", remedy)
+    except SemalignError as failure:
+        return error(role, f"{settings.path} is no decoder-only causal language model: {failure}", remedy)
     return Candidate(role, candidate, view, dtype)
 
 
-def draw_sample(data: DataConfig, tokenizer: PreTrainedTokenizerBase) -> Sample:
+def draw_sample(data: DataConfig, encoder: TextEncoder) -> Sample:
     """Rows at equal distances in the training data, and in the held-out data where it is another.
 
     Raises:
@@ -135,7 +138,7 @@ def draw_sample(data: DataConfig, tokenizer: PreTrainedTokenizerBase) -> Sample:
     for part, origin, wanted in (("train", data.train, of_train), ("held_out", data.held_out, data.held_out_rows)):
         if origin is not None:
             rows = load_rows(origin)
-            examples = [encode_row(row, tokenizer, origin) for row in rows[:: -(-len(rows) // SAMPLED)]]
+            examples = [encode_row(row, encoder, origin) for row in rows[:: -(-len(rows) // SAMPLED)]]
             pools.append(Pool(part, origin.path, examples, len(rows), wanted))
     return Sample(tuple(pools))
 

@@ -1,5 +1,6 @@
 """Do both models read the same tokens: entries, special tokens, chat template, and the rows."""
 
+import json
 import re
 import shlex
 from collections.abc import Mapping
@@ -11,8 +12,8 @@ from semalign_geometry import SemalignError, SharedVocabulary
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from ..data import encode_row
-from ..experiment import RowsConfig
+from ..encoding import Conversation
+from ..inputs import encoder_of, why_unknown
 from ..models import check_tokenizers
 from ._findings import Finding, error, ok, warning
 from ._pair import Candidate, Pair
@@ -60,7 +61,7 @@ def check_special_tokens(pair: Pair) -> Finding:
     if theirs["EOS"] is None:
         message = f"the target's tokenizer has no end of sequence, so that answers do not end: {shown}"
         return warning(check, message, f'"eos_token": "…" in the tokenizer_config.json of {pair.target.path}')
-    begins = _begins_rows(target)
+    begins = not pair.encoder.chat and target.bos_token_id in pair.encoder.start
     matter = ("BOS", "EOS") if begins else ("EOS",)
     differing = [name for name in matter if ours[name] != theirs[name]]
     if differing:
@@ -85,8 +86,8 @@ def check_chat_template(pair: Pair) -> Finding:
         message = "only the source has one: rows are plain text to both, which the source was not trained on"
         return warning(check, message, _copied_template(pair))
     try:
-        encode_row({"messages": DIALOGUE}, target, RowsConfig(path="a question with its answer"))
-        ours, theirs = (str(each.apply_chat_template(DIALOGUE, tokenize=False)) for each in (source, target))
+        pair.encoder.example(Conversation(DIALOGUE), name="a question with its answer")
+        ours, theirs = (encoder_of(pair.experiment, each.opened).render(DIALOGUE) for each in pair.both)
     except SemalignError as failure:
         return error(check, str(failure), _copied_template(pair))
     except Exception as failure:  # a template can fail in any way
@@ -104,6 +105,19 @@ def check_chat_template(pair: Pair) -> Finding:
     return warning(check, message, "a source and a target that were trained with one chat template")
 
 
+def check_template_options(pair: Pair) -> list[Finding]:
+    """Options of the chat template that have no effect, and a day that it is told."""
+    found, encoder = [], pair.encoder
+    ignored = encoder.ignored_options
+    if ignored:
+        kept = {name: value for name, value in encoder.options.items() if name not in ignored}
+        remedy = f"chat_template={json.dumps(kept)}"
+        found.append(warning("chat template", f"it never reads {', '.join(ignored)} of chat_template", remedy))
+    if encoder.told_date is not None:
+        found.append(ok("chat template", f"it reads the clock, and is told {encoder.told_date}, the setting date"))
+    return found
+
+
 def check_rows(pair: Pair, shared: SharedVocabulary | None) -> list[Finding]:
     """Lengths of the rows against the limits of the settings and of both models, and their tokens."""
     limit = pair.experiment.data.max_length
@@ -119,8 +133,8 @@ def check_rows(pair: Pair, shared: SharedVocabulary | None) -> list[Finding]:
         known = set(shared.target_ids.tolist())
         strange = {i for e in pair.sample.examples for i in e.prompt_ids + e.answer_ids} - known
         if strange:
-            token = pair.target.opened.tokenizer.convert_ids_to_tokens(min(strange))
-            message = f"rows use {len(strange)} entries that only the target knows, such as {token!r}"
+            why, _, _ = why_unknown(min(strange), pair.source.opened, pair.target.opened).rpartition(": choose")
+            message = f"rows use {len(strange)} entries that the models do not share, such as {why}"
             found.append(error("rows", message, ONE_FAMILY))
     return found
 
@@ -225,11 +239,6 @@ def _moved(source: Mapping[str, int], target: Mapping[str, int]) -> list[str]:
 
 def _some(items: list[str]) -> str:
     return ", ".join(items[:SHOWN]) + (f" and {len(items) - SHOWN} more" if len(items) > SHOWN else "")
-
-
-def _begins_rows(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether the tokenizer puts BOS before the rows; what a chat template writes is looked at with the template."""
-    return tokenizer.chat_template is None and tokenizer.bos_token_id in tokenizer("")["input_ids"]
 
 
 def _special(tokenizer: PreTrainedTokenizerBase) -> dict[str, str | None]:

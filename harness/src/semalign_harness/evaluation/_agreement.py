@@ -6,9 +6,9 @@ from typing import NamedTuple
 import torch
 from semalign_attribution import DecoderView, supervised, undisturbed
 from semalign_geometry import SharedVocabulary, output_divergence
-from transformers import PreTrainedTokenizerBase
 
-from ..data import Example, batches
+from ..data import batches
+from ..encoding import Example, TextEncoder
 from ..journal import Answer, Journal, request_key
 from ..measure import TOKENS_AT_ONCE
 
@@ -33,27 +33,23 @@ class Agreement(NamedTuple):
 
 def agreements(
     views: Callable[[], tuple[DecoderView, DecoderView, SharedVocabulary]],
-    tokenizer: PreTrainedTokenizerBase,
-    texts: Sequence[Text],
+    examples: Sequence[Example],
     *,
     journal: Journal,
     batch_size: Callable[[str, int], int],
     progress: Callable[[str, int], Callable[[int], None]],
 ) -> list[Agreement]:
-    """KL to the source and top-1 agreement on each text, kept in a journal.
+    """KL to the source and top-1 agreement on each gold answer, kept in a journal.
 
     Args:
         views: loads the source, the model, and the vocabulary that both share; called only if an answer is missing.
-        tokenizer: of both.
-        texts: gold answers with their prompts.
+        examples: gold answers with their prompts.
         journal: where the answers are kept.
-        batch_size: texts that run together, by kind and tokens.
+        batch_size: examples that run together, by kind and tokens.
         progress: given a label and the number of missing answers, returns what is told of those that came.
     """
-    keys = [request_key("agreement", *text) for text in texts]
-    missing = {
-        key: _encoded(text, tokenizer) for key, text in zip(keys, texts, strict=True) if journal.get(key) is None
-    }
+    keys = [request_key("agreement", example.prompt_ids, example.answer_ids) for example in examples]
+    missing = {key: example for key, example in zip(keys, examples, strict=True) if journal.get(key) is None}
     if missing:
         source, target, shared = views()
         report = progress("compare with the source", len(missing))
@@ -61,18 +57,22 @@ def agreements(
         while order:
             size = batch_size("agreement", len(missing[order[0]]))
             part, order = order[:size], order[size:]
-            examples = [missing[key] for key in part]
-            found = _compare(source, target, shared, examples)
+            found = _compare(source, target, shared, [missing[key] for key in part])
             journal.add({key: Answer(list(value), 0.0, len(part)) for key, value in zip(part, found, strict=True)})
             report(len(part))
     answers = [journal.get(key) for key in keys]
     return [Agreement(*answer.value) for answer in answers if answer is not None]
 
 
-def _encoded(text: Text, tokenizer: PreTrainedTokenizerBase) -> Example:
-    has_start = bool(tokenizer.bos_token) and text.prompt.startswith(str(tokenizer.bos_token))
-    prompt_ids = tokenizer(text.prompt, add_special_tokens=not has_start)["input_ids"]
-    answer_ids = tokenizer(text.answer, add_special_tokens=False)["input_ids"]
+def gold_example(text: Text, encoder: TextEncoder, limit: int | None) -> Example:
+    """A gold answer after its prompt, whose beginning is cut so that both fit into `limit` tokens.
+
+    A caller has seen to it that the answer and one token do.
+    """
+    prompt_ids, answer_ids = encoder.pair_ids(*text)
+    if limit is not None:
+        assert len(answer_ids) < limit
+        prompt_ids = prompt_ids[-(limit - len(answer_ids)) :]
     return Example(tuple(prompt_ids), tuple(answer_ids), text.answer)
 
 

@@ -143,7 +143,7 @@ def _check_alike(name: Name, first: Evaluated, second: Evaluated) -> None:
     if one.protocol != two.protocol:
         raise SemalignError(
             f"{name} was put differently in {first.folder} and {second.folder}: evaluate both with the same chat "
-            "setting and the same version"
+            "setting, and the same version and code of the benchmark"
         )
     if one.documents_sha256 != two.documents_sha256:
         raise SemalignError(

@@ -1,11 +1,13 @@
 """What is evaluated, and what came of it."""
 
+import datetime
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 from semalign_geometry import Contract, Settings
 
 from ..benchmarks import BenchmarkProtocol, find_benchmark
+from ..encoding import DAY, TemplateOptions
 from ..experiment import ModelConfig
 from ..sandbox import Level
 from ..statistics import Estimate
@@ -29,13 +31,17 @@ class EvaluationConfig(Contract):
     tasks: Annotated[tuple[Name, ...], Field(min_length=1)] = ("mmlu", "gsm8k", "humaneval", "mbpp")
     """Benchmarks, in order."""
     data: str | None = None
-    """Folder with `<benchmark>/test.jsonl.gz`; None takes the rows from the hub."""
+    """Folder with `<benchmark>/test.jsonl.gz`, or other files of rows; None takes the rows from the hub."""
     limit: int | None = Field(None, ge=1)
     """Documents of each benchmark, drawn by `seed`; None for all."""
     seed: int = 0
     """Seed of the draw."""
     chat: bool | None = None
     """Whether prompts go through the chat template; None uses it where the tokenizer has one."""
+    chat_template: TemplateOptions = {}
+    """Options that the chat template reads, such as `enable_thinking: false`."""
+    date: datetime.date = DAY
+    """The day that a chat template is told which reads the clock."""
     gold: bool = True
     """Whether the NLL of the gold answers is measured."""
     backend: Literal["transformers", "vllm"] = "transformers"
@@ -112,6 +118,8 @@ class BenchmarkResult(Settings):
     """How often programs ended in each way."""
     truncated: int
     """Prompts that were cut on the left because they are longer than the model reads."""
+    truncated_to_compare: int = 0
+    """Prompts that were cut on the left for the KL, where both models read the same."""
     seconds: float
     """Wall time of the model over all documents, earlier runs included."""
 

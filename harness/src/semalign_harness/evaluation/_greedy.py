@@ -7,23 +7,29 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.models.utils import handle_stop_sequences, postprocess_generated_text
 from semalign_geometry import SemalignError
 
+from ..encoding import TextEncoder
 from ..generation import end_ids, generate
 from ..models import LoadedModel
+from ._encoded import EncodedLM
 
 
-class GreedyLM(HFLM):  # type: ignore[misc]  # lm-eval is untyped
+class GreedyLM(EncodedLM, HFLM):  # type: ignore[misc]  # lm-eval is untyped
     """Generates greedily, one batch at a time, and tells each text when it ends."""
 
-    def __init__(self, loaded: LoadedModel, *, batch_size: int = 1, max_length: int | None = None) -> None:
+    def __init__(
+        self, loaded: LoadedModel, encoder: TextEncoder, *, batch_size: int = 1, max_length: int | None = None
+    ) -> None:
         """Wrap a model.
 
         Args:
             loaded: the model, loaded with `generates` where it will.
+            encoder: turns texts into token ids, by the model's tokenizer.
             batch_size: rows of a forward run.
             max_length: longest input in tokens; None for what the configuration says.
         """
+        self.encoder = encoder
         super().__init__(
-            loaded.model, tokenizer=loaded.tokenizer, backend="causal", batch_size=batch_size, max_length=max_length
+            loaded.model, tokenizer=encoder.tokenizer, backend="causal", batch_size=batch_size, max_length=max_length
         )
         self._way = loaded.way
 

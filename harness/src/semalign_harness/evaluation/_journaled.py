@@ -11,8 +11,8 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
 from semalign_geometry import SemalignError
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 
+from ..encoding import TextEncoder
 from ..journal import Answer, Journal, request_key
 
 
@@ -26,7 +26,7 @@ class JournaledLM(LM):  # type: ignore[misc]  # lm-eval is untyped
         self,
         make: Callable[[], LM],
         journal: Journal,
-        tokenizer: PreTrainedTokenizerBase,
+        encoder: TextEncoder,
         *,
         batch_size: Callable[[str, int], int],
         progress: Callable[[str, int], Callable[[int], None]],
@@ -38,14 +38,14 @@ class JournaledLM(LM):  # type: ignore[misc]  # lm-eval is untyped
         Args:
             make: makes the model.
             journal: where its answers are kept.
-            tokenizer: its tokenizer, for chat templates and lengths.
+            encoder: turns texts into token ids, by the model's tokenizer and template.
             batch_size: requests that run together, by their kind and the tokens of the longest one.
             progress: given a label and the number of missing answers, returns what is told of those that came.
             state: the processes that share out the documents.
             answers_as_it_goes: whether the model tells each generated text as soon as it ends, as `GreedyLM` does.
         """
         super().__init__()
-        self._make, self._journal, self._tokenizer = make, journal, tokenizer
+        self._make, self._journal, self._encoder = make, journal, encoder
         self._batch_size, self._progress = batch_size, progress
         self._model: LM | None = None
         self._state = state
@@ -65,22 +65,18 @@ class JournaledLM(LM):  # type: ignore[misc]  # lm-eval is untyped
     @property
     def tokenizer_name(self) -> str:
         """Name of the tokenizer, as lm-eval asks for it."""
-        return str(self._tokenizer.name_or_path)
+        return str(self._encoder.tokenizer.name_or_path)
 
     def chat_template(self, chat_template: bool | str = False) -> str:
         """The template, as lm-eval asks for it."""
-        return str(self._tokenizer.chat_template or "") if chat_template else ""
+        return str(self._encoder.tokenizer.chat_template or "") if chat_template else ""
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        """Messages as the prompt of one text."""
-        return str(
-            self._tokenizer.apply_chat_template(
-                chat_history,
-                tokenize=False,
-                add_generation_prompt=add_generation_prompt,
-                continue_final_message=not add_generation_prompt,
-            )
-        )
+        """Messages as the prompt of one text; without a generation prompt, the last one is the answer's beginning."""
+        if add_generation_prompt:
+            return self._encoder.prompt(chat_history)
+        *before, begun = chat_history
+        return self._encoder.prompt(before) + begun["content"]
 
     @property
     def device(self) -> torch.device:
@@ -130,10 +126,9 @@ class JournaledLM(LM):  # type: ignore[misc]  # lm-eval is untyped
     def tokens(self, arguments: Sequence[Any]) -> int:
         """Longest input that a request can become, in tokens."""
         context, rest = arguments
-        has_start = bool(self._tokenizer.bos_token) and context.startswith(str(self._tokenizer.bos_token))
-        # The last token of a continuation is no input.
-        text, more = (context, int(rest["max_gen_toks"])) if isinstance(rest, dict) else (context + rest, -1)
-        return len(self._tokenizer(text, add_special_tokens=not has_start)["input_ids"]) + more
+        if isinstance(rest, dict):
+            return len(self._encoder.ids(context)) + int(rest["max_gen_toks"])
+        return sum(map(len, self._encoder.pair_ids(context, rest))) - 1  # the last token is no input
 
     def answers(self, kind: str, requests: Sequence[Sequence[object]]) -> list[Answer]:
         """What was kept of requests, given by their arguments."""

@@ -22,17 +22,20 @@ from lm_eval.tasks import TaskManager
 from semalign_attribution import DecoderView
 from semalign_geometry import SemalignError, SharedVocabulary, replace_file
 
-from ..benchmarks import KNOWN_TASKS, Benchmark, Document, find_benchmark, sample
+from ..benchmarks import KNOWN_TASKS, Benchmark, Document, code_of, find_benchmark, sample
 from ..console import Console
+from ..encoding import ENCODING, Example, TextEncoder
+from ..failures import naming
 from ..generation import GENERATION
 from ..journal import Journal
 from ..models import OpenedModel, cache_folder, check_tokenizers, identity, load_model, open_model
 from ..resources import join
 from ..sandbox import judge, probe
 from ..statistics import NATS, SHARE, Estimate, mean, proportion
-from ._agreement import Agreement, Text, agreements
+from ._agreement import Agreement, Text, agreements, gold_example
 from ._compare import check_no_run
 from ._contracts import BenchmarkResult, EvaluationConfig, EvaluationResult, ItemRecord, Name
+from ._encoded import EncodedLM
 from ._journaled import JournaledLM
 
 PACKAGES = ("semalign-harness", "lm-eval", "torch", "transformers")
@@ -85,7 +88,17 @@ def evaluate(config: EvaluationConfig, folder: Path, *, console: Console | None 
     _check_positions(config, opened, chat)
     if config.backend == "vllm" and config.model.load_in_4bit:
         raise SemalignError("the backend vllm does not load in 4 bits: set backend=transformers, or leave that out")
-    runner = _Runner(config, opened, chat, model_sha256, device, console)
+    encoder = TextEncoder(opened.tokenizer, options=config.chat_template, date=config.date, chat=chat)
+    for note in encoder.notes():
+        console.note(note)
+    with naming(f"the chat template of {config.model.path} refuses a prompt"):
+        texts = {
+            name: _texts(find_benchmark(name), *documents, encoder) if config.gold or source else []
+            for name, documents in drawn.items()
+        }
+    limit = min((each.positions for each in (opened, source) if each and each.positions), default=None)
+    _check_gold(texts, drawn, encoder, limit)
+    runner = _Runner(config, opened, encoder, model_sha256, device, console)
     hashes = model_sha256, source_sha256
     _earlier(folder, config, hashes, runner.dtype)  # refuses another evaluation before hours are spent
 
@@ -96,15 +109,28 @@ def evaluate(config: EvaluationConfig, folder: Path, *, console: Console | None 
     }
     if runner.lm.rank != 0:
         return None
-    texts = {name: runner.texts(find_benchmark(name), *drawn[name]) for name in results}
     if config.gold:
-        for name, records in results.items():
-            _add_gold(records, texts[name], runner.lm)
+        with naming(f"reference answers cannot go through {config.model.path}"):
+            for name, records in results.items():
+                _add_gold(records, texts[name], runner.lm)
     runner.lm.release()
+    cut: Counter[str] = Counter()
     if source is not None and shared is not None:
         compare = _comparer(source, opened, shared, runner, str(source_sha256))
         for name, records in results.items():
-            for record, value in zip(records, compare(texts[name]), strict=True):
+            examples = [gold_example(text, encoder, limit) for text in texts[name]]
+            cut[name] = sum(
+                len(encoder.ids(text.prompt)) > len(example.prompt_ids)
+                for text, example in zip(texts[name], examples, strict=True)
+            )
+            if cut[name]:
+                console.note(
+                    f"{cut[name]} prompts of {name} with their solutions are longer than both models read, and were "
+                    "cut on the left for the comparison with the source"
+                )
+            with naming(f"{config.model.path} cannot be compared with {source.settings.path}"):
+                agreed = compare(examples)
+            for record, value in zip(records, agreed, strict=True):
                 record |= {"kl": value.kl, "agreement": value.agreement, "tokens": value.tokens}
 
     benchmarks: dict[Name, BenchmarkResult] = {}
@@ -112,7 +138,12 @@ def evaluate(config: EvaluationConfig, folder: Path, *, console: Console | None 
         items = [ItemRecord.model_validate(record) for record in records]
         replace_file(folder / f"items-{name}.jsonl", "".join(item.model_dump_json() + "\n" for item in items))
         benchmarks[name] = _summary(
-            find_benchmark(name), items, *drawn[name], chat=chat, truncated=runner.truncated[name]
+            find_benchmark(name),
+            items,
+            *drawn[name],
+            encoder=encoder,
+            truncated=runner.truncated[name],
+            truncated_to_compare=cut[name],
         )
     earlier = _earlier(folder, config, hashes, runner.dtype)  # also what another process has put there meanwhile
     if earlier is not None:
@@ -182,6 +213,34 @@ def _check_positions(config: EvaluationConfig, opened: OpenedModel, chat: bool) 
             )
 
 
+def _texts(benchmark: Benchmark, documents: list[Document], indices: list[int], encoder: TextEncoder) -> list[Text]:
+    """The gold answers of documents after their prompts, as the model reads them."""
+    texts = []
+    for index in indices:
+        gold = benchmark.gold(documents[index], chat=encoder.chat)
+        prompt = encoder.prompt([{"role": "user", "content": gold.prompt}]) if encoder.chat else gold.prompt
+        texts.append(Text(prompt + gold.prefix, gold.answer))
+    return texts
+
+
+def _check_gold(
+    texts: dict[str, list[Text]],
+    drawn: dict[str, tuple[list[Document], list[int]]],
+    encoder: TextEncoder,
+    limit: int | None,
+) -> None:
+    """Refuse gold answers that leave no room for a prompt, before anything is computed."""
+    for name, of_task in texts.items() if limit is not None else ():
+        assert limit is not None
+        for index, text in zip(drawn[name][1], of_task, strict=False):
+            tokens = len(encoder.pair_ids(*text)[1])
+            if tokens >= limit:
+                raise SemalignError(
+                    f"the reference solution of document {index} of {name} has {tokens} tokens, the models read at "
+                    f"most {limit} with its prompt: leave {name} out of tasks, or set gold=false and no source"
+                )
+
+
 class _Runner:
     """One model with its journal, put to one benchmark after another."""
 
@@ -189,25 +248,25 @@ class _Runner:
         self,
         config: EvaluationConfig,
         opened: OpenedModel,
-        chat: bool,
+        encoder: TextEncoder,
         model_sha256: str,
         device: torch.device,
         console: Console,
     ) -> None:
-        self.config, self.opened, self.chat, self.console = config, opened, chat, console
+        self.config, self.opened, self.encoder, self.console = config, opened, encoder, console
         self.device = device
         self.dtype = str(opened.dtype(self.device)).removeprefix("torch.")
         self.state = PartialState(cpu=self.device.type == "cpu")
         precision = opened.precision(self.device)
-        folder = cache_folder() / "evaluations" / f"{_short(model_sha256)}-{precision}-{config.backend}-{GENERATION}"
-        self.journals = folder
+        kept = f"{_short(model_sha256)}-{precision}-{config.backend}-{GENERATION}-{encoder.key}"
+        self.journals = folder = cache_folder() / "evaluations" / kept
         self.truncated: Counter[str] = Counter()
         self.journal = Journal(folder / f"answers-{self.state.process_index}.jsonl")
         self._read_other_ranks()
         self.lm = JournaledLM(
             self._make,
             self.journal,
-            opened.tokenizer,
+            encoder,
             batch_size=self.batch_size,
             progress=console.counter,
             state=self.state,
@@ -222,12 +281,12 @@ class _Runner:
     def _make(self) -> LM:
         with self.console.step("load the model"):
             if self.config.backend == "vllm":
-                return _vllm(self.opened, self.dtype)
+                return _vllm(self.opened, self.encoder, self.dtype)
             from ._greedy import GreedyLM
 
             generates = any(find_benchmark(name).read is not None for name in self.config.tasks)
             loaded = load_model(self.opened, device=self.device, generates=generates)
-            return GreedyLM(loaded, batch_size=LARGEST_BATCH, max_length=self.opened.positions)
+            return GreedyLM(loaded, self.encoder, batch_size=LARGEST_BATCH, max_length=self.opened.positions)
 
     def batch_size(self, kind: str, tokens: int) -> int:
         """Documents of some length that run together: as asked for, or what half of the free memory holds."""
@@ -251,13 +310,14 @@ class _Runner:
         """The records of one benchmark, as dictionaries; empty on every rank but the first."""
         rows = [documents[index] for index in indices]
         judged = functools.partial(judge, allow_weak=self.config.allow_weak_sandbox) if benchmark.runs_code else None
-        task = benchmark.task(rows, chat=self.chat, judge=judged)
+        task = benchmark.task(rows, chat=self.encoder.chat, judge=judged)
         # lm-eval draws bars of its own on standard error.
-        with self.console.step(benchmark.name), contextlib.redirect_stderr(io.StringIO()):
+        named = naming(f"{benchmark.name} cannot be put to {self.config.model.path}")
+        with self.console.step(benchmark.name), contextlib.redirect_stderr(io.StringIO()), named:
             found = run_tasks(
                 self.lm,
                 TaskManager(include_defaults=False).load([task]),
-                apply_chat_template=self.chat,
+                apply_chat_template=self.encoder.chat,
                 bootstrap_iters=0,
                 log_samples=True,
             )
@@ -283,23 +343,20 @@ class _Runner:
             )
         return records
 
-    def texts(self, benchmark: Benchmark, documents: list[Document], indices: list[int]) -> list[Text]:
-        """The gold answers of documents after their prompts, as the model reads them."""
-        texts = []
-        for index in indices:
-            gold = benchmark.gold(documents[index], chat=self.chat)
-            prompt = gold.prompt
-            if self.chat:
-                prompt = self.lm.apply_chat_template([{"role": "user", "content": prompt}])
-            texts.append(Text(prompt + gold.prefix, gold.answer))
-        return texts
 
-
-def _vllm(opened: OpenedModel, dtype: str) -> LM:
+def _vllm(opened: OpenedModel, encoder: TextEncoder, dtype: str) -> LM:
+    """vLLM, which is given token ids."""
     try:
         from lm_eval.models.vllm_causallms import VLLM
 
-        return VLLM(opened.place, revision=opened.commit, dtype=dtype, max_model_len=opened.positions)
+        model = type("EncodedVLLM", (EncodedLM, VLLM), {"encoder": encoder})
+        return model(
+            opened.place,
+            revision=opened.commit,
+            dtype=dtype,
+            max_model_len=opened.positions,
+            trust_remote_code=False,
+        )
     except (ImportError, ModuleNotFoundError) as error:
         raise SemalignError(
             f"the backend vllm is not installed ({error}): pip install 'semalign-harness[vllm]', or set "
@@ -318,8 +375,8 @@ def _add_gold(records: Sequence[dict[str, Any]], texts: Sequence[Text], lm: Jour
 
 def _comparer(
     source: OpenedModel, opened: OpenedModel, shared: SharedVocabulary, runner: _Runner, source_sha256: str
-) -> Callable[[Sequence[Text]], list[Agreement]]:
-    """Compares the model with its source on texts; both are loaded when the first comparison is missing."""
+) -> Callable[[Sequence[Example]], list[Agreement]]:
+    """Compares the model with its source on gold answers; both are loaded when the first comparison is missing."""
 
     @functools.cache
     def views() -> tuple[DecoderView, DecoderView, SharedVocabulary]:
@@ -330,7 +387,6 @@ def _comparer(
     return functools.partial(
         agreements,
         views,
-        opened.tokenizer,
         journal=Journal(runner.journals / f"agreement-{_short(source_sha256)}-{source.precision(runner.device)}.jsonl"),
         batch_size=runner.batch_size,
         progress=runner.console.counter,
@@ -343,9 +399,16 @@ def _summary(
     documents: list[Document],
     indices: list[int],
     *,
-    chat: bool,
+    encoder: TextEncoder,
     truncated: int,
+    truncated_to_compare: int,
 ) -> BenchmarkResult:
+    encoded = {
+        "encoding": ENCODING,
+        "chat_template": encoder.options if encoder.chat else {},
+        "date": encoder.told_date and str(encoder.told_date),
+        "code_sha256": code_of(benchmark),
+    }
     rows = json.dumps([documents[index] for index in indices], sort_keys=True)
 
     def weighted(pairs: list[tuple[float | None, int | None]], within: tuple[float, float]) -> Estimate | None:
@@ -356,7 +419,7 @@ def _summary(
         return mean([value for value, _ in measured], weights=[size for _, size in measured], within=within)
 
     return BenchmarkResult(
-        protocol=benchmark.protocol(chat=chat),
+        protocol=benchmark.protocol(chat=encoder.chat).model_copy(update=encoded),
         documents=len(documents),
         documents_sha256=hashlib.sha256(rows.encode()).hexdigest(),
         figure=proportion([item.correct for item in items]),
@@ -366,6 +429,7 @@ def _summary(
         agreement=weighted([(item.agreement, item.tokens) for item in items], SHARE),
         reasons=dict(Counter(item.reason for item in items if item.reason is not None)),
         truncated=truncated,
+        truncated_to_compare=truncated_to_compare,
         seconds=sum(item.seconds for item in items),
     )
 

@@ -13,7 +13,6 @@ from semalign_geometry import SemalignError
 from semalign_train import (
     Checkpoints,
     Optimiser,
-    State,
     StepRecord,
     TransferConfig,
     fingerprint,
@@ -47,8 +46,9 @@ def train_jointly(
     """Minimise the mean of a loss over the supervised tokens of each optimisation batch, all layers at once.
 
     Batches, learning rate, clipping and guards are those of frontier training, so that methods see the same tokens in
-    the same order. Several processes share every batch. An interrupted training goes on from the last state that
-    `config.checkpoint_steps` has kept, on a CPU to the same bits; without any it begins anew.
+    the same order. Several processes share every batch. An interrupted training resumes from the last state that was
+    kept by `config.checkpoint_steps`, by `config.checkpoint_minutes` or when it was interrupted, on a CPU to the same
+    bits; without any it starts again.
 
     Args:
         context: of the method.
@@ -95,10 +95,18 @@ class _JointTrainer:
         compiled = self._view.compiled() if self._config.compile else nullcontext()
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), compiled:
             training = self._ranks.from_first(self._fingerprint)
-            return self._run(Checkpoints(self._context.folder / "checkpoints", training, self._ranks))
+            checkpoints = Checkpoints(self._context.folder / "checkpoints", training, self._ranks, self._config)
+            records = self._restored(checkpoints)
+            restored, self._random_after = len(records), (len(records), self._random_state())
+            try:
+                return self._run(checkpoints, records)
+            except KeyboardInterrupt:
+                moved = sum(not record.skipped for record in records[restored:])
+                if self._optimiser.moves == moved and self._random_after[0] == len(records):
+                    checkpoints.keep_last(records, self._tensors())  # no step was half done
+                raise
 
-    def _run(self, checkpoints: Checkpoints) -> MethodReport:
-        records = self._restored(checkpoints)
+    def _run(self, checkpoints: Checkpoints, records: list[StepRecord]) -> MethodReport:
         started = time.perf_counter() - sum(record.seconds for record in records)
         batches = optimisation_batches(self._config, len(self._store))
         for _ in records:
@@ -110,11 +118,13 @@ class _JointTrainer:
                     break
                 rate = self._config.learning_rate * rate_factor(place, of, self._config)
                 records.append(self._step(number, next(batches), rate))
+                self._random_after = len(records), self._random_state()
                 self._check_skipped(records)
                 if self._ranks.is_first:
                     bar.skip(self._context.metrics.add(records[-1]))
                 bar.advance(", ".join(f"{name} {value:.3f}" for name, value in records[-1].losses.items()))
-                self._keep(checkpoints, records)
+                ended = self._method.seconds is None and number == self._steps
+                checkpoints.keep(records, self._tensors, ended=ended)
         self._check_end(records)
         return MethodReport(
             method=self._method.kind,
@@ -191,12 +201,15 @@ class _JointTrainer:
 
     @property
     def _remedy(self) -> str:
-        return f"lower method.learning_rate, which is {self._config.learning_rate:g}"
+        return (
+            f"if losses rose before, lower method.learning_rate, which is {self._config.learning_rate:g}, else set "
+            "target.dtype to another"
+        )
 
     def _fingerprint(self) -> str:
         """Hash of all that decides the trained weights."""
         return fingerprint(
-            self._config.model_copy(update={"checkpoint_steps": None}).model_dump_json(),
+            self._config.without_checkpoints().model_dump_json(),
             self._method.model_dump_json(),
             self._store.manifest.model_dump_json(),
             self._view.model.config.to_json_string(),
@@ -205,16 +218,15 @@ class _JointTrainer:
             | dict(self._view.model.named_buffers()),
         )
 
-    def _keep(self, checkpoints: Checkpoints, records: Sequence[StepRecord]) -> None:
-        """Save the state after a step, when it is due; with the random state, as adapters may have dropout."""
-        every, last = self._config.checkpoint_steps, records[-1]
-        ended = self._method.seconds is None and last.step == last.steps
-        if every is None or (last.step % every and not ended):
-            return
-        tensors = self._optimiser.tensors() | {_RANDOM: torch.get_rng_state()}
+    def _tensors(self) -> dict[str, Tensor]:
+        """The state after the last whole step; with the random state, as adapters may have dropout."""
+        return self._optimiser.tensors() | self._random_after[1]
+
+    def _random_state(self) -> dict[str, Tensor]:
+        state = {_RANDOM: torch.get_rng_state()}
         if self._view.device.type == "cuda":
-            tensors[_RANDOM_OF_DEVICE] = torch.cuda.get_rng_state(self._view.device)
-        checkpoints.save_state(State(tuple(records), tensors))
+            state[_RANDOM_OF_DEVICE] = torch.cuda.get_rng_state(self._view.device)
+        return state
 
     def _restored(self, checkpoints: Checkpoints) -> list[StepRecord]:
         """The steps of an interrupted training, with their weights, moments and random state loaded."""

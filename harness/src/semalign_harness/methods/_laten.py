@@ -14,7 +14,8 @@ from semalign_geometry import SemalignError, Settings, answer_nll
 from semalign_train import StepRecord, optimisation_batches
 from torch import Tensor, nn
 
-from ..data import Example, batches
+from ..data import batches
+from ..encoding import Example
 from ._method import MethodContext, MethodReport
 from ._neurons import Located, Place, Variant, locate, parts_of, places, until_last_word
 
@@ -159,7 +160,10 @@ class LaTen(Settings):
                     torch.autograd.backward([penalty, *translated.values()], [None, *gradients])
                 norm = float(nn.utils.get_total_norm([_gradient(parameter) for parameter in parameters]))
                 if not math.isfinite(norm):
-                    raise SemalignError(f"step {step}: the gradient is not finite; lower method.learning_rate")
+                    raise SemalignError(
+                        f"step {step}: the gradient is not finite; if losses rose before, lower method.learning_rate, "
+                        "else set target.dtype to another"
+                    )
                 optimiser.step()
                 optimiser.zero_grad()
                 seen += count

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from ..console import Console
-from ..data import Example
+from ..encoding import Example
 
 Variant = Literal["paper", "as_released"]
 CHUNK = 64

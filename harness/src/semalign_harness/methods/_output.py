@@ -47,7 +47,8 @@ class Kd(JointMethod):
     kind: Literal["kd"] = "kd"
     """Chooses this method in a configuration."""
     answer: float = Field(0.0, ge=0, le=1)
-    """Share of the NLL of the answers in the loss."""
+    """Share of the NLL of the answers in the loss. The KL has no factor temperature²: at a `supervision.temperature` of
+    T its gradient is about 1/T² of that at 1, so above 1 the answers weigh more than this share."""
 
     def run(self, context: MethodContext) -> MethodReport:
         """Train all layers on the source's output."""

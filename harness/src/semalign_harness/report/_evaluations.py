@@ -12,7 +12,8 @@ from ._page import Answer, Block, Code, Example, Picture, Row, Table, Text
 from ._read import BESIDE, ROLES, Evaluations, ReportedRun, Role
 
 if TYPE_CHECKING:
-    from ..evaluation import ItemRecord
+    from ..evaluation import EvaluationConfig, ItemRecord
+    from ..experiment import Experiment
 
 OF_EACH = 2
 """Examples of each kind that are shown of a benchmark."""
@@ -83,6 +84,7 @@ def missing_blocks(run: ReportedRun) -> list[Block]:
         flags += [] if known[0].limit is None else ["--limit", str(known[0].limit)]
         flags += chat_words(known[0].chat)
         flags += ["--allow-weak-sandbox"] if known[0].allow_weak_sandbox else []
+    flags += template_overrides(known[0] if known else run.experiment)
     places = {role: run.folder / name for role, name in BESIDE.items()}
     elsewhere = [str(each.folder) for role, each in run.evaluations.items() if each.folder != places[role]]
     models = dict(zip(ROLES, (run.experiment.source, run.experiment.target), strict=False))
@@ -103,6 +105,12 @@ def _model_words(model: ModelConfig | None) -> list[str]:
     """What a command says of how a model is loaded, besides its path."""
     chosen = {} if model is None else model.model_dump(mode="json", exclude={"path"}, exclude_defaults=True)
     return [f"model.{name}={json.dumps(value)}" for name, value in chosen.items()]
+
+
+def template_overrides(config: "Experiment | EvaluationConfig") -> list[str]:
+    """What a command says of the options of the chat template, and of the day that it is told."""
+    chosen = config.model_dump(mode="json", include={"chat_template", "date"}, exclude_defaults=True)
+    return [f"{name}={json.dumps(value)}" for name, value in chosen.items()]
 
 
 def chat_words(chat: bool | None) -> list[str]:

@@ -1,13 +1,17 @@
 """What a run depends on, and how it is repeated."""
 
+import json
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
 
 import yaml
+from pydantic import JsonValue
 
 from ..experiment import Experiment, RowsConfig
 from ..methods import as_method
 from ..pipeline import Environment
+from ..row_files import is_file_name
 from ..run_folder import EXPERIMENT
 from ._cells import many
 from ._metrics import SEED
@@ -32,7 +36,7 @@ def describe_method(experiment: Experiment) -> str:
 
 def describe_rows(rows: RowsConfig) -> str:
     """Where rows come from; a file has neither subset nor split."""
-    if Path(rows.path).suffix in (".jsonl", ".gz", ".json"):
+    if is_file_name(Path(rows.path)):
         return rows.path
     subset = "" if rows.subset is None else f", subset {rows.subset}"
     return f"{rows.path}{subset}, split {rows.split}"
@@ -43,6 +47,11 @@ def repeat_command(folder: Path) -> str:
     return f"semalign run {shlex.quote(str(folder / EXPERIMENT))}"
 
 
+def template_words(options: Mapping[str, JsonValue]) -> str:
+    """Options of the chat template after a comma; nothing without any."""
+    return "".join(f", {name}={json.dumps(value)}" for name, value in options.items())
+
+
 def experiment_facts(experiment: Experiment) -> Pairs:
     """Prompts, extractors and seeds."""
     data, measure = experiment.data, experiment.measure
@@ -51,7 +60,11 @@ def experiment_facts(experiment: Experiment) -> Pairs:
     pairs = [
         ("training rows", describe_rows(data.train)),
         ("held-out rows", f"{held_out_rows}, none with the prompt of a training row"),
-        ("prompt and answer", f"{_fields(data.train)}; through the chat template, where the tokenizer has one"),
+        (
+            "prompt and answer",
+            f"{_fields(data.train)}; through the chat template, where the tokenizer has one"
+            + template_words(experiment.chat_template),
+        ),
     ]
     if held_out is not None and _fields(held_out) != _fields(data.train):
         pairs.append(("prompt and answer, held out", _fields(held_out)))
@@ -88,6 +101,7 @@ def environment_facts(environment: Environment | None) -> Pairs:
     machine = f"{environment.platform}, {environment.device}{computed}"
     return [
         *([("sha256 of the data", hashes)] if hashes else []),
+        *([("day told to the template", environment.date)] if environment.date else []),
         *((f"hash of the {role}", identity) for role, identity in models),
         ("hash of the supervision", environment.supervision_key),
         (
@@ -110,7 +124,8 @@ def evaluation_blocks(evaluations: Evaluations) -> list[Block]:
         protocol = found.protocol
         pairs = [
             ("benchmark", f"{name}, version {protocol.benchmark_version}, {many(protocol.few_shot, 'solved example')}"),
-            ("chat template", "yes" if protocol.chat else "no"),
+            ("chat template", "yes" + template_words(protocol.chat_template) if protocol.chat else "no"),
+            *([("day told to the template", protocol.date)] if protocol.date else []),
             ("read as", protocol.extraction),
         ]
         if protocol.max_new_tokens is not None:

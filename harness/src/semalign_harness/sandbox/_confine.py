@@ -41,14 +41,14 @@ class Machine:
     Args:
         audit: AUDIT_ARCH_*.
         allowed: numbers of the calls without a way out of the process: read, write, map, wait, ask for the time.
-        fcntl, ioctl, prlimit, clone3: numbers of the calls that pass with some arguments only.
+        fcntl, ioctl, prlimit, clone, clone3: numbers of the calls that pass with some arguments only.
     """
 
     def __init__(
-        self, audit: int, allowed: tuple[int, ...], *, fcntl: int, ioctl: int, prlimit: int, clone3: int
+        self, audit: int, allowed: tuple[int, ...], *, fcntl: int, ioctl: int, prlimit: int, clone: int, clone3: int
     ) -> None:
         self.audit, self.allowed = audit, allowed
-        self.fcntl, self.ioctl, self.prlimit, self.clone3 = fcntl, ioctl, prlimit, clone3
+        self.fcntl, self.ioctl, self.prlimit, self.clone, self.clone3 = fcntl, ioctl, prlimit, clone, clone3
 
 
 # fmt: off
@@ -76,14 +76,17 @@ ALLOWED_AARCH64 = (  # the same, in the same order; the last line has no counter
     134, 135, 139, 132, 93, 94, 128,
 )
 # fmt: on
-X86_64 = Machine(0xC000003E, ALLOWED_X86_64, fcntl=72, ioctl=16, prlimit=302, clone3=435)
-AARCH64 = Machine(0xC00000B7, ALLOWED_AARCH64, fcntl=25, ioctl=29, prlimit=261, clone3=435)
+X86_64 = Machine(0xC000003E, ALLOWED_X86_64, fcntl=72, ioctl=16, prlimit=302, clone=56, clone3=435)
+AARCH64 = Machine(0xC00000B7, ALLOWED_AARCH64, fcntl=25, ioctl=29, prlimit=261, clone=220, clone3=435)
 MACHINES = {"x86_64": X86_64, "aarch64": AARCH64}
 # Descriptor flags (no owner, no signals: F_SETOWN would let a process signal others), and what isatty asks.
 FCNTL_COMMANDS = (0, 1, 2, 3, 1030)  # F_DUPFD F_GETFD F_SETFD F_GETFL F_DUPFD_CLOEXEC
+# How the C library starts a thread: all is shared, and it ends with the process. Any other clone is a process.
+THREAD_FLAGS = (0x003D0F00, 0x007D0F00)  # glibc; musl says CLONE_DETACHED too
 IOCTL_REQUESTS = (0x5401, 0x5450, 0x5451)  # TCGETS FIONCLEX FIOCLEX
 
 SIGKILL, EPERM, ENOSYS = 9, 1, 38
+MOST_THREADS = 64
 LIMITED = ("CPU", "AS", "DATA", "FSIZE", "NOFILE", "NPROC", "CORE")
 
 
@@ -162,9 +165,16 @@ def drop_privileges() -> None:
     die_with_parent()  # again: a change of credentials clears it
 
 
-def set_limits(names: Sequence[str], *, cpu_seconds: int, memory_bytes: int) -> None:
-    """Set the resource limits of these names, soft and hard."""
-    values = {"CPU": cpu_seconds, "AS": memory_bytes, "DATA": memory_bytes, "NOFILE": 64}
+def set_limits(names: Sequence[str], *, cpu_seconds: int, memory_bytes: int, threads: int = 0) -> None:
+    """Set the resource limits of these names, soft and hard.
+
+    Args:
+        names: of the limits, in `resource` without RLIMIT_.
+        cpu_seconds: of this process.
+        memory_bytes: address space of this process.
+        threads: most threads and processes of this user; 0 where nothing but this limit keeps from new processes.
+    """
+    values = {"CPU": cpu_seconds, "AS": memory_bytes, "DATA": memory_bytes, "NOFILE": 64, "NPROC": threads}
     for name in names:
         kind, value = getattr(resource, f"RLIMIT_{name}"), values.get(name, 0)
         hard = resource.getrlimit(kind)[1]
@@ -259,7 +269,8 @@ def seccomp_program() -> bytes:
     program += argument(machine.fcntl, 1, FCNTL_COMMANDS)
     program += argument(machine.ioctl, 1, IOCTL_REQUESTS)
     program += argument(machine.prlimit, 0, (0,))
-    # The C library falls back to clone, which is refused below, only when clone3 does not exist.
+    program += argument(machine.clone, 0, THREAD_FLAGS)
+    # The C library falls back to clone, whose flags can be seen here, only when clone3 does not exist.
     program += [step(equal, machine.clone3, no=1), step(back, RET_ERRNO | ENOSYS), step(back, RET_ERRNO | EPERM)]
     return b"".join(program)
 
@@ -327,7 +338,12 @@ def confine(settings: dict[str, Any], *, ruleset: int) -> None:
         Refused: one of them could not be applied.
     """
     layers = settings["layers"]
-    set_limits(layers["limits"], cpu_seconds=settings["cpu_seconds"], memory_bytes=settings["memory_bytes"])
+    set_limits(
+        layers["limits"],
+        cpu_seconds=settings["cpu_seconds"],
+        memory_bytes=settings["memory_bytes"],
+        threads=MOST_THREADS if layers["seccomp"] else 0,
+    )
     drop_privileges()
     if layers["landlock"]:
         landlock(ruleset)

@@ -19,6 +19,7 @@ from typing import Any, Literal, NamedTuple, get_args
 from pydantic import Field
 from semalign_geometry import Contract, SemalignError, Settings
 
+from ._peer import look_up
 from ._values import Codec
 
 Reason = Literal["passed", "failed", "timeout", "memory", "output", "exited", "crashed", "broken", "refused"]
@@ -55,13 +56,15 @@ class Program(NamedTuple):
 class Limits(Settings):
     """What one program may use."""
 
-    wall_seconds: float = Field(20.0, gt=0)
-    """Seconds until the verdict: more than the CPU time, so that a busy machine changes no verdict."""
     cpu_seconds: int = Field(10, ge=1)
     """Seconds of CPU time, of the program and of its tests each."""
+    idle_seconds: float = Field(10.0, gt=0)
+    """Seconds in which neither of them uses the CPU: sleep, and waiting for what never comes."""
+    wall_seconds: float = Field(180.0, gt=0)
+    """Seconds until the verdict, a last resort: far more than the others, so that a busy machine changes no verdict."""
     memory_bytes: int = Field(1 << 30, ge=1 << 27)
     """Address space of the program and of its tests each, in bytes."""
-    output_bytes: int = Field(1 << 20, ge=0)
+    output_bytes: int = Field(1 << 26, ge=0)
     """What the program may print, in bytes; all of it is thrown away."""
     reply_bytes: int = Field(8 << 20, ge=1 << 10)
     """Longest encoded return value, in bytes."""
@@ -149,7 +152,7 @@ def judge(
         "probe": False,
         "parent": None if wrapper else os.getpid(),
         "layers": {**layers, "namespaces": "none"} if wrapper else layers,
-        **limits.model_dump(include={"wall_seconds", "cpu_seconds", "memory_bytes", "output_bytes"}),
+        **limits.model_dump(exclude={"reply_bytes"}),
     }
     executor = ThreadPoolExecutor(workers or _cpus(), thread_name_prefix="sandbox")
     try:
@@ -161,10 +164,10 @@ def judge(
 def _job(program: Program, limits: Limits) -> bytes | Verdict:
     """What the referee reads; a verdict at once where the tests cannot run."""
     try:
-        names, trusted = names_under_test(program)
+        names = names_under_test(program)
     except SyntaxError as error:
         return Verdict(passed=False, reason="refused", detail=_line(f"the tests do not parse: {error}"), seconds=0.0)
-    job = (program.code, program.prompt, program.tests, names, trusted, limits.reply_bytes)
+    job = (program.code, program.prompt, program.tests, *names, limits.reply_bytes)
     return Codec().encode(job)
 
 
@@ -180,40 +183,106 @@ def _run(wrapper: list[str], settings: dict[str, Any], job: bytes | Verdict) -> 
     return Verdict(passed=passed, reason=reason, detail=_line(detail), seconds=time.perf_counter() - start)
 
 
-def names_under_test(program: Program) -> tuple[list[str], list[str]]:
-    """Names that the tests take from the program, and those of them that the trusted prompt gives.
+class Names(NamedTuple):
+    """Names that tests use and do not bind."""
 
-    Decided by the tests alone: names they read and do not bind, built-in ones only if they are the entry point, or if
-    the tests call nothing else (MBPP 126 tests a function called `sum`).
+    program: list[str]
+    """Bound by the program."""
+    prompt: list[str]
+    """Bound by the trusted prompt."""
+    standard: dict[str, str]
+    """Names of the standard library, which are Python's own whatever the program makes of them; each with its path."""
+
+
+def names_under_test(program: Program) -> Names:
+    """Names that the tests use and do not bind, by where their values come from.
+
+    Decided by the tests and the prompt alone. A name of Python's (built-in, a standard module, or one that a standard
+    module is known for, such as `Counter`) is the program's only if it is the entry point, or if the tests use no other:
+    MBPP 126 tests a function called `sum`.
 
     Raises:
         SyntaxError: the tests do not parse.
     """
-    read, bound, called = set(), set(), set()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of sloppy escapes in strings
-        tests, prompt = ast.parse(program.tests), ast.parse(program.prompt)
-    for node in ast.walk(tests):
+        uses, prompt = _Uses(ast.parse(program.tests)), ast.parse(program.prompt)
+    entry = {program.entry_point} if program.entry_point else set()
+    free = uses.read - uses.bound
+    unknown = {name for name in free if not hasattr(builtins, name)} | entry
+    standard = {name: path for name in unknown - entry if (path := _standard_path(name, uses))}
+    names = unknown - set(standard)
+    if not names:  # the name under test is one of Python's
+        names = {name for name in standard if name in uses.called} or uses.called - uses.bound
+        names = {min(names, key=uses.order.index)} if names else names
+        standard = {name: path for name, path in standard.items() if name not in names}
+    defined = {node.name for node in prompt.body if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+    trusted = (names & defined) - entry
+    return Names(sorted(names - trusted), sorted(trusted), standard)
+
+
+class _Uses:
+    """The names in a module: `read`, `bound`, `called`, the called ones from inside out and in their `order`, and the
+    `attributes` that are read from each."""
+
+    def __init__(self, tests: ast.Module) -> None:
+        self.read: set[str] = set()
+        self.bound: set[str] = set()
+        self.called: set[str] = set()
+        self.order: list[str] = []
+        self.attributes: dict[str, set[str]] = {}
+        self._visit(tests)
+
+    def _visit(self, node: ast.AST) -> None:
+        for child in ast.iter_child_nodes(node):
+            self._visit(child)
         match node:
             case ast.Name(ctx=ast.Load()):
-                read.add(node.id)
+                self.read.add(node.id)
             case ast.Name():
-                bound.add(node.id)
+                self.bound.add(node.id)
             case ast.arg():
-                bound.add(node.arg)
+                self.bound.add(node.arg)
             case ast.FunctionDef() | ast.ClassDef() | ast.AsyncFunctionDef():
-                bound.add(node.name)
+                self.bound.add(node.name)
             case ast.alias():
-                bound.add((node.asname or node.name).partition(".")[0])
+                self.bound.add((node.asname or node.name).partition(".")[0])
             case ast.ExceptHandler(name=str(name)):
-                bound.add(name)
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
-            called.add(node.func.id)
-    names = {name for name in read - bound if not hasattr(builtins, name)}
-    names |= {program.entry_point} if program.entry_point else set()
-    names = names or called - bound
-    defined = {node.name for node in prompt.body if isinstance(node, ast.FunctionDef | ast.ClassDef)}
-    return sorted(names), sorted((names & defined) - {program.entry_point})
+                self.bound.add(name)
+            case ast.MatchAs(name=str(name)) | ast.MatchStar(name=str(name)) | ast.MatchMapping(rest=str(name)):
+                self.bound.add(name)
+            case ast.Call(func=ast.Name(id=name)):
+                self.called.add(name)
+                self.order.append(name)
+            case ast.Attribute(value=ast.Name(id=name), attr=attribute):
+                self.attributes.setdefault(name, set()).add(attribute)
+
+
+KNOWN_FOR = {
+    "collections": "Counter OrderedDict defaultdict deque namedtuple ChainMap",
+    "datetime": "date datetime time timedelta timezone",
+    "decimal": "Decimal",
+    "fractions": "Fraction",
+    "functools": "partial reduce",
+    "io": "BytesIO StringIO",
+    "math": "inf isclose nan pi sqrt",
+    "pathlib": "Path",
+    "types": "SimpleNamespace",
+    "typing": "Any Dict List NamedTuple Optional Set Tuple Union",
+}
+"""Names that programs import from standard modules more often than they define them."""
+
+
+def _standard_path(name: str, uses: _Uses) -> str | None:
+    """The path of what a free name means in the standard library; None if it means nothing that fits its use.
+
+    `datetime` is the class where it is called or `strptime` is read from it, else the module.
+    """
+    modules = [name] if name in sys.stdlib_module_names else []
+    found = [f"{module}:" for module in modules if name not in uses.called]
+    found += [f"{module}:{name}" for module, names in KNOWN_FOR.items() if name in names.split()]
+    wanted = uses.attributes.get(name, set())
+    return next((path for path in found if all(hasattr(look_up(path), each) for each in wanted)), None)
 
 
 def _bubblewrap() -> list[str]:
@@ -243,7 +312,9 @@ def _spawn(wrapper: list[str], settings: dict[str, Any], job: bytes, seconds: fl
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        env={"PYTHONHASHSEED": "0"},  # the same verdict each time, also for programs that rely on the order of a set
+        # The same verdict each time, also for programs that rely on the order of a set; threads share one heap, so that
+        # they need no address space of their own for it.
+        env={"PYTHONHASHSEED": "0", "MALLOC_ARENA_MAX": "1"},
         cwd="/",
         start_new_session=True,
     )

@@ -1,9 +1,12 @@
-"""The process that holds the program: it answers calls, knows nothing of the tests, and is trusted with nothing."""
+"""The process that holds the program: it does what the tests ask, knows nothing of them, and is trusted with nothing."""
 
 import os
 import sys
+from collections.abc import Callable
 
-from ._values import Codec, receive, send
+from . import _loop
+from ._peer import Peer, path_of
+from ._values import Codec, send
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -11,82 +14,120 @@ if TYPE_CHECKING:
 else:  # typing would take a quarter of the time that a program takes
     Any = NoReturn = object
 
+Signature = tuple[tuple[str, ...], tuple[str, ...], int, str, tuple[str, ...], str]
+"""Parameters of a function: by position, those of all that have a default, how many only by position, `*`, only by name,
+`**`; empty for none."""
+LEFT_OUT = object()
 READY = "ready"
 """First message of a player, once it is confined: whatever ends it later is the program's doing."""
+OWN_FRAMES = 30
+"""Calls of ours below a call of the program, with some to spare: they do not count against its recursion limit."""
 
 
-class PlayerCodec(Codec):
-    """Objects of the program go out as numbers and come back as themselves."""
+class Player(Peer):
+    """The program's side."""
 
-    def __init__(self) -> None:
-        self.objects: list[Any] = []
-        self.numbers: dict[int, int] = {}
+    passed_on = BaseException
 
-    def number(self, value: Any) -> int:
-        """The number of an object, which is kept alive so that no other object gets its id."""
-        if id(value) not in self.numbers:
-            self.numbers[id(value)] = len(self.objects)
-            self.objects.append(value)
-        return self.numbers[id(value)]
+    def __init__(self, incoming: int, outgoing: int) -> None:
+        super().__init__(incoming, outgoing, first=1, limit=sys.maxsize, trusting=True)
+        self.names: list[str] = []
+        self.space: dict[str, Any] = {}
+        self.exports: dict[str, Any] = {}
+        """The names that the tests use, shared with them, so that they see when the program binds one again."""
 
-    def resolve(self, number: int) -> Any:
-        """The object of a number."""
-        return self.objects[number]
+    def pack(self, payload: Any) -> bytes:
+        """A message, with the present values of the names that the tests use."""
+        self.exports.update({name: self.space[name] for name in self.names if name in self.space})
+        return super().pack(payload)
+
+    def path(self, value: Any) -> str | None:
+        """The name of a built-in exception: the tests' process looks up nothing else."""
+        known = isinstance(value, type) and issubclass(value, BaseException) and value.__module__ == "builtins"
+        return path_of(value) if known else None
+
+    def real(self, module: str, name: str) -> Any:
+        """The standard class of this name, if the program can know it."""
+        known = super().real(module, name)
+        standard = module.partition(".")[0] in sys.stdlib_module_names
+        return known or (getattr(sys.modules.get(module), name, None) if standard else None)
+
+    def build(self, kind: type, details: Any) -> Any:
+        """A function with the parameters of the tests' function, or an object without storage."""
+        if details is None:
+            return super().build(kind, details)
+        shell = _function(*details, lambda *a, **k: self.ask("__call__", shell, *a, **k))
+        return shell
+
+    def perform(self, operation: str, target: Any, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
+        """Do what the tests ask."""
+        return self.load(*arguments) if operation == "load" else super().perform(operation, target, arguments, keywords)
+
+    def receive(self) -> Any:
+        """The next message; ends when there is none."""
+        try:
+            return super().receive()
+        except EOFError:
+            os._exit(0)
+
+    def load(self, code: str, names: list[str]) -> Any:
+        """Run the module; returns the values of those names that it binds."""
+        code = code.removeprefix("\ufeff")  # as for any file
+        module = type(sys)("solution")
+        module.__loader__ = Source(code)
+        sys.modules["solution"] = module
+        self.names, self.space = names, module.__dict__
+        if "asyncio" in code:
+            _loop.prepare()
+        exec(compile(code, "solution.py", "exec", dont_inherit=True), self.space)
+        return self.exports
+
+
+def _function(
+    name: str, qualname: str, doc: str | None, parameters: Signature, waits: bool, forward: Callable[..., Any]
+) -> Any:
+    """A function with the name and the parameters of another, to which it passes its arguments on.
+
+    Parameters that have a default there get `LEFT_OUT` here, and are left out of the call.
+    """
+    fixed, optional, positional_only, rest, named, others = parameters
+    listed = [each + "=_LEFT_OUT" * (each in optional) for each in (*fixed, *named)]
+    listed[len(fixed) : len(fixed)] = [f"*{rest}"] if rest else ["*"] if named else []
+    listed[positional_only:positional_only] = ["/"] if positional_only else []
+    listed += [f"**{others}"] if others else []
+
+    def call(fixed: dict[str, Any], rest: Any, named: dict[str, Any]) -> Any:
+        given = [value for value in fixed.values() if value is not LEFT_OUT]
+        first = next((i for i, value in enumerate(fixed.values()) if value is LEFT_OUT), len(fixed))
+        named = {**dict(list(fixed.items())[first:]), **named}
+        return forward(*given[:first], *rest, **{key: value for key, value in named.items() if value is not LEFT_OUT})
+
+    pairs = [", ".join(f"{each!r}: {each}" for each in names) for names in (fixed, named)]
+    arguments = f"{{{pairs[0]}}}, {rest or ()}, {{{pairs[1]}{f', **{others}' if others else ''}}}"
+    text = f"def made({', '.join(listed)}): return {'await ' * waits}_call({arguments})"
+    space: dict[str, Any] = {"_LEFT_OUT": LEFT_OUT, "_call": call}
+    exec("async " * waits + text.replace("{, ", "{"), space)
+    made = space["made"]
+    made.__name__, made.__qualname__, made.__doc__, made.__module__ = name, qualname, doc, "tests"
+    return made
+
+
+class Source:
+    """Gives the program's own lines to `inspect` and `traceback`."""
+
+    def __init__(self, code: str) -> None:
+        self.code = code
+
+    def get_source(self, name: str) -> str:
+        """The whole module."""
+        return self.code
 
 
 def play(requests: int, replies: int) -> NoReturn:
-    """Answer requests until the other side closes."""
-    codec = PlayerCodec()
-    send(replies, codec.encode(READY))
-    while (message := receive(requests, sys.maxsize)) is not None:
-        ticket, operation, arguments = codec.decode(message)
-        try:
-            reply = _answer(codec, ticket, operation, arguments)
-        except BaseException as error:
-            kind = next(base.__name__ for base in type(error).__mro__ if base.__module__ == "builtins")
-            reply = codec.encode((ticket, False, (kind, _text(error)), None))
-        send(replies, reply)
-    os._exit(0)
-
-
-def _answer(codec: PlayerCodec, ticket: bytes, operation: str, arguments: tuple[Any, ...]) -> bytes:
-    before = codec.encode(arguments[1]) if operation == "call" else None
-    value = OPERATIONS[operation](*arguments)
-    changed = None
-    if operation == "call" and codec.encode(arguments[1]) != before:
-        changed = arguments[1]
-    return codec.encode((ticket, True, value, changed))
-
-
-def _load(code: str, names: list[str]) -> list[tuple[bool, Any]]:
-    """Run the module and look up the names the tests use; each with whether it is there."""
-    module = type(sys)("solution")
-    sys.modules["solution"] = module
-    exec(compile(code, "solution.py", "exec", dont_inherit=True), module.__dict__)
-    return [(name in module.__dict__, module.__dict__.get(name)) for name in names]
-
-
-def _call(function: Any, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
-    return function(*arguments, **keywords)
-
-
-def _text(error: BaseException) -> str:
-    try:
-        return str(error)[:500]
-    except BaseException:
-        return ""
-
-
-OPERATIONS: dict[str, Any] = {
-    "load": _load,
-    "call": _call,
-    "get": getattr,
-    "set": setattr,
-    "item": lambda value, key: value[key],
-    "iter": iter,
-    "next": next,
-    "len": len,
-    "bool": bool,
-    "str": str,
-    "repr": repr,
-}
+    """Do what the tests ask until they are through."""
+    player = Player(requests, replies)
+    sys.setrecursionlimit(sys.getrecursionlimit() + OWN_FRAMES)
+    sys.argv = ["solution.py"]
+    send(replies, Codec().encode(READY))
+    while True:
+        player.answer(player.receive())

@@ -4,7 +4,10 @@ import builtins
 import os
 import sys
 
-from ._player import READY
+from . import _loop
+from ._mirror import INSPECTED
+from ._peer import ONLY_HERE, Peer, look_up
+from ._player import READY, Signature
 from ._values import Codec, Malformed, NotPlain, receive, send
 
 TYPE_CHECKING = False
@@ -18,185 +21,197 @@ UNREADY, GONE, BROKEN, ENDED = "sandbox", "gone", "broken", "exited"
 
 DETAIL = 1000
 """Longest detail, in characters: much of it is the program's own words."""
+OUT_OF_MEMORY = ("without exception set", "without setting an exception")
+"""How the SystemError ends that CPython raises in place of a MemoryError where an allocation inside it fails."""
+SECRET = ("frame", "code", "traceback", "module")
+"""Classes of objects through which a program could reach the tests."""
+OPEN = (INSPECTED - {"__code__", "__closure__", "__self__", "__func__", "__dict__"}) | {
+    "_asdict", "_fields", "_make", "_replace",
+}  # fmt: skip
+"""Names with underscores that a program may read of the tests' objects."""
+VARIABLE_ARGUMENTS, VARIABLE_KEYWORDS, COROUTINE = 0x04, 0x08, 0x80
+"""Flags of a code object."""
 
 
 class Stopped(BaseException):
     """The program ended or broke the protocol: no test goes on, whatever it catches."""
 
 
-class Remote:
-    """An object of the program. Equality is identity: the program's own `__eq__` has no say in a comparison."""
+class Referee(Peer):
+    """The tests' side.
 
-    def __init__(self, link: "Link", number: int) -> None:
-        object.__setattr__(self, "_link", link)
-        object.__setattr__(self, "_number", number)
+    The program may use only objects that the tests have passed to it, and only as a program in the same process would
+    by their public names: it calls them, reads their attributes and sets those that are data.
 
-    def __call__(self, *arguments: Any, **keywords: Any) -> Any:
-        return self._link.ask("call", self, arguments, keywords)
+    Args:
+        incoming: descriptor of the player's messages.
+        outgoing: descriptor for messages to the player.
+        limit: longest message of the player, in bytes.
+        tests: text of the tests.
+    """
 
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):  # protocols of the standard library, such as those of copy and of operators
-            raise AttributeError(name)
-        return self._link.ask("get", self, name)
-
-    def __reduce_ex__(self, protocol: Any) -> NoReturn:
-        raise TypeError("an object of the program cannot be copied by its tests")
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        self._link.ask("set", self, name, value)
-
-    def __getitem__(self, key: Any) -> Any:
-        return self._link.ask("item", self, key)
-
-    def __iter__(self) -> Any:
-        return self._link.ask("iter", self)
-
-    def __next__(self) -> Any:
-        return self._link.ask("next", self)
-
-    def __len__(self) -> int:
-        return int(self._link.ask("len", self))
-
-    def __bool__(self) -> bool:
-        return bool(self._link.ask("bool", self))
-
-    def __str__(self) -> str:
-        return str(self._link.ask("str", self))
-
-    def __repr__(self) -> str:
-        return str(self._link.ask("repr", self))
-
-
-OUT_OF_MEMORY = ("without exception set", "without setting an exception")
-"""How the SystemError ends that CPython raises in place of a MemoryError where an allocation inside it fails."""
-
-
-class Link(Codec):
-    """Calls into the player's process."""
-
-    def __init__(self, requests: int, replies: int, *, limit: int) -> None:
-        self.requests, self.replies, self.limit = requests, replies, limit
-        self.remotes: dict[int, Remote] = {}
-        self.wanted_modules: set[str] = set()
+    def __init__(self, incoming: int, outgoing: int, *, limit: int, tests: str) -> None:
+        super().__init__(incoming, outgoing, first=2, limit=limit, trusting=False)
+        self.tests = tests
         self.stopped: tuple[str, str] | None = None
+        self.space: dict[str, Any] = {"__name__": "tests"}
+        self.exports: dict[str, Any] = {}
 
-    def number(self, value: Any) -> int:
-        """The number of a stand-in."""
-        if type(value) is not Remote:
-            raise NotPlain(f"the tests pass a value of type {type(value).__name__}, which does not leave their process")
-        return int(object.__getattribute__(value, "_number"))
-
-    def resolve(self, number: int) -> Remote:
-        """The stand-in for an object of the program."""
-        return self.remotes.setdefault(number, Remote(self, number))
-
-    def module(self, number: int, name: str) -> Any:
-        """The standard module that the tests call by this name, from this process; else a stand-in."""
-        if name in self.wanted_modules and name in sys.stdlib_module_names:
-            return __import__(name)
-        return self.resolve(number)
-
-    def load(self, code: str, names: list[str]) -> dict[str, Any]:
-        """Run the program; returns those names that it defines."""
-        if receive(self.replies, self.limit) != self.encode(READY):
-            raise self._stop(UNREADY, "the program's process could not be confined")
-        self.wanted_modules = set(names)
-        found = self.ask("load", code, names)
-        self.wanted_modules = set()
+    def load(self, code: str, names: list[str]) -> None:
+        """Run the program; those of the names that it binds are bound for the tests too."""
         try:
-            return {name: value for name, (known, value) in zip(names, found, strict=True) if known is True}
-        except (TypeError, ValueError) as error:
-            raise self._stop(BROKEN, f"the program's process sent no names: {error}") from None
+            if Codec().decode(receive(self.incoming, self.limit) or b"") != READY:
+                raise Malformed
+        except Malformed:
+            raise self.stop(UNREADY, "the program's process could not be confined") from None
+        found = self.ask("load", None, code, names)
+        if type(found) is not dict or not set(found) <= set(names):
+            raise self.stop(BROKEN, "the program's process sent other names")
+        self.exports = found
+        self.space.update(found)
 
-    def ask(self, operation: str, *arguments: Any) -> Any:
-        """Send one request and wait for its reply.
-
-        Raises:
-            Stopped: the program ended, or its process broke the protocol.
-            Exception: what the program raised, as the built-in class nearest to it.
-        """
-        if self.stopped:
-            raise Stopped
-        ticket = os.urandom(16)
-        request = self.encode((ticket, operation, arguments))
-        try:
-            send(self.requests, request)
-            reply = receive(self.replies, self.limit)
-        except (OSError, Malformed) as error:
-            raise self._stop(GONE if isinstance(error, OSError) else BROKEN, str(error)) from None
-        if reply is None:
-            raise self._stop(GONE, "the program ended before it answered")
-        try:
-            ticket_back, fine, value, changed = self.decode(reply)
-            if type(ticket_back) is not bytes or ticket_back != ticket:
-                raise Malformed("an answer to another question")
-            if fine is not True:
-                kind, message = map(str, value)
-        except (Malformed, TypeError, ValueError) as error:
-            raise self._stop(BROKEN, f"the program's process broke the protocol: {error}") from None
-        if fine is not True:
-            raise self._error(kind, message)
-        if operation == "call" and changed is not None:
-            _reflect(arguments[1], changed)
-        return value
-
-    def _stop(self, reason: str, detail: str) -> Stopped:
+    def stop(self, reason: str, detail: str) -> Stopped:
+        """End the tests, for the first reason that there is."""
         self.stopped = self.stopped or (reason, detail)
         return Stopped()
 
-    def _error(self, kind: str, message: str) -> BaseException:
-        if kind == "SystemError" and message.endswith(OUT_OF_MEMORY):
-            return MemoryError()
-        found = getattr(builtins, kind, None)
-        if not (isinstance(found, type) and issubclass(found, Exception)):
-            return self._stop(ENDED, f"{kind}: {message}")
+    # As a peer
+
+    def stamp(self) -> bytes:
+        """A ticket that the player cannot have sent before."""
+        self.ticket = os.urandom(16)
+        return self.ticket
+
+    def check(self, ticket: Any) -> None:
+        """Accept only an answer to the last message."""
+        if type(ticket) is not bytes or ticket != self.ticket:
+            raise ValueError("an answer to another question")
+
+    def dropped(self) -> list[int]:
+        """Containers, and objects of the program, that nothing of the tests refers to any more."""
+        loose = [number for number, value in self.objects.items() if sys.getrefcount(value) <= ONLY_HERE]
+        found = [number for number in loose if number % 2 or number in self.contents]
+        self.forget(found)
+        return found
+
+    def named(self, path: str) -> Any:
+        """A built-in exception: the program names nothing else, least of all something to call."""
+        module, _, name = path.partition(":")
+        found = getattr(builtins, name, None)
+        if module != "builtins" or not (isinstance(found, type) and issubclass(found, BaseException)):
+            raise ValueError(f"no exception {path}")
+        return found
+
+    def details(self, value: Any) -> Any:
+        """Name and parameters of a function."""
+        kind = type(value)
+        if kind.__name__ in SECRET:
+            raise NotPlain(f"the tests pass a value of type {kind.__name__}, which does not leave their process")
+        if kind is not type(look_up):
+            return None
+        return value.__name__, value.__qualname__, value.__doc__, *_signature(value)
+
+    def send(self, payload: Any) -> None:
+        """Send a message, unless the program has ended."""
+        if self.stopped:
+            raise Stopped
+        message = self.pack(payload)
         try:
-            return found(message)
-        except TypeError:  # such as UnicodeDecodeError, which wants five arguments
-            return RuntimeError(f"{kind}: {message}")
+            send(self.outgoing, message)
+        except OSError as error:
+            raise self.stop(GONE, str(error)) from None
+
+    def receive(self) -> Any:
+        """The next message."""
+        try:
+            payload = super().receive()
+        except EOFError:
+            raise self.stop(GONE, "the program ended before it answered") from None
+        except Malformed as error:
+            raise self.stop(BROKEN, f"the program's process broke the protocol: {error}") from None
+        self.space.update(self.exports)
+        return payload
+
+    def answer(self, message: Any) -> None:
+        """Do what the program asks."""
+        try:
+            super().answer(message)
+        except Malformed as error:
+            raise self.stop(BROKEN, f"the program's process broke the protocol: {error}") from None
+
+    def perform(self, operation: str, target: Any, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
+        """Do what the program asks with an object that the tests have passed to it.
+
+        An assertion that fails in the tests' own function fails the tests, whatever the program does about it.
+        """
+        number = self.numbers.get(id(target), 1)
+        if number % 2 or number in self.contents and type(target).__module__ == "builtins":
+            raise Malformed("the program acts on a value that is not the tests'")
+        if operation in ("getattr", "setattr", "delattr"):
+            name = arguments[0]
+            public = type(name) is str and (not name.startswith("_") or name in OPEN)
+            if not public:
+                raise AttributeError(name)
+            if operation != "getattr" and (isinstance(target, type) or callable(getattr(type(target), name, None))):
+                raise AttributeError(f"the program cannot change {name!r}")
+        try:
+            return super().perform(operation, target, arguments, keywords)
+        except AssertionError as error:
+            raise self.stop("failed", describe(error, self.tests)) from None
+
+    def raised(self, operation: str, error: BaseException) -> BaseException:
+        """The exception for the tests; one that ends a loop or the process reaches only tests that name it."""
+        name = next(base.__name__ for base in type(error).__mro__ if base.__module__ == "builtins")
+        text = str(error.args[0]) if error.args else ""
+        if name == "SystemError" and text.endswith(OUT_OF_MEMORY):
+            return MemoryError()
+        if not isinstance(error, Exception) and name not in self.tests:
+            return self.stop(ENDED, f"{name}: {text}")
+        if isinstance(error, StopIteration) and operation != "__next__" and name not in self.tests:
+            return RuntimeError(f"the program raised {name}")
+        return error
 
 
-def _reflect(old: Any, new: Any) -> None:
-    """Change the containers of `old` into what the program made of them."""
-    if type(old) is not type(new):
-        return
-    if isinstance(old, tuple | list) and len(old) == len(new):
-        for index, (before, after) in enumerate(zip(old, new, strict=True)):
-            if type(before) is type(after) and isinstance(before, tuple | list | dict | set | bytearray):
-                _reflect(before, after)
-                if not isinstance(before, tuple) or before == after:
-                    continue
-            if isinstance(old, list):
-                old[index] = after
-    elif isinstance(old, list | bytearray):
-        old[:] = new
-    elif isinstance(old, dict | set):
-        old.clear()
-        old.update(new)
+def _signature(function: Any) -> tuple[Signature, bool]:
+    """Parameters of a function, and whether it is a coroutine function."""
+    code = function.__code__
+    names, flags = list(code.co_varnames), code.co_flags
+    fixed, named = names[: code.co_argcount], names[code.co_argcount :][: code.co_kwonlyargcount]
+    further = names[code.co_argcount + code.co_kwonlyargcount :]
+    rest = further.pop(0) if flags & VARIABLE_ARGUMENTS else ""
+    others = further.pop(0) if flags & VARIABLE_KEYWORDS else ""
+    optional = fixed[len(fixed) - len(function.__defaults__ or ()) :] + list(function.__kwdefaults__ or ())
+    positional_only = code.co_posonlyargcount
+    signature = (tuple(fixed), tuple(optional), positional_only, rest, tuple(named), others)
+    return signature, bool(flags & COROUTINE)
 
 
 def referee(job: int, requests: int, replies: int, verdict: int) -> NoReturn:
     """Read the job, run the tests, report, end."""
     message = receive(job, sys.maxsize)
     assert message is not None
-    code, prompt, tests, names, trusted, limit = Codec().decode(message)
-    link = Link(requests, replies, limit=limit)
-    passed, reason, detail = _run(link, code, prompt, tests, names, trusted)
+    code, prompt, tests, names, trusted, standard, limit = Codec().decode(message)
+    link = Referee(replies, requests, limit=limit, tests=tests)
+    passed, reason, detail = _run(link, code, prompt, names, trusted, standard)
     if link.stopped:  # also where the tests caught it
         passed, (reason, detail) = False, link.stopped
     send(verdict, Codec().encode((passed, reason, detail[:DETAIL])))
     os._exit(0)
 
 
-def _run(link: Link, code: str, prompt: str, tests: str, names: list[str], trusted: list[str]) -> tuple[bool, str, str]:
-    space: dict[str, Any] = {"__name__": "tests"}
+def _run(
+    link: Referee, code: str, prompt: str, names: list[str], trusted: list[str], standard: dict[str, str]
+) -> tuple[bool, str, str]:
     helpers: dict[str, Any] = {"__name__": "prompt"}
+    if "asyncio" in link.tests:
+        _loop.prepare()
     try:
-        space.update(link.load(code, names))
+        link.load(code, names)
         if trusted:
             exec(compile(prompt, "prompt.py", "exec", dont_inherit=True), helpers)
-            space.update({name: helpers[name] for name in trusted})
-        exec(compile(tests, "tests.py", "exec", dont_inherit=True), space)
+            link.space.update({name: helpers[name] for name in trusted})
+        link.space.update({name: look_up(path) for name, path in standard.items()})
+        exec(compile(link.tests, "tests.py", "exec", dont_inherit=True), link.space)
     except Stopped:
         return False, "failed", ""
     except NotPlain as error:
@@ -204,11 +219,14 @@ def _run(link: Link, code: str, prompt: str, tests: str, names: list[str], trust
     except MemoryError:
         return False, "memory", "MemoryError"
     except BaseException as error:
-        return False, "failed", _describe(error, tests)
+        try:
+            return False, "failed", describe(error, link.tests)
+        except BaseException:  # its text is the program's
+            return False, "failed", type(error).__name__
     return True, "passed", ""
 
 
-def _describe(error: BaseException, tests: str) -> str:
+def describe(error: BaseException, tests: str) -> str:
     """The error and the line of the tests where it came up."""
     number, trace = 0, error.__traceback__
     while trace is not None:

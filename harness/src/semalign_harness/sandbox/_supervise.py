@@ -6,6 +6,8 @@ import time
 from collections.abc import Callable
 
 from ._confine import (
+    LINUX,
+    MOST_THREADS,
     SIGKILL,
     Refused,
     audit,
@@ -31,6 +33,14 @@ VERDICT_LIMIT = 1 << 16
 SIGXCPU, SILENT = 24, "silent"
 FIRST_FREE = 64
 """Above every descriptor that this process has open."""
+INTERVAL = 0.05
+"""Seconds between looks at the processes."""
+WINDOW = 0.5
+"""Seconds over which CPU time is compared with the clock: long enough for a process to run a little on a busy machine."""
+IDLE = 0.01
+"""A smaller share of the CPU counts as sleep."""
+CPU_CLOCK = 2
+"""The clock of a process by its number counts user and system time, for all its threads."""
 LAST_WORDS = 1.0
 """Seconds that a program whose pipe has closed is given to end by itself, so that its status is known."""
 
@@ -84,7 +94,7 @@ def _judge(settings: dict[str, Any]) -> Report:
         os.close(descriptor)
     running = {player, judge}
     try:
-        report = _watch(settings, verdict[0], output[0])
+        report = _watch(settings, verdict[0], output[0], [player, judge])
         suspect = {GONE: player, SILENT: judge}.get(report[1])
         if suspect is not None:
             ended = _wait(suspect, LAST_WORDS)
@@ -115,21 +125,24 @@ def _start(descriptors: list[int], work: Callable[[], None]) -> int:
         os._exit(1)
 
 
-def _watch(settings: dict[str, Any], verdict: int, output: int) -> Report:
-    """Wait for the verdict, the end of the time or too much output."""
-    deadline = time.monotonic() + settings["wall_seconds"]
+def _watch(settings: dict[str, Any], verdict: int, output: int, watched: list[int]) -> Report:
+    """Wait for the verdict, or until one limit is reached.
+
+    The kernel counts the CPU time of both processes. Here counts the time in which neither of them uses any: sleep, which
+    is no work that a busy machine could slow down.
+    """
+    start = last = time.monotonic()
+    asleep, used = 0.0, _used(watched)
     printed, pipes = 0, [verdict, output]
     while True:
-        left = deadline - time.monotonic()
-        ready = select.select(pipes, [], [], max(0.0, left))[0]
+        ready = select.select(pipes, [], [], INTERVAL)[0]
+        now = time.monotonic()
         if verdict in ready:
             message = receive(verdict, VERDICT_LIMIT)
             if message is None:
                 return False, SILENT, "the tests' process ended without a verdict"
             passed, reason, detail = Codec().decode(message)
             return passed, reason, detail
-        if left <= 0:
-            return False, "timeout", f"no verdict after {settings['wall_seconds']:g} seconds"
         if output in ready:
             chunk = os.read(output, 1 << 16)
             printed += len(chunk)
@@ -137,6 +150,40 @@ def _watch(settings: dict[str, Any], verdict: int, output: int) -> Report:
                 pipes.remove(output)
             if printed > settings["output_bytes"]:
                 return False, "output", f"printed more than {settings['output_bytes']} bytes"
+        if now - start > settings["wall_seconds"]:
+            return False, "timeout", f"no verdict after {settings['wall_seconds']:g} seconds"
+        if now - last < INTERVAL:
+            continue
+        if (threads := max(map(_threads, watched))) > MOST_THREADS:
+            return False, "memory", f"runs {threads} threads, more than {MOST_THREADS}"
+        if now - last > WINDOW:
+            before, used = used, _used(watched)
+            asleep += now - last if used - before < IDLE * (now - last) else 0.0
+            last = now
+        if asleep > settings["idle_seconds"]:
+            return False, "timeout", f"slept for {asleep:.0f} seconds"
+
+
+def _used(processes: list[int]) -> float:
+    """CPU seconds of processes; the wall time where the system does not say."""
+    if not LINUX:
+        return time.monotonic()
+    found = 0.0
+    for process in processes:
+        try:
+            found += time.clock_gettime((~process << 3) | CPU_CLOCK)
+        except OSError:  # it has ended
+            pass
+    return found
+
+
+def _threads(process: int) -> int:
+    """How many threads a process has; 0 where the system does not say."""
+    try:
+        with open(f"/proc/{process}/stat", "rb") as file:
+            return int(file.read().rpartition(b")")[2].split()[17])
+    except OSError:
+        return 0
 
 
 def _wait(process: int, seconds: float) -> tuple[int, float] | None:

@@ -1,14 +1,14 @@
 """Plain values as bytes: how the tests' process and the program's process talk, and how verdicts travel.
 
-One item is a tag, a size, a colon and the payload; containers count their items, all else counts its bytes. What is
-read back has exactly the built-in and standard types listed here, whatever the bytes say: a subclass with its own
-`__eq__` arrives as its base class. Other objects travel as a number that only their owner can resolve.
+One item is a tag, a size, a colon and the payload; containers count their items, all else counts its bytes. Decoding
+makes exactly the built-in and standard types listed here, whatever the bytes say. Objects that are no plain value do not
+cross; `_peer` gives them numbers.
 """
 
 import builtins
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -18,21 +18,6 @@ else:  # typing would take a quarter of the time that a program takes
 
 Read = Callable[[Any], Any]
 
-# The contents of a subclass, by the base class's own methods: an override on the subclass is not asked.
-PLAIN: dict[type, Read] = {
-    int: int.__index__,
-    float: float.__float__,
-    complex: complex.__pos__,
-    str: str.__str__,
-    bytes: lambda value: bytes(memoryview(value)),
-    bytearray: lambda value: bytearray(memoryview(value)),
-    tuple: lambda value: tuple(tuple.__iter__(value)),
-    list: lambda value: list(list.__iter__(value)),
-    dict: lambda value: dict(dict.items(value)),
-    set: lambda value: set(set.__iter__(value)),
-    frozenset: lambda value: frozenset(frozenset.__iter__(value)),
-}
-
 # What a value of a standard class is made of, and how it is made again.
 STANDARD: dict[str, tuple[Read, Callable[..., Any]]] = {
     "builtins.range": (lambda value: (value.start, value.stop, value.step), range),
@@ -41,14 +26,6 @@ STANDARD: dict[str, tuple[Read, Callable[..., Any]]] = {
     "builtins.dict_keys": (lambda value: tuple(value), lambda *keys: dict.fromkeys(keys).keys()),
     "builtins.dict_items": (lambda value: tuple(value), lambda *items: dict(items).items()),
     "builtins.dict_values": (lambda value: tuple(value), lambda *values: dict(enumerate(values)).values()),
-    "collections.Counter": (lambda value: (dict(value),), lambda *a: _standard("collections").Counter(*a)),
-    "collections.OrderedDict": (lambda value: (dict(value),), lambda *a: _standard("collections").OrderedDict(*a)),
-    "collections.defaultdict": (
-        lambda value: (dict(value),),
-        lambda *a: _standard("collections").defaultdict(None, *a),
-    ),
-    "collections.deque": (lambda value: (list(value), value.maxlen), lambda *a: _standard("collections").deque(*a)),
-    "array.array": (lambda value: (value.typecode, value.tolist()), lambda *a: _standard("array").array(*a)),
     "decimal.Decimal": (lambda value: (str(value),), lambda *a: _standard("decimal").Decimal(*a)),
     "fractions.Fraction": (
         lambda value: (value.numerator, value.denominator),
@@ -62,21 +39,26 @@ STANDARD: dict[str, tuple[Read, Callable[..., Any]]] = {
         lambda value: (value.days, value.seconds, value.microseconds),
         lambda *a: _standard("datetime").timedelta(*a),
     ),
+    "datetime.timezone": (lambda value: value.__getinitargs__(), lambda *a: _standard("datetime").timezone(*a)),
+    "zoneinfo.ZoneInfo": (lambda value: (str(value.key),), lambda *a: _standard("zoneinfo").ZoneInfo(*a)),
     "datetime.time": (
-        lambda value: (value.hour, value.minute, value.second, value.microsecond),
-        lambda *a: _standard("datetime").time(*a),
+        lambda value: (value.hour, value.minute, value.second, value.microsecond, value.tzinfo, value.fold),
+        lambda *a: _standard("datetime").time(*a[:5], fold=a[5]),
     ),
     "datetime.datetime": (
-        lambda value: (*value.timetuple()[:6], value.microsecond),
-        lambda *a: _standard("datetime").datetime(*a),
+        lambda value: (*value.timetuple()[:6], value.microsecond, value.tzinfo, value.fold),
+        lambda *a: _standard("datetime").datetime(*a[:8], fold=a[8]),
     ),
+    "re.Pattern": (lambda value: (value.pattern, value.flags), lambda *a: _standard("re").compile(*a)),
+    "uuid.UUID": (lambda value: (value.int,), lambda *a: _standard("uuid").UUID(int=a[0])),
+    "pathlib.PosixPath": (lambda value: value.parts, lambda *a: _standard("pathlib").Path(*a)),
+    "pathlib.PurePosixPath": (lambda value: value.parts, lambda *a: _standard("pathlib").PurePosixPath(*a)),
+    "builtins.NotImplementedType": (lambda value: (), lambda: NotImplemented),
 }
 TYPES = (
     "bool", "bytearray", "bytes", "complex", "dict", "float", "frozenset", "int", "list", "object", "range", "set",
     "str", "tuple", "type",
 )  # fmt: skip
-TAGS: dict[type, bytes] = {tuple: b"t", list: b"l", set: b"s", frozenset: b"z"}
-BUILDERS: dict[bytes, Callable[[Iterable[Any]], Any]] = {tag: kind for kind, tag in TAGS.items()}
 
 
 class NotPlain(Exception):
@@ -88,33 +70,17 @@ class Malformed(Exception):
 
 
 class Codec:
-    """Values to bytes and back; objects that are no plain value go by number, which subclasses give and resolve."""
-
-    def number(self, value: Any) -> int:
-        """The number that stands for an object of this process.
-
-        Raises:
-            NotPlain: objects do not leave this process.
-        """
-        raise NotPlain(f"a value of type {type(value).__name__} does not cross between the processes")
-
-    def resolve(self, number: int) -> Any:
-        """What a number from the other process stands for.
-
-        Raises:
-            Malformed: nothing.
-        """
-        raise Malformed(f"no object has the number {number}")
+    """Values to bytes and back, containers by their content."""
 
     def encode(self, value: Any) -> bytes:
         """The value as bytes.
 
         Raises:
-            NotPlain: it holds an object that does not leave this process.
+            NotPlain: it holds an object.
             RecursionError: it is nested too deeply, or holds itself.
         """
         out: list[bytes] = []
-        self._write(value, out)
+        self.write(value, out)
         return b"".join(out)
 
     def decode(self, data: bytes) -> Any:
@@ -125,7 +91,7 @@ class Codec:
             MemoryError: it is too large.
         """
         try:
-            value, end = self._read(data, 0)
+            value, end = self.read(data, 0)
         except MemoryError:
             raise
         except Exception as error:
@@ -134,78 +100,69 @@ class Codec:
             raise Malformed(f"{len(data) - end} bytes follow the value")
         return value
 
-    def _write(self, value: Any, out: list[bytes]) -> None:
+    def write(self, value: Any, out: list[bytes]) -> None:
+        """Append the bytes of a value."""
         kind = type(value)
         if value is None or value is True or value is False:
             out.append({None: b"N0:", True: b"T0:", False: b"F0:"}[value])
         elif kind is int:
-            _scalar(b"i", f"{value:x}".encode(), out)
+            scalar(b"i", f"{value:x}".encode(), out)
         elif kind is float:
-            _scalar(b"f", value.hex().encode(), out)
+            scalar(b"f", value.hex().encode(), out)
         elif kind is complex:
-            _scalar(b"c", f"{value.real.hex()} {value.imag.hex()}".encode(), out)
+            scalar(b"c", f"{value.real.hex()} {value.imag.hex()}".encode(), out)
         elif kind is str:
-            _scalar(b"u", value.encode("utf-8", "surrogatepass"), out)
+            scalar(b"u", value.encode("utf-8", "surrogatepass"), out)
         elif kind is bytes:
-            _scalar(b"b", value, out)
-        elif kind is bytearray:
-            _scalar(b"a", bytes(value), out)
-        elif kind in TAGS:
-            out.append(TAGS[kind] + b"%d:" % len(value))
-            for item in value:
-                self._write(item, out)
-        elif kind is dict:
-            out.append(b"d%d:" % (2 * len(value)))
-            for key, item in value.items():
-                self._write(key, out)
-                self._write(item, out)
+            scalar(b"b", value, out)
+        elif kind is tuple or kind is frozenset:
+            self.write_items(kind, value, out)
         elif kind is type and value.__module__ == "builtins" and value.__name__ in TYPES:
-            _scalar(b"k", value.__name__.encode(), out)
-        elif kind is type(sys):
-            _scalar(b"m", f"{self.number(value)} {value.__name__}".encode(), out)
-        else:
-            self._write_other(value, kind, out)
-
-    def _write_other(self, value: Any, kind: type, out: list[bytes]) -> None:
-        name = f"{kind.__module__}.{kind.__qualname__}"
-        naive = getattr(value, "tzinfo", None) is None if name.startswith("datetime.") else True
-        if name in STANDARD and naive:
+            scalar(b"k", value.__name__.encode(), out)
+        elif (name := f"{kind.__module__}.{kind.__qualname__}") in STANDARD:
             out.append(b"x2:")
-            self._write(name, out)
-            self._write(STANDARD[name][0](value), out)
-            return
-        for base, plain in PLAIN.items():
-            if issubclass(kind, base):
-                self._write(plain(value), out)
-                return
-        _scalar(b"o", b"%d" % self.number(value), out)
+            self.write(name, out)
+            self.write(STANDARD[name][0](value), out)
+        else:
+            self.write_other(value, kind, out)
 
-    def _read(self, data: bytes, start: int) -> tuple[Any, int]:
-        tag = data[start : start + 1]
-        colon = data.index(b":", start, start + 20)
-        size, at = int(data[start + 1 : colon]), colon + 1
-        if size < 0:
-            raise ValueError("negative size")
-        if tag in BUILDERS or tag in (b"d", b"x"):
+    def write_items(self, kind: type, items: Any, out: list[bytes]) -> None:
+        """Append the bytes of a container's items."""
+        out.append(TAGS[kind] + b"%d:" % len(items))
+        for item in items:
+            self.write(item, out)
+
+    def write_other(self, value: Any, kind: type, out: list[bytes]) -> None:
+        """Append the bytes of a container that can change, or of an object.
+
+        Raises:
+            NotPlain: it is an object.
+        """
+        if kind is dict:
+            self.write_items(dict, [item for pair in value.items() for item in pair], out)
+        elif kind in TAGS:
+            self.write_items(kind, value, out)
+        elif kind is bytearray:
+            scalar(b"a", bytes(value), out)
+        else:
+            raise NotPlain(f"a value of type {kind.__name__} does not cross between the processes")
+
+    def read(self, data: bytes, start: int) -> tuple[Any, int]:
+        """The value whose bytes begin at `start`, and where they end."""
+        tag, size, at = head(data, start)
+        if tag in BUILDERS:
             items = []
             for _ in range(size):
-                item, at = self._read(data, at)
+                item, at = self.read(data, at)
                 items.append(item)
-            return self._assemble(tag, items), at
+            return BUILDERS[tag](items), at
         end = at + size
         if end > len(data):
             raise ValueError("cut short")
-        return self._scalar(tag, data[at:end]), end
+        return self.read_scalar(tag, data[at:end]), end
 
-    def _assemble(self, tag: bytes, items: list[Any]) -> Any:
-        if tag == b"d":
-            return dict(zip(items[::2], items[1::2], strict=True))
-        if tag == b"x":
-            name, parts = items
-            return STANDARD[name][1](*parts)
-        return BUILDERS[tag](items)
-
-    def _scalar(self, tag: bytes, payload: bytes) -> Any:
+    def read_scalar(self, tag: bytes, payload: bytes) -> Any:
+        """The value of an item that holds no other."""
         match tag:
             case b"N":
                 return None
@@ -228,19 +185,37 @@ class Codec:
                 return bytearray(payload)
             case b"k" if payload.decode() in TYPES:
                 return getattr(builtins, payload.decode())
-            case b"m":
-                number, name = payload.decode().split(" ")
-                return self.module(int(number), name)
-            case b"o":
-                return self.resolve(int(payload))
         raise ValueError(f"unknown tag {tag!r}")
 
-    def module(self, number: int, name: str) -> Any:
-        """What a module of the other process stands for; an object like any other, unless a subclass knows better."""
-        return self.resolve(number)
+
+def _dict(items: list[Any]) -> Any:
+    return dict(zip(items[::2], items[1::2], strict=True))
 
 
-def _scalar(tag: bytes, payload: bytes, out: list[bytes]) -> None:
+def _value(items: list[Any]) -> Any:
+    name, parts = items
+    return STANDARD[name][1](*parts)
+
+
+TAGS: dict[type, bytes] = {tuple: b"t", list: b"l", set: b"s", frozenset: b"z", dict: b"d"}
+BUILDERS: dict[bytes, Callable[[list[Any]], Any]] = {
+    **{tag: kind for kind, tag in TAGS.items()},
+    b"d": _dict,
+    b"x": _value,
+}
+
+
+def head(data: bytes, start: int) -> tuple[bytes, int, int]:
+    """Tag and size of the item at `start`, and where its payload begins."""
+    colon = data.index(b":", start, start + 20)
+    size = int(data[start + 1 : colon])
+    if size < 0:
+        raise ValueError("negative size")
+    return data[start : start + 1], size, colon + 1
+
+
+def scalar(tag: bytes, payload: bytes, out: list[bytes]) -> None:
+    """Append an item that holds no other."""
     out.append(tag + b"%d:" % len(payload))
     out.append(payload)
 

@@ -1,5 +1,8 @@
 """Alignment supervision: the source runs once, and what the target must match is stored at the target's width."""
 
+from ._boundary import check_objective as check_objective
+from ._boundary import count_of as count_of
+from ._boundary import total_of as total_of
 from ._live import LiveSupervision as LiveSupervision
 from ._objectives import AnswerNLL as AnswerNLL
 from ._objectives import Cosine as Cosine
@@ -46,8 +49,11 @@ __all__ = [
     "SupervisionManifest",
     "SupervisionSettings",
     "TopK",
+    "check_objective",
+    "count_of",
     "position_mask",
     "source_spans",
     "store_bytes",
     "supervise",
+    "total_of",
 ]

@@ -33,7 +33,8 @@ class SupervisionSettings(Settings):
     output: Annotated[TopK | FinalHidden, Field(discriminator="kind")] = TopK()
     """How the source's output distribution is kept."""
     temperature: float = Field(1.0, gt=0)
-    """Divides the logits of both models in the output objective."""
+    """Divides the logits of both models in the output objective. No factor temperature² follows, so at a temperature
+    T the gradient of that objective is about 1/T² of that at 1: weigh it against the others accordingly."""
     dtype: Literal["bfloat16", "float32", "int8"] = "bfloat16"
     """dtype of stored residuals; `int8` has a float32 scale for each token, and final hidden states in bfloat16."""
     shard_bytes: int = Field(64 * 2**20, ge=1)

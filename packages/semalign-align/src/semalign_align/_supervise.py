@@ -16,6 +16,7 @@ from semalign_geometry import (
     SemalignError,
     Transport,
     check_replaceable,
+    checked,
     new_folder,
     read_manifest,
     save_tensors,
@@ -34,6 +35,7 @@ PARTIAL = ".partial"
 """Ends the name of the folder in which a store grows that can be resumed, or that several processes write."""
 
 
+@checked
 def supervise(
     source: PreTrainedModel | DecoderView,
     batches: Iterable[Batch],

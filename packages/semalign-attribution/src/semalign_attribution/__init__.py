@@ -7,7 +7,6 @@ from ._batch import Supervised as Supervised
 from ._batch import supervised as supervised
 from ._decoder import DecoderView as DecoderView
 from ._decoder import Trace as Trace
-from ._decoder import undisturbed as undisturbed
 from ._decoder import view_of as view_of
 from ._pairing import POLICIES as POLICIES
 from ._pairing import LayerPairing as LayerPairing
@@ -25,6 +24,7 @@ from ._scorers import Similarity as Similarity
 from ._scores import LayerScores as LayerScores
 from ._scores import Scorer as Scorer
 from ._scores import attribute_layers as attribute_layers
+from ._undisturbed import undisturbed as undisturbed
 
 __all__ = [
     "Ablation",

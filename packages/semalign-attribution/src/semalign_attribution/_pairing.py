@@ -1,10 +1,10 @@
 """Layer pairing: exactly one source layer for each target layer, in depth order."""
 
-from typing import Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from pydantic import Field, model_validator
-from semalign_geometry import Contract, SemalignError, Settings
+from semalign_geometry import ComponentError, Contract, SemalignError, Settings, brief, checked
 
 from ._scores import LayerScores
 
@@ -179,6 +179,7 @@ POLICIES: dict[str, PairingPolicy] = {
 """The policies that a name stands for; `Manual` needs its layers."""
 
 
+@checked
 def pair_layers(scores: LayerScores, target_depth: int, *, policy: str | PairingPolicy = "monotone") -> LayerPairing:
     """Choose exactly one source layer for each target layer.
 
@@ -189,6 +190,7 @@ def pair_layers(scores: LayerScores, target_depth: int, *, policy: str | Pairing
 
     Raises:
         SemalignError: unknown policy, or a pairing of the wrong length, out of range or out of order.
+        ComponentError: an own policy returned no pairing.
 
     Example:
         >>> row = (0.1, 0.9, 0.2, 0.3, 0.8, 0.1)
@@ -213,7 +215,11 @@ def pair_layers(scores: LayerScores, target_depth: int, *, policy: str | Pairing
     return _pairing(policy.name, policy(scores, target_depth), scores.depth, target_depth)
 
 
-def _pairing(policy: str, layers: tuple[int, ...], source_depth: int, target_depth: int) -> LayerPairing:
+def _pairing(policy: str, layers: Any, source_depth: int, target_depth: int) -> LayerPairing:
+    if not isinstance(layers, tuple | list):
+        raise ComponentError(
+            f"the {policy} pairing returned {brief(layers)}: expected a tuple with a source layer for each target layer"
+        )
     if len(layers) != target_depth:
         raise SemalignError(
             f"the {policy} pairing names {len(layers)} source layers for {target_depth} target layers: name one for "

@@ -10,7 +10,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ._batch import Batch, supervised
-from ._decoder import DecoderView, undisturbed, view_of
+from ._decoder import DecoderView, view_of
+from ._undisturbed import undisturbed
 
 
 class GradientActivation(Settings):

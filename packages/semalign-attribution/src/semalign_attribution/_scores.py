@@ -12,7 +12,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ._batch import Batch
-from ._decoder import DecoderView, undisturbed, view_of
+from ._decoder import DecoderView, view_of
+from ._undisturbed import undisturbed
 
 LOGGER = logging.getLogger(__name__)
 

@@ -8,8 +8,11 @@ from ._artifact import read_manifest as read_manifest
 from ._artifact import save_tensors as save_tensors
 from ._artifact import sha256_of as sha256_of
 from ._artifact import write_artifact as write_artifact
+from ._basis import COARSE as COARSE
 from ._basis import BasisManifest as BasisManifest
 from ._basis import SemanticBasis as SemanticBasis
+from ._checked import checked as checked
+from ._code import code_sha256 as code_sha256
 from ._components import Components as Components
 from ._components import Kinds as Kinds
 from ._contracts import Contract as Contract
@@ -24,7 +27,9 @@ from ._divergence import head_statistics as head_statistics
 from ._divergence import output_divergence as output_divergence
 from ._divergence import quadratic_divergence as quadratic_divergence
 from ._divergence import top_entries as top_entries
+from ._errors import ComponentError as ComponentError
 from ._errors import SemalignError as SemalignError
+from ._errors import brief as brief
 from ._fidelity import FidelityReport as FidelityReport
 from ._fidelity import LayerFidelity as LayerFidelity
 from ._fidelity import PairedResiduals as PairedResiduals
@@ -39,6 +44,7 @@ from ._frames import recompose as recompose
 from ._frames import unit_rows as unit_rows
 from ._head import Head as Head
 from ._head import accumulation_dtype as accumulation_dtype
+from ._head import decoder_of as decoder_of
 from ._head import final_norm as final_norm
 from ._head import norm_gain as norm_gain
 from ._relation import LEAST_TOKENS as LEAST_TOKENS
@@ -57,6 +63,8 @@ from ._vocabulary import align_vocabularies as align_vocabularies
 __all__ = [
     "ArtifactManifest",
     "BasisManifest",
+    "COARSE",
+    "ComponentError",
     "Components",
     "Contract",
     "Divergence",
@@ -83,9 +91,13 @@ __all__ = [
     "accumulation_dtype",
     "align_vocabularies",
     "answer_nll",
+    "brief",
     "cell_divergence",
     "check_replaceable",
+    "checked",
     "coarse_divergence",
+    "code_sha256",
+    "decoder_of",
     "decompose",
     "final_norm",
     "fit_transport",

@@ -11,11 +11,15 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ._artifact import ArtifactManifest
+from ._checked import checked
 from ._errors import SemalignError
-from ._head import Head, accumulation_dtype, final_norm, norm_gain, to_float64
+from ._head import Head, accumulation_dtype, final_norm, full_precision, norm_gain, to_float64
 
 CHUNK = 8192
 """Vocabulary rows in memory at a time, by default."""
+
+COARSE = 1e-6
+"""Relative rounding error of a basis above which transports on it come with a warning."""
 
 
 class BasisManifest(ArtifactManifest):
@@ -65,6 +69,7 @@ class SemanticBasis:
     """Sizes, rank and conditioning."""
 
     @classmethod
+    @checked
     def from_model(cls, model: nn.Module, *, entries: Int[Tensor, " v"] | None = None) -> "SemanticBasis":
         """The basis of a transformers causal LM, with the gain of its final norm.
 
@@ -73,12 +78,15 @@ class SemanticBasis:
             entries: (v,) vocabulary ids that span the basis; None takes every row of the head.
 
         Raises:
-            SemalignError: no head, no final norm, or an id outside of the head.
+            SemalignError: no head, no final norm, an id outside of the head, or values that are not finite.
         """
         weight = Head.from_model(model).weight
+        entries = torch.arange(len(weight)) if entries is None else entries
         return cls.from_head(weight, gain=norm_gain(final_norm(model), weight.shape[1]), entries=entries)
 
     @classmethod
+    @checked
+    @full_precision
     def from_head(
         cls,
         weight: Float[Tensor, "rows d"],
@@ -96,13 +104,24 @@ class SemanticBasis:
         Args:
             weight: (rows, d) head, any floating dtype.
             gain: (d,) gain of the final norm; kept for frames that fold it.
-            entries: (v,) row ids; None takes all.
+            entries: (v,) row ids; None takes all rows of a head that has more rows than columns.
             chunk: rows in memory at a time.
 
         Raises:
-            SemalignError: an id outside of the head, no entries, or values that are not finite.
+            SemalignError: an id outside of the head, no entries, fewer rows than columns without `entries` (the head is
+                probably transposed), a gain of another width, or values that are not finite.
         """
         rows, width = weight.shape
+        if entries is None and rows < width:
+            raise SemalignError(
+                f"the head has {rows} rows and {width} columns, expected one row for each vocabulary entry: pass "
+                f"weight.T, or entries=torch.arange({rows}) if the vocabulary is that small"
+            )
+        if gain is not None and (gain.shape != (width,) or not torch.isfinite(gain).all()):
+            raise SemalignError(
+                f"the gain has shape {tuple(gain.shape)}, expected {width} finite numbers: pass norm_gain(…) of the "
+                "model's final norm"
+            )
         ids = torch.arange(rows) if entries is None else entries.cpu()
         if len(ids) == 0 or int(ids.min()) < 0 or int(ids.max()) >= rows:
             raise SemalignError(
@@ -147,6 +166,24 @@ class SemanticBasis:
         for rows_VD in _rows(self.weight, self.ids, self.dtype, chunk):
             yield rows_VD if gain is None else rows_VD * gain.to(rows_VD)
 
+    def rounding(self, *, fold_gain: bool = False) -> float:
+        """Relative error, about, that rounding leaves in (WᵀW)⁻¹ and what is made of it: ε·cond(WᵀW), ε = 2·10⁻¹⁶.
+
+        0 for a deficient rank: there, eigenvalues that are rounding alone are left out.
+
+        Args:
+            fold_gain: of the effective readout W·diag(gain).
+
+        Raises:
+            SemalignError: the gain is needed and missing.
+        """
+        gain = self._gain(fold_gain)
+        condition = self.manifest.condition
+        if gain is not None:
+            condition = _condition(gain[:, None] * self.gram * gain, self.gram_power(1.0, fold_gain=True))
+        return condition * torch.finfo(torch.float64).eps if self.inverse is not None else 0.0
+
+    @full_precision
     def gram_power(self, power: float, *, fold_gain: bool = False) -> Float[Tensor, "d d"]:
         """G^(−power) of the Gram matrix G = WᵀW (of W·diag(gain) when folded), float64.
 
@@ -181,7 +218,9 @@ class SemanticBasis:
         """
         inverse_DD = self.gram_power(1.0, fold_gain=fold_gain)
         for rows_VD in self.rows(fold_gain=fold_gain, chunk=chunk):
-            yield inverse_DD.to(rows_VD) @ rows_VD.T
+            with torch.autocast(rows_VD.device.type, enabled=False):
+                columns_DV = inverse_DD.to(rows_VD) @ rows_VD.T
+            yield columns_DV
 
     def _gain(self, fold_gain: bool) -> Float[Tensor, " d"] | None:
         if fold_gain and self.gain is None:

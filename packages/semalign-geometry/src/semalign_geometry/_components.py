@@ -11,6 +11,7 @@ from typing import Any, Generic, TypeVar
 
 from pydantic import ValidationError
 
+from ._code import code_sha256
 from ._contracts import MisfitError, Settings
 from ._errors import SemalignError
 
@@ -88,6 +89,27 @@ class Components(Generic[ComponentT]):
         foreign = set(names) - set(self.built_in)
         entries = [entry for entry in entry_points(group=self.group) if entry.name in foreign] if foreign else []
         return {entry.dist.name: entry.dist.version for entry in entries if entry.dist is not None}
+
+    def code(self, component: ComponentT, *, name: str | None = None) -> dict[str, str]:
+        """Hash of the code of a component, under its sort and name; nothing for one that comes along.
+
+        One that was given in Python, without an installed package, counts as foreign too. `code_sha256` says what is
+        covered.
+
+        Args:
+            component: the class or the object.
+            name: what it is called; None takes the name that it gives itself.
+
+        Example:
+            >>> from semalign_geometry import FRAMES, KNOWN_FRAMES
+            >>> KNOWN_FRAMES.code(FRAMES["dual"])
+            {}
+        """
+        if any(component is ours for ours in self.built_in.values()):
+            return {}
+        name = name or str(self._name_of(component))
+        modules = [entry.module for entry in entry_points(group=self.group) if entry.name == name]
+        return {f"{self.what} {name}": code_sha256(component, *modules)}
 
     def _loaded(self, entry: EntryPoint, *, taken: bool) -> ComponentT:
         package = f"{entry.dist.name} {entry.dist.version}" if entry.dist else "an installed package"

@@ -5,6 +5,9 @@ are constants here (they do not train), so the gradient is that of the hidden st
 accumulates it beside the value, if it is needed, and keeps it for the backward pass, which makes no logits
 (`quadratic_divergence` alone makes each chunk again).
 
+A token whose vectors hold a value that is not finite gets NaN, value and gradient; other tokens keep theirs. Nothing is
+refused for it: a check of every batch would make a GPU wait.
+
 Shape suffixes: N tokens, V vocabulary entries, W a vocabulary chunk, K entries kept per token.
 """
 
@@ -18,8 +21,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ._basis import CHUNK
+from ._checked import checked
 from ._errors import SemalignError
-from ._head import Head, accumulation_dtype
+from ._head import Head, accumulation_dtype, full_precision
 
 Divergence = Literal["forward", "reverse", "jensen_shannon"]
 """KL(p_S ‖ p_T), which covers what the source may say; KL(p_T ‖ p_S), which keeps to what it is likely to say; or half
@@ -38,6 +42,7 @@ class TopEntries:
     """Natural logarithm of the mass outside of `ids`; −inf when k is the whole vocabulary."""
 
 
+@checked
 def output_divergence(
     source_hidden: Float[Tensor, "n s"],
     source_head: Head,
@@ -49,7 +54,8 @@ def output_divergence(
 ) -> Float[Tensor, " n"]:
     """Exact KL(p_S ‖ p_T) of each token, in nats, with p = softmax(logits / temperature) on both sides.
 
-    Laws: ≥ 0; 0 for equal logits; independent of the chunk size. No factor temperature² is applied.
+    Laws: ≥ 0; 0 for equal logits; independent of the chunk size; NaN for a token with hidden states that are not
+    finite. No factor temperature² is applied: gradients shrink as 1 / temperature².
 
     Args:
         source_hidden: (n, d_S), what the source feeds its head; constant, no gradient.
@@ -89,6 +95,7 @@ def output_divergence(
     return value
 
 
+@checked
 def coarse_divergence(
     source: TopEntries,
     target_hidden: Float[Tensor, "n t"],
@@ -101,7 +108,9 @@ def coarse_divergence(
     """Divergence of each token between source and target distributions coarsened to the source's top entries and one
     tail bucket, in nats.
 
-    Law: a lower bound on the exact one (data processing), equal to it when the kept entries are the whole vocabulary.
+    Laws: a lower bound on the exact one (data processing), equal to it when the kept entries are the whole vocabulary;
+    NaN for a token with numbers that are not finite. No factor temperature² is applied: gradients shrink as
+    1 / temperature², so beside another loss, such as that of the answer, raise the weight with the temperature.
 
     Args:
         source: top entries at the same temperature, with the ids of `target_head`; constant, no gradient.
@@ -125,21 +134,29 @@ def coarse_divergence(
     return cell_divergence(log_p_NC, log_q_NC, kind=kind)
 
 
+@checked
+@full_precision
 def cell_divergence(
     log_p: Float[Tensor, "n c"], log_q: Float[Tensor, "n c"], *, kind: Divergence = "forward"
 ) -> Float[Tensor, " n"]:
     """Divergence of each row of q from that of p, in nats; plain torch, so the gradient is that of `log_q`.
 
     Laws: ≥ 0; 0 for equal rows; `reverse` is `forward` with the sides swapped; `jensen_shannon` is the same both ways
-    and at most ln 2.
+    and at most ln 2; NaN for a row with a NaN or +∞.
 
     Args:
         log_p: natural logarithms of probabilities; cells at −inf, an empty tail, are left out on both sides.
         log_q: likewise, of the same cells.
         kind: which divergence.
+
+    Returns:
+        (n,) float32 (float64 for float64 input).
     """
-    present = torch.isfinite(log_p)
-    log_p, log_q = torch.where(present, log_p, 0.0), torch.where(present, log_q, 0.0)
+    dtype = accumulation_dtype(log_p, log_q)
+    valid = (log_p < torch.inf) & (log_q < torch.inf)  # false for NaN
+    log_p, log_q = (torch.where(valid, each.to(dtype), torch.nan) for each in (log_p, log_q))
+    absent = log_p == -torch.inf
+    log_p, log_q = (torch.where(absent, 0.0, each) for each in (log_p, log_q))
     if kind == "forward":
         terms = log_p.exp() * (log_p - log_q)
     elif kind == "reverse":
@@ -151,10 +168,13 @@ def cell_divergence(
 
 
 @torch.no_grad()
+@checked
 def top_entries(
     hidden: Float[Tensor, "n d"], head: Head, k: int, *, temperature: float = 1.0, chunk: int = CHUNK
 ) -> TopEntries:
     """The k likeliest entries of each token's distribution with their log-probabilities, and the rest as one bucket.
+
+    A token with hidden states that are not finite gets log-probabilities that are NaN.
 
     Args:
         hidden: (n, d), what the model feeds its head.
@@ -194,6 +214,7 @@ class HeadStatistics:
     """logsumexp over the whole vocabulary."""
 
 
+@checked
 def head_statistics(
     hidden: Float[Tensor, "n d"],
     head: Head,
@@ -203,6 +224,8 @@ def head_statistics(
     chunk: int = CHUNK,
 ) -> HeadStatistics:
     """Logits of some entries of each token, and the logsumexp of all others: enough for NLL and coarsened KL.
+
+    A token with hidden states that are not finite has a normaliser that is NaN.
 
     Args:
         hidden: (n, d), what the model feeds its head.
@@ -225,10 +248,11 @@ def head_statistics(
     return HeadStatistics(selected_NK, rest, torch.logaddexp(rest, torch.logsumexp(selected_NK, dim=1)))
 
 
+@checked
 def answer_nll(
     hidden: Float[Tensor, "n d"], head: Head, labels: Int[Tensor, " n"], *, chunk: int = CHUNK
 ) -> Float[Tensor, " n"]:
-    """Negative log-likelihood of each token's label, in nats.
+    """Negative log-likelihood of each token's label, in nats; NaN for a token with hidden states that are not finite.
 
     Args:
         hidden: (n, d), what the model feeds its head.
@@ -246,6 +270,7 @@ def answer_nll(
     return found.normaliser - found.selected[:, 0]
 
 
+@checked
 def quadratic_divergence(
     target: Float[Tensor, "n d"], reference: Float[Tensor, "n d"], head: Head, *, chunk: int = CHUNK
 ) -> Float[Tensor, " n"]:
@@ -253,7 +278,7 @@ def quadratic_divergence(
 
     The second-order expansion of KL(softmax z̃ ‖ softmax z): half the variance, under p, of the difference of the
     logits. Bias, scale and soft-cap of the head play no part (a lens reads contributions, not the stream). No
-    gradient to `reference`.
+    gradient to `reference`. NaN for a token with vectors that are not finite.
 
     Args:
         target: (n, d) residual contributions of the target.

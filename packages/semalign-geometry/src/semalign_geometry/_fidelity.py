@@ -7,7 +7,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ._checked import check, checked
 from ._contracts import Contract
+from ._errors import SemalignError
+from ._head import accumulation_dtype
 from ._relation import linear_cka
 from ._transport import Transport
 
@@ -60,6 +63,7 @@ class FidelityReport(Contract):
 
 
 @torch.no_grad()
+@checked
 def measure_fidelity(
     pairs: Iterable[PairedResiduals], *, transport: Transport, within_source: Transport
 ) -> FidelityReport:
@@ -70,20 +74,32 @@ def measure_fidelity(
         transport: source → target.
         within_source: the same frame from the source to itself, `fit_transport(source, source, …)`.
 
+    Raises:
+        SemalignError: residuals of a layer are not finite, or of another width than the transports'.
+
     Source: method 2.2 (ours).
     """
     layers, tokens = [], 0
     for pair in pairs:
+        check("a pair", pair, PairedResiduals)
         tokens = len(pair.source)
-        source = pair.source.float()
+        for role, layer, residuals in (
+            ("source", pair.source_layer, pair.source),
+            ("target", pair.target_layer, pair.target),
+        ):
+            if not torch.isfinite(residuals).all():
+                raise SemalignError(
+                    f"layer {layer} of the {role} adds values that are not finite: check its weights and dtype"
+                )
+        source = pair.source.to(accumulation_dtype(pair.source))
         cosines = torch.cosine_similarity(within_source(source), source, dim=-1)
         layers.append(
             LayerFidelity(
                 target_layer=pair.target_layer,
                 source_layer=pair.source_layer,
                 recomposition_cosine=float(cosines.mean()),
-                cka_transported=float(linear_cka(pair.target.float(), transport(source))),
-                cka_direct=float(linear_cka(pair.target.float(), source)),
+                cka_transported=float(linear_cka(pair.target, transport(source))),
+                cka_direct=float(linear_cka(pair.target, source)),
             )
         )
     manifest = transport.manifest

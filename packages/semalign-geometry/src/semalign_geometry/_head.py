@@ -1,5 +1,8 @@
 """The output head of a causal language model: its weights, its logit post-processing, the gain that feeds it."""
 
+import functools
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -7,6 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from ._checked import ParametersT, ResultT, check, checked
 from ._errors import SemalignError
 
 
@@ -14,7 +18,8 @@ from ._errors import SemalignError
 class Head:
     """LM head: logits = softcap(scale · (hidden Wᵀ + bias)).
 
-    The hidden states are the ones that the model feeds its head: after the final norm.
+    The hidden states are the ones that the model feeds its head: after the final norm. A logit of −∞, as a bias of −∞
+    gives, is an entry of probability 0; any other number that is not finite makes its token's results NaN.
     """
 
     weight: Float[Tensor, "v d"]
@@ -25,6 +30,11 @@ class Head:
     """Factor on the logits (Cohere's logit_scale, the inverse of Granite's logits_scaling)."""
     softcap: float | None = None
     """c of c·tanh(logits / c), as in Gemma 2."""
+
+    def __post_init__(self) -> None:
+        """Refuse a weight or bias that is no tensor."""
+        check("weight", self.weight, Float[Tensor, "v d"])
+        check("bias", self.bias, Float[Tensor, " v"], type(None))
 
     @classmethod
     def from_model(cls, model: nn.Module) -> "Head":
@@ -46,6 +56,7 @@ class Head:
             softcap=getattr(config, "final_logit_softcapping", None),
         )
 
+    @checked
     def select(self, ids: Int[Tensor, " e"]) -> "Head":
         """The head over the vocabulary entries `ids`, (e,), only; a view when they are the first rows in order."""
         bias = None if self.bias is None else select_rows(self.bias, ids)
@@ -56,6 +67,7 @@ class Head:
         bias = None if self.bias is None else self.bias.to(device)
         return replace(self, weight=self.weight.to(device), bias=bias)
 
+    @checked
     def logits(self, hidden: Float[Tensor, "*n d"], rows: slice = slice(None)) -> Float[Tensor, "*n w"]:
         """Logits in float32 (float64 for float64 heads) of some vocabulary rows; the product runs in W's dtype.
 
@@ -85,9 +97,39 @@ def accumulation_dtype(*tensors: Tensor) -> torch.dtype:
     return torch.float64 if any(tensor.dtype == torch.float64 for tensor in tensors) else torch.float32
 
 
+def least_size(dtype: torch.dtype) -> float:
+    """Size below which a vector counts as zero: the gradient of a direction, 1/size, would leave the dtype's range."""
+    return torch.finfo(dtype).tiny / torch.finfo(dtype).eps
+
+
+def full_precision(function: Callable[ParametersT, ResultT]) -> Callable[ParametersT, ResultT]:
+    """Run a function outside of its caller's autocast, so that it computes in the dtypes that it promises."""
+
+    @functools.wraps(function)
+    def call(*args: ParametersT.args, **kwargs: ParametersT.kwargs) -> ResultT:
+        with ExitStack() as stack:
+            for device_type in ("cpu", "cuda", "xpu", "mps"):
+                if torch.is_autocast_enabled(device_type):
+                    stack.enter_context(torch.autocast(device_type, enabled=False))
+            return function(*args, **kwargs)
+
+    return call
+
+
 def to_float64(tensor: Tensor) -> Tensor:
     """The tensor in float64: where it lies, or on the CPU if its device has no float64 (MPS)."""
     return (tensor.cpu() if tensor.device.type == "mps" else tensor).to(torch.float64)
+
+
+def decoder_of(model: nn.Module) -> nn.Module:
+    """Find the part of a transformers causal LM below its head; a model without `get_decoder` is its own."""
+    find: Any = getattr(model, "get_decoder", None)
+    decoder: nn.Module = find() if callable(find) else model
+    if decoder is not model:
+        return decoder
+    # Llama 4's prefix names no attribute of it, and then transformers returns the whole model.
+    inner = [child for child in model.children() if callable(getattr(child, "get_decoder", None))]
+    return inner[0] if len(inner) == 1 else model
 
 
 def final_norm(model: nn.Module) -> nn.Module:
@@ -99,8 +141,7 @@ def final_norm(model: nn.Module) -> nn.Module:
     Raises:
         SemalignError: there is none (an encoder, a post-norm decoder, a norm without a weight as in OLMo 1).
     """
-    find: Any = getattr(model, "get_decoder", None)
-    decoder = find() if callable(find) else model
+    decoder = decoder_of(model)
     width = Head.from_model(model).weight.shape[1]
     norms = [
         child for child in decoder.children() if getattr(getattr(child, "weight", None), "shape", None) == (width,)
@@ -115,6 +156,8 @@ def final_norm(model: nn.Module) -> nn.Module:
 
 
 @torch.no_grad()
+@checked
+@full_precision
 def norm_gain(norm: nn.Module, width: int) -> Float[Tensor, " d"]:
     """Effective gain g of an RMSNorm or LayerNorm, measured: norm(x) − norm(−x) = 2 g ⊙ x / rms(x) for zero-mean x.
 
@@ -126,6 +169,9 @@ def norm_gain(norm: nn.Module, width: int) -> Float[Tensor, " d"]:
 
     Returns:
         (d,) float32.
+
+    Raises:
+        SemalignError: the gain is not finite.
     """
     parameter = next(norm.parameters())
     signs = torch.ones(width, dtype=torch.float32)
@@ -136,4 +182,6 @@ def norm_gain(norm: nn.Module, width: int) -> Float[Tensor, " d"]:
     probe = (1024.0 * signs).to(parameter.device, parameter.dtype)
     rms = probe.float().square().mean().sqrt()
     gain: Tensor = (norm(probe).float() - norm(-probe).float()) * rms / (2 * probe.float())
+    if not torch.isfinite(gain).all():
+        raise SemalignError("the gain of the final norm is not finite: the checkpoint is damaged, fetch it again")
     return gain

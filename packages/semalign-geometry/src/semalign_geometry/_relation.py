@@ -12,9 +12,10 @@ from einops import einsum, rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from ._checked import checked
 from ._errors import SemalignError
 from ._frames import unit_rows
-from ._head import accumulation_dtype
+from ._head import accumulation_dtype, full_precision, least_size
 
 Scope = Literal["sequence", "batch"]
 """Which tokens are related to each other: those of one sequence, or all of the batch."""
@@ -28,6 +29,7 @@ HELD = 2**22
 """Entries of the relation matrices in memory at a time when all pairs are compared; 16 MiB in float32."""
 
 
+@checked
 def relation_distance(
     target: Float[Tensor, "*b n d"],
     reference: Float[Tensor, "*b n e"],
@@ -43,6 +45,8 @@ def relation_distance(
     reordering tokens; equal to 1 − CKA. Defined everywhere: a side without variance has K/‖K‖ = 0, so the distance is 0
     when neither varies and ½ when one does. All relations of two tokens are equal, so sequences with fewer than three
     are left out of the mean, and a batch without any other sequence has distance 0. Gradients are finite in each case.
+    A side that varies by less than `least_size` (1e-31 in float32) counts as one without variance. A value that is not
+    finite in a counted token makes the distance NaN; masked tokens may hold anything.
 
     Args:
         target: (n, d) or (b, n, d) vectors.
@@ -74,6 +78,8 @@ def relation_distance(
     return (distances * counted).sum() / counted.sum().clamp_min(1)
 
 
+@checked
+@full_precision
 def relation_distances(
     target: Float[Tensor, "*b n d"],
     reference: Float[Tensor, "*b n e"],
@@ -84,6 +90,8 @@ def relation_distances(
     route: Route = "auto",
 ) -> tuple[Float[Tensor, " s"], Bool[Tensor, " s"]]:
     """`relation_distance` of each sequence (one for scope `batch`), and which of them have three tokens or more.
+
+    A sequence with a counted value that is not finite has the distance NaN; the others keep theirs.
 
     The arguments and errors are those of `relation_distance`.
 
@@ -98,10 +106,13 @@ def relation_distances(
     return distances.clamp(0, 1), counted
 
 
+@checked
+@full_precision
 def linear_cka(x: Float[Tensor, "n d"], y: Float[Tensor, "n e"]) -> Float[Tensor, ""]:
     """Linear centred kernel alignment ⟨K, L⟩ / (‖K‖‖L‖) of two representations of the same n tokens, in [0, 1].
 
-    0 when either side has no variance, 1 for any two tokens that vary. float32 (float64 for float64 input).
+    0 when either side has no variance, 1 for any two tokens that vary; NaN when a value is not finite. float32 (float64
+    for float64 input).
 
     Raises:
         SemalignError: the two sides have different numbers of tokens.
@@ -112,10 +123,13 @@ def linear_cka(x: Float[Tensor, "n d"], y: Float[Tensor, "n e"]) -> Float[Tensor
     return similarities[0].clamp(0, 1)
 
 
+@checked
+@full_precision
 def linear_cka_matrix(xs: Iterable[Float[Tensor, "n _"]], ys: Iterable[Float[Tensor, "n _"]]) -> Float[Tensor, "xs ys"]:
     """`linear_cka` of every representation of one side with every one of the other, all of the same n tokens.
 
-    Each relation is made once, not once for each pair, and some rows of all of them are in memory at a time.
+    Each relation is made once, not once for each pair, and some rows of all of them are in memory at a time. A
+    representation that holds a value that is not finite has the value NaN with every other.
 
     Args:
         xs: representations of any widths; with an iterator, one at a time is in memory beside its centred copy.
@@ -185,31 +199,36 @@ def _alignments(
 
 
 def _centred(vectors_BND: Tensor, mask_BN: Tensor, unit_tokens: bool) -> tuple[Tensor, Tensor]:
-    """Vectors minus their mean over the counted tokens, scaled to a total square of 1, and whether they vary at all."""
+    """Vectors minus their mean over the counted tokens, scaled to a total square of 1, and whether they vary at all.
+
+    What is not finite in a counted token makes all of its sequence NaN.
+    """
     counted_BN1 = mask_BN[..., None]
     # `where` and not a product: masked tokens may hold anything, infinities included.
     vectors_BND = torch.where(counted_BN1, vectors_BND, 0.0)
     if unit_tokens:
         vectors_BND = unit_rows(vectors_BND)
+    # The distance does not depend on scale, so scales taken as constants leave its gradient exact, and they keep sums
+    # and the fourth powers of the relations inside the range of float32.
+    least = least_size(vectors_BND.dtype)
+    sizes = vectors_BND.new_full((len(vectors_BND), 1, 1), least)
+    if vectors_BND.shape[1]:
+        sizes = vectors_BND.detach().abs().amax((1, 2), keepdim=True).clamp_min(least)
+    vectors_BND = vectors_BND / sizes
     counts = mask_BN.sum(1).clamp_min(1).to(vectors_BND.dtype)
     mean_B1D = vectors_BND.sum(1, keepdim=True) / counts[:, None, None]
     centred_BND = torch.where(counted_BN1, vectors_BND - mean_B1D, 0.0)
-    # The distance does not depend on scale, so a scale taken as a constant leaves its gradient exact, and it keeps
-    # the fourth powers below inside the range of float32.
     with torch.no_grad():
-        tiny = torch.finfo(vectors_BND.dtype).tiny
-        sizes = vectors_BND.new_full((len(vectors_BND), 1, 1), tiny)
-        if vectors_BND.shape[1]:
-            sizes = vectors_BND.abs().amax((1, 2), keepdim=True).clamp_min(tiny)
-        total = (vectors_BND / sizes).square().sum((1, 2))
-        spread = (centred_BND / sizes).square().sum((1, 2))
+        total = vectors_BND.square().sum((1, 2))
+        spread = centred_BND.square().sum((1, 2))
         noise = (8 * torch.finfo(vectors_BND.dtype).eps) ** 2
-        varies = (spread > noise * total) & (mask_BN.sum(1) >= 2)
-        scale = torch.where(varies, spread.sqrt(), 1.0)[:, None, None] * sizes
-    return torch.where(varies[:, None, None], centred_BND / scale, 0.0), varies
+        flat = (spread <= noise * total) | (spread.sqrt() * sizes[:, 0, 0] < least)  # neither where they are NaN
+        scale = torch.where(flat, 1.0, spread.sqrt())[:, None, None]
+    return torch.where(flat[:, None, None], 0.0, centred_BND / scale), ~flat
 
 
-def _centred_alone(vectors_ND: Tensor) -> Tensor:
+@checked
+def _centred_alone(representation: Float[Tensor, "n d"]) -> Tensor:
     """`_centred` of one set of vectors that all count."""
-    counted_1N = vectors_ND.new_ones(1, len(vectors_ND), dtype=torch.bool)
-    return _centred(vectors_ND[None].to(accumulation_dtype(vectors_ND)), counted_1N, False)[0][0]
+    counted_1N = representation.new_ones(1, len(representation), dtype=torch.bool)
+    return _centred(representation[None].to(accumulation_dtype(representation)), counted_1N, False)[0][0]

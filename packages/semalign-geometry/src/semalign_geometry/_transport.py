@@ -3,6 +3,7 @@
 Shape suffixes: N tokens, V vocabulary entries, S source width, T target width.
 """
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,10 +12,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ._artifact import ArtifactManifest, read_artifact, write_artifact
-from ._basis import CHUNK, SemanticBasis
+from ._basis import CHUNK, COARSE, SemanticBasis
+from ._checked import checked
 from ._errors import SemalignError
-from ._frames import Frame, find_frame, scaled_rows, unit_rows
-from ._head import accumulation_dtype, to_float64
+from ._frames import Frame, find_frame, frame_rows, outer_power, unit_rows
+from ._head import accumulation_dtype, full_precision, to_float64
+
+LOGGER = logging.getLogger(__name__)
 
 
 class TransportManifest(ArtifactManifest):
@@ -51,8 +55,12 @@ class Transport:
         )
         return cls(torch.eye(width), manifest)
 
+    @checked
+    @full_precision
     def __call__(self, residual: Float[Tensor, "*n s"]) -> Float[Tensor, "*n t"]:
         """Transport vectors: (…, d_S) → (…, d_T), float32 (float64 for float64 input).
+
+        A vector that holds a value that is not finite comes out so, and no other.
 
         Raises:
             SemalignError: the vectors have another width.
@@ -82,6 +90,8 @@ class Transport:
         return cls(tensors["matrix"], manifest)
 
 
+@checked
+@full_precision
 def fit_transport(
     source: SemanticBasis,
     target: SemanticBasis,
@@ -96,6 +106,9 @@ def fit_transport(
     the identity when both bases are the same (on the row space of a rank-deficient head); `parseval` from T to S is
     the transpose and never lengthens a vector; for every frame M r = recompose(target, decompose(source, r)).
 
+    Rounding changes M by a relative error of about `SemanticBasis.rounding` of the worse head, for frames of unit
+    columns by less. A warning is logged above `COARSE`, and for a head that does not read every direction.
+
     Args:
         source: basis of the source, over the shared entries in order.
         target: basis of the target, over the same entries in the same order.
@@ -104,7 +117,8 @@ def fit_transport(
         chunk: vocabulary rows in memory at a time.
 
     Raises:
-        SemalignError: the bases have different numbers of entries, or a gain is asked for and missing.
+        SemalignError: the bases have different numbers of entries, a gain is asked for and missing, or the matrix is
+            not finite in its dtype.
 
     Example:
         >>> import torch
@@ -122,21 +136,20 @@ def fit_transport(
             f"the source basis has {source.manifest.entries} entries, the target basis {target.manifest.entries}: "
             "build both with entries=… of align_vocabularies"
         )
+    for role, basis in (("source", source), ("target", target)):
+        _warn_of_loss(role, basis, frame, fold_gain)
     cross_TS = target.gram.new_zeros(target.manifest.width, source.manifest.width)
     rows = zip(
-        scaled_rows(target, frame, fold_gain=fold_gain, chunk=chunk),
-        scaled_rows(source, frame, fold_gain=fold_gain, chunk=chunk),
+        frame_rows(target, frame, frame.synthesis, fold_gain=fold_gain, chunk=chunk),
+        frame_rows(source, frame, frame.analysis, fold_gain=fold_gain, chunk=chunk),
         strict=True,
     )
     wide = torch.float64 in (source.dtype, target.dtype)
-    for of_target, of_source in rows:
-        target_VT, target_norms, source_VS, source_norms = (
-            to_float64(part) if wide else part for part in (*of_target, *of_source)
-        )
-        scales = (target_norms * source_norms.to(target_norms))[:, None]
-        cross_TS += to_float64((target_VT / scales).T @ source_VS.to(target_VT))
-    left_TT = target.gram_power(frame.synthesis, fold_gain=fold_gain)
-    right_SS = source.gram_power(frame.analysis, fold_gain=fold_gain).to(cross_TS.device)
+    for pair in rows:
+        target_VT, source_VS = (to_float64(part) if wide else part for part in pair)
+        cross_TS += to_float64(target_VT.T @ source_VS.to(target_VT))
+    left_TT = outer_power(target, frame, frame.synthesis, fold_gain=fold_gain)
+    right_SS = outer_power(source, frame, frame.analysis, fold_gain=fold_gain).to(cross_TS.device)
     manifest = TransportManifest(
         frame=frame.name,
         fold_gain=fold_gain,
@@ -145,5 +158,26 @@ def fit_transport(
         target_width=target.manifest.width,
         entries=source.manifest.entries,
     )
-    matrix_TS = left_TT @ cross_TS @ right_SS
-    return Transport(matrix_TS.to(accumulation_dtype(source.weight, target.weight)), manifest)
+    matrix_TS = (left_TT @ cross_TS @ right_SS).to(accumulation_dtype(source.weight, target.weight))
+    if not torch.isfinite(matrix_TS).all():
+        raise SemalignError(
+            f"the transport by {frame.name} is not finite: the two heads differ too much in size for "
+            f"{str(matrix_TS.dtype).removeprefix('torch.')}, pass them in float64 or choose the frame parseval"
+        )
+    return Transport(matrix_TS, manifest)
+
+
+def _warn_of_loss(role: str, basis: SemanticBasis, frame: Frame, fold_gain: bool) -> None:
+    """Log what a head makes a transport lose."""
+    manifest, rounding = basis.manifest, basis.rounding(fold_gain=fold_gain)
+    if manifest.rank < manifest.width:
+        LOGGER.warning(
+            "the %s's head has rank %d of %d over the shared entries: the transport leaves out what it cannot read",
+            *(role, manifest.rank, manifest.width),
+        )
+    elif rounding > COARSE and not frame.unit:
+        LOGGER.warning(
+            "the columns of the %s's head are nearly dependent (condition number of WᵀW about %.0e): rounding changes "
+            "the %s transport by about one part in %.0e",
+            *(role, manifest.condition, frame.name, 1 / rounding),
+        )

@@ -8,6 +8,7 @@ from ._checkpoint import KEPT_STATES as KEPT_STATES
 from ._checkpoint import Checkpoints as Checkpoints
 from ._checkpoint import State as State
 from ._checkpoint import fingerprint as fingerprint
+from ._checkpoint import kept_until as kept_until
 from ._muon import Muon as Muon
 from ._optimiser import Optimiser as Optimiser
 from ._prefix import PrefixCache as PrefixCache
@@ -48,6 +49,7 @@ __all__ = [
     "TransferReport",
     "fingerprint",
     "frontier",
+    "kept_until",
     "micro_batches",
     "optimisation_batches",
     "rate_factor",

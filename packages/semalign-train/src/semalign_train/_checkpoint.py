@@ -3,21 +3,26 @@
 import hashlib
 import logging
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from time import monotonic
 
 import torch
 from semalign_align import Ranks
 from semalign_geometry import ArtifactManifest, SemalignError, read_artifact, read_manifest, write_artifact
 from torch import Tensor
 
-from ._settings import StageRecord, StepRecord
+from ._settings import StageRecord, StepRecord, TransferConfig
 
 LOGGER = logging.getLogger(__name__)
 
 KEPT_STATES = 2
 """States within a stage that are kept: should the newest be damaged, training goes on from the one before."""
+TIME_SHARE = 33
+"""A state that is due by time waits until this many times as long has passed as saving the last one took."""
+QUICK_BYTES = 10**9
+"""Largest state that is saved while an interrupted training ends."""
 
 
 class StageManifest(ArtifactManifest):
@@ -25,6 +30,8 @@ class StageManifest(ArtifactManifest):
 
     training: str
     """What tells this training from any other."""
+    code: dict[str, str] = {}
+    """Hashes of the code of what does not come along, by its sort and name."""
     record: StageRecord
     """What the stage reported."""
 
@@ -34,6 +41,8 @@ class StateManifest(ArtifactManifest):
 
     training: str
     """What tells this training from any other."""
+    code: dict[str, str] = {}
+    """Hashes of the code of what does not come along, by its sort and name."""
     records: tuple[StepRecord, ...]
     """The steps of the stage so far."""
 
@@ -51,18 +60,30 @@ class State:
 class Checkpoints:
     """A folder with one subfolder for each finished stage and each kept state, whole or absent."""
 
-    def __init__(self, folder: Path, training: str, ranks: Ranks) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        training: str,
+        ranks: Ranks,
+        config: TransferConfig,
+        *,
+        code: Mapping[str, str] | None = None,
+    ) -> None:
         """Use a folder, made when it does not exist; what is damaged in it is dropped with a warning.
 
         Args:
             folder: where the checkpoints are kept, and those of an interrupted training are found.
-            training: hash of all that decides the result of the training.
-            ranks: the processes that train together; the first writes, all read.
+            training: hash of all that decides the result of the training, code aside.
+            ranks: the processes that train together; the first decides and writes, all read.
+            config: says when a state is due.
+            code: hashes of the code of what does not come along, as `Components.code` gives them.
 
         Raises:
-            SemalignError: the folder holds the checkpoints of another training.
+            SemalignError: the folder holds the checkpoints of another training, or of one with other code.
         """
         self.folder, self._training, self._ranks = folder, training, ranks
+        self._config, self._code = config, dict(code or {})
+        self._saved_at, self._took = monotonic(), 0.0
         ranks.from_first(self._clean)
         self._found = self._newest_state()
         ranks.wait()  # before the first process drops states
@@ -89,6 +110,12 @@ class Checkpoints:
                         f"{self.folder} holds the checkpoints of another training: choose another folder, or "
                         "delete them"
                     )
+                edited = [name for name in self._code | found.code if self._code.get(name) != found.code.get(name)]
+                if edited:
+                    raise SemalignError(
+                        f"the code of the {edited[0]} changed since the training in {self.folder} began: restore it, "
+                        "choose another folder, or delete the checkpoints"
+                    )
 
     def stage(self, layer: int) -> tuple[StageRecord, dict[str, Tensor]] | None:
         """A finished stage and the weights it left; None when the layer has not been trained to the end."""
@@ -103,8 +130,10 @@ class Checkpoints:
         """Keep a finished stage; the states within it go."""
         if not self._ranks.is_first:
             return
-        write_artifact(self._stage_folder(record.layer), StageManifest(training=self._training, record=record), tensors)
+        manifest = StageManifest(training=self._training, code=self._code, record=record)
+        write_artifact(self._stage_folder(record.layer), manifest, tensors)
         self._drop_states(keep=0)
+        self._saved_at = monotonic()
 
     def state(self, layer: int) -> State | None:
         """The state within the stage of a layer that an interrupted training left, given once; None without any."""
@@ -119,18 +148,54 @@ class Checkpoints:
         LOGGER.info("going on from %s", states[-1])
         return State(manifest.records, tensors)
 
+    def keep(
+        self, records: Sequence[StepRecord], tensors: Callable[[], dict[str, Tensor]], *, ended: bool = False
+    ) -> None:
+        """Save the state after a step where the settings say so: by the number of steps, or by the time since the last.
+
+        A state that is due by time alone may fail to be written, as on a full disk, with a warning.
+
+        Args:
+            records: the steps so far.
+            tensors: gives trainable parameters and the optimiser's moments.
+            ended: whether this was the last step, whose state is saved too where steps are counted.
+        """
+        if not self._ranks.is_first:
+            return
+        every, minutes = self._config.checkpoint_steps, self._config.checkpoint_minutes
+        if every is not None and (records[-1].step % every == 0 or ended):
+            self.save_state(State(tuple(records), tensors()))
+        elif minutes is not None and monotonic() - self._saved_at >= max(60 * minutes, TIME_SHARE * self._took):
+            try:
+                self.save_state(State(tuple(records), tensors()))
+            except OSError as error:
+                self._saved_at = monotonic()
+                LOGGER.warning("the state of the training could not be kept: %s", error)
+
+    def keep_last(self, records: Sequence[StepRecord], tensors: dict[str, Tensor]) -> None:
+        """Save the state with which a training is interrupted, unless it is there, or so large that this would last."""
+        if not self._ranks.is_first or not records or self._state_folder(records[-1]).exists():
+            return
+        if sum(value.nbytes for value in tensors.values()) <= QUICK_BYTES:
+            self.save_state(State(tuple(records), tensors))
+
     def save_state(self, state: State) -> None:
         """Keep the state after a step."""
         if not self._ranks.is_first:
             return
-        last = state.records[-1]
+        began, last = monotonic(), state.records[-1]
         write_artifact(
-            self.folder / f"state-{last.layer:03}-{last.step:06}",
-            StateManifest(training=self._training, records=state.records),
+            self._state_folder(last),
+            StateManifest(training=self._training, code=self._code, records=state.records),
             state.tensors,
         )
         LOGGER.debug("kept the state after step %d of layer %d", last.step, last.layer)
         self._drop_states(keep=KEPT_STATES)
+        self._saved_at = monotonic()
+        self._took = self._saved_at - began
+
+    def _state_folder(self, last: StepRecord) -> Path:
+        return self.folder / f"state-{last.layer:03}-{last.step:06}"
 
     def _stage_folder(self, layer: int) -> Path:
         return self.folder / f"stage-{layer:03}"
@@ -144,6 +209,16 @@ class Checkpoints:
             gone = folder.with_name(f".{folder.name}")
             folder.rename(gone)  # at once: half of a state is no state
             shutil.rmtree(gone)
+
+
+def kept_until(folder: Path) -> str | None:
+    """Where a training that is repeated with these checkpoints resumes, such as `after step 12 of layer 3`; None where
+    nothing is kept."""
+    if states := sorted(folder.glob("state-*")):
+        layer, step = (int(part) for part in states[-1].name.split("-")[1:])
+        return f"after step {step}" + (f" of layer {layer}" if layer else "")
+    stages = sorted(folder.glob("stage-*"))
+    return f"after layer {int(stages[-1].name.split('-')[1])}" if stages else None
 
 
 def fingerprint(*parts: str, tensors: Mapping[str, Tensor]) -> str:

@@ -39,6 +39,8 @@ class Optimiser:
         self._parameters = parameters = list(parameters)
         if not parameters:
             raise SemalignError("there are no parameters to train")
+        self.moves = 0
+        """Steps that were begun since this optimiser was made."""
         allowed = set(map(id, parameters if matrices is None else matrices)) if config.optimiser == "muon" else set()
         by_muon = [each for each in parameters if id(each) in allowed and each.ndim == 2]
         moved = set(map(id, by_muon))
@@ -51,6 +53,7 @@ class Optimiser:
 
     def step(self, rate: float) -> None:
         """Move every parameter by its gradient, at a learning rate."""
+        self.moves += 1
         for part in self._parts:
             part.param_groups[0]["lr"] = rate
             part.step()

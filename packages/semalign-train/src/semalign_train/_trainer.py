@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import torch
 from pydantic import BaseModel
@@ -20,15 +21,17 @@ from semalign_align import (
     Step,
     SupervisionManifest,
     TopK,
+    count_of,
     position_mask,
+    total_of,
 )
 from semalign_attribution import DecoderView, undisturbed, view_of
-from semalign_geometry import SemalignError
+from semalign_geometry import SemalignError, checked
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ._batches import AnySupervision, micro_batches, optimisation_batches, rate_factor
-from ._checkpoint import Checkpoints, State, fingerprint
+from ._checkpoint import Checkpoints, fingerprint
 from ._optimiser import Optimiser
 from ._prefix import PrefixCache
 from ._settings import KNOWN_OBJECTIVES, StageRecord, StepRecord, TransferConfig, TransferReport
@@ -52,7 +55,8 @@ class DivergedError(SemalignError):
             what: what is not finite.
         """
         super().__init__(
-            f"layer {record.layer}, step {record.step}: {what} (losses {record.losses}); lower train.learning_rate"
+            f"layer {record.layer}, step {record.step}: {what} (losses {record.losses}); if they rose before, lower "
+            "train.learning_rate, else load the target in another dtype"
         )
         self.record = record
         """The step, with the examples of its batch."""
@@ -67,6 +71,7 @@ class FrontierTrainer:
     Source: v2, method 2.6.
     """
 
+    @checked
     def __init__(
         self,
         target: PreTrainedModel | DecoderView,
@@ -92,6 +97,8 @@ class FrontierTrainer:
             checkpoints: a folder for finished stages and states within a stage; an interrupted training that is
                 repeated with the same folder, target, store and settings goes on from there, to the same weights.
             callback: told of every step and stage that this process runs.
+
+        Ctrl-C during `fit` leaves a last state among the checkpoints, where that is quick.
 
         Raises:
             SemalignError: the store was made for another depth, width or vocabulary, the target is float16, a layer
@@ -147,8 +154,9 @@ class FrontierTrainer:
         self.layers = self.config.stages(self.view.depth)
         """The layers that get a stage, shallow to deep."""
         weights = self.config.weights
+        self._objective: Any = objective or self.config.objective
         terms: list[tuple[float, Objective]] = [
-            (weights.geometry, objective or self.config.objective),
+            (weights.geometry, self._objective),
             (weights.output, OutputKL(divergence=self.config.divergence)),
             (weights.answer, AnswerNLL()),
             (weights.label, LabelCosine()),
@@ -159,7 +167,7 @@ class FrontierTrainer:
             raise SemalignError(
                 f"two terms of the loss have one name ({', '.join(names)}): give the own objective another"
             )
-        silent = [term.name for _, term in self._terms if term.count(supervision.counts) == 0]
+        silent = [term.name for _, term in self._terms if count_of(term, supervision.counts) == 0]
         if silent:
             told = f"no training example has enough supervised tokens for {' or '.join(silent)}"
             if len(silent) == len(self._terms):
@@ -209,12 +217,15 @@ class FrontierTrainer:
             DivergedError: more gradients were not finite than `config.guards` allows, or the weights are not after a
                 stage.
             SemalignError: the checkpoints are those of another training.
+            ComponentError: an own objective did not return a number.
 
         After any other error under `config.shard_frozen` each process keeps its share of the target alone.
         """
         if self._checkpoint_folder is not None:
             training = self._ranks.from_first(self._fingerprint)
-            self._checkpoints = Checkpoints(self._checkpoint_folder, training, self._ranks)
+            self._checkpoints = Checkpoints(
+                self._checkpoint_folder, training, self._ranks, self.config, code=self._ranks.from_first(self._code)
+            )
         stages = []
         with undisturbed(self.view.model), self.view.compiled() if self.config.compile else nullcontext():
             sharded = self.config.shard_frozen and self._ranks.size > 1
@@ -272,7 +283,7 @@ class FrontierTrainer:
     def _fingerprint(self) -> str:
         """Hash of all that decides the trained weights."""
         watching = self.config.guards.model_copy(update={"drowned": 2.0})  # only warns
-        config = self.config.model_copy(update={"checkpoint_steps": None, "guards": watching})
+        config = self.config.without_checkpoints().model_copy(update={"guards": watching})
         terms = [
             f"{weight} {type(term).__qualname__} {term.model_dump_json() if isinstance(term, BaseModel) else term.name}"
             for weight, term in self._terms
@@ -286,6 +297,10 @@ class FrontierTrainer:
             tensors=dict(self.view.model.named_parameters()) | dict(self.view.model.named_buffers()),
         )
 
+    def _code(self) -> dict[str, str]:
+        """Hash of the code of a layer objective that does not come along."""
+        return KNOWN_OBJECTIVES.code(type(self._objective), name=self._objective.name)
+
     def _stage(self, layer: int, prefix: PrefixCache, batches: list[list[int]], started: float) -> StageRecord:
         config, steps = self.config, len(batches)
         before = self._held_out_loss(layer)
@@ -295,12 +310,19 @@ class FrontierTrainer:
         ) as parameters:
             optimiser = Optimiser(parameters, config, products=torch.bfloat16 if self._autocast else None)
             records = self._restored(layer, optimiser)
-            earlier = sum(record.seconds for record in records)
-            for number in range(len(records) + 1, steps + 1):
-                records.append(self._step(layer, number, steps, batches[number - 1], prefix, parameters, optimiser))
-                self.callback(records[-1])
-                self._check_skipped(records)
-                self._keep(records, optimiser)
+            earlier, restored = sum(record.seconds for record in records), len(records)
+            try:
+                for number in range(restored + 1, steps + 1):
+                    records.append(self._step(layer, number, steps, batches[number - 1], prefix, parameters, optimiser))
+                    self.callback(records[-1])
+                    self._check_skipped(records)
+                    if self._checkpoints is not None and number < steps:
+                        self._checkpoints.keep(records, optimiser.tensors)
+            except KeyboardInterrupt:
+                moved = sum(not record.skipped for record in records[restored:])
+                if self._checkpoints is not None and optimiser.moves == moved and len(records) < steps:
+                    self._checkpoints.keep_last(records, optimiser.tensors())  # no step was half done
+                raise
             if not all(bool(torch.isfinite(parameter).all()) for parameter in parameters):
                 raise DivergedError(records[-1], "the weights are not finite after the last step")
             trained = sum(parameter.numel() for parameter in parameters)
@@ -374,13 +396,6 @@ class FrontierTrainer:
         optimiser.load(state.tensors)
         return list(state.records)
 
-    def _keep(self, records: list[StepRecord], optimiser: Optimiser) -> None:
-        """Save the state after a step, when it is due."""
-        last, every = records[-1], self.config.checkpoint_steps
-        due = every is not None and last.step % every == 0 and last.step < last.steps
-        if self._checkpoints is not None and due:
-            self._checkpoints.save_state(State(tuple(records), optimiser.tensors()))
-
     def _check_skipped(self, records: list[StepRecord]) -> None:
         last, skipped = records[-1], sum(record.skipped for record in records)
         if skipped > self.config.guards.max_skipped or (last.skipped and last.step == last.steps):
@@ -414,9 +429,9 @@ class FrontierTrainer:
         chunks = [list(range(start, min(start + size, len(store)))) for start in range(0, len(store), size)]
         for indices, mine in self._ranks.deal(chunks):
             step = self._forward(layer, indices, store, hidden=None, start=1)
-            sums += mine * torch.tensor([float(term.total(step)) for _, term in self._terms], dtype=torch.float64)
+            sums += mine * torch.tensor([float(total_of(term, step)) for _, term in self._terms], dtype=torch.float64)
         (sums,) = self._ranks.add([sums])
-        units = [max(1, term.count(store.counts)) for _, term in self._terms]
+        units = [max(1, count_of(term, store.counts)) for _, term in self._terms]
         weights = [weight for weight, _ in self._terms]
         return float(
             sum(weight * total / unit for weight, total, unit in zip(weights, sums.tolist(), units, strict=True))
@@ -431,7 +446,7 @@ class FrontierTrainer:
         """Leave the gradient of the weighted loss over an optimisation batch in `parameters`; means and norms of the
         terms."""
         counts = self.supervision.counts[list(indices)]
-        units = {term.name: term.count(counts) for _, term in self._terms}
+        units = {term.name: count_of(term, counts) for _, term in self._terms}
         active = [(weight, term) for weight, term in self._terms if units[term.name] > 0]
         losses = torch.zeros(len(active), dtype=torch.float64)
         gradients = [[torch.zeros_like(parameter) for parameter in parameters] for _ in active]
@@ -439,7 +454,7 @@ class FrontierTrainer:
             with torch.enable_grad():
                 step = self._forward(layer, micro, self.supervision, hidden=prefix.inputs(micro), start=layer)
             for place, (weight, term) in enumerate(active):
-                mean = mine * term.total(step) / units[term.name]
+                mean = mine * total_of(term, step) / units[term.name]
                 losses[place] += float(mean.detach())
                 parts = torch.autograd.grad(
                     weight * mean, parameters, retain_graph=place + 1 < len(active), materialize_grads=True
