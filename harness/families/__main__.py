@@ -1,22 +1,18 @@
 """Check every family of causal language models that transformers builds, and write `harness/FAMILIES.md`."""
 
 import argparse
-import json
 import multiprocessing
 import sys
-import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from importlib.metadata import version
 from pathlib import Path
 
-import child
-from build import families
-from report import document, line
+from family_checks import check_family, quiet
+from family_table import document, line
+from tiny_families import families
 
-PRELOADED = ["semalign_harness.pipeline", "transformers.models.llama.modeling_llama"]
-"""Slow to import; none of them computes anything by being imported."""
-PATIENCE = 600.0
-"""Seconds after which a family is given up."""
 FILE = Path(__file__).parents[1] / "FAMILIES.md"
 
 
@@ -30,33 +26,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"unknown family {unknown[0]!r}: known are {', '.join(families())}", file=sys.stderr)
         return 2
     found = {}
-    for name in names or families():
-        found[name] = check_apart(name)
-        print(line(name, found[name]), flush=True)
+    for name, result in checked(names or families()):
+        found[name] = result
+        print(line(name, result), flush=True)
     if not names:
         versions = {name: version(name) for name in ("torch", "transformers")}
         FILE.write_text(document(found, versions), encoding="utf-8")
     return int(any("WRONG" in said or "TRACEBACK" in said for result in found.values() for said in result.values()))
 
 
-def check_apart(family: str) -> Mapping[str, str]:
-    """Result of `check.check_family` in a process of its own, so that one that is killed ends no other."""
-    method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
-    context = multiprocessing.get_context(method)
-    if method == "forkserver":
-        context.set_forkserver_preload(PRELOADED)
-    with tempfile.TemporaryDirectory() as folder:
-        answer = Path(folder) / "answer.json"
-        process = context.Process(target=child.main, args=(family, str(answer)))
-        process.start()
-        process.join(PATIENCE)
-        if process.is_alive():
-            process.kill()
-            process.join()
-        if not answer.is_file():
-            return {"refused": f"TRACEBACK the process ended with exit status {process.exitcode}"}
-        result: dict[str, str] = json.loads(answer.read_text(encoding="utf-8"))
-        return result
+def checked(names: Sequence[str]) -> Iterator[tuple[str, dict[str, str]]]:
+    """Result of `check_family` for each name, by a second process; a family that ends it costs only itself."""
+    rest = list(names)
+    while rest:
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), initializer=quiet) as second:
+            try:
+                while rest:
+                    yield rest[0], second.submit(check_family, rest[0]).result()
+                    rest.pop(0)
+            except BrokenProcessPool:
+                yield rest.pop(0), {"refused": "TRACEBACK the process was killed"}
 
 
 if __name__ == "__main__":

@@ -1,7 +1,9 @@
 """A random source and target on disk that share the tiny tokenizer, and rows for them."""
 
+import importlib
 import json
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -75,3 +77,10 @@ def overrides(pair: tuple[Path, Path], rows_file: Path) -> list[str]:
         "measure.max_new_tokens=4",
         "batch_size=8",
     ]
+
+
+@pytest.fixture
+def builder(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """Builds a tiny model of any family; a module of `harness/families`, which is no package."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "harness/families"))
+    return importlib.import_module("tiny_families")

@@ -34,6 +34,7 @@ from semalign_harness.doctor import _machine as machine
 from semalign_harness.doctor._pair import Candidate, open_candidate
 from semalign_harness.experiment import Experiment, ModelConfig, RowsConfig
 from semalign_harness.figures import draw_similarity, standalone
+from semalign_harness.generation import Way
 from tokenizers.normalizers import Lowercase
 from tokenizers.processors import TemplateProcessing
 from transformers import (
@@ -814,6 +815,31 @@ def test_weights_that_cannot_be_used_are_an_error(
     found = of(diagnosis, "target weights")
     assert found.level == "error" and "not finite in model.layers.1.self_attn.q_proj.weight" in found.message
     assert diagnosis.fidelity == () and not (tmp_path / "layers.svg").exists()
+
+
+@pytest.mark.parametrize(("rows", "level"), [(0, "warning"), (4, "error")])
+def test_a_model_that_cannot_generate_is_an_error_where_it_has_to(
+    rows: int,
+    level: str,
+    pair: tuple[Path, Path],
+    rows_file: Path,
+    doctor: Doctor,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    more = ("--data", rows_file, *SETTINGS, f"measure.answer_rows={rows}", "--deep", "--out", tmp_path / "layers.svg")
+    assert of(doctor(*pair, *more), "target generation").message.endswith("in batches")
+
+    def refuse(model: object) -> Way:
+        raise SemalignError("LlamaForCausalLM cannot generate: set measure.answer_rows=0")
+
+    monkeypatch.setattr(deep, "check_generation", refuse)
+    found = of(doctor(*pair, *more), "target generation")
+    assert (found.level, found.message) == (level, "LlamaForCausalLM cannot generate")
+    assert found.remedy == "measure.answer_rows=0"
+
+    monkeypatch.setattr(deep, "check_generation", lambda model: Way.ALONE)
+    assert "one row at a time" in of(doctor(*pair, *more), "target generation").message
 
 
 @pytest.mark.parametrize(

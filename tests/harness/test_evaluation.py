@@ -42,7 +42,7 @@ from semalign_harness.evaluation import _run as runner
 from semalign_harness.evaluation._agreement import Text, gold_example
 from semalign_harness.evaluation._journaled import JournaledLM
 from semalign_harness.experiment import ModelConfig
-from semalign_harness.generation import end_ids, generate
+from semalign_harness.generation import Way, end_ids, generate
 from semalign_harness.journal import Answer, Journal, request_key
 from semalign_harness.models import load_model, open_model
 from transformers import PreTrainedTokenizerFast
@@ -213,6 +213,19 @@ def test_a_second_call_asks_the_model_nothing(
         assert one == two
     with pytest.raises(AssertionError, match="a model was loaded"):  # another model has other answers
         evaluated(models[0], data, tmp_path / "three", tasks=["mmlu"])
+
+
+def test_a_model_that_cannot_generate_is_refused_before_the_first_benchmark(
+    models: tuple[Path, Path], data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(model: object) -> Way:
+        raise SemalignError("LlamaForCausalLM cannot generate")
+
+    monkeypatch.setattr("semalign_harness.models.check_generation", refuse)
+    with pytest.raises(SemalignError, match="cannot generate"):
+        evaluate(config_of(models[1], data, tasks=["mmlu", "gsm8k"], limit=1), tmp_path / "both")
+    assert not list((tmp_path / "cache").glob("evaluations/*/answers-*.jsonl")), "nothing was answered"
+    evaluated(models[1], data, tmp_path / "mmlu", tasks=["mmlu"], limit=1)
 
 
 def test_a_killed_evaluation_goes_on(models: tuple[Path, Path], data: Path, tmp_path: Path, cache: Path) -> None:

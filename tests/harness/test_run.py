@@ -7,16 +7,19 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from semalign_align import Supervision
 from semalign_attribution import LayerPairing, LayerScores
 from semalign_geometry import SemalignError
-from semalign_harness import Experiment, RunResult, cli, load_model, pipeline
+from semalign_harness import Experiment, LoadedModel, RunResult, cli, load_model, pipeline, source_phase
 from semalign_harness.cli import main
+from semalign_harness.console import Console
 from semalign_harness.experiment import ModelConfig
 from semalign_harness.fidelity import RunFidelity
+from semalign_harness.generation import Way
 from semalign_harness.phase_cache import SourcePhase
 from semalign_harness.pipeline import save_and_reload
 from semalign_train import StepRecord, TransferReport
@@ -52,6 +55,27 @@ def test_a_run_fills_its_folder(tmp_path: Path, overrides: list[str], capsys: py
     changed = [n for n, p in trained.named_parameters() if not torch.equal(p, dict(before.named_parameters())[n])]
     assert changed and all(name.startswith("model.layers.") for name in changed)
     assert not [path for path in folder.iterdir() if path.name.startswith(".")], "scratch files are gone"
+
+
+def test_a_target_that_cannot_generate_is_refused_before_the_source_works(
+    tmp_path: Path, overrides: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    labels = []
+    real = source_phase.load
+
+    def noted(console: Console, label: str, *which: Any, **settings: Any) -> LoadedModel:
+        labels.append(label)
+        return real(console, label, *which, **settings)
+
+    def refuse(model: object) -> Way:
+        raise SemalignError("LlamaForCausalLM cannot generate")
+
+    monkeypatch.setattr(source_phase, "load", noted)
+    monkeypatch.setattr("semalign_harness.models.check_generation", refuse)
+    assert run(tmp_path, overrides) == 2
+    assert labels == ["target"] and "LlamaForCausalLM cannot generate" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+    assert run(tmp_path, overrides, "measure.answer_rows=0") == 0, "which generates nothing"
 
 
 def test_the_peak_of_the_training_forgets_what_was_before(

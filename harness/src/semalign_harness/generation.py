@@ -97,7 +97,7 @@ def check_generation(model: PreTrainedModel) -> Way:
     Raises:
         SemalignError: there is none.
     """
-    prompts, answers = _given_rows(model.get_input_embeddings().weight.shape[0])
+    prompts, answers = _given_rows(model.config.get_text_config(decoder=True).vocab_size)
     failures = []
     with undisturbed(model), torch.no_grad():
         expected = [_logits_without_cache(model, *row) for row in zip(prompts, answers, strict=True)]
@@ -134,7 +134,7 @@ def left_padded(rows: Sequence[Sequence[int]]) -> tuple[Int[Tensor, "b n"], Int[
 
 
 def _in_batch(
-    model: PreTrainedModel,
+    model: Any,  # a PreTrainedModel, whose type does not say that it generates
     prompts: Sequence[Sequence[int]],
     *,
     is_complete: Callable[[list[int]], bool],
@@ -185,7 +185,7 @@ def _in_batch(
 
 
 def _alone(
-    model: PreTrainedModel,
+    model: Any,  # likewise
     prompt: Sequence[int],
     place: int,
     *,

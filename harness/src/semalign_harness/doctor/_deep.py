@@ -33,9 +33,12 @@ from ..experiment import Experiment
 from ..failures import naming
 from ..fidelity import fit_and_measure
 from ..figures import draw_similarity, standalone
+from ..generation import Way, check_generation
 from ..inputs import load
+from ..models import LoadedModel
 from ..similarity import Contributions, similarity_matrix
 from ..source_phase import contributions
+from ..written_answers import written_parts
 from ._findings import Finding, error, ok, warning
 from ._pair import Candidate, Pair
 
@@ -61,14 +64,19 @@ def check_layers(pair: Pair, shared: SharedVocabulary, console: Console) -> Dept
     examples = [e for e in pair.sample.examples if len(e) <= pair.experiment.data.max_length][:ROWS]
     if not examples:
         return Depths([])  # the rows are an error of their own
-    sides = []
+    sides: list[tuple[Contributions, SemanticBasis]] = []
+    texts: list[Finding] = []
     for candidate, ids in ((pair.target, shared.target_ids), (pair.source, shared.source_ids)):
         try:
+            loaded = load(console, candidate.role, candidate.opened, pair.device)
             with naming(f"the rows cannot go through {candidate.path}"):
-                sides.append(_side(candidate, ids, examples, pair, console))
+                sides.append(_side(candidate, loaded, ids, examples, console))
         except SemalignError as failure:
             remedy = f"another {candidate.role}, or its checkpoint fetched again"
             return Depths([error(f"{candidate.role} weights", str(failure), remedy)])
+        texts.append(_generation(candidate, loaded, pair.experiment))
+        del loaded
+        gc.collect()
     (of_target, target_basis), (of_source, source_basis) = sides
     with console.step("compare the layers"):
         rows = similarity_matrix(of_target, of_source)
@@ -82,8 +90,9 @@ def check_layers(pair: Pair, shared: SharedVocabulary, console: Console) -> Dept
         fit_and_measure(pairs, source_basis, target_basis, frame, fold_gain=fold_gain, console=console)[1]
         for frame in dict.fromkeys((*FRAMES, *([] if own == "none" else [own])))
     ]
-    loaded = ok("weights", "both models load, are finite and causal, and their logits are understood")
-    return Depths([loaded, _verdict(pair.experiment, reports, len(examples))], tuple(reports), rows, pairing)
+    weights = ok("weights", "both models load, are finite and causal, and their logits are understood")
+    verdict = _verdict(pair.experiment, reports, len(examples))
+    return Depths([weights, *texts, verdict], tuple(reports), rows, pairing)
 
 
 def draw_heat_map(depths: Depths, file: Path) -> Finding:
@@ -95,17 +104,29 @@ def draw_heat_map(depths: Depths, file: Path) -> Finding:
 
 
 def _side(
-    candidate: Candidate, ids: Tensor, examples: Sequence[Example], pair: Pair, console: Console
+    candidate: Candidate, loaded: LoadedModel, ids: Tensor, examples: Sequence[Example], console: Console
 ) -> tuple[Contributions, SemanticBasis]:
-    """A model's contributions at the supervised positions and its basis; its layers leave memory."""
-    loaded = load(console, candidate.role, candidate.opened, pair.device)
+    """A model's contributions at the supervised positions and its basis."""
     with console.step(f"read the {candidate.role}'s layers and head"):
         view = DecoderView(loaded.model)
         found = contributions(view, batches(examples, 1), range(1, view.depth + 1))
         basis = SemanticBasis.from_model(loaded.model, entries=ids)
-    del loaded
-    gc.collect()
     return found, basis
+
+
+def _generation(candidate: Candidate, loaded: LoadedModel, experiment: Experiment) -> Finding:
+    """Whether a model generates right, which only some experiments need."""
+    check = f"{candidate.role} generation"
+    try:
+        way = check_generation(loaded.model)
+    except SemalignError as failure:
+        needed = experiment.measure.answer_rows > 0 or candidate.role in written_parts(experiment.data)
+        reason, _, remedy = str(failure).partition(": set ")
+        return (error if needed else warning)(check, reason, remedy)
+    if way is Way.ALONE:
+        remedy = "fewer measure.answer_rows, or another model"
+        return warning(check, f"its cache allows no batches: it generates {way.value}, which takes longer", remedy)
+    return ok(check, f"its tokens with a cache are those without, {way.value}")
 
 
 def _pairing(experiment: Experiment, similarity: tuple[tuple[float, ...], ...]) -> LayerPairing:

@@ -2,8 +2,8 @@
 
 from collections.abc import Mapping
 
-from build import ENCODERS
-from check import NOT_BUILT, REFUSED, RIGHT
+from family_checks import NOT_BUILT, REFUSED, RIGHT
+from tiny_families import ENCODERS
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 CHECKS = ("NLL, KL", "replay", "reload", "generation")
@@ -22,8 +22,7 @@ the tiny tokenizer and loaded as any model is. Its checks, in float32 on a CPU:
 
 - **NLL, KL**: `measure` on rows padded to one length equals transformers' own loss and a plain divergence from a
   perturbed copy, each row alone;
-- **replay**: a run from a middle layer ends as the whole run does, and training that layer gives its weights a gradient
-  and no others;
+- **replay**: a run from a middle layer ends as the whole run does, and its weights get a gradient when it is trained;
 - **reload**: the perturbed copy computes the same after it was saved and loaded;
 - **generation**: every token of greedy answers that end apart is the likeliest one by a run of its row alone without a
   cache. Models whose cache allows no batches generate one row at a time.
