@@ -216,11 +216,18 @@ def test_an_answer_is_whole_and_ends_once(template: str | None, answer: str, tex
         (CHATML.replace("m.content", "m.content | e"), "1 < 2"),
         (CHATML.replace("m.content", "m.content[:9]"), "a long answer"),
         (CHATML.replace("m.content", "m.content | upper"), "a"),
+        (CHATML.replace("{{ m.content }}", "{% if think %}{{ m.thinking }}{% endif %}{{ m.content }}"), "4"),
     ],
 )
 def test_a_template_that_loses_a_part_of_an_answer_is_refused(template: str, answer: str) -> None:
     with pytest.raises(SemalignError, match="the chat template leaves out a part of the answer of a row of rows"):
-        encode_rows([row_of("q", answer)], tokenizer_of(template))
+        encode_rows([row_of("q", answer, reasoning="so")], tokenizer_of(template))
+
+
+def test_thoughts_do_not_fit_a_prompt_without_thinking() -> None:
+    encoder = TextEncoder(tokenizer_of(THINKS), options={"enable_thinking": False})
+    with pytest.raises(SemalignError, match="told apart, in a row: set the options .* such as enable_thinking"):
+        encoder.example(Conversation(row_of("q", "4", reasoning_content="so")["messages"]), name="a row")
 
 
 def test_thoughts_may_get_other_space_around_their_marks() -> None:
