@@ -136,6 +136,15 @@ def test_a_prompt_is_the_same_wherever_it_is_read(template: str, added: str, que
     assert answer.strip() in decoded and (template != "plain" or decoded == answer + "</s>")
 
 
+@pytest.mark.parametrize("added", ADDED)
+def test_what_stands_before_a_text_is_known_also_where_the_text_is_the_same_token(added: str) -> None:
+    backend = Tokenizer(BPE({"<s>": 0, "</s>": 1}, [], unk_token="<s>"))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>", unk_token="<s>")
+    ids = [("<s>", 0), ("</s>", 1)]
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single=ADDED[added], special_tokens=ids)
+    assert TextEncoder(tokenizer).start == ((0,) if "<s>" in ADDED[added] else ())
+
+
 def test_the_doctor_reads_the_prompts_of_a_run(tmp_path: Path) -> None:
     file = tmp_path / "rows.jsonl"
     file.write_text("".join(json.dumps(row_of(q, "b")) + "\n" for q in ("a", "a b", "\u00e9")), encoding="utf-8")

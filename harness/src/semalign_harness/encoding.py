@@ -4,6 +4,7 @@ import datetime
 import functools
 import hashlib
 import inspect
+import itertools
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -312,6 +313,8 @@ def _clock(date: datetime.date) -> str:
 
 def _start(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
     """What a tokenizer puts before a text; what it puts behind one is no part of it."""
-    whole, bare = (list(tokenizer("a", add_special_tokens=each)["input_ids"]) for each in (True, False))
-    places = (place for place in range(len(whole)) if whole[place : place + len(bare)] == bare)
-    return tuple(whole[: next(places, 0)])
+    found = tokenizer("a", return_special_tokens_mask=True)
+    added = itertools.takewhile(
+        lambda each: each[1], zip(found["input_ids"], found["special_tokens_mask"], strict=True)
+    )
+    return tuple(token for token, _ in added)
