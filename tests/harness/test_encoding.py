@@ -136,6 +136,15 @@ def test_a_prompt_is_the_same_wherever_it_is_read(template: str, added: str, que
     assert answer.strip() in decoded and (template != "plain" or decoded == answer + "</s>")
 
 
+@pytest.mark.parametrize("added", ADDED)
+def test_what_stands_before_a_text_is_known_also_where_the_text_is_the_same_token(added: str) -> None:
+    backend = Tokenizer(BPE({"<s>": 0, "</s>": 1}, [], unk_token="<s>"))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>", unk_token="<s>")
+    ids = [("<s>", 0), ("</s>", 1)]
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single=ADDED[added], special_tokens=ids)
+    assert TextEncoder(tokenizer).start == ((0,) if "<s>" in ADDED[added] else ())
+
+
 def test_the_doctor_reads_the_prompts_of_a_run(tmp_path: Path) -> None:
     file = tmp_path / "rows.jsonl"
     file.write_text("".join(json.dumps(row_of(q, "b")) + "\n" for q in ("a", "a b", "\u00e9")), encoding="utf-8")
@@ -216,11 +225,18 @@ def test_an_answer_is_whole_and_ends_once(template: str | None, answer: str, tex
         (CHATML.replace("m.content", "m.content | e"), "1 < 2"),
         (CHATML.replace("m.content", "m.content[:9]"), "a long answer"),
         (CHATML.replace("m.content", "m.content | upper"), "a"),
+        (CHATML.replace("{{ m.content }}", "{% if think %}{{ m.thinking }}{% endif %}{{ m.content }}"), "4"),
     ],
 )
 def test_a_template_that_loses_a_part_of_an_answer_is_refused(template: str, answer: str) -> None:
     with pytest.raises(SemalignError, match="the chat template leaves out a part of the answer of a row of rows"):
-        encode_rows([row_of("q", answer)], tokenizer_of(template))
+        encode_rows([row_of("q", answer, reasoning="so")], tokenizer_of(template))
+
+
+def test_thoughts_do_not_fit_a_prompt_without_thinking() -> None:
+    encoder = TextEncoder(tokenizer_of(THINKS), options={"enable_thinking": False})
+    with pytest.raises(SemalignError, match="told apart, in a row: set the options .* such as enable_thinking"):
+        encoder.example(Conversation(row_of("q", "4", reasoning_content="so")["messages"]), name="a row")
 
 
 def test_thoughts_may_get_other_space_around_their_marks() -> None:

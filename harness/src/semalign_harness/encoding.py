@@ -4,6 +4,7 @@ import datetime
 import functools
 import hashlib
 import inspect
+import itertools
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -24,8 +25,8 @@ DAY = datetime.date(2024, 7, 26)
 to. A fixed day makes a run the same on every day."""
 CLOCK = "strftime_now"
 """Name of the clock in chat templates."""
-_THOUGHTS = {"reasoning_content", "reasoning", "thinking"}
-"""Keys of a message that hold the thoughts before its content."""
+_THOUGHTS = ("reasoning_content", "thinking", "reasoning")
+"""Keys of a message that hold the thoughts before its content, in the order in which transformers looks for them."""
 
 Message = dict[str, Any]
 """A turn: `role`, `content` and further keys, such as `tool_calls`, which the template may read."""
@@ -142,8 +143,8 @@ class TextEncoder:
         given = {key for message in conversation.messages for key, value in message.items() if value}
         given |= {name for name in ("tools", "documents") if getattr(conversation, name)}
         names = self._read.names if self.chat else frozenset()
-        thoughts = _THOUGHTS if names & _THOUGHTS else set()  # transformers passes them under every name
-        return sorted(given - {"role", "content", "weight"} - names - thoughts)
+        thoughts = _THOUGHTS if self._reads_thoughts else ()
+        return sorted(given - {"role", "content", "weight"} - names - {*thoughts})
 
     def prompt(self, messages: Sequence[Message], *, tools: Any = None, documents: Any = None) -> str:
         """The text that a model continues with its answer to some turns."""
@@ -192,9 +193,10 @@ class TextEncoder:
                 raise SemalignError(f"{name} has {field} that are no list: write a list of JSON objects there")
         with naming(f"the chat template refuses {name}"):
             prompt = self.prompt(messages[:-1], **more)
-            tail = self._tail(prompt, self.render(messages, **more)) if self.chat else answer
+            tail = self._tail(prompt, self.render(messages, **more), name) if self.chat else answer
+        kept = (self._thoughts(messages[-1]), self._body(answer))
         with naming(f"the tokenizer refuses {name}"):
-            prompt_ids, answer_ids = self.pair_ids(prompt, self._ended(tail, answer, name))
+            prompt_ids, answer_ids = self.pair_ids(prompt, self._ended(tail, kept, name))
         if not prompt_ids or not answer_ids:
             raise SemalignError(f"{name} has an empty prompt or answer after encoding")
         return Example(tuple(prompt_ids), tuple(answer_ids), answer)
@@ -204,19 +206,29 @@ class TextEncoder:
         eos = str(self.tokenizer.eos_token or "")
         return bool(eos) and eos in self._body(answer)
 
-    def _tail(self, prompt: str, whole: str) -> str:
+    def _tail(self, prompt: str, whole: str, name: str) -> str:
         if not whole.startswith(prompt):
             raise SemalignError(
                 "the chat template renders a prompt differently once its answer follows, so the answer cannot be told "
-                "apart: set its options in chat_template, such as enable_thinking: false, or give the tokenizer a "
-                "template whose generation prompt begins the answer"
+                f"apart, in {name}: set the options in chat_template that fit the answers, such as enable_thinking, or "
+                "give the tokenizer a template whose generation prompt begins the answer"
             )
         return whole[len(prompt) :]
 
-    def _ended(self, tail: str, answer: str, name: str) -> str:
-        """What follows the prompt, up to its one end token."""
+    @property
+    def _reads_thoughts(self) -> bool:
+        """Whether the template reads thoughts, which transformers passes to it under every name that they go by."""
+        return self.chat and not self._read.names.isdisjoint(_THOUGHTS)
+
+    def _thoughts(self, message: Message) -> str:
+        """Thoughts that the template reads beside the content."""
+        found = (message[key] for key in _THOUGHTS if isinstance(message.get(key), str))
+        return next(found, "") if self._reads_thoughts else ""
+
+    def _ended(self, tail: str, kept: Sequence[str], name: str) -> str:
+        """What follows the prompt, up to its one end token; texts that it must keep, in order."""
         end, eos = 0, str(self.tokenizer.eos_token or "")
-        for part in self._marks.split(self._body(answer)):  # templates may change the space around marks
+        for part in (part for text in kept for part in self._marks.split(text)):  # the space around marks may change
             if (place := tail.find(part.strip(), end)) < 0:
                 raise SemalignError(
                     f"the chat template leaves out a part of the answer of {name}, {part.strip()[:60]!r}: set its "
@@ -302,6 +314,8 @@ def _clock(date: datetime.date) -> str:
 
 def _start(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
     """What a tokenizer puts before a text; what it puts behind one is no part of it."""
-    whole, bare = (list(tokenizer("a", add_special_tokens=each)["input_ids"]) for each in (True, False))
-    places = (place for place in range(len(whole)) if whole[place : place + len(bare)] == bare)
-    return tuple(whole[: next(places, 0)])
+    found = tokenizer("a", return_special_tokens_mask=True)
+    added = itertools.takewhile(
+        lambda each: each[1], zip(found["input_ids"], found["special_tokens_mask"], strict=True)
+    )
+    return tuple(token for token, _ in added)

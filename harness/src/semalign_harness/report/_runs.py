@@ -133,7 +133,7 @@ def _benchmarks(runs: Sequence[ReportedRun], names: Sequence[str]) -> list[Block
         dots = [Dot(name, each.figure) for name, each in zip(names, results, strict=True) if each is not None]
         groups.append((benchmark, dots))
     alike = [
-        len({(each.documents_sha256, each.protocol) for each in of}) == 1
+        len({(each.documents_sha256, each.protocol.model_dump_json()) for each in of}) == 1
         for of in (
             [each.result.benchmarks[name] for each in found if each is not None and name in each.result.benchmarks]
             for name in benchmarks
