@@ -27,6 +27,7 @@ from semalign_harness.benchmarks import (
     find_benchmark,
     sample,
 )
+from semalign_harness.benchmarks._mbpp import _called
 from semalign_harness.sandbox import Program, Verdict, judge
 
 ROWS: dict[str, list[dict[str, Any]]] = {
@@ -450,3 +451,38 @@ def test_rows_may_lie_as_the_hub_has_them(benchmark: Benchmark, data: Path, file
     assert benchmark.documents(tmp_path) == benchmark.documents(data)
     with pytest.raises(SemalignError, match="has no split 'dev', but test"):
         benchmark.documents(tmp_path, split="dev")
+
+
+DRAFT = "<think>\n```python\ndef {}(*_):\n    return 'a draft'\n```\n</think>\n"
+OTHER = "```python\ndef other(*_):\n    return 0\n```\n"
+STUB = "\n\nIn short:\n\n```python\ndef {}(*_):\n    ...\n```\n"
+
+
+@pytest.mark.parametrize("name", ["humaneval", "mbpp"])
+@pytest.mark.parametrize(("before", "after"), [(DRAFT, ""), (OTHER, ""), ("", STUB), (OTHER + DRAFT + OTHER, STUB)])
+def test_the_reference_solution_is_read_among_others(name: str, before: str, after: str, data: Path) -> None:
+    benchmark = BENCHMARKS[name]
+    assert benchmark.read is not None
+    documents = benchmark.documents(data)
+    tested = {"humaneval": ["lower", "half"], "mbpp": ["add", "read"]}[name]
+    responses = [
+        before.format(each) + benchmark.gold(document, chat=True).answer + after.format(each)
+        for document, each in zip(documents, tested, strict=True)
+    ]
+    readings = benchmark.read(documents, responses, run_samples)
+    assert [reading["correct"] for reading in readings] == [True, True]
+
+
+@pytest.mark.parametrize(
+    ("tests", "names"),
+    [
+        ("assert f(1) == g(len([2]))", {"f", "g"}),
+        ("import math\nassert math.isclose(f(1), 2)", {"f"}),
+        ("root = Node(5)\nassert read(root) == 5", {"Node", "read"}),
+        ("assert sum([1]) == 1", {"sum"}),
+        ("call = f\nassert call(1)", set()),
+        ("assert (", set()),
+    ],
+)
+def test_names_that_tests_call(tests: str, names: set[str]) -> None:
+    assert _called(tests) == names

@@ -15,7 +15,7 @@ from semalign_geometry import SemalignError, Transport
 from semalign_harness import arithmetic_rows, encode_rows, gap_recovered, load_model, measure
 from semalign_harness.data import batches
 from semalign_harness.experiment import ModelConfig
-from semalign_harness.measure import last_number, right_answers
+from semalign_harness.measure import right_answers
 from semalign_harness.models import LoadedModel
 
 
@@ -81,20 +81,6 @@ def test_gap_recovered_is_the_share_of_the_way(before: float, gap: float, share:
     recovered = gap_recovered(before + gap, before, before + share * gap)
     assert recovered == pytest.approx(share, abs=1e-9)
     assert gap_recovered(before, before, before) is None
-
-
-@pytest.mark.parametrize(
-    ("text", "number"),
-    [
-        ("7 + 5 = 12 . The answer is 12", 12),
-        ("#### 1,234", 1234),
-        ("costs $18.50.", 18.5),
-        ("-3 degrees", -3),
-        ("none", None),
-    ],
-)
-def test_last_number(text: str, number: float | None) -> None:
-    assert last_number(text) == number
 
 
 def test_a_model_that_knows_the_answers_scores_one(

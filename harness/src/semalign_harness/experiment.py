@@ -65,8 +65,8 @@ class WritingConfig(Settings):
     """How a model writes answers of rows."""
 
     keep: Literal["all", "correct"] = "all"
-    """Whether written answers are trained on whatever they say, or only where their last number is the row's own
-    answer's."""
+    """Whether written answers are trained on whatever they say, or only where they arrive at the number of the row's
+    own answer."""
     temperature: float = Field(0.0, ge=0)
     """0 writes the likeliest tokens; above it, tokens are drawn."""
     seed: int = 0
@@ -139,7 +139,7 @@ class MeasureConfig(Settings):
     """What is measured besides NLL, KL and agreement."""
 
     answer_rows: int = Field(0, ge=0)
-    """Held-out rows whose answers are generated greedily and compared by their last number; 0 for none."""
+    """Held-out rows whose answers are generated greedily and compared by the number they arrive at; 0 for none."""
     max_new_tokens: int = Field(256, ge=1)
     """Longest generated answer, in tokens."""
 

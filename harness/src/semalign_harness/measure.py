@@ -1,6 +1,5 @@
 """What arrived: the target against the source on held-out rows."""
 
-import re
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 
@@ -19,6 +18,7 @@ from .experiment import Experiment
 from .failures import naming
 from .generation import end_ids, generate
 from .models import LoadedModel
+from .reading import same_number
 
 TOKENS_AT_ONCE = 128
 """Supervised tokens whose full logits are in memory at a time."""
@@ -49,7 +49,7 @@ class Measurement(Contract):
     agreement: float
     """Share of the supervised tokens where the likeliest entry is the source's."""
     accuracy: float | None = None
-    """Share of the generated answers whose last number is the reference's; None when nothing was generated."""
+    """Share of the generated answers that arrive at the reference's number; None when nothing was generated."""
     tokens: int
     """Supervised tokens."""
     rows: int
@@ -133,7 +133,7 @@ def right_answers(
     batch_size: int,
     progress: Callable[[Sequence[list[int]]], Iterable[list[int]]] = iter,
 ) -> list[bool]:
-    """Whether the last number of each greedily generated answer is the last number of the reference answer.
+    """Whether each greedily generated answer arrives at the number of the reference answer (see `reading`).
 
     The model was loaded with `generates`.
     """
@@ -194,15 +194,3 @@ def gap_recovered(source: float, before: float, after: float) -> float | None:
         0.5
     """
     return None if source == before else (after - before) / (source - before)
-
-
-def last_number(text: str) -> float | None:
-    """The last number of a text, thousands separators allowed; None without any."""
-    found = re.findall(r"-?\d[\d,]*(?:\.\d+)?", text)
-    return float(found[-1].replace(",", "")) if found else None
-
-
-def same_number(generated: str, reference: str) -> bool:
-    """Whether the last number of both texts is the same."""
-    number = last_number(generated)
-    return number is not None and number == last_number(reference)

@@ -20,8 +20,8 @@ from .generation import GENERATION, end_ids, generate, likeliest
 from .inputs import Inputs, load
 from .journal import Answer, Journal, request_key
 from .locking import lock_of, wait_for
-from .measure import same_number
 from .models import LoadedModel, cache_folder
+from .reading import same_number
 
 Prompt = tuple[int, ...]
 

@@ -6,19 +6,20 @@ from typing import Annotated
 
 from pydantic import Field, field_validator
 
+from ..reading import final_number, flexible_text, number_text, strict_number
 from ._benchmark import SPECIAL_STOPS, Benchmark, Document, Form, Reading, Row
 from ._judge import Judge
-from .extract import final_number, flexible_text, number_text, strict_number
 
 PLAIN = "Q: {{ question }}\nA: Let's think step by step."
 # Asked to "end with" the phrase, small models give the phrase alone: the order of the two must be told.
 CHAT = "Question: {{ question }}\n\nFirst reason step by step. Then, on the last line, write: The answer is <number>."
 EXTRACTION = (
-    'The number of the last of these markers: \\boxed{…}, #### …, "the answer is …", "Answer: …"; without a marker, '
-    "that of the last sentence with a number. Within a sentence, what follows the last equals sign, then bold numbers, "
-    "then numbers outside parentheses. Compared as a number: $18.00, 18. and 36/2 are 18. "
-    'Also reported: strict, where only "#### n" and "the answer is n" count, and flexible, the last thing that looks '
-    "like a number, compared as text as lm-eval's flexible-extract does."
+    "Everything up to the last </think> is dropped, and what follows a further question. The first line #### n "
+    'decides, else the last of the markers \\boxed{…}, "the answer is …", "Answer: …", else the last sentence with a '
+    "number. Within a sentence: the value furthest to the right in an equation (36 = 12 × 3 is 36), then bold numbers, "
+    "then others; reasons, parentheses, ranges and denied numbers do not count. Compared as an exact number: $18.00, "
+    '1.8e1 and 36/2 are 18, 1 000 and 1,000 are 1000. Also reported: strict, where only "#### n" and "the answer is n" '
+    "count, and flexible, the last thing that looks like a number, compared as text as lm-eval's flexible-extract does."
 )
 _NOTES = re.compile(r"<<[^<>\n]*>>")
 _REFERENCE = re.compile(r"####\s*(-?[$]?[0-9][0-9,]*(?:\.[0-9]+)?)\s*$")
@@ -75,7 +76,7 @@ def _read(documents: list[Document], responses: list[str], _: Judge | None) -> l
 GSM8K = Benchmark(
     name="gsm8k",
     metric="accuracy",
-    version=1,
+    version=2,
     hub=("openai/gsm8k", "main"),
     row=Gsm8kRow,
     forms={

@@ -4,10 +4,10 @@ from typing import Annotated
 
 from pydantic import Field
 
+from ..reading import program
 from ..sandbox import Program
 from ._benchmark import SPECIAL_STOPS, Benchmark, Document, Form, Reading, Row
 from ._judge import Judge, judged
-from .extract import program
 
 PLAIN = "{{ prompt }}"
 CHAT = (
@@ -16,11 +16,12 @@ CHAT = (
 )
 STOP = ("\nclass", "\ndef", "\n#", "\nif", "\nprint")
 EXTRACTION = (
-    "The first fenced block that defines the function, else the first block (a closing fence may be missing; text "
-    "before a fence that nothing opened is a block), else the whole text. A whole function follows the imports and "
-    "helpers of the prompt, a body follows the prompt. Of a whole function the longest run of "
-    "lines that compiles is kept, from the first line on, or from the first line of code where a sentence stands "
-    "before it; of a body the longest run of first lines."
+    "Everything up to the last </think> is dropped. The last block that defines the function, and not as a stub, else "
+    "text between blocks that does, else the first block, else the whole text; blocks are fences, [PYTHON]…[/PYTHON] "
+    "and [BEGIN]…[DONE], and may lack their end. A whole function follows the imports and helpers of the prompt, and "
+    "its imports from __future__ come first; a body follows the prompt. Of a whole function the longest run of lines "
+    "that compiles is kept, from the first line on, or from the first line of code where a sentence stands before it; "
+    "of a body the longest run of first lines."
 )
 
 
@@ -47,7 +48,7 @@ def _answer(document: Document, chat: bool) -> str:
 def _read(documents: list[Document], responses: list[str], judge: Judge | None) -> list[Reading]:
     programs = [
         Program(
-            code=program(response, prompt=document["prompt"], entry_point=document["entry_point"]),
+            code=program(response, prompt=document["prompt"], names=[document["entry_point"]]),
             tests=f"{document['test']}\ncheck({document['entry_point']})\n",
             entry_point=document["entry_point"],
             prompt=document["prompt"],
@@ -60,7 +61,7 @@ def _read(documents: list[Document], responses: list[str], judge: Judge | None) 
 HUMANEVAL = Benchmark(
     name="humaneval",
     metric="pass@1",
-    version=1,
+    version=2,
     hub=("openai/openai_humaneval", None),
     row=HumanEvalRow,
     forms={

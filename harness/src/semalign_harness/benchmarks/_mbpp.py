@@ -1,13 +1,15 @@
 """MBPP: small programs from a description and their tests, by running these tests."""
 
+import ast
+import builtins
 from typing import Annotated
 
 from pydantic import Field
 
+from ..reading import program
 from ..sandbox import Program
 from ._benchmark import SPECIAL_STOPS, Benchmark, Document, Form, Reading, Row
 from ._judge import Judge, judged
-from .extract import program
 
 PLAIN = (
     "You are an expert Python programmer, and here is your task: {{ text }} Your code should pass these tests:\n\n"
@@ -18,8 +20,9 @@ CHAT = (
     "Answer with the whole code in one fenced code block, without the tests."
 )
 EXTRACTION = (
-    "The first fenced block that defines a function, else the first block (a closing fence may be missing; text before "
-    "a fence that nothing opened is a block), else the whole text. The longest run of lines that compiles is kept, "
+    "Everything up to the last </think> is dropped. The last block that defines the names that the tests call, and not "
+    "as stubs, else text between blocks that does, else the first block, else the whole text; blocks are fences, "
+    "[PYTHON]…[/PYTHON] and [BEGIN]…[DONE], and may lack their end. The longest run of lines that compiles is kept, "
     "from the first line on, or from the first line of code where a sentence stands before it. "
     "Run in the order program, set-up, tests."
 )
@@ -46,20 +49,31 @@ def _answer(document: Document, chat: bool) -> str:
 
 
 def _read(documents: list[Document], responses: list[str], judge: Judge | None) -> list[Reading]:
-    programs = [
-        Program(
-            code=program(response),
-            tests="\n".join([document["test_setup_code"], *document["test_list"]]),
-        )
-        for document, response in zip(documents, responses, strict=True)
-    ]
+    programs = []
+    for document, response in zip(documents, responses, strict=True):
+        tests = "\n".join([document["test_setup_code"], *document["test_list"]])
+        programs.append(Program(code=program(response, names=_called(tests)), tests=tests))
     return judged(programs, judge)
+
+
+def _called(tests: str) -> set[str]:
+    """Names that the tests call and do not bind, built-in ones only where they call no other.
+
+    None when the tests do not parse: the judge says so.
+    """
+    try:
+        nodes = list(ast.walk(ast.parse(tests)))
+    except SyntaxError:
+        return set()
+    called = {node.func.id for node in nodes if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)}
+    called -= {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
+    return {name for name in called if not hasattr(builtins, name)} or called
 
 
 MBPP = Benchmark(
     name="mbpp",
     metric="pass@1",
-    version=1,
+    version=2,
     hub=("google-research-datasets/mbpp", "full"),
     row=MbppRow,
     forms={

@@ -78,8 +78,8 @@ def experiment_facts(experiment: Experiment) -> Pairs:
         pairs.append(
             (
                 "exact answers",
-                f"greedy, at most {many(measure.max_new_tokens, 'token')}; right where the last number is the "
-                "reference's last number",
+                f"greedy, at most {many(measure.max_new_tokens, 'token')}; right where both the answer "
+                "and the reference arrive at the same number, read as GSM8K's are",
             )
         )
     seeds = {"rows": data.seed, "training": experiment.train.seed, "bootstraps": SEED}

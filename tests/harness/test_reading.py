@@ -2,85 +2,68 @@
 
 import ast
 import math
+import time
 from fractions import Fraction
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from semalign_harness.benchmarks.extract import final_number, flexible_text, number_text, program, strict_number
+from semalign_harness import arithmetic_rows
+from semalign_harness.reading import (
+    after_thoughts,
+    final_number,
+    flexible_text,
+    number_text,
+    program,
+    same_number,
+    strict_number,
+)
+from semalign_harness.reading._programs import _compiling_lines
 
-NUMBERS = [
-    # forms of a number
-    ("She makes $18.00", "18"),
-    ("18 dollars...", "18"),
-    ("18 each day (2 ducks)", "18"),
-    ("9 * 2 = 18.", "18"),
-    ("#### 1,234", "1234"),
-    ("\\boxed{42}", "42"),
-    ("**The answer is 7.**", "7"),
-    ("The answer is -3.", "-3"),
-    ("The change is -$5.25", "-5.25"),
-    ("The change is $-5.25", "-5.25"),
-    ("\u22127 degrees", "-7"),
-    ("10-5", "5"),
-    ("- 5 apples", "5"),
-    (".5 of it", "0.5"),
-    ("He drinks 3/4 of it", "0.75"),
-    ("a third is 1/3", "1/3"),
-    ("It takes 3 1/2 hours", "3.5"),
-    ("5/0", "5"),
-    ("The rate is 20%.", "20"),
-    ("It weighs 5kg", "5"),
-    ("€1,000.50 in all", "1000.5"),
-    ("1,2,3", "3"),
-    ("1,000,000", "1000000"),
-    ("It cost US$40", "40"),
-    # LaTeX
-    ("x = \\frac{1}{2}", "0.5"),
-    ("1\\dfrac{1}{2} cups", "1.5"),
-    ("\\[ \\boxed{1{,}234 \\text{ dollars}} \\]", "1234"),
-    ("The cost is \\$1\\,234", "1234"),
-    ("Janet makes \\(18\\) dollars.", "18"),
-    ("\\[\n9 \\times 2 = 18\n\\]", "18"),
-    ("It is 100 / 3 \\approx 33.3", "33.3"),
-    ("The final answer is: $\\boxed{18}$.", "18"),
-    # markers
-    ("She has 3 left.\n#### 18 dollars per day.\n", "18"),
-    ("#### 1. Count the eggs\nShe has 9.\n#### 2. Sell them\nShe makes 9 * 2 = 18 dollars.", "18"),
-    ("##### 4\nThere are 18 eggs", "18"),
-    ("**Answer:** $1,000.50 per week (7 days)", "1000.5"),
-    ("Final Answer: 18 dollars. She keeps 2 eggs.", "18"),
-    ("The answer is\n\n**18**\n\nI hope this helps with your 2nd question!", "18"),
-    ("The answer to 3 times 4 is 12.", "12"),
-    ("The answer is 2/3 of 9 = 6 apples, or 12 halves", "6"),
-    ("The answer is 18 eggs a day, or 126 a week.", "18"),
-    ("So the answer is 12. Wait, that is wrong. The answer is 13.", "13"),
-    ("Answer: There are 3 cats. In all there are 7 animals.", "7"),
-    ("Answer: There are 144/12 = 12 sets, so a total of $6 + $6 = $12. So the answer is 12.", "12"),
-    ("Each question got 2 points/answer = 4 points.\nTogether 8 points.", "8"),
-    # no marker
-    ("16 - 3 - 4 = 9 eggs.\nShe makes 9 * 2 = $18 every day. That is a good sum!", "18"),
-    ("Therefore, Janet makes **$18** every day from 9 eggs.", "18"),
-    ("**Step 1:** she has 9.\n\n**Step 2:** she makes 18", "18"),
-    ("He won on the 3rd of his 23rd tries", None),
-    ("He has 8 and came in 2nd", "8"),
-    ("", None),
-    ("I cannot tell.", None),
-    ("...", None),
-    (
-        "To find how much Janet makes, follow these steps:\n\n1. **Eggs left**:\n   \\[\n   16 - 3 - 4 = 9\n   \\]\n\n"
-        "2. **Money**:\n   \\[\n   9 \\text{ eggs} \\times 2 \\text{ dollars/egg} = 18 \\text{ dollars}\n   \\]\n\n"
-        "So, Janet makes $\\boxed{18}$ dollars every day.",
-        "18",
-    ),
-]
+from .golden_numbers import GOLDEN
 
 
-@pytest.mark.parametrize(("text", "expected"), NUMBERS)
-def test_final_number_golden(text: str, expected: str | None) -> None:
-    found = final_number(text)
-    assert (None if found is None else number_text(found)) == expected
+@pytest.mark.parametrize("row", GOLDEN, ids=lambda row: row[0][:30])
+def test_final_number_golden(row: tuple[str, str | None]) -> None:
+    found = final_number(row[0])
+    assert (None if found is None else number_text(found)) == (row[1] and number_text(Fraction(row[1])))
+
+
+def test_numbers_are_compared_exactly() -> None:
+    assert same_number("7 + 5 = 12 . The answer is 12", "#### 12.0")
+    assert same_number("\\boxed{$9{,}500}", "9 500") and same_number("1/3", "2/6")
+    assert not same_number("33.33", "100/3"), "no tolerance"
+    assert not same_number("1" + "0" * 90 + "1", "1" + "0" * 91), "no float"
+    assert not same_number("none", "none") and not same_number("12", "none")
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_generated_answers_are_read_as_written(seed: int) -> None:
+    for row in arithmetic_rows(50, seed=seed, split="held_out"):
+        text = row["messages"][-1]["content"]
+        chain = text.rpartition("The answer is")[0]
+        assert all(final_number(part) == int(row["answer"]) for part in (text, chain, row["answer"]))
+
+
+@pytest.mark.parametrize(
+    ("text", "rest"),
+    [
+        ("18", "18"),
+        ("<think>5</think>18", "18"),
+        ("5</think>6</think>18", "18"),
+        ("<thinking>\n5\n</thinking>\n18", "\n18"),
+        ("[THINK]5[/THINK]18", "18"),
+        ("\n<think>5", ""),
+        ("<think>5</think><think>6", ""),
+        ("a <think> tag", "a <think> tag"),
+    ],
+)
+def test_thoughts_are_dropped(text: str, rest: str) -> None:
+    assert after_thoughts(text) == rest
+    assert (flexible_text(text) or None) == (flexible_text(rest) or None)
+    assert (final_number(text), strict_number(text)) == (final_number(rest), strict_number(rest))
+    assert program(text) == program(rest)
 
 
 @pytest.mark.parametrize(
@@ -90,7 +73,11 @@ def test_final_number_golden(text: str, expected: str | None) -> None:
         ("The answer is 18.", 18),
         ("so the answer is: $18.50", Fraction("18.5")),
         ("The answer is 12. The answer is 13", 13),
-        ("#### 4\nThe answer is 5", 5),
+        ("#### 4\nThe answer is 5", 4),
+        ("#### 4\n\nQ: Tom has 2?\n#### 5", 4),
+        ("The answer is 4.\n\nQ: Tom has 2?\nThe answer is 5.", 4),
+        ("The answer is 3. </think>The answer is 4.", 4),
+        ("The answer is $1 000.", 1000),
         ("The answer is 5\n#### 4", 4),
         ("The answer is about 18.", None),
         ("#### 1. Count the eggs", None),
@@ -176,16 +163,32 @@ def test_any_text_is_read(text: str) -> None:
         assert found is None or math.isfinite(found)
     flexible_text(text)
     program(text)
-    program(text, prompt=PROMPT, entry_point="double")
+    program(text, prompt=PROMPT, names=["double"])
 
 
-@pytest.mark.parametrize(
-    "text",
-    ["9" * 20_000, "#### 1" + " a" * 20_000, "answer to " * 4_000, "(" * 20_000 + "1", "1," * 20_000, "=" * 20_000],
-    ids=["digits", "unit", "answer", "parentheses", "commas", "equals"],
-)
-def test_long_texts_are_read(text: str) -> None:
-    final_number(text), strict_number(text), flexible_text(text)
+NUMBER_UNITS = ["9", "1,", "1,111,", "9th ", "(1", "1=", "**1", "{}", "Q: ", "\\text{", "#### 1 a X\n", "1 because "]
+NUMBER_UNITS += ["answer: 1st ", "answer to ", "The answer is 1st ", "\\boxed{1st ", "since 1 ", "between 1 and ", "\n"]
+CODE_UNITS = [
+    "```\n",
+    "~~~\n",
+    "[BEGIN]\n",
+    '"""',
+    '\\"""',
+    "\"'",
+    "x = (\n",
+    "def f():\n",
+    "a\0\n",
+    "\u00a0",
+    "</think>",
+]
+
+
+@pytest.mark.parametrize("unit", [*NUMBER_UNITS, *CODE_UNITS])
+def test_the_time_is_linear_in_the_length(unit: str) -> None:
+    # A quadratic pattern takes minutes for this length; these take a tenth of a second.
+    text, begin = unit * (20_000 // len(unit)), time.process_time()
+    final_number(text), strict_number(text), flexible_text(text), program(text, names=["f"])
+    assert time.process_time() - begin < 5
 
 
 PROMPT = 'import math\n\nHELP = 2\n\ndef double(x):\n    """Twice x.\n\n    >>> double(2)\n    4\n    """\n'
@@ -230,7 +233,7 @@ COMPLETIONS = [
 
 @pytest.mark.parametrize(("text", "expected"), COMPLETIONS)
 def test_program_completes_its_prompt(text: str, expected: str | None) -> None:
-    found = program(text, prompt=PROMPT, entry_point="double")
+    found = program(text, prompt=PROMPT, names=["double"])
     assert expected is None or found == expected
     space: dict[str, object] = {"print": lambda *_: None}
     exec(compile(found, "golden.py", "exec"), space)  # our own samples, not a model's
@@ -281,6 +284,7 @@ def test_a_kept_program_is_no_shorter_than_the_longest_run_of_first_lines_that_c
     if fitting:
         assert compiles(found) and found.count("\n") >= fitting[0].count("\n")
     assert found in text
+    assert _compiling_lines("", text) == (fitting[0].split("\n") if fitting else [])
 
 
 def compiles(source: str) -> bool:
@@ -293,8 +297,89 @@ def compiles(source: str) -> bool:
 
 def test_prose_before_a_function_without_a_fence_is_left_out() -> None:
     text = "Here it is:\n\nimport math\n\ndef root(x):\n    return math.sqrt(x)"
-    found = program(text, prompt='from typing import Any\n\ndef root(x: Any):\n    """Root."""\n', entry_point="root")
+    found = program(text, prompt='from typing import Any\n\ndef root(x: Any):\n    """Root."""\n', names=["root"])
     assert found.startswith("from typing import Any\n") and "Here it is" not in found
     space: dict[str, Any] = {}
     exec(compile(found, "golden.py", "exec"), space)  # our own sample, not a model's
     assert space["root"](9) == 3
+
+
+WHOLE = "import math\n\n\ndef double(x):\n    y = x * 2\n    return math.floor(y)\n"
+DRAFT = "```python\ndef double(x):\n    return 'a draft'\n```\n"
+QUOTED = WHOLE.replace("    y", '    """Twice x.\n\n    ```python\n    double(2)\n    ```\n    """\n    y')
+NARROW = "\u202f" * 4
+FORMS = {
+    "thought": f"<think>\nPerhaps\n{DRAFT}</think>\n```python\n{WHOLE}```",
+    "thought that the prompt opened": f"Perhaps\n{DRAFT}Hmm.\n</think>\n\n{WHOLE}",
+    "tags": f"[PYTHON]\n{WHOLE}[/PYTHON]\n[TESTS]\nassert double(1) == 2\n[/TESTS]",
+    "tags in a line": f"[PYTHON]{WHOLE}[/PYTHON] It doubles.",
+    "begin and done": f"[BEGIN]\n{WHOLE}[DONE]\nThis (is it",
+    "only done": f"{WHOLE}[DONE]\nThis (is it",
+    "a fence in tags": f"[BEGIN]\nHere:\n```\n{WHOLE}```\n[DONE]",
+    "tildes": f"Sure:\n~~~python\n{WHOLE}~~~\nIt doubles.",
+    "tildes with backticks": f"~~~\n{QUOTED}~~~\nIt doubles.",
+    "fence in a docstring": f"```python\n{QUOTED}```\nTry:\n```python\nprint(double(1))\n```",
+    "fence in a docstring of plain text": QUOTED,
+    "plain text, then an example": f"{WHOLE}\nTry:\n```python\nprint(double(1))\n```",
+    "no-break spaces": "```python\n" + WHOLE.replace("    ", "\u00a0" * 4) + "```",
+    "narrow no-break spaces": WHOLE.replace("    ", NARROW),
+    "byte order mark": f"\ufeff{WHOLE}",
+    "future": f"```python\nfrom __future__ import annotations\n{WHOLE}```",
+    "future in lines": f"# Mine.\nfrom __future__ import (\n    annotations,\n    division,\n); {WHOLE}",
+    "another function first": f"```python\ndef halve(x):\n    return x / 2\n```\nthen\n```python\n{WHOLE}```",
+    "wrong first": f"{DRAFT}No:\n```python\n{WHOLE}```",
+    "dots last": f"```python\n{WHOLE}```\nIn short\n```python\ndef double(x): ...\n```",
+    "pass last": f"```python\n{WHOLE}```\n```python\ndef double(x):\n    pass\n```",
+    "docstring last": f"```python\n{WHOLE}```\n```python\ndef double(x):\n    'Twice x.'\n```",
+    "error last": f"```python\n{WHOLE}```\n```python\ndef double(x):\n    raise NotImplementedError('todo')\n```",
+    "not implemented last": f"```python\n{WHOLE}```\n```python\nasync def double(x):\n    return NotImplemented\n```",
+    "broken last": f"```python\n{WHOLE}```\n```python\ndef double(x) return x\n```",
+    "lambda last": f"{DRAFT}Shorter:\n```python\ndouble = lambda x: 2 * x\n```",
+    "imported last": f"{DRAFT}Known:\n```python\nfrom functools import partial\nfrom operator import mul\n"
+    "double = partial(mul, 2)\n```",
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("prompt", ["", PROMPT], ids=["whole", "completion"])
+def test_forms_of_a_program(form: str, prompt: str) -> None:
+    if form.endswith(("lambda last", "imported last")) and prompt:
+        pytest.skip("a completion is a def")
+    space: dict[str, Any] = {}
+    exec(compile(program(FORMS[form], prompt=prompt, names=["double"]), "golden.py", "exec"), space)  # our own samples
+    assert space["double"](21) == 42
+
+
+BODIES = {
+    "an example follows": f"{BODY}\nUsage:\n```python\nprint(double(1))\n```",
+    "tildes": f"~~~\n{BODY}~~~",
+    "tags": f"[PYTHON]\n{BODY}[/PYTHON]",
+    "no-break spaces": BODY.replace("    ", "\u00a0" * 4),
+    "thought": f"<think>\n    return 5\n</think>\n{BODY}",
+}
+
+
+@pytest.mark.parametrize("form", BODIES)
+def test_forms_of_a_body(form: str) -> None:
+    found = program(BODIES[form], prompt=PROMPT, names=["double"])
+    assert ast.dump(ast.parse(found)) == ast.dump(ast.parse(PROMPT + BODY))
+
+
+def test_spaces_inside_strings_are_kept() -> None:
+    text = 'def double(x):\n\u00a0\u00a0return \'\u00a0\' + """a\n\u00a0b"""\n'
+    assert program(text) == 'def double(x):\n  return \'\u00a0\' + """a\n\u00a0b"""\n'
+
+
+def test_a_function_without_a_body_counts_where_there_is_no_other() -> None:
+    stub = "def double(x):\n    ...\n"
+    assert program(f"```python\n{stub}```\n```python\nprint(1)\n```", names=["double"]) == stub
+
+
+def test_the_block_that_defines_most_names_counts() -> None:
+    both = "class Node:\n    pass\n\ndef read(node):\n    return node\n"
+    text = f"```python\n{both}```\nTo read:\n```python\ndef read(node):\n    return 1\n```"
+    assert program(text, names=["Node", "read"]) == both
+
+
+def test_a_stray_quote_hides_no_block() -> None:
+    assert program(f"It has ''' and \"\"\" in it.\n```python\n{WHOLE}```", names=["double"]) == WHOLE
