@@ -9,6 +9,7 @@ the same object in both: even numbers belong to the tests' process, odd ones to 
 import sys
 from _operator import is_  # `operator` would be slower to load
 from collections.abc import Callable
+from itertools import repeat
 
 from . import _loop
 from ._mirror import OPERATIONS, Mirrors
@@ -121,14 +122,14 @@ def _name(kind: type) -> str:
 
 def plain_base(kind: type) -> type | None:
     """The first plain class among a class and its bases."""
-    if kind not in PLAIN_BASES:
-        found = (base for base in kind.__mro__ if base in FIXED or _name(base) in CONTAINERS)
-        PLAIN_BASES[kind] = next(found, None)
-    return PLAIN_BASES[kind]
+    if id(kind) not in PLAIN_BASES:  # by identity: a metaclass may define what is equal
+        found = (base for base in kind.__mro__ if any(map(is_, FIXED, repeat(base))) or _name(base) in CONTAINERS)
+        PLAIN_BASES[id(kind)] = (next(found, None), kind)
+    return PLAIN_BASES[id(kind)][0]
 
 
-PLAIN_BASES: dict[type, type | None] = {}
-"""Results of `plain_base`."""
+PLAIN_BASES: dict[int, tuple[type | None, type]] = {}
+"""Results of `plain_base`, each with the class, which keeps its identity."""
 
 
 def is_standard(value: Any) -> bool:
@@ -229,6 +230,7 @@ class Peer(Codec):
         self.hashes: dict[int, int] = {}
         self.next, self.parity = first, first % 2
         self.news: list[bytes] = []
+        self.pending: list[int] = []
         self.reading = False
         self.ticket = b""
         self.mirrors = Mirrors(self.ask, self.hash_of, trusting=trusting)
@@ -322,6 +324,8 @@ class Peer(Codec):
                 raise Malformed("a message that neither asks nor answers")
         try:
             reply = ("value", self.perform(operation, target, arguments, keywords))
+        except Malformed:
+            raise
         except self.passed_on as error:
             reply = ("raise", error)
         try:
@@ -373,18 +377,16 @@ class Peer(Codec):
 
     def _changes(self) -> list[bytes]:
         changes: list[bytes] = []
-        seen: set[int] = set()
-        while waiting := [number for number in self.contents if number not in seen]:
-            for number in waiting:
-                seen.add(number)
-                value = self.objects[number]
-                new, old = self.container(value).items(value), self.contents[number]
-                if old is None or not _same(old, new):
-                    self.contents[number] = new
-                    out = [b"t2:"]
-                    self.write(number, out)
-                    self.write(new if type(new) is bytes else tuple(new), out)
-                    changes.append(b"".join(out))
+        self.pending = list(self.contents)
+        for number in self.pending:  # grows where a container holds new ones
+            value = self.objects[number]
+            new, old = self.container(value).items(value), self.contents[number]
+            if old is None or not _same(old, new):
+                self.contents[number] = new
+                out = [b"t2:"]
+                self.write(number, out)
+                self.write(new if type(new) is bytes else tuple(new), out)
+                changes.append(b"".join(out))
         return changes
 
     def unpack(self, data: bytes) -> Any:
@@ -471,6 +473,7 @@ class Peer(Codec):
         shared = plain is not None and plain not in FIXED
         if shared:
             self.contents[number] = None
+            self.pending.append(number)
         if plain is kind:
             self._say("container", number, _name(kind), self.container(value).options(value))
             return number
@@ -493,8 +496,8 @@ class Peer(Codec):
             return self.numbers[id(kind)]
         number, bases = self._number(kind), []
         for base in kind.__bases__:
-            if issubclass(base, BaseException) and (path := self.path(base)):
-                bases.append(path)
+            if issubclass(base, BaseException):
+                bases.append(self.path(base) or self._class(base))
             elif base is plain_base(kind):
                 bases.append(_name(base))
             elif not is_standard(base) or plain_base(base) not in (None, base):
