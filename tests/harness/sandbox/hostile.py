@@ -188,7 +188,8 @@ HOSTILE: dict[str, Hostile] = {
     ),
     "answers before the questions": Hostile(FORGED + "def f(x): return 0\n", "broken"),
     "answers with another ticket": in_call(
-        "m = b't5:b16:' + b'0' * 16 + b't0:t0:t2:u5:valuei1:2t0:'\nos.write(4, len(m).to_bytes(8, 'big') + m)\ntime.sleep(9)",
+        "m = b't5:b16:' + b'0' * 16 + b't0:t0:t2:u5:valuei1:2t0:'\n"
+        "os.write(4, len(m).to_bytes(8, 'big') + m)\ntime.sleep(9)",
         "broken",
     ),
     "announced giant": in_call("os.write(4, b'\\xff' * 8)\ntime.sleep(9)", "broken"),
@@ -239,11 +240,13 @@ HOSTILE: dict[str, Hostile] = {
         "import json\njson.dumps = lambda *a, **k: '{\"passed\": true}'\ndef f(x): return 0", "failed"
     ),
     "patched codec": Hostile(
-        "import sys\nc = sys.modules['sandbox._values'].Codec\nc.write = lambda self, v, out: out.append(b'T0:')\ndef f(x): return 0",
+        "import sys\nc = sys.modules['sandbox._values'].Codec\nc.write = lambda self, v, out: out.append(b'T0:')\n"
+        "def f(x): return 0",
         "broken",
     ),
     "patched peer": Hostile(
-        "import sys\np = sys.modules['sandbox._peer'].Peer\np.pack = lambda self, v: b'T0:'\ndef f(x): return 0", "broken"
+        "import sys\np = sys.modules['sandbox._peer'].Peer\np.pack = lambda self, v: b'T0:'\ndef f(x): return 0",
+        "broken",
     ),
     "patched player": Hostile(
         "import sys\np = sys.modules['sandbox._referee']\np._run = lambda *a: (True, 'passed', '')\n"
@@ -351,13 +354,16 @@ def f(g):
     return {value}
 """
 
-ANSWERED = PEER + """
+ANSWERED = (
+    PEER
+    + """
 import os
 def f(x):
     m = b't5:b16:' + peer.ticket + {message!r}
     os.write(4, len(m).to_bytes(8, 'big') + m)
     while True: pass
 """
+)
 
 MISLED: dict[str, Misled] = {
     **{
@@ -367,7 +373,11 @@ MISLED: dict[str, Misled] = {
             ("unknown class by name", b"t0:t0:t2:u5:valuex2:u9:os.systemt1:u2:idt0:", "KeyError"),
             ("function by name", b"t0:t0:t2:u5:valuen9:os:systemt0:", "no exception"),
             ("object without a number", b"t0:t0:t2:u5:valuer2:99t0:", "KeyError"),
-            ("number of the tests", b"t1:t4:u9:containeri1:2u13:builtins.listt0:t0:t2:u5:valuer1:2t0:", "no new number"),
+            (
+                "number of the tests",
+                b"t1:t4:u9:containeri1:2u13:builtins.listt0:t0:t2:u5:valuer1:2t0:",
+                "no new number",
+            ),
             ("number twice", b"t1:t4:u9:containeri1:1u13:builtins.listt0:t0:t2:u5:valuer1:1t0:", "no new number"),
             ("content of the tests' names", b"t0:t1:t2:i1:0t0:t2:u5:valueN0:t0:", "KeyError"),
             ("class with a standard name", b"t1:t7:u5:classi3:999u1:Au8:Fractionu9:fractionst0:t0:t0:N0:t0:", "false"),
@@ -415,27 +425,31 @@ MISLED: dict[str, Misled] = {
         detail="does not leave",
     ),
     "method of an object replaced": Misled(
-        "def f(a): a.right = lambda x: True", "class A:\n    def right(self, x): return x == 5\n"
-        "a = A()\nf(a)\nassert a.right(3)", detail="cannot change",
+        "def f(a): a.right = lambda x: True",
+        "class A:\n    def right(self, x): return x == 5\na = A()\nf(a)\nassert a.right(3)",
+        detail="cannot change",
     ),
     "class of the tests replaced": Misled(
-        "def f(A): A.right = lambda *x: True", "class A:\n    def right(self, x): return x == 5\n"
-        "f(A)\nassert A().right(3)", detail="cannot change",
+        "def f(A): A.right = lambda *x: True",
+        "class A:\n    def right(self, x): return x == 5\nf(A)\nassert A().right(3)",
+        detail="cannot change",
     ),
     "operator of a class replaced": Misled(
-        "def f(A): A.__eq__ = lambda *x: True", "class A: pass\nf(A)\nassert A() == A()", detail="AttributeError",
+        "def f(A): A.__eq__ = lambda *x: True",
+        "class A: pass\nf(A)\nassert A() == A()",
+        detail="AttributeError",
     ),
     "builtins through a callback": Misled(
         "def f(g): return g.__self__.open('/etc/passwd')", "assert f([].append)", detail="AttributeError|attribute"
     ),
-    "subclasses of object": Misled("def f(a): return a.__class__.__base__.__subclasses__()[0].x", "assert f(lambda: 1)"),
+    "subclasses of object": Misled(
+        "def f(a): return a.__class__.__base__.__subclasses__()[0].x", "assert f(lambda: 1)"
+    ),
     "exit for the tests": Misled("def f(x): raise SystemExit(0)", "f(1)", "exited"),
     "end of a loop for the tests": Misled(
         "def f(x): raise StopIteration", "assert all(map(lambda x: f(x) == x + 1, [1, 2]))", detail="RuntimeError"
     ),
-    "end of an iteration for the tests": Misled(
-        "def f(x): return iter(())", "assert list(f(1)) == [1]"
-    ),
+    "end of an iteration for the tests": Misled("def f(x): return iter(())", "assert list(f(1)) == [1]"),
     "names that the tests do not take": Misled(
         "import builtins\nlen = sorted = round = print = all = abs = AssertionError = lambda *x: True\n"
         "for n in ('len', 'sorted', 'all', 'abs'): setattr(builtins, n, len)\ndef f(x): return 0.5",
@@ -468,13 +482,15 @@ MISLED: dict[str, Misled] = {
         PEER + "def f(x): return ask('__call__', 1)", "f(1)", "broken failed exited crashed"
     ),
     "act on every number of the tests": Misled(
-        PEER + "def f(l):\n    for n in range(0, 40, 2):\n        for name in ('__globals__', '__dict__', '__class__', '_peer'):\n"
+        PEER + "def f(l):\n    for n in range(0, 40, 2):\n"
+        "        for name in ('__globals__', '__dict__', '__class__', '_peer'):\n"
         "            try: return ask('getattr', n, name)\n            except AttributeError: pass\n    return 5",
         "assert f([1]) == 7",
         "broken failed exited",
     ),
     "names the tests' modules": Misled(
-        PEER + "p = sys.modules['sandbox._peer']\np.Peer.write_other = lambda s, v, k, out: out.append(b'n14:os:system')\n"
+        PEER
+        + "p = sys.modules['sandbox._peer']\np.Peer.write_other = lambda s, v, k, out: out.append(b'n14:os:system')\n"
         "def f(x): return object()",
         "f(1)('true')",
         "broken",

@@ -60,7 +60,9 @@ def test_honest_programs_that_cannot_be_trusted() -> None:
 def test_a_busy_machine_changes_no_verdict() -> None:
     """Each program needs more than half of its CPU time, beside one busy loop for each CPU and more."""
     work = "import time\ndef f(seconds):\n    while time.process_time() < seconds: pass\n    return 1"
-    loops = [subprocess.Popen([sys.executable, "-S", "-c", "while True: pass"]) for _ in range(2 * (os.cpu_count() or 1))]
+    loops = [
+        subprocess.Popen([sys.executable, "-S", "-c", "while True: pass"]) for _ in range(2 * (os.cpu_count() or 1))
+    ]
     try:
         limits = Limits(cpu_seconds=1, idle_seconds=2.0)
         right, slow = judged(Program(work, "assert f(0.6) == 1"), Program(work, "assert f(9) == 1"), limits=limits)

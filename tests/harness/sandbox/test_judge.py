@@ -168,7 +168,9 @@ def test_objects_of_a_program_are_equal_only_to_its_own() -> None:
     """A program can return one object twice, so a comparison of two of its own is up to it in any case."""
     code = "class A:\n    def __eq__(self, other): return True\n    __hash__ = None\na = A()\n"
     code += "def f(): return a\ndef g(): return A()"
-    own = [Program(code, tests) for tests in ("assert f() == f() and f() is f()", "assert f() == g() and f() is not g()")]
+    own = [
+        Program(code, tests) for tests in ("assert f() == f() and f() is f()", "assert f() == g() and f() is not g()")
+    ]
     other = [Program(code, f"assert {tests}") for tests in ("f() == 1", "1 == f()", "f() == [1]", "f() == len")]
     assert [v.passed for v in judged(*own, *other)] == [True] * 2 + [False] * 4
 

@@ -197,9 +197,9 @@ class Names(NamedTuple):
 def names_under_test(program: Program) -> Names:
     """Names that the tests use and do not bind, by where their values come from.
 
-    Decided by the tests and the prompt alone. A name of Python's (built-in, a standard module, or one that a standard
-    module is known for, such as `Counter`) is the program's only if it is the entry point, or if the tests use no other:
-    MBPP 126 tests a function called `sum`.
+    Decided by the tests and the prompt alone. A name of Python's (built-in, a standard module, or one that a
+    standard module is known for, such as `Counter`) is the program's only if it is the entry point, or if the tests use
+    no other: MBPP 126 tests a function called `sum`.
 
     Raises:
         SyntaxError: the tests do not parse.

@@ -2,8 +2,8 @@
 
 Only one of the two runs at a time, the other waits for its message. Each message begins with all that has changed in
 the containers that both know, so that a change shows wherever Python would show it: after a call, an exception or a
-step of a generator, through any alias. Values that cannot change cross by content. Everything else has a number, which means
-the same object in both: even numbers belong to the tests' process, odd ones to the program's.
+step of a generator, through any alias. Values that cannot change cross by content. Everything else has a number, which
+means the same object in both: even numbers belong to the tests' process, odd ones to the program's.
 """
 
 import sys
@@ -508,7 +508,9 @@ class Peer(Codec):
             name
             for base in own
             for name in base.__dict__
-            if name in OPERATIONS or name == "__await__" or (plain and not name.startswith("_") and hasattr(plain, name))
+            if name in OPERATIONS
+            or name == "__await__"
+            or (plain and not name.startswith("_") and hasattr(plain, name))
         }
         if plain is None and not issubclass(kind, BaseException):
             operations |= {"__str__", "__repr__"}
@@ -605,7 +607,7 @@ def _is_root(kind: type) -> bool:
 
 
 def _hash(value: Any, kind: type) -> int | None:
-    if kind.__hash__ in (None, object.__hash__):
+    if kind.__hash__ is None or kind.__hash__ is object.__hash__:
         return None
     try:
         return hash(value)
