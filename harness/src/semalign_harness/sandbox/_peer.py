@@ -564,7 +564,7 @@ class Peer(Codec):
         kind = self._base(which)
         if type(hashed) is int:
             self.hashes[number] = hashed
-        plain = plain_base(kind)
+        plain: Any = plain_base(kind)
         if issubclass(kind, BaseException):
             arguments, cause = content
             value = _exception(kind, arguments)
@@ -578,7 +578,8 @@ class Peer(Codec):
         if plain in FIXED:
             if type(content) is not plain:
                 raise ValueError("another content than its class has")
-            return plain.__new__(kind, content)
+            make: Any = plain.__new__
+            return make(kind, content)
         self.contents[number] = None
         return plain.__new__(kind)
 
@@ -607,7 +608,8 @@ def _is_root(kind: type) -> bool:
 
 
 def _hash(value: Any, kind: type) -> int | None:
-    if kind.__hash__ is None or kind.__hash__ is object.__hash__:
+    method: Any = kind.__hash__
+    if method is None or method is object.__hash__:
         return None
     try:
         return hash(value)
