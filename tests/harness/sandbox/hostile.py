@@ -404,6 +404,21 @@ MISLED: dict[str, Misled] = {
     "assertion of a callback swallowed": Misled(
         SWALLOW_ALL.format(value=3), "def check(x):\n    assert x == 5\nf(check)", detail="assert x == 5"
     ),
+    "error of an assertion of a callback swallowed": Misled(
+        SWALLOW_ALL.format(value="object()"), "def check(x):\n    assert abs(x - 5) < 1\nf(check)", detail="TypeError"
+    ),
+    "assertion with a message that raises": Misled(
+        "class A:\n    def __str__(self): raise ValueError\n" + SWALLOW_ALL.format(value="A()"),
+        "def check(x):\n    assert x == 5, x\nf(check)",
+        detail="AssertionError at",
+    ),
+    "names that the tests bind": Misled(
+        PEER + "def f(x):\n    pack = peer.pack\n"
+        "    def more(payload):\n        peer.exports.update(expected=1, check=print, len=print)\n"
+        "        return pack(payload)\n"
+        "    peer.pack = more\n    return 1",
+        "expected = 5\ndef check(x): return x == 5\nassert f(1) == expected or check(f(1)) or len([1]) == 2",
+    ),
     "assertion of a callback of a callback": Misled(
         "def f(g):\n    try: g(lambda: 3)\n    except BaseException: pass\n",
         "def check(h):\n    assert h() == 5\nf(check)",

@@ -549,9 +549,9 @@ class Peer(Codec):
             return found
         if ":" in base:
             return self._exception(base)
+        if not (base in CONTAINERS or base in map(_name, FIXED)):
+            raise ValueError(f"{base} is no plain class")
         kind: type = _standard(base)
-        if not (kind in FIXED or base in CONTAINERS):
-            raise ValueError(base)
         return kind
 
     def _exception(self, path: str) -> type:
