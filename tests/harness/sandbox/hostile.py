@@ -31,7 +31,7 @@ def in_call(body: str, reasons: str, detail: str = "") -> Hostile:
 
 SWALLOW = "import os, sys\nwhile True:\n    try:\n        {}\n    except BaseException:\n        pass\n"
 FORGED = (
-    "import os, struct\nm = b't4:b16:' + b'0' * 16 + b'T0:i1:2N0:'\n"
+    "import os, struct\nm = b't5:b16:' + b'0' * 16 + b't0:t0:t2:u5:valuei1:2t0:'\n"
     "for fd in range(3, 64):\n    try: os.write(fd, struct.pack('>Q', len(m)) + m)\n    except OSError: pass\n"
 )
 FAKE = """
@@ -64,7 +64,12 @@ HOSTILE: dict[str, Hostile] = {
     "fork bomb that swallows errors": attack(SWALLOW.format("os.fork()"), "timeout", ""),
     "fork behind the module": attack("import _posixsubprocess, os\nprint(os.forkpty())"),
     "multiprocessing": attack("import multiprocessing as m\np = m.Process(target=print)\np.start()"),
-    "thread": attack("import threading\nthreading.Thread(target=print).start()", detail="can't start new thread"),
+    "sleeping threads": attack(
+        "import threading, time\nthreading.stack_size(1 << 15)\n"
+        "while True: threading.Thread(target=time.sleep, args=(99,)).start()",
+        "memory failed",
+        "runs [0-9]+ threads|can't start new thread",
+    ),
     "thread bomb that swallows errors": attack(
         SWALLOW.format("import threading; threading.Thread(target=print).start()"), "timeout", ""
     ),
@@ -183,18 +188,12 @@ HOSTILE: dict[str, Hostile] = {
     ),
     "answers before the questions": Hostile(FORGED + "def f(x): return 0\n", "broken"),
     "answers with another ticket": in_call(
-        "m = b't4:b16:' + b'0' * 16 + b'T0:i1:2N0:'\nos.write(4, len(m).to_bytes(8, 'big') + m)\ntime.sleep(9)",
+        "m = b't5:b16:' + b'0' * 16 + b't0:t0:t2:u5:valuei1:2t0:'\n"
+        "os.write(4, len(m).to_bytes(8, 'big') + m)\ntime.sleep(9)",
         "broken",
     ),
     "announced giant": in_call("os.write(4, b'\\xff' * 8)\ntime.sleep(9)", "broken"),
     "deep bytes": in_call("m = b'l1:' * 10**6\nos.write(4, len(m).to_bytes(8, 'big') + m)\ntime.sleep(9)", "broken"),
-    "key without a hash": in_call(
-        "m = b't4:b0:T0:d2:l0:N0:N0:'\nos.write(4, len(m).to_bytes(8, 'big') + m)\ntime.sleep(9)", "broken"
-    ),
-    "unknown class by name": in_call(
-        "m = b't4:b0:T0:x2:u9:os.systemt1:u2:idN0:'\nos.write(4, len(m).to_bytes(8, 'big') + m)\ntime.sleep(9)",
-        "broken",
-    ),
     "half an answer": in_call("os.write(4, (100).to_bytes(8, 'big') + b'x')\nos._exit(0)", "exited"),
     # Ending early
     "exit at import": attack("import sys\nsys.exit(0)", "exited", ""),
@@ -241,7 +240,12 @@ HOSTILE: dict[str, Hostile] = {
         "import json\njson.dumps = lambda *a, **k: '{\"passed\": true}'\ndef f(x): return 0", "failed"
     ),
     "patched codec": Hostile(
-        "import sys\nc = sys.modules['sandbox._values'].Codec\nc.encode = lambda self, v: b'T0:'\ndef f(x): return 0",
+        "import sys\nc = sys.modules['sandbox._values'].Codec\nc.write = lambda self, v, out: out.append(b'T0:')\n"
+        "def f(x): return 0",
+        "broken",
+    ),
+    "patched peer": Hostile(
+        "import sys\np = sys.modules['sandbox._peer'].Peer\np.pack = lambda self, v: b'T0:'\ndef f(x): return 0",
         "broken",
     ),
     "patched player": Hostile(
@@ -288,10 +292,12 @@ HOSTILE: dict[str, Hostile] = {
     # Monstrous values
     "giant text": in_call("return 'x' * 10**8", "broken memory"),
     "giant number": in_call("return 1 << 10**7", "failed"),
-    "list in itself": in_call("a = []\na.append(a)\nreturn a", "failed", "RecursionError"),
-    "dict in itself": in_call("a = {}\na[1] = a\nreturn a", "failed", "RecursionError"),
-    "deep list": in_call("a = []\nfor _ in range(10**5): a = [a]\nreturn a", "failed", "RecursionError"),
-    "list of lists of lists": in_call("a = [0]\nfor _ in range(40): a = [a, a]\nreturn a", "timeout memory"),
+    "list in itself": in_call("a = []\na.append(a)\nreturn a", "failed", "Assertion"),
+    "dict in itself": in_call("a = {}\na[1] = a\nreturn a", "failed", "Assertion"),
+    "deep list": in_call("a = []\nfor _ in range(10**4): a = [a]\nreturn a", "failed", "Assertion"),
+    "deep tuple": in_call("a = ()\nfor _ in range(10**5): a = (a,)\nreturn a", "failed", "RecursionError"),
+    "list of lists of lists": in_call("a = [0]\nfor _ in range(40): a = [a, a]\nreturn a", "failed", "Assertion"),
+    "tuple of tuples of tuples": in_call("a = (0,)\nfor _ in range(40): a = (a, a)\nreturn a", "timeout memory"),
     "no memory, as the interpreter may say it": in_call(
         "raise SystemError('error return without exception set')", "memory"
     ),
@@ -304,3 +310,216 @@ HOSTILE: dict[str, Hostile] = {
     ),
     "error on several lines": in_call("raise ValueError('a\\nb\\x1b[2J\\ud800')", "failed", "a b"),
 }
+
+PEER = """
+import gc, sys
+peer = next(o for o in gc.get_objects() if type(o).__name__ == 'Player')
+def ask(operation, number, *arguments):
+    class Number: pass
+    target = Number()
+    peer.numbers[id(target)] = number
+    peer.kept = target
+    return peer.ask(operation, target, *arguments)
+"""
+
+
+class Misled(NamedTuple):
+    """A program that would pass if its objects, or what the tests pass to it, had a say in the verdict."""
+
+    code: str
+    tests: str
+    reasons: str = "failed"
+    detail: str = ""
+
+
+EQUAL = """
+class Equal{base}:
+    def __eq__(self, other): return True
+    def __ne__(self, other): return False
+    __lt__ = __le__ = __gt__ = __ge__ = __contains__ = __eq__
+    def __hash__(self): return 0
+    def __sub__(self, other): return 0.0
+    __rsub__ = __add__ = __radd__ = __mod__ = __and__ = __xor__ = __sub__
+    def __abs__(self): return 0.0
+    def __exit__(self, *error): return True
+    def __enter__(self): return self
+def f(*x): return Equal()
+"""
+SWALLOW_ALL = """
+def f(g):
+    try:
+        g({value})
+    except BaseException:
+        pass
+    return {value}
+"""
+
+ANSWERED = (
+    PEER
+    + """
+import os
+def f(x):
+    m = b't5:b16:' + peer.ticket + {message!r}
+    os.write(4, len(m).to_bytes(8, 'big') + m)
+    while True: pass
+"""
+)
+
+MISLED: dict[str, Misled] = {
+    **{
+        name: Misled(ANSWERED.format(message=message), TESTS, "broken", detail)
+        for name, message, detail in (
+            ("key without a hash", b"t0:t0:t2:u5:valued2:l0:N0:t0:", "TypeError"),
+            ("unknown class by name", b"t0:t0:t2:u5:valuex2:u9:os.systemt1:u2:idt0:", "KeyError"),
+            ("function by name", b"t0:t0:t2:u5:valuen9:os:systemt0:", "no exception"),
+            ("object without a number", b"t0:t0:t2:u5:valuer2:99t0:", "KeyError"),
+            (
+                "number of the tests",
+                b"t1:t4:u9:containeri1:2u13:builtins.listt0:t0:t2:u5:valuer1:2t0:",
+                "no new number",
+            ),
+            ("number twice", b"t1:t4:u9:containeri1:1u13:builtins.listt0:t0:t2:u5:valuer1:1t0:", "no new number"),
+            ("content of the tests' names", b"t0:t1:t2:i1:0t0:t2:u5:valueN0:t0:", "KeyError"),
+            ("class with a standard name", b"t1:t7:u5:classi3:999u1:Au8:Fractionu9:fractionst0:t0:t0:N0:t0:", "false"),
+            ("base that is no class", b"t1:t7:u5:classi3:999u1:Au1:Au1:mt1:u9:os:systemt0:t0:N0:t0:", "no exception"),
+            ("exit as an answer", b"t0:t0:t2:u5:raisei1:1t0:", "neither asks nor answers"),
+            ("empty answer", b"t0:t0:t0:t0:", "neither asks nor answers"),
+            ("drops what it does not have", b"t0:t0:t2:u5:valuei1:2t1:i3:999", "KeyError"),
+            ("asks for nothing", b"t0:t0:t5:u3:asku4:loadN0:t0:d0:t0:", "not the tests'"),
+        )
+    },
+    "difference that is always nothing": Misled(EQUAL.format(base=""), "assert abs(f(1) - 5.0) < 1e-6"),
+    "difference on the left": Misled(EQUAL.format(base=""), "assert abs(5.0 - f(1)) < 1e-6"),
+    "float with a false difference": Misled(EQUAL.format(base="(float)"), "assert abs(f(1) - 5.0) < 1e-6"),
+    "float with a false order": Misled(EQUAL.format(base="(float)"), "assert 4.9 < f(1) < 5.1"),
+    "order that is always right": Misled(EQUAL.format(base=""), "assert 4.9 < f(1) < 5.1"),
+    "contains everything": Misled(EQUAL.format(base=""), "assert 5 in f(1)"),
+    "list that contains everything": Misled(EQUAL.format(base="(list)"), "assert 5 in f(1)"),
+    "equal in a list": Misled(EQUAL.format(base=""), "assert [f(1)] == [5] or f(1) in [5] or {5: 1}.get(f(1))"),
+    "equal to a callable": Misled(EQUAL.format(base=""), "assert f(1) == len"),
+    "equal to an object of the tests": Misled(EQUAL.format(base=""), "class A: pass\nassert f(1) == A()"),
+    "equal as a dict": Misled(EQUAL.format(base="(dict)"), "assert f(1) == {1: 2}"),
+    "equal as a tuple": Misled(EQUAL.format(base="(tuple)"), "assert f(1) == (1, 2)"),
+    "context that swallows an assertion": Misled(EQUAL.format(base=""), "with f(1) as x:\n    assert x == 5"),
+    "assertion of a callback swallowed": Misled(
+        SWALLOW_ALL.format(value=3), "def check(x):\n    assert x == 5\nf(check)", detail="assert x == 5"
+    ),
+    "error of an assertion of a callback swallowed": Misled(
+        SWALLOW_ALL.format(value="object()"), "def check(x):\n    assert abs(x - 5) < 1\nf(check)", detail="TypeError"
+    ),
+    "assertion with a message that raises": Misled(
+        "class A:\n    def __str__(self): raise ValueError\n" + SWALLOW_ALL.format(value="A()"),
+        "def check(x):\n    assert x == 5, x\nf(check)",
+        detail="AssertionError at",
+    ),
+    "names that the tests bind": Misled(
+        PEER + "def f(x):\n    pack = peer.pack\n"
+        "    def more(payload):\n        peer.exports.update(expected=1, check=print, len=print)\n"
+        "        return pack(payload)\n"
+        "    peer.pack = more\n    return 1",
+        "expected = 5\ndef check(x): return x == 5\nassert f(1) == expected or check(f(1)) or len([1]) == 2",
+    ),
+    "assertion of a callback of a callback": Misled(
+        "def f(g):\n    try: g(lambda: 3)\n    except BaseException: pass\n",
+        "def check(h):\n    assert h() == 5\nf(check)",
+        detail="assert h",
+    ),
+    "globals of a callback": Misled(
+        "def f(g): return g.__globals__['expected']", "expected = 7\nassert f(lambda: 1) == expected", detail="KeyError"
+    ),
+    "code of a callback": Misled(
+        "def f(g): return g.__code__.co_consts[-1]", "def secret():\n    return 7\nassert f(secret) == 7"
+    ),
+    "closure of a callback": Misled(
+        "def f(g): return g.__closure__[0].cell_contents",
+        "def make(secret):\n    return lambda: secret and None\nassert f(make(7)) == 7",
+    ),
+    "frame of a generator": Misled(
+        "def f(g): return g.gi_frame.f_globals['expected']",
+        "expected = 7\nassert f(i for i in [1]) == expected",
+        detail="does not leave",
+    ),
+    "method of an object replaced": Misled(
+        "def f(a): a.right = lambda x: True",
+        "class A:\n    def right(self, x): return x == 5\na = A()\nf(a)\nassert a.right(3)",
+        detail="cannot change",
+    ),
+    "class of the tests replaced": Misled(
+        "def f(A): A.right = lambda *x: True",
+        "class A:\n    def right(self, x): return x == 5\nf(A)\nassert A().right(3)",
+        detail="cannot change",
+    ),
+    "operator of a class replaced": Misled(
+        "def f(A): A.__eq__ = lambda *x: True",
+        "class A: pass\nf(A)\nassert A() == A()",
+        detail="AttributeError",
+    ),
+    "builtins through a callback": Misled(
+        "def f(g): return g.__self__.open('/etc/passwd')", "assert f([].append)", detail="AttributeError|attribute"
+    ),
+    "subclasses of object": Misled(
+        "def f(a): return a.__class__.__base__.__subclasses__()[0].x", "assert f(lambda: 1)"
+    ),
+    "exit for the tests": Misled("def f(x): raise SystemExit(0)", "f(1)", "exited"),
+    "end of a loop for the tests": Misled(
+        "def f(x): raise StopIteration", "assert all(map(lambda x: f(x) == x + 1, [1, 2]))", detail="RuntimeError"
+    ),
+    "end of an iteration for the tests": Misled("def f(x): return iter(())", "assert list(f(1)) == [1]"),
+    "names that the tests do not take": Misled(
+        "import builtins\nlen = sorted = round = print = all = abs = AssertionError = lambda *x: True\n"
+        "for n in ('len', 'sorted', 'all', 'abs'): setattr(builtins, n, len)\ndef f(x): return 0.5",
+        "assert len([f(1)]) == 1\nassert sorted([2, 1]) == [1, 2]\nassert abs(f(1) - 5) < 1 and round(f(1)) == 5",
+        "failed exited broken",
+    ),
+    "modules as classes": Misled(
+        "class sys:\n    def getsizeof(x): return 5\nclass math:\n    def isclose(*x): return True\n"
+        "def f(x): return sys.getsizeof(x)",
+        "assert f([1]) == sys.getsizeof([1])\nassert math.isclose(f(1), 7.5)",
+    ),
+    "isclose": Misled("def isclose(*x): return True\ndef f(x): return 1", "assert isclose(f(1), 5.0)"),
+    "Counter": Misled("def Counter(x): return 1\ndef f(x): return 1", "assert f('aa') == Counter('aa')"),
+    "datetime": Misled(
+        "class datetime:\n    def strptime(*x): return 1\ndef f(x): return 1",
+        "assert f('2020') == datetime.strptime('2020', '%Y')",
+    ),
+    "patched module": Misled(
+        "import math, sys\nmath.isclose = lambda *x: True\nsys.getsizeof = lambda x: 1\ndef f(x): return 1",
+        "import math\nassert math.isclose(f(1), 5.0) or f(1) == sys.getsizeof([])",
+    ),
+    "function of the tests": Misled(
+        "def check(x): return True\ndef f(x): return 1", "def check(x): return x == 5\nassert check(f(1))"
+    ),
+    "name bound late": Misled(
+        "def f(x):\n    globals().update(check=lambda x: True, sys=f, expected=1)\n    return 1",
+        "expected = 5\ndef check(x): return x == 5\nassert f(1) == expected or check(f(1))",
+    ),
+    "act on the program's own numbers": Misled(
+        PEER + "def f(x): return ask('__call__', 1)", "f(1)", "broken failed exited crashed"
+    ),
+    "act on every number of the tests": Misled(
+        PEER + "def f(l):\n    for n in range(0, 40, 2):\n"
+        "        for name in ('__globals__', '__dict__', '__class__', '_peer'):\n"
+        "            try: return ask('getattr', n, name)\n            except AttributeError: pass\n    return 5",
+        "assert f([1]) == 7",
+        "broken failed exited",
+    ),
+    "names the tests' modules": Misled(
+        PEER
+        + "p = sys.modules['sandbox._peer']\np.Peer.write_other = lambda s, v, k, out: out.append(b'n14:os:system')\n"
+        "def f(x): return object()",
+        "f(1)('true')",
+        "broken",
+    ),
+    "class with a false name": Misled(
+        "class Fraction:\n    numerator, denominator = 1, 2\n    __eq__ = lambda *x: True\n"
+        "Fraction.__module__ = 'fractions'\ndef f(x): return Fraction()",
+        "from fractions import Fraction\nassert f(1) == Fraction(1, 3)",
+    ),
+    "list that lies about its content": Misled(
+        "class L(list):\n    __iter__ = lambda s: iter([5])\n    __eq__ = lambda *x: True\n    __len__ = lambda s: 1\n"
+        "def f(x): return L([7])",
+        "assert f(1) == [5]",
+    ),
+    "print says passed": Misled("def f(x): print('passed'); return 1", "assert f(1) == 2"),
+}
+"""Programs with tests of their own."""

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from semalign_harness.sandbox import Limits, Program, judge, probe
 
-from .hostile import ANSWER, HOSTILE, TESTS
+from .hostile import ANSWER, HOSTILE, MISLED, TESTS
 
 LIMITS = Limits(cpu_seconds=2, memory_bytes=1 << 28)
 SECRET = "the secret stays as it is"
@@ -97,3 +97,13 @@ def test_contained(name: str, bystanders: Bystanders) -> None:
 
 def test_without_an_attack_the_program_passes() -> None:
     assert judge([Program(ANSWER, TESTS)], limits=LIMITS)[0].passed
+
+
+def test_no_program_speaks_for_itself() -> None:
+    verdicts = judge([Program(case.code, case.tests) for case in MISLED.values()], limits=LIMITS, workers=2)
+    odd = {
+        name: verdict
+        for (name, case), verdict in zip(MISLED.items(), verdicts, strict=True)
+        if verdict.reason not in case.reasons.split() or not re.search(case.detail, verdict.detail)
+    }
+    assert odd == {}

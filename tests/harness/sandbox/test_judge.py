@@ -31,7 +31,7 @@ def judged(*programs: Program, limits: Limits = LIMITS) -> list[Verdict]:
 
 def function_under_test(program: Program) -> str:
     """The entry point, or the last function of the program that the tests use."""
-    names = {program.entry_point} if program.entry_point else set(names_under_test(program)[0])
+    names = {program.entry_point} if program.entry_point else set(names_under_test(program).program)
     found = [node.name for node in parse(program.code).body if isinstance(node, ast.FunctionDef)]
     return [name for name in found if name in names][-1]
 
@@ -88,9 +88,14 @@ def test_verdicts_come_in_the_order_of_the_programs() -> None:
         (Program("def g(): return 1", "assert f() == 1"), "failed", "NameError: name 'f' is not defined"),
         (Program("def f(): return 1", "assert f( == 1"), "refused", "the tests do not parse"),
         (
-            Program("def f(g): return g()", "assert f(lambda: 1) == 1"),
+            Program("def f(g): return g()", "import sys\nassert f(sys._getframe()) == 1"),
             "refused",
-            "the tests pass a value of type function",
+            "the tests pass a value of type frame",
+        ),
+        (
+            Program("class A: pass", "class B(A): pass\nassert B()"),
+            "refused",
+            "the tests derive a class from a class of the program",
         ),
         (Program("f = 3", "assert f() == 3"), "failed", "TypeError: 'int' object is not callable"),
         (Program("f = 3", "assert f == 3"), "passed", ""),
@@ -133,7 +138,15 @@ def test_a_helper_of_the_prompt_is_not_the_programs_to_redefine() -> None:
         ("assert set(f(1)) == set((1,))", None, ["f"]),
         ("import math\nassert math.fabs(f(1)) == 3", None, ["f"]),
         ("from math import pi as p\nassert f(p)", None, ["f"]),
-        ("assert f(1) == sys.maxsize", None, ["f", "sys"]),
+        ("assert f(1) == sys.maxsize", None, ["f"]),
+        ("assert sys(1) == f(1)", None, ["f", "sys"]),
+        ("assert isclose(f(1), math.pi)", None, ["f"]),
+        ("assert isclose(1, 2)", None, ["isclose"]),
+        ("assert datetime(2020, 1, 1) == f(datetime.strptime('', ''))", None, ["f"]),
+        ("assert queue.push(1) == f(1)", None, ["f", "queue"]),
+        ("assert set(sum(1, 2)) == {3}", None, ["sum"]),
+        ("assert math.fabs(round(1.5)) == 2", None, ["round"]),
+        ("match f(1):\n    case [x, *y]: assert x", None, ["f"]),
         ("root = Node(1)\nassert f(root)", None, ["Node", "f"]),
         ("def check(candidate):\n    assert candidate(1)\ncheck(f)", "f", ["f"]),
         ("def check(candidate):\n    assert candidate(len('a'))\ncheck(abs)", "abs", ["abs"]),
@@ -142,7 +155,7 @@ def test_a_helper_of_the_prompt_is_not_the_programs_to_redefine() -> None:
     ],
 )
 def test_the_names_that_tests_take_from_a_program(tests: str, entry_point: str | None, names: list[str]) -> None:
-    assert names_under_test(Program("", tests, entry_point))[0] == names
+    assert names_under_test(Program("", tests, entry_point)).program == names
 
 
 def test_a_redefined_builtin_does_not_reach_the_tests() -> None:
@@ -151,11 +164,15 @@ def test_a_redefined_builtin_does_not_reach_the_tests() -> None:
     assert judged(Program(code, tests, "f"))[0].reason == "failed"
 
 
-def test_objects_of_a_program_are_equal_only_to_themselves() -> None:
+def test_objects_of_a_program_are_equal_only_to_its_own() -> None:
+    """A program can return one object twice, so a comparison of two of its own is up to it in any case."""
     code = "class A:\n    def __eq__(self, other): return True\n    __hash__ = None\na = A()\n"
     code += "def f(): return a\ndef g(): return A()"
-    same, other = judged(Program(code, "assert f() == f() and f() is f()"), Program(code, "assert f() == g()"))
-    assert same.passed and not other.passed
+    own = [
+        Program(code, tests) for tests in ("assert f() == f() and f() is f()", "assert f() == g() and f() is not g()")
+    ]
+    other = [Program(code, f"assert {tests}") for tests in ("f() == 1", "1 == f()", "f() == [1]", "f() == len")]
+    assert [v.passed for v in judged(*own, *other)] == [True] * 2 + [False] * 4
 
 
 def test_sloppy_escapes_in_tests_are_not_an_error() -> None:

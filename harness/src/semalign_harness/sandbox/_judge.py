@@ -167,7 +167,8 @@ def _job(program: Program, limits: Limits) -> bytes | Verdict:
         names = names_under_test(program)
     except SyntaxError as error:
         return Verdict(passed=False, reason="refused", detail=_line(f"the tests do not parse: {error}"), seconds=0.0)
-    job = (program.code, program.prompt, program.tests, *names, limits.reply_bytes)
+    asserts = _assert_lines(program.tests)
+    job = (program.code, program.prompt, program.tests, *names, asserts, limits.reply_bytes)
     return Codec().encode(job)
 
 
@@ -194,12 +195,20 @@ class Names(NamedTuple):
     """Names of the standard library, which are Python's own whatever the program makes of them; each with its path."""
 
 
+def _assert_lines(tests: str) -> tuple[int, ...]:
+    """Numbers of the lines in which assertions stand."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found = [node for node in ast.walk(ast.parse(tests)) if isinstance(node, ast.Assert)]
+    return tuple(sorted({n for node in found for n in range(node.lineno, (node.end_lineno or node.lineno) + 1)}))
+
+
 def names_under_test(program: Program) -> Names:
     """Names that the tests use and do not bind, by where their values come from.
 
-    Decided by the tests and the prompt alone. A name of Python's (built-in, a standard module, or one that a standard
-    module is known for, such as `Counter`) is the program's only if it is the entry point, or if the tests use no other:
-    MBPP 126 tests a function called `sum`.
+    Decided by the tests and the prompt alone. A name of Python's (built-in, a standard module, or one that a
+    standard module is known for, such as `Counter`) is the program's only if it is the entry point, or if the tests use
+    no other: MBPP 126 tests a function called `sum`.
 
     Raises:
         SyntaxError: the tests do not parse.

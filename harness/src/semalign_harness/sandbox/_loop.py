@@ -58,7 +58,7 @@ def prepare() -> None:
     import selectors
     from asyncio import selector_events
 
-    selectors.DefaultSelector = selectors.SelectSelector  # type: ignore[misc]
+    selectors.DefaultSelector = selectors.SelectSelector  # type: ignore[assignment,misc]
     selector_events.BaseSelectorEventLoop._make_self_pipe = _make_self_pipe  # type: ignore[attr-defined]
 
 

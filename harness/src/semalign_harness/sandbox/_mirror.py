@@ -1,14 +1,14 @@
 """Stand-ins for the classes and objects of the other process: they have its names and bases, and ask it to act.
 
-Python looks for operators, `isinstance`, `except` and `with` on the class of an object, so each class of the other process
-gets a class here with the same name, the same bases and those operations that it defines. A subclass of a plain class, such
-as a namedtuple, holds the plain content too.
+Python looks for operators, `isinstance`, `except` and `with` on the class of an object, so each class of the other
+process gets a class here with the same name, the same bases and those operations that it defines. A subclass of a plain
+class, such as a namedtuple, holds the plain content too.
 
 The tests trust no object of the program with a comparison. An operator of the program is asked only when both operands
 are objects of the program: `f(x) == 5` and `abs(f(x) - 5) < 0.1` would otherwise be decided by a program that returns
-an object equal to everything. Between two of its own objects nothing is lost, since a program could return the same object
-twice. Conversions (`int`, `len`, `str`, iteration, items) are asked: the program answers them without
-knowing what it is compared with.
+an object equal to everything. Between two of its own objects nothing is lost, since a program could return the same
+object twice. Conversions (`int`, `len`, `str`, iteration, items) are asked: the program answers them without knowing
+what it is compared with.
 """
 
 from collections.abc import Callable
@@ -24,8 +24,8 @@ else:  # typing would take a quarter of the time that a program takes
 ANSWERS = frozenset(
     f"__{name}__"
     for name in (
-        "call iter next reversed len length_hint getitem setitem delitem missing bool int float complex index abs neg pos "
-        "invert round trunc floor ceil bytes format str repr fspath dir enter exit aenter aexit aiter anext"
+        "call iter next reversed len length_hint getitem setitem delitem missing bool int float complex index abs neg "
+        "pos invert round trunc floor ceil bytes format str repr fspath dir enter exit aenter aexit aiter anext"
     ).split()
 )
 """Operations without an operand that the other side could compare with."""
@@ -39,8 +39,8 @@ OPERATIONS = ANSWERS | COMPARISONS | ARITHMETIC | {"__contains__", "__hash__"}
 INSPECTED = frozenset(
     f"__{name}__"
     for name in (
-        "name qualname module doc defaults kwdefaults annotations wrapped code closure self func dict members slots notes "
-        "signature dataclass_fields match_args version author all"
+        "name qualname module doc defaults kwdefaults annotations wrapped code closure self func dict members slots "
+        "notes signature dataclass_fields match_args version author all"
     ).split()
 )
 """Attributes with underscores that are data; the others are protocols, which must be on the class."""

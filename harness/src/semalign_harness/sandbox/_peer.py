@@ -2,13 +2,14 @@
 
 Only one of the two runs at a time, the other waits for its message. Each message begins with all that has changed in
 the containers that both know, so that a change shows wherever Python would show it: after a call, an exception or a
-step of a generator, through any alias. Values that cannot change cross by content. Everything else has a number, which means
-the same object in both: even numbers belong to the tests' process, odd ones to the program's.
+step of a generator, through any alias. Values that cannot change cross by content. Everything else has a number, which
+means the same object in both: even numbers belong to the tests' process, odd ones to the program's.
 """
 
 import sys
 from _operator import is_  # `operator` would be slower to load
 from collections.abc import Callable
+from itertools import repeat
 
 from . import _loop
 from ._mirror import OPERATIONS, Mirrors
@@ -121,14 +122,14 @@ def _name(kind: type) -> str:
 
 def plain_base(kind: type) -> type | None:
     """The first plain class among a class and its bases."""
-    if kind not in PLAIN_BASES:
-        found = (base for base in kind.__mro__ if base in FIXED or _name(base) in CONTAINERS)
-        PLAIN_BASES[kind] = next(found, None)
-    return PLAIN_BASES[kind]
+    if id(kind) not in PLAIN_BASES:  # by identity: a metaclass may define what is equal
+        found = (base for base in kind.__mro__ if any(map(is_, FIXED, repeat(base))) or _name(base) in CONTAINERS)
+        PLAIN_BASES[id(kind)] = (next(found, None), kind)
+    return PLAIN_BASES[id(kind)][0]
 
 
-PLAIN_BASES: dict[type, type | None] = {}
-"""Results of `plain_base`."""
+PLAIN_BASES: dict[int, tuple[type | None, type]] = {}
+"""Results of `plain_base`, each with the class, which keeps its identity."""
 
 
 def is_standard(value: Any) -> bool:
@@ -229,6 +230,7 @@ class Peer(Codec):
         self.hashes: dict[int, int] = {}
         self.next, self.parity = first, first % 2
         self.news: list[bytes] = []
+        self.pending: list[int] = []
         self.reading = False
         self.ticket = b""
         self.mirrors = Mirrors(self.ask, self.hash_of, trusting=trusting)
@@ -322,6 +324,8 @@ class Peer(Codec):
                 raise Malformed("a message that neither asks nor answers")
         try:
             reply = ("value", self.perform(operation, target, arguments, keywords))
+        except Malformed:
+            raise
         except self.passed_on as error:
             reply = ("raise", error)
         try:
@@ -373,18 +377,16 @@ class Peer(Codec):
 
     def _changes(self) -> list[bytes]:
         changes: list[bytes] = []
-        seen: set[int] = set()
-        while waiting := [number for number in self.contents if number not in seen]:
-            for number in waiting:
-                seen.add(number)
-                value = self.objects[number]
-                new, old = self.container(value).items(value), self.contents[number]
-                if old is None or not _same(old, new):
-                    self.contents[number] = new
-                    out = [b"t2:"]
-                    self.write(number, out)
-                    self.write(new if type(new) is bytes else tuple(new), out)
-                    changes.append(b"".join(out))
+        self.pending = list(self.contents)
+        for number in self.pending:  # grows where a container holds new ones
+            value = self.objects[number]
+            new, old = self.container(value).items(value), self.contents[number]
+            if old is None or not _same(old, new):
+                self.contents[number] = new
+                out = [b"t2:"]
+                self.write(number, out)
+                self.write(new if type(new) is bytes else tuple(new), out)
+                changes.append(b"".join(out))
         return changes
 
     def unpack(self, data: bytes) -> Any:
@@ -471,6 +473,7 @@ class Peer(Codec):
         shared = plain is not None and plain not in FIXED
         if shared:
             self.contents[number] = None
+            self.pending.append(number)
         if plain is kind:
             self._say("container", number, _name(kind), self.container(value).options(value))
             return number
@@ -493,8 +496,8 @@ class Peer(Codec):
             return self.numbers[id(kind)]
         number, bases = self._number(kind), []
         for base in kind.__bases__:
-            if issubclass(base, BaseException) and (path := self.path(base)):
-                bases.append(path)
+            if issubclass(base, BaseException):
+                bases.append(self.path(base) or self._class(base))
             elif base is plain_base(kind):
                 bases.append(_name(base))
             elif not is_standard(base) or plain_base(base) not in (None, base):
@@ -505,7 +508,9 @@ class Peer(Codec):
             name
             for base in own
             for name in base.__dict__
-            if name in OPERATIONS or name == "__await__" or (plain and not name.startswith("_") and hasattr(plain, name))
+            if name in OPERATIONS
+            or name == "__await__"
+            or (plain and not name.startswith("_") and hasattr(plain, name))
         }
         if plain is None and not issubclass(kind, BaseException):
             operations |= {"__str__", "__repr__"}
@@ -544,9 +549,9 @@ class Peer(Codec):
             return found
         if ":" in base:
             return self._exception(base)
+        if not (base in CONTAINERS or base in map(_name, FIXED)):
+            raise ValueError(f"{base} is no plain class")
         kind: type = _standard(base)
-        if not (kind in FIXED or base in CONTAINERS):
-            raise ValueError(base)
         return kind
 
     def _exception(self, path: str) -> type:
@@ -559,7 +564,7 @@ class Peer(Codec):
         kind = self._base(which)
         if type(hashed) is int:
             self.hashes[number] = hashed
-        plain = plain_base(kind)
+        plain: Any = plain_base(kind)
         if issubclass(kind, BaseException):
             arguments, cause = content
             value = _exception(kind, arguments)
@@ -573,7 +578,8 @@ class Peer(Codec):
         if plain in FIXED:
             if type(content) is not plain:
                 raise ValueError("another content than its class has")
-            return plain.__new__(kind, content)
+            make: Any = plain.__new__
+            return make(kind, content)
         self.contents[number] = None
         return plain.__new__(kind)
 
@@ -602,7 +608,8 @@ def _is_root(kind: type) -> bool:
 
 
 def _hash(value: Any, kind: type) -> int | None:
-    if kind.__hash__ in (None, object.__hash__):
+    method: Any = kind.__hash__
+    if method is None or method is object.__hash__:
         return None
     try:
         return hash(value)

@@ -1,4 +1,4 @@
-"""The process that holds the program: it does what the tests ask, knows nothing of them, and is trusted with nothing."""
+"""The process that holds the program: it does what the tests ask, knows nothing of them, and nothing trusts it."""
 
 import os
 import sys
@@ -15,8 +15,8 @@ else:  # typing would take a quarter of the time that a program takes
     Any = NoReturn = object
 
 Signature = tuple[tuple[str, ...], tuple[str, ...], int, str, tuple[str, ...], str]
-"""Parameters of a function: by position, those of all that have a default, how many only by position, `*`, only by name,
-`**`; empty for none."""
+"""Parameters of a function: by position, those of all that have a default, how many only by position, `*`, only by
+name, `**`; empty for none."""
 LEFT_OUT = object()
 READY = "ready"
 """First message of a player, once it is confined: whatever ends it later is the program's doing."""
@@ -56,7 +56,11 @@ class Player(Peer):
         """A function with the parameters of the tests' function, or an object without storage."""
         if details is None:
             return super().build(kind, details)
-        shell = _function(*details, lambda *a, **k: self.ask("__call__", shell, *a, **k))
+
+        def forward(*arguments: Any, **keywords: Any) -> Any:
+            return self.ask("__call__", shell, *arguments, **keywords)
+
+        shell: Any = _function(forward, *details)
         return shell
 
     def perform(self, operation: str, target: Any, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
@@ -74,7 +78,7 @@ class Player(Peer):
         """Run the module; returns the values of those names that it binds."""
         code = code.removeprefix("\ufeff")  # as for any file
         module = type(sys)("solution")
-        module.__loader__ = Source(code)
+        module.__loader__ = Source(code)  # type: ignore[assignment]
         sys.modules["solution"] = module
         self.names, self.space = names, module.__dict__
         if "asyncio" in code:
@@ -84,7 +88,7 @@ class Player(Peer):
 
 
 def _function(
-    name: str, qualname: str, doc: str | None, parameters: Signature, waits: bool, forward: Callable[..., Any]
+    forward: Callable[..., Any], name: str, qualname: str, doc: str | None, parameters: Signature, waits: bool
 ) -> Any:
     """A function with the name and the parameters of another, to which it passes its arguments on.
 

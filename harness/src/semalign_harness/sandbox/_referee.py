@@ -48,14 +48,19 @@ class Referee(Peer):
         outgoing: descriptor for messages to the player.
         limit: longest message of the player, in bytes.
         tests: text of the tests.
+        asserts: numbers of the lines in which their assertions stand.
     """
 
-    def __init__(self, incoming: int, outgoing: int, *, limit: int, tests: str) -> None:
+    def __init__(
+        self, incoming: int, outgoing: int, *, limit: int, tests: str, asserts: frozenset[int] = frozenset()
+    ) -> None:
         super().__init__(incoming, outgoing, first=2, limit=limit, trusting=False)
-        self.tests = tests
+        self.tests, self.asserts = tests, asserts
         self.stopped: tuple[str, str] | None = None
         self.space: dict[str, Any] = {"__name__": "tests"}
+        self.names: list[str] = []
         self.exports: dict[str, Any] = {}
+        """What the program's process says of its names: it may hold others, which are no names for the tests."""
 
     def load(self, code: str, names: list[str]) -> None:
         """Run the program; those of the names that it binds are bound for the tests too."""
@@ -65,10 +70,10 @@ class Referee(Peer):
         except Malformed:
             raise self.stop(UNREADY, "the program's process could not be confined") from None
         found = self.ask("load", None, code, names)
-        if type(found) is not dict or not set(found) <= set(names):
-            raise self.stop(BROKEN, "the program's process sent other names")
-        self.exports = found
-        self.space.update(found)
+        if type(found) is not dict:
+            raise self.stop(BROKEN, "the program's process sent no names")
+        self.names, self.exports = names, found
+        self.space.update({name: found[name] for name in names if name in found})
 
     def stop(self, reason: str, detail: str) -> Stopped:
         """End the tests, for the first reason that there is."""
@@ -129,7 +134,7 @@ class Referee(Peer):
             raise self.stop(GONE, "the program ended before it answered") from None
         except Malformed as error:
             raise self.stop(BROKEN, f"the program's process broke the protocol: {error}") from None
-        self.space.update(self.exports)
+        self.space.update({name: self.exports[name] for name in self.names if name in self.exports})
         return payload
 
     def answer(self, message: Any) -> None:
@@ -142,7 +147,7 @@ class Referee(Peer):
     def perform(self, operation: str, target: Any, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
         """Do what the program asks with an object that the tests have passed to it.
 
-        An assertion that fails in the tests' own function fails the tests, whatever the program does about it.
+        An assertion that does not hold in the tests' own function fails the tests, whatever the program does about it.
         """
         number = self.numbers.get(id(target), 1)
         if number % 2 or number in self.contents and type(target).__module__ == "builtins":
@@ -156,8 +161,11 @@ class Referee(Peer):
                 raise AttributeError(f"the program cannot change {name!r}")
         try:
             return super().perform(operation, target, arguments, keywords)
-        except AssertionError as error:
-            raise self.stop("failed", describe(error, self.tests)) from None
+        except Exception as error:
+            asserting = {line for line, function in _lines(error) if function != "<lambda>"}
+            if isinstance(error, AssertionError) or asserting & self.asserts:
+                raise self.stop("failed", describe(error, self.tests)) from None
+            raise
 
     def raised(self, operation: str, error: BaseException) -> BaseException:
         """The exception for the tests; one that ends a loop or the process reaches only tests that name it."""
@@ -190,8 +198,8 @@ def referee(job: int, requests: int, replies: int, verdict: int) -> NoReturn:
     """Read the job, run the tests, report, end."""
     message = receive(job, sys.maxsize)
     assert message is not None
-    code, prompt, tests, names, trusted, standard, limit = Codec().decode(message)
-    link = Referee(replies, requests, limit=limit, tests=tests)
+    code, prompt, tests, names, trusted, standard, asserts, limit = Codec().decode(message)
+    link = Referee(replies, requests, limit=limit, tests=tests, asserts=frozenset(asserts))
     passed, reason, detail = _run(link, code, prompt, names, trusted, standard)
     if link.stopped:  # also where the tests caught it
         passed, (reason, detail) = False, link.stopped
@@ -219,20 +227,26 @@ def _run(
     except MemoryError:
         return False, "memory", "MemoryError"
     except BaseException as error:
-        try:
-            return False, "failed", describe(error, link.tests)
-        except BaseException:  # its text is the program's
-            return False, "failed", type(error).__name__
+        return False, "failed", describe(error, link.tests)
     return True, "passed", ""
 
 
 def describe(error: BaseException, tests: str) -> str:
     """The error and the line of the tests where it came up."""
-    number, trace = 0, error.__traceback__
-    while trace is not None:
-        if trace.tb_frame.f_code.co_filename == "tests.py":
-            number = trace.tb_lineno
-        trace = trace.tb_next
-    lines = tests.split("\n")
+    number, lines = (_lines(error) or [(0, "")])[-1][0], tests.split("\n")
     where = f" at {lines[number - 1].strip()}" if 0 < number <= len(lines) else ""
-    return f"{type(error).__name__}{': ' if str(error) else ''}{error}{where}"
+    try:
+        return f"{type(error).__name__}{': ' if str(error) else ''}{error}{where}"
+    except BaseException:  # its text may be the program's
+        return f"{type(error).__name__}{where}"
+
+
+def _lines(error: BaseException) -> list[tuple[int, str]]:
+    """Numbers of the lines of the tests that an error has passed, each with the function, the innermost last."""
+    found, trace = [], error.__traceback__
+    while trace is not None:
+        code = trace.tb_frame.f_code
+        if code.co_filename == "tests.py":
+            found.append((trace.tb_lineno, code.co_name))
+        trace = trace.tb_next
+    return found

@@ -36,7 +36,7 @@ FIRST_FREE = 64
 INTERVAL = 0.05
 """Seconds between looks at the processes."""
 WINDOW = 0.5
-"""Seconds over which CPU time is compared with the clock: long enough for a process to run a little on a busy machine."""
+"""Seconds over which CPU time is compared with the clock: on a busy machine each process runs a little in them."""
 IDLE = 0.01
 """A smaller share of the CPU counts as sleep."""
 CPU_CLOCK = 2
@@ -128,7 +128,7 @@ def _start(descriptors: list[int], work: Callable[[], None]) -> int:
 def _watch(settings: dict[str, Any], verdict: int, output: int, watched: list[int]) -> Report:
     """Wait for the verdict, or until one limit is reached.
 
-    The kernel counts the CPU time of both processes. Here counts the time in which neither of them uses any: sleep, which
+    The kernel limits the CPU time of each process. This limits the time in which neither of them uses any: sleep, which
     is no work that a busy machine could slow down.
     """
     start = last = time.monotonic()

@@ -1,13 +1,12 @@
 """Plain values as bytes: how the tests' process and the program's process talk, and how verdicts travel.
 
 One item is a tag, a size, a colon and the payload; containers count their items, all else counts its bytes. Decoding
-makes exactly the built-in and standard types listed here, whatever the bytes say. Objects that are no plain value do not
-cross; `_peer` gives them numbers.
+makes exactly the built-in and standard types listed here, whatever the bytes say. Objects that are no plain value do
+not cross; `_peer` gives them numbers.
 """
 
 import builtins
 import os
-import sys
 from collections.abc import Callable, Iterator
 
 TYPE_CHECKING = False
