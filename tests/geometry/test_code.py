@@ -83,7 +83,7 @@ def test_neighbours_of_installed_packages_do_not_count(here: Path) -> None:
 
 def script(body: str, here: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """The hash of `Thing` in a script."""
-    monkeypatch.setattr(sys.modules["__main__"], "__file__", str(here / "script.py"))
+    monkeypatch.setattr(sys.modules["__main__"], "__file__", str(here / "script.py"), raising=False)
     names: dict[str, Any] = {"__name__": "__main__"}
     exec(compile(textwrap.dedent(body), str(here / "script.py"), "exec"), names)
     return code_sha256(names["Thing"])

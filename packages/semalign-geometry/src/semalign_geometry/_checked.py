@@ -26,6 +26,7 @@ def checked(function: Callable[ParametersT, ResultT]) -> Callable[ParametersT, R
     wrap models.
 
     Example:
+        >>> from torch import Tensor
         >>> @checked
         ... def size(weight: Tensor) -> int:
         ...     return weight.numel()
