@@ -29,6 +29,7 @@ PAGES = (
     "semalign_harness.evaluation",
     "semalign_harness.experiment",
     "semalign_harness.methods",
+    "semalign_harness.reading",
     "semalign_harness.report",
     "semalign_harness.sandbox",
     "semalign_harness.statistics",

@@ -265,8 +265,8 @@ def estimate_gap_recovered(
     Where the 95% interval of the gap itself, source − before, holds 0, no share is ruled out: `bounded` is False and no
     ends are given. Lower may be better (NLL) or higher (accuracy).
 
-    Simulated on 300 items with a gap of a tenth to a half of its standard error, 3% to 4% of the intervals are bounded,
-    and 0.86 to 0.94 of those hold the share: a bounded share of a small gap deserves a look at the gap's own interval.
+    Where the true gap is small against its standard error, few intervals are bounded, and those are the draws in which
+    the gap came out large, so that fewer than 95% of them hold the share: read it beside the gap's own interval.
 
     Args:
         source: the source's value on each item.
