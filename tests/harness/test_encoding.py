@@ -33,7 +33,7 @@ from semalign_harness.inputs import read_inputs
 from semalign_harness.matrix import measured_differently
 from semalign_harness.models import open_model
 from semalign_harness.phase_cache import phase_key
-from semalign_harness.pipeline import _environment
+from semalign_harness.pipeline import environment_of
 from semalign_harness.report._protocol import evaluation_blocks, experiment_facts
 from semalign_harness.report._read import ROLES
 from tokenizers import AddedToken, Tokenizer
@@ -317,7 +317,7 @@ def test_a_run_says_and_keeps_the_day_that_its_template_is_told(
     (target / "chat_template.jinja").write_text(template + "{% set day = strftime_now('%Y') %}", encoding="utf-8")
     experiment = load_experiment("tiny", overrides=[*overrides, f"target.path={target}"])
     inputs = read_inputs(experiment, Console())
-    assert _environment(experiment, inputs, torch.device("cpu")).date == "2024-07-26"
+    assert environment_of(experiment, inputs, torch.device("cpu")).date == "2024-07-26"
     assert "the chat template reads the clock, and is told 2024-07-26" in capsys.readouterr().err
 
 
@@ -359,6 +359,30 @@ def test_tools_reach_the_template_and_what_nothing_reads_is_counted(tmp_path: Pa
     assert split.unread == {"documents": 1, "name": 1, "tool_calls": 2, "tools": 2}
     with pytest.raises(SemalignError, match="a row of rows has tools that are no list"):
         encode_rows([{**rows[0], "tools": "add"}], tokenizer)
+
+
+def test_a_turn_that_only_calls_tools_needs_no_content() -> None:
+    call = [{"type": "function", "function": {"name": "add", "arguments": {"a": 1}}}]
+    ask, answer = row_of("one", "2")["messages"]
+    calling = {"role": "assistant", "tool_calls": call}
+    rows = [{"messages": [ask, turn, answer]} for turn in ({**calling, "content": ""}, {**calling, "content": None})]
+    examples = encode_rows([*rows, {"messages": [ask, calling, answer]}], tokenizer_of(CALLS))
+    assert examples[0] == examples[1] == examples[2]
+    with pytest.raises(SemalignError, match="its last message must be text by the assistant"):
+        encode_rows([{"messages": [ask, calling]}], tokenizer_of(CALLS))
+    with pytest.raises(SemalignError, match="messages that are not role and content, both text"):
+        encode_rows([{"messages": [ask, {"role": "assistant", "content": None}, answer]}], tokenizer_of(CALLS))
+
+
+def test_nulls_within_messages_and_tools_are_missing_fields() -> None:
+    def row(more: dict[str, Any]) -> dict[str, Any]:
+        call = [{"type": "function", "function": {"name": "add", "arguments": {"a": 1, **more}}}]
+        tools = [{"type": "function", "function": {"name": "add", "parameters": {"a": {"enum": [1, None]}, **more}}}]
+        return {**row_of("one", "I add.", tool_calls=call), "tools": tools}
+
+    plain, padded = encode_rows([row({}), row({"b": None})], tokenizer_of(CALLS))  # as Parquet pads them
+    assert plain == padded
+    assert '"enum": [1, null]' in tokenizer_of(CALLS).decode(plain.prompt_ids)
 
 
 @pytest.mark.parametrize("name", ["reasoning_content", "reasoning", "thinking"])

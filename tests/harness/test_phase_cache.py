@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 from semalign_align import supervise
-from semalign_harness import load_experiment, source_phase
+from semalign_harness import load_experiment, phase_cache, source_phase
 from semalign_harness.cli import main
 from semalign_harness.console import Console
 from semalign_harness.inputs import read_inputs
@@ -77,6 +77,15 @@ def test_the_key_follows_the_models_and_not_their_paths(
     content[-1] ^= 1
     file.write_bytes(content)
     assert key(overrides, f"source.path={copy}") != key(overrides)
+
+
+@pytest.mark.parametrize("version", ["GENERATION", "READING"])
+def test_the_key_follows_how_exact_answers_are_written_and_read(
+    version: str, overrides: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = key(overrides)
+    monkeypatch.setattr(phase_cache, version, 99)
+    assert key(overrides) != before
 
 
 def test_prune_deletes_what_is_not_used(
@@ -201,3 +210,21 @@ def test_an_interrupted_supervision_goes_on(
     assert run(tmp_path / "run", settings, "--quiet") == 0
     after = {file.name: file.stat().st_ino for file in (unfinished.folder / "supervision").glob("shard-*")}
     assert len(after) == 16 and before.items() <= after.items(), "whole shards are used"
+
+
+def test_supervision_outlives_a_memory_that_is_full(
+    tmp_path: Path, overrides: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(source: object, rows: object, pairing: object, transport: object, folder: Path, **more: object) -> object:
+        if folder.name == source_phase.TRAIN:
+            raise MemoryError
+        return supervise(source, rows, pairing, transport, folder, **more)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(source_phase, "supervise", full)
+        assert run(tmp_path / "run", overrides) == 2
+    assert "the memory is full" in capsys.readouterr().err
+    (unfinished,) = entries()
+    made = (unfinished.folder / source_phase.HELD_OUT / "manifest.json").stat().st_ino
+    assert run(tmp_path / "run", overrides, "--quiet") == 0
+    assert (unfinished.folder / source_phase.HELD_OUT / "manifest.json").stat().st_ino == made

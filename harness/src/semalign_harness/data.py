@@ -176,7 +176,7 @@ def read_conversation(row: Row, config: RowsConfig, name: str) -> Conversation:
     messages = _messages(row, config, name)
     if row.get("messages") is None:
         return Conversation(messages)
-    return Conversation(messages, *(_listed(row, field) for field in ("tools", "documents")))
+    return Conversation(messages, *(_without_nulls(_listed(row, field)) for field in ("tools", "documents")))
 
 
 def _listed(row: Row, field: str) -> Any:
@@ -200,14 +200,9 @@ def glued(example: Example, tokenizer: PreTrainedTokenizerBase) -> str | None:
 
 def _messages(row: Row, config: RowsConfig, name: str) -> list[Message]:
     if row.get("messages") is not None:
-        messages = row["messages"]
-        if not isinstance(messages, list) or not all(
-            isinstance(m, dict) and isinstance(m.get("role"), str) and isinstance(m.get("content"), str)
-            for m in messages
-        ):
-            raise SemalignError(f"{name} has messages that are not role and content, both text")
+        messages = _turns(row["messages"], name)
         if len(messages) < 2 or messages[-1]["role"] != "assistant" or not messages[-1]["content"].strip():
-            raise SemalignError(f"{name} has no answer: its last message must be the assistant's")
+            raise SemalignError(f"{name} has no answer: its last message must be text by the assistant")
         if messages[-1].get("weight") == 0:
             raise SemalignError(
                 f"{name} has nothing to train on: its last message has weight 0, and only the last answer of a row is "
@@ -228,6 +223,20 @@ def _messages(row: Row, config: RowsConfig, name: str) -> list[Message]:
     return [{"role": "user", "content": prompt}, {"role": "assistant", "content": completion}]
 
 
+def _turns(messages: Any, name: str) -> list[Message]:
+    """The messages of a row, each with text as content, which is empty where a turn that calls tools has none."""
+    found: list[Message] = []
+    for turn in messages if isinstance(messages, list) else [None]:
+        turn = _without_nulls(turn)
+        if isinstance(turn, dict) and turn.get("tool_calls"):
+            turn = {"content": "", **turn}
+        texts = isinstance(turn, dict) and [turn.get(key) for key in ("role", "content")]
+        if not texts or not all(isinstance(text, str) for text in texts):
+            raise SemalignError(f"{name} has messages that are not role and content, both text")
+        found.append(turn)
+    return found
+
+
 def _text(row: Row, field: str, name: str) -> str:
     """A field of a row that holds text or a number, or a template filled with its fields."""
     if "{{" not in field:
@@ -242,7 +251,7 @@ def _text(row: Row, field: str, name: str) -> str:
                 f"'{{{{ {field} | join(\" \") }}}}'"
             )
         return str(value)
-    present = _without_nulls(row)
+    present = _without_nulls(row, TEMPLATES.undefined("a list of the row holds a null"))
     try:
         return TEMPLATES.from_string(field).render(present)
     except Exception as error:  # an expression in a template can fail in any way
@@ -254,13 +263,13 @@ def _text(row: Row, field: str, name: str) -> str:
         ) from error
 
 
-def _without_nulls(value: Any) -> Any:
-    """A value of a row as templates see it: a null is a missing field, as Parquet cannot tell one from the other."""
+def _without_nulls(value: Any, null: Any = None) -> Any:
+    """A value of a row as templates see it: a null is a missing field, as Parquet has no missing ones; within a list,
+    where nothing can be missing, it becomes `null`."""
     if isinstance(value, dict):
-        return {key: _without_nulls(item) for key, item in value.items() if item is not None}
+        return {key: _without_nulls(item, null) for key, item in value.items() if item is not None}
     if isinstance(value, list):
-        null = TEMPLATES.undefined("a list of the row holds a null")
-        return [null if item is None else _without_nulls(item) for item in value]
+        return [null if item is None else _without_nulls(item, null) for item in value]
     return value
 
 

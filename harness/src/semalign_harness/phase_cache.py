@@ -19,16 +19,18 @@ from semalign_geometry import KNOWN_FRAMES, Contract, SemalignError
 
 from .console import Console
 from .experiment import KNOWN_PAIRINGS, KNOWN_SCORERS, Experiment
+from .generation import GENERATION
 from .inputs import Inputs
 from .locking import lock_of, wait_for
 from .measure import Measurement
 from .models import cache_folder
+from .reading import READING
 
 PHASE = "phase.json"
 PACKAGES = ("torch", "transformers", "semalign-geometry", "semalign-attribution", "semalign-align", "semalign-harness")
 """Their versions belong to a key."""
 _USERS = "users"
-_FORMAT = 4
+_FORMAT = 5
 """Raised when the same settings give other content within one version of the packages."""
 
 
@@ -74,7 +76,7 @@ def phase_key(experiment: Experiment, inputs: Inputs, device: torch.device) -> s
     """Hash of all that decides what the source leaves behind; training settings are not among it."""
     rows = [[e.prompt_ids, e.answer_ids, e.answer] for e in (*inputs.split.train, *inputs.split.held_out)]
     parts = {
-        "format": _FORMAT,
+        "format": [_FORMAT, GENERATION, READING],
         "settings": experiment.model_dump(
             mode="json", include={"scorer", "pairing", "transport", "supervision", "live", "measure", "batch_size"}
         ),

@@ -97,11 +97,12 @@ def source_stores(
             place = ranks.from_first(lambda: locked.enter_context(phase_folder(key, console)))
             source = None
             if not ranks.from_first(lambda: _is_whole(place, experiment, console)):
-                is_new = ranks.from_first(lambda: not place.exists())
                 try:
                     source = _make(experiment, place, key, console, inputs, device)
                 except SemalignError:
-                    if is_new and ranks.is_first:
+                    if ranks.is_first and not any(
+                        place.glob(f"{HELD_OUT}*")
+                    ):  # supervision: hours of work
                         shutil.rmtree(place, ignore_errors=True)
                     raise
             if ranks.is_first:
