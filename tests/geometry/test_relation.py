@@ -285,3 +285,10 @@ def test_the_cka_of_every_pair_needs_the_same_tokens() -> None:
         linear_cka_matrix(iter([normal(0, 3, 4)]), iter([normal(1, 3, 4), normal(1, 5, 4)]))
     with pytest.raises(SemalignError, match="both sides need a representation, got 1 and 0"):
         linear_cka_matrix([normal(0, 3, 4)], [])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_ordinary_rows_have_unit_length_in_every_dtype(dtype: torch.dtype) -> None:
+    rows = torch.nn.functional.normalize(torch.randn(4, 4096, generator=torch.Generator().manual_seed(0)))
+    lengths = unit_rows(rows.to(dtype)).double().norm(dim=1)
+    assert_close(lengths, torch.ones(4, dtype=torch.float64), rtol=0, atol=2 * torch.finfo(dtype).eps)

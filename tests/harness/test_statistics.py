@@ -370,6 +370,14 @@ def test_intervals_of_skewed_differences_cover(
     assert least <= covered <= 0.98, f"{covered:.3f} of the intervals hold the mean"
 
 
+@pytest.mark.parametrize("items", [10, 100])
+def test_one_item_that_differs_does_not_blow_up_an_interval(items: int) -> None:
+    """Resamples without it scatter by nearly nothing, and would put its difference a thousand errors away."""
+    rows = [*np.random.default_rng(3).normal(0, 0.001, items - 1).tolist(), 5.0]
+    found = compare_values(rows, [0.0] * items, seed=0).difference
+    assert found.low <= found.value <= found.high <= found.value + 10 * found.standard_error
+
+
 @pytest.mark.parametrize("solved", [[1.0] + [0.0] * 19, [1.0, -1.0] + [0.0] * 8])
 def test_ties_shorten_no_interval(solved: list[float]) -> None:
     """Many resamples hold no item that differs, and scatter by nothing."""

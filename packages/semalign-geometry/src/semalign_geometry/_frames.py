@@ -198,13 +198,14 @@ def outer_power(basis: SemanticBasis, frame: Frame, power: float, *, fold_gain: 
 
 @checked
 def unit_rows(vectors: Float[Tensor, "*n d"]) -> Float[Tensor, "*n d"]:
-    """Rows scaled to unit length, with finite gradients.
+    """Scale rows to unit length, with finite gradients; computed in float32 (float64 for float64), cast back once.
 
-    Rows whose largest number is below `least_size` (1e-31 in float32) stay zero; a row with a value that is not finite
-    comes out as NaN.
+    Rows whose largest number is below `least_size` of that dtype (1e-31 in float32) stay zero; a row with a value that
+    is not finite comes out as NaN.
     """
-    sizes = vectors.detach().abs().amax(-1, keepdim=True)
-    none = sizes < least_size(vectors.dtype)
+    rows = vectors.to(accumulation_dtype(vectors))
+    sizes = rows.detach().abs().amax(-1, keepdim=True)
+    none = sizes < least_size(rows.dtype)
     # Squares of very small or large numbers would leave the range of the dtype.
-    scaled = torch.where(none, 0.0, vectors / torch.where(none, 1.0, sizes))
-    return scaled / torch.where(none, 1.0, scaled.square().sum(-1, keepdim=True)).sqrt()
+    scaled = torch.where(none, 0.0, rows / torch.where(none, 1.0, sizes))
+    return (scaled / torch.where(none, 1.0, scaled.square().sum(-1, keepdim=True)).sqrt()).to(vectors.dtype)
