@@ -12,9 +12,10 @@ from semalign_align import FinalHidden, SupervisionSettings, supervise
 from semalign_attribution import DecoderView, LayerPairing, undisturbed
 from semalign_geometry import SemalignError, Transport
 from semalign_harness import LoadedModel, build_tokenizer, load_model, measure
+from semalign_harness.estimate import row_bytes
 from semalign_harness.experiment import ModelConfig
 from semalign_harness.generation import check_generation, generate
-from semalign_harness.models import open_model
+from semalign_harness.models import OpenedModel, open_model
 from semalign_harness.pipeline import save_and_reload
 from tiny_families import WINDOW, build, perturb
 from torch import Tensor
@@ -54,6 +55,7 @@ def check_family(family: str) -> dict[str, str]:
             return {NOT_BUILT: _sentence(f"{type(error).__name__}: {error}", place)}
         try:
             opened = open_model(ModelConfig(path=str(place)))
+            check_sizes(opened)
             loaded, changed = load_model(opened), load_model(opened)
         except SemalignError as error:
             return {REFUSED: _sentence(error, place)}
@@ -67,6 +69,11 @@ def check_family(family: str) -> dict[str, str]:
             "generation": lambda: check_texts(loaded.model),
         }
         return {name: _outcome(check, place) for name, check in checks.items()}
+
+
+def check_sizes(opened: OpenedModel) -> None:
+    """See that a run can tell what the model needs, and an evaluation how many rows go together."""
+    assert opened.shape.parameters > 0 and row_bytes(opened.config, 1, all_logits=True) > 0
 
 
 def check_figures(source: PreTrainedModel, target: PreTrainedModel, folder: Path) -> str:

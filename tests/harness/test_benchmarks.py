@@ -481,6 +481,11 @@ def test_the_reference_solution_is_read_among_others(name: str, before: str, aft
         ("root = Node(5)\nassert read(root) == 5", {"Node", "read"}),
         ("assert sum([1]) == 1", {"sum"}),
         ("call = f\nassert call(1)", set()),
+        ("def near(a): return abs(a) < 1\nassert near(f(1))", {"f"}),
+        ("class Node:\n    pass\nassert f(Node())", {"f"}),
+        ("from math import isclose as near, sqrt\nassert near(f(1), sqrt(4))", {"f"}),
+        ("import numpy.linalg\nassert f(numpy(1))", {"f"}),
+        ("assert all(map(lambda g: g(f), [1]))", {"all", "map"}),
         ("assert (", set()),
     ],
 )

@@ -305,7 +305,7 @@ def test_a_template_makes_text_of_several_fields() -> None:
     (expected,) = encode_rows([{"question": text, "answer": "The answer is: B"}], TOKENIZER, config=fields)
     assert found == expected and found.answer == "The answer is: B"
     for broken in ({"question": "?"}, {**row, "answer": 7}, {**row, "choices": []}):
-        with pytest.raises(SemalignError, match=r"template .* does not fit a row of cais/mmlu, whose fields are"):
+        with pytest.raises(SemalignError, match=r"template .* does not fit row 1 of cais/mmlu, whose fields are"):
             encode_rows([broken], TOKENIZER, config=config)
 
 
@@ -322,7 +322,7 @@ NULLS = [
 @pytest.mark.parametrize(("row", "template", "words"), NULLS)
 def test_a_null_is_a_missing_field_in_a_template_too(row: dict[str, Any], template: str, words: str) -> None:
     config = RowsConfig(path="rows", prompt=template, completion="answer")
-    with pytest.raises(SemalignError, match="does not fit a row of rows") as error:
+    with pytest.raises(SemalignError, match="does not fit row 1 of rows") as error:
         encode_rows([row | {"answer": "2"}], TOKENIZER, config=config)
     assert words in str(error.value) and "whose fields are " in str(error.value)
 

@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 from xml.etree import ElementTree
 
@@ -27,7 +27,7 @@ from semalign_geometry import (
 from semalign_harness import build_tokenizer, load_experiment, load_model, plan, run_experiment
 from semalign_harness.cli import main
 from semalign_harness.data import batches, encode_rows, load_rows
-from semalign_harness.doctor import Diagnosis, Finding, diagnosis_text
+from semalign_harness.doctor import Diagnosis, Finding, _pair, diagnosis_text
 from semalign_harness.doctor import _deep as deep
 from semalign_harness.doctor import _heads as heads
 from semalign_harness.doctor import _machine as machine
@@ -608,6 +608,29 @@ def test_time_says_what_it_is_of(pair: tuple[Path, Path], doctor: Doctor) -> Non
     assert "loading and the writing of answers aside" in of(doctor(*pair, "data.answers=target"), "time").message
     other = of(doctor(*pair, "method.kind=kd"), "time").message
     assert other.startswith("not estimated") and other.endswith("method.kind=kd")
+
+
+@pytest.mark.parametrize("sampled", [512, 3])
+def test_a_row_is_named_as_a_run_names_it(
+    pair: tuple[Path, Path], tmp_path: Path, sampled: int, capsys: pytest.CaptureFixture[str], monkeypatch: Any
+) -> None:
+    """Also where few rows of many are encoded: of nine and at most three, the first, fourth and seventh."""
+    monkeypatch.setattr(_pair, "SAMPLED", sampled)
+    rows = [{"prompt": f"question {i}", "completion": "" if i == 7 else "yes"} for i in range(1, 10)]
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    assert main(["doctor", *map(str, pair), "--data", str(file), *SETTINGS]) == 2
+    assert f"row 7 of {file} has no answer or prompt: its field 'completion' is empty" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("family", ["mamba", "gemma4_text"])
+def test_pairs_of_other_families_are_usable(
+    family: str, tmp_path: Path, rows_file: Path, doctor: Doctor, builder: ModuleType
+) -> None:
+    builder.build(family, tmp_path / "model")
+    diagnosis = doctor(tmp_path / "model", tmp_path / "model", "--data", rows_file, *SETTINGS)
+    words = {"mamba": "source no heads, target no heads", "gemma4_text": "source 4 heads grouped on 2 of keys"}
+    assert words[family] in of(diagnosis, "attention").message
 
 
 @pytest.mark.parametrize("kind", [BertForMaskedLM, BertLMHeadModel, T5ForConditionalGeneration])

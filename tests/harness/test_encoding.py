@@ -120,7 +120,7 @@ def test_a_prompt_is_the_same_wherever_it_is_read(template: str, added: str, que
     assume(answer.strip() and not {"</s>", "<s>"} & {question, answer})
     tokenizer = tokenizer_of(TEMPLATES[template], ADDED[added])
     encoder = TextEncoder(tokenizer, options={"enable_thinking": False})
-    example = encode_row(row_of(question, answer), encoder, RowsConfig(path="rows"))
+    example = encode_row(1, row_of(question, answer), encoder, RowsConfig(path="rows"))
     lm, prompt = lm_of(encoder), encoder.prompt([{"role": "user", "content": question}])
     assert tuple(lm.tok_encode(prompt)) == example.prompt_ids
     assert tuple(lm._encode_pair(prompt, answer)[0]) == example.prompt_ids
@@ -229,7 +229,7 @@ def test_an_answer_is_whole_and_ends_once(template: str | None, answer: str, tex
     ],
 )
 def test_a_template_that_loses_a_part_of_an_answer_is_refused(template: str, answer: str) -> None:
-    with pytest.raises(SemalignError, match="the chat template leaves out a part of the answer of a row of rows"):
+    with pytest.raises(SemalignError, match="the chat template leaves out a part of the answer of row 1 of rows"):
         encode_rows([row_of("q", answer, reasoning="so")], tokenizer_of(template))
 
 
@@ -357,7 +357,7 @@ def test_tools_reach_the_template_and_what_nothing_reads_is_counted(tmp_path: Pa
     assert (split.unread, split.several, split.ended_within) == ({"documents": 1, "name": 1}, 1, 1)
     split = split_rows(config, [rows], TextEncoder(tokenizer_of(PLAIN)))
     assert split.unread == {"documents": 1, "name": 1, "tool_calls": 2, "tools": 2}
-    with pytest.raises(SemalignError, match="a row of rows has tools that are no list"):
+    with pytest.raises(SemalignError, match="row 1 of rows has tools that are no list"):
         encode_rows([{**rows[0], "tools": "add"}], tokenizer)
 
 
@@ -409,7 +409,7 @@ def test_a_run_names_what_is_left_out(
 
 
 def test_an_answer_of_weight_zero_is_not_trained_on() -> None:
-    with pytest.raises(SemalignError, match="a row of rows has nothing to train on: its last message has weight 0"):
+    with pytest.raises(SemalignError, match="row 1 of rows has nothing to train on: its last message has weight 0"):
         encode_rows([row_of("q", "a", weight=0)], build_tokenizer())
     (example,) = encode_rows([row_of("q", "a", weight=1)], tokenizer_of(CHATML))
     assert example.answer == "a"

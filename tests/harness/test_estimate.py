@@ -2,6 +2,7 @@
 
 import typing
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from semalign_harness import Experiment, build_tiny_model, load_experiment, run_
 from semalign_harness.cli import main
 from semalign_harness.estimate import (
     INTERMEDIATES,
+    STATES,
     WIDTHS,
     Needs,
     Totals,
@@ -22,6 +24,8 @@ from semalign_harness.estimate import (
     describe,
     estimate,
     find_shape,
+    heads_of,
+    row_bytes,
     shape_of,
     widest,
 )
@@ -31,7 +35,7 @@ from semalign_harness.tiny import Role
 from semalign_harness.written_answers import written_parts
 from semalign_train import LoraLayer
 from semalign_train._trainable import frontier
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config, LlamaConfig, PreTrainedModel
 
 PUBLISHED = {
     "meta-llama/Llama-2-13b-chat-hf": 13_015_864_320,
@@ -262,9 +266,40 @@ def test_more_data_needs_more(rows: int, length: int, batch: int, times: int) ->
     assert needs(rows, length, batch * times).target_phase == one.target_phase
 
 
-def test_models_without_attention_are_named_as_such() -> None:
-    with pytest.raises(SemalignError, match="mamba models have no attention: choose a decoder-only transformer"):
-        shape_of(AutoConfig.for_model("mamba", hidden_size=16, num_hidden_layers=2, vocab_size=64))
+@pytest.mark.parametrize("family", ["mamba", "mamba2", "falcon_mamba"])
+def test_models_without_attention_have_a_shape_too(family: str, builder: ModuleType) -> None:
+    """They were refused here as no transformers, though they transfer and generate as the others do."""
+    config = builder.tiny_config(family)
+    shape = shape_of(config)
+    assert heads_of(config) == (0, 0, 0) and shape.heads_width == 0 and shape.state == 2 * 32 * 8
+    assert row_bytes(config, 10, all_logits=False) == 4 * 10 * (16 * 32 + STATES * shape.state)
+
+
+@pytest.mark.parametrize(("family", "state"), [("mamba", 16), ("mamba", 64), ("mamba2", 16), ("falcon_mamba", 16)])
+def test_activations_without_attention_are_bounded(family: str, state: int) -> None:
+    ids, kept = torch.arange(128).reshape(2, 64), []
+    more = {"num_heads": 8, "head_dim": 16, "n_groups": 1, "chunk_size": 64} if family == "mamba2" else {}
+    for depth in (2, 4):
+        config = AutoConfig.for_model(
+            family, vocab_size=130, hidden_size=64, num_hidden_layers=depth, state_size=state, **more
+        )
+        model = AutoModelForCausalLM.from_config(config).eval().requires_grad_(False)
+        kept.append(kept_values(model, ids))
+    shape = shape_of(config)
+    bound = WIDTHS * shape.width + INTERMEDIATES * shape.intermediate + STATES * shape.state
+    assert shape.state == 2 * 64 * state and 0.25 * bound < (kept[1] - kept[0]) / 2 <= bound
+
+
+def test_heads_that_differ_by_layer_count_with_the_largest(builder: ModuleType) -> None:
+    config = builder.tiny_config("gemma4_text")
+    assert {layer.head_dim for layer in config.per_layer_config} == {8, 512}
+    assert heads_of(config) == (4, 2, 512) and shape_of(config).heads_width == 4 * 512
+    assert row_bytes(config, 10, all_logits=True) == 4 * 10 * (2 * 4 * 2 * 512 + 16 * 32 + 3 * config.vocab_size)
+
+
+def test_heads_that_a_configuration_leaves_out_are_those_of_the_queries() -> None:
+    assert heads_of(GPT2Config(n_embd=48, n_head=3)) == (3, 3, 16)
+    assert heads_of(LlamaConfig(hidden_size=64, num_attention_heads=4, num_key_value_heads=2)) == (4, 2, 16)
 
 
 def test_sizes_that_every_layer_has_of_its_own_count_with_the_largest() -> None:
@@ -282,7 +317,7 @@ def test_sizes_that_every_layer_has_of_its_own_count_with_the_largest() -> None:
         **sizes,
     )
     assert shape_of(config).intermediate == 64
-    assert (widest([4, 8]), widest(7), widest(None), widest([])) == (8, 7, 0, 0)
+    assert (widest(config, "intermediate_size"), widest(config, "head_dim"), widest(config, "none")) == (64, 8, 0)
 
 
 def test_a_configuration_that_makes_no_model_is_one_sentence() -> None:

@@ -11,7 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import psutil
@@ -45,7 +45,7 @@ from semalign_harness.experiment import ModelConfig
 from semalign_harness.generation import Way, end_ids, generate
 from semalign_harness.journal import Answer, Journal, request_key
 from semalign_harness.models import load_model, open_model
-from transformers import PreTrainedTokenizerFast
+from transformers import LlamaConfig, PreTrainedTokenizerFast
 
 from tests.harness.test_benchmarks import ROWS
 
@@ -339,8 +339,8 @@ def test_longer_documents_run_in_smaller_batches(kind: str, first: int, second: 
     found = object.__new__(runner._Runner)
     found.device = torch.device("cpu")
     found.config = EvaluationConfig.parse({"model": {"path": "x"}}, origin="test")
-    shape = {"num_hidden_layers": 4, "num_attention_heads": 4, "hidden_size": 64, "vocab_size": 50_000}
-    found.opened = type("Opened", (), {"config": type("Shape", (), shape)})  # type: ignore[assignment]
+    config = LlamaConfig(num_hidden_layers=4, num_attention_heads=4, hidden_size=64, vocab_size=50_000)
+    found.opened = SimpleNamespace(config=config)  # type: ignore[assignment]
     short, long = sorted((first, second))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=2**30))
@@ -348,6 +348,14 @@ def test_longer_documents_run_in_smaller_batches(kind: str, first: int, second: 
         assert 1 <= smaller <= larger
         assert smaller & (smaller - 1) == 0
         assert found.batch_size(kind, 4096) < found.batch_size(kind, 1)
+
+
+@pytest.mark.parametrize("family", ["mamba", "gemma4_text"])
+def test_other_families_are_evaluated(family: str, data: Path, tmp_path: Path, builder: ModuleType) -> None:
+    """Without attention, or with heads that differ by layer."""
+    builder.build(family, tmp_path / "model")
+    found = evaluated(tmp_path / "model", data, tmp_path / "out", tasks=["mmlu"], limit=2)
+    assert found.benchmarks["mmlu"].bits_per_byte is not None
 
 
 def test_comparisons_need_the_same_questions(models: tuple[Path, Path], data: Path, tmp_path: Path) -> None:

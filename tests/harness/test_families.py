@@ -8,6 +8,8 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from semalign_geometry import SemalignError
+from semalign_harness import models
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 FAMILIES = Path(__file__).parents[2] / "harness/families"
@@ -28,6 +30,19 @@ def test_usable_families_pass_every_check(family: str, checks: Any) -> None:
 def test_a_refused_family_says_why(checks: Any) -> None:
     found = checks.check_family("bloom")
     assert found.keys() == {"refused"} and "BloomBlock returns a tuple" in found["refused"]
+
+
+def test_a_family_whose_sizes_cannot_be_told_is_not_usable(checks: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No run estimates its memory, and no evaluation its batches."""
+
+    def unable(config: object) -> None:
+        raise SemalignError("no sizes")
+
+    monkeypatch.setattr(models, "shape_of", unable)
+    assert checks.check_family("llama") == {"refused": "no sizes"}
+    monkeypatch.undo()
+    monkeypatch.setattr(checks, "row_bytes", lambda config, tokens, all_logits: config.no_such_size)
+    assert checks.check_family("llama")["refused"].startswith("TRACEBACK AttributeError: ")
 
 
 def test_a_check_finds_another_result(checks: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,16 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from semalign_geometry import SemalignError
-from semalign_harness.generation import CHECKED_EVERY, Way, check_generation, generate, left_padded
+from semalign_harness.generation import (
+    ANSWER_LENGTHS,
+    CHECKED_EVERY,
+    PROMPT_LENGTHS,
+    Way,
+    _given_rows,
+    check_generation,
+    generate,
+    left_padded,
+)
 from transformers import DynamicCache, GenerationConfig, PreTrainedModel
 
 from tests.models import ARCHITECTURES, VOCABULARY, tiny_model
@@ -95,6 +104,25 @@ def test_state_spaces_and_hybrids_generate_right_when_rows_end_apart(family: str
     found = generate(model, prompts, max_new_tokens=7, ends=ends, way=way)
     assert found == [by_whole_runs(model, prompt, ends, 7) for prompt in prompts]
     assert len({len(row) for row in found}) > 1
+
+
+@given(entries=st.integers(5, 400))
+def test_given_answers_end_where_they_are_meant_to(entries: int) -> None:
+    prompts, answers = _given_rows(entries)
+    assert (tuple(map(len, prompts)), tuple(map(len, answers))) == (PROMPT_LENGTHS, ANSWER_LENGTHS)
+    ends = {answer[-1] for answer in answers}
+    assert not ends & {token for answer in answers for token in answer[:-1]}
+    tokens = {token for row in (*prompts, *answers) for token in row}
+    assert tokens <= set(range(entries // 10, entries - entries // 10))
+
+
+@pytest.mark.parametrize("entries", [5, 30, 55, 56])
+def test_models_of_few_entries_are_checked_too(entries: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As those of proteins and DNA are, which have about thirty."""
+    model = tiny_model("llama", seed=1, vocabulary=entries)
+    assert check_generation(model) is Way.BATCHES
+    monkeypatch.setattr(DynamicCache, "reorder_cache", keeps_rows)
+    assert check_generation(model) is Way.ALONE
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -55,6 +56,29 @@ def test_a_run_fills_its_folder(tmp_path: Path, overrides: list[str], capsys: py
     changed = [n for n, p in trained.named_parameters() if not torch.equal(p, dict(before.named_parameters())[n])]
     assert changed and all(name.startswith("model.layers.") for name in changed)
     assert not [path for path in folder.iterdir() if path.name.startswith(".")], "scratch files are gone"
+
+
+@pytest.mark.parametrize("method", ["laten", "seeking"])
+def test_methods_refuse_models_without_their_modules_before_any_work(
+    method: str, tmp_path: Path, overrides: list[str], builder: ModuleType, capsys: pytest.CaptureFixture[str]
+) -> None:
+    builder.build("mamba", tmp_path / "model")
+    assert run(tmp_path, overrides, f"source.path={tmp_path / 'model'}", f"method.kind={method}") == 2
+    printed = capsys.readouterr().err
+    told = {
+        "laten": "the source's layers have no linear module named gate_proj, up_proj, down_proj, v_proj, o_proj, which",
+        "seeking": "the layers of source and target have no linear modules named alike, which",
+    }
+    assert f"{told[method]} method.kind={method} needs: choose" in printed
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("family", ["mamba", "gemma4_text"])
+def test_other_families_can_run(family: str, tmp_path: Path, overrides: list[str], builder: ModuleType) -> None:
+    """Without attention, or with heads that differ by layer."""
+    builder.build(family, tmp_path / "model")
+    models = [f"source.path={tmp_path / 'model'}", f"target.path={tmp_path / 'model'}"]
+    assert run(tmp_path, overrides, *models, "--dry-run") == 0
 
 
 def test_a_target_that_cannot_generate_is_refused_before_the_source_works(

@@ -154,16 +154,16 @@ def encode_rows(
 ) -> list[Example]:
     """Encode rows that hold `messages`, or the prompt and completion fields that `config` names."""
     origin, encoder = config or RowsConfig(path="rows"), TextEncoder(tokenizer)
-    return [encode_row(row, encoder, origin) for row in rows]
+    return [encode_row(number, row, encoder, origin) for number, row in enumerate(rows, 1)]
 
 
-def encode_row(row: Row, encoder: TextEncoder, config: RowsConfig) -> Example:
-    """Encode one row of a place.
+def encode_row(number: int, row: Row, encoder: TextEncoder, config: RowsConfig) -> Example:
+    """Encode one row of a place; errors call it by its number, counted from 1.
 
     Raises:
         SemalignError: the row has no prompt or no answer, or the template does not fit.
     """
-    name = f"a row of {config.path}"
+    name = f"row {number} of {config.path}"
     return encoder.example(read_conversation(row, config, name), name=name)
 
 

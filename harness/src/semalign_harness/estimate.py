@@ -8,7 +8,7 @@ import functools
 import importlib.resources
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import yaml
@@ -29,9 +29,21 @@ CPU_BYTES = 2 * 10**9
 """What a run may need and still be a matter for any CPU."""
 USABLE = 0.9
 """Share of an accelerator's memory that an estimate may fill: kernels and the allocator take the rest."""
-WIDTHS, INTERMEDIATES = 20, 3
-"""Values that autograd keeps of each token in each layer, in widths (of the stream, or of all heads where more) and
-intermediate sizes: no more than these, measured with frozen weights on Llama, Qwen 2 and 3, GPT-NeoX and Gemma 3."""
+WIDTHS, INTERMEDIATES, STATES = 20, 3, 4
+"""Values that autograd keeps of each token in each layer, in widths (of the stream, or of all heads where more),
+intermediate sizes and states: no more than these, measured with frozen weights on Llama, Qwen 2 and 3, GPT-NeoX, Gemma
+3, Mamba 1 and 2 and Falcon Mamba."""
+
+
+class Heads(NamedTuple):
+    """The attention of a layer, the widest where layers differ; all 0 in a model without attention."""
+
+    queries: int
+    """Heads of queries."""
+    keys: int
+    """Heads of keys and values, fewer where queries share them."""
+    width: int
+    """Width of a head."""
 
 
 class ModelShape(Settings):
@@ -44,7 +56,9 @@ class ModelShape(Settings):
     width: int
     """d, of the residual stream."""
     heads_width: int
-    """Width of all attention heads together."""
+    """Width of all attention heads together; 0 without attention."""
+    state: int = 0
+    """Numbers that a state space of Mamba models computes of each token; 0 in other models."""
     intermediate: int
     """Width inside the feed-forward part."""
     vocabulary: int
@@ -170,11 +184,9 @@ def shape_of(config: PreTrainedConfig) -> ModelShape:
     """The shape of the model that a configuration describes, built without memory for its weights.
 
     Raises:
-        SemalignError: it describes no decoder-only transformer, or none that transformers can build.
+        SemalignError: it describes no decoder-only language model, or none that transformers can build.
     """
     text = config.get_text_config(decoder=True)
-    if not hasattr(text, "num_attention_heads"):
-        raise SemalignError(f"{text.model_type} models have no attention: choose a decoder-only transformer")
     view = empty_view(text)
     largest = max(view.layers, key=_size)
     features: dict[str, int] = {}
@@ -183,14 +195,14 @@ def shape_of(config: PreTrainedConfig) -> ModelShape:
             short = name.rsplit(".", 1)[-1]
             features[short] = features.get(short, 0) + sum(module.weight.shape)
     dtype = text.dtype or torch.float32
-    heads = widest(text.num_attention_heads)
-    head = widest(getattr(text, "head_dim", None)) or view.width // heads
+    heads = heads_of(text)
     return ModelShape(
         parameters=_size(view.model),
         layers=view.depth,
         width=view.width,
-        heads_width=heads * head,
-        intermediate=widest(getattr(text, "intermediate_size", None)) or 4 * view.width,
+        heads_width=heads.queries * heads.width,
+        state=state_of(text),
+        intermediate=widest(text, "intermediate_size") or 4 * view.width,
         vocabulary=len(view.head.weight),
         tied=view.model.get_input_embeddings().weight is view.model.get_output_embeddings().weight,
         positions=getattr(text, "max_position_embeddings", None),
@@ -216,9 +228,41 @@ def empty_view(text: PreTrainedConfig) -> DecoderView:
         raise SemalignError(f"no {text.model_type} model can be built from its configuration: {reason}") from error
 
 
-def widest(value: int | Sequence[int] | None) -> int:
-    """A size of a configuration, the largest where every layer has its own; 0 where there is none."""
-    return max(value, default=0) if isinstance(value, Sequence) else value or 0
+def widest(config: PreTrainedConfig, name: str) -> int:
+    """A size of a configuration, the largest where layers have their own; 0 where there is none."""
+    layers = config.per_layer_config if config.is_heterogeneous else [config]
+    values = [getattr(layer, name, None) for layer in layers]
+    return max((max(value, default=0) if isinstance(value, Sequence) else value or 0 for value in values), default=0)
+
+
+def heads_of(config: PreTrainedConfig) -> Heads:
+    """The attention that the configuration of a language model describes."""
+    queries = widest(config, "num_attention_heads")
+    if queries == 0:
+        return Heads(0, 0, 0)
+    width = widest(config, "head_dim") or widest(config, "hidden_size") // queries
+    return Heads(queries, widest(config, "num_key_value_heads") or queries, width)
+
+
+def state_of(config: PreTrainedConfig) -> int:
+    """Numbers that the state space of one layer computes of each token; 0 where the configuration names none."""
+    return int(getattr(config, "expand", 0) * config.hidden_size) * widest(config, "state_size")
+
+
+def row_bytes(config: PreTrainedConfig, tokens: int, *, all_logits: bool) -> int:
+    """Memory of one row of a batch that generates or scores, in float32.
+
+    Args:
+        config: of the language model.
+        tokens: length of the row.
+        all_logits: whether the logits of all positions are kept, as continuations need them.
+    """
+    heads = heads_of(config)
+    # Keys and values of every layer; activations of one layer; logits and two copies.
+    each = 2 * config.num_hidden_layers * heads.keys * heads.width
+    each += 16 * config.hidden_size + STATES * state_of(config)
+    each += 3 * config.vocab_size if all_logits else 0
+    return 4 * tokens * each
 
 
 def estimate(
@@ -362,7 +406,7 @@ def _weight_bytes(shape: ModelShape, dtype: str, *, in_4bit: bool) -> int:
 def _activations(model: ModelNeeds, tokens: int) -> int:
     """What autograd keeps of all layers, attention computed without its n × n matrices; the loss not included."""
     shape = model.shape
-    values = WIDTHS * max(shape.width, shape.heads_width) + INTERMEDIATES * shape.intermediate
+    values = WIDTHS * max(shape.width, shape.heads_width) + INTERMEDIATES * shape.intermediate + STATES * shape.state
     return tokens * shape.layers * values * _bytes(model.dtype)
 
 

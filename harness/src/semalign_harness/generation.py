@@ -2,6 +2,7 @@
 
 import enum
 import inspect
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -220,12 +221,18 @@ def _alone(
 
 
 def _given_rows(entries: int) -> tuple[list[list[int]], list[list[int]]]:
-    """Random prompts and answers without a token in common; the ends of a vocabulary, often special, are left out."""
+    """Random prompts and answers; all answers end with one token, which stands nowhere else.
+
+    The others come again only where they are too few. The ends of a vocabulary, often special, are left out.
+    """
     generator = torch.Generator().manual_seed(0)
-    lengths = [*PROMPT_LENGTHS, *ANSWER_LENGTHS]
-    tokens = entries // 10 + torch.randperm(entries - entries // 5, generator=generator)[: sum(lengths)]
-    rows = [part.tolist() for part in tokens.split(lengths)]
-    return rows[: len(PROMPT_LENGTHS)], rows[len(PROMPT_LENGTHS) :]
+    end, *others = (entries // 10 + torch.randperm(entries - entries // 5, generator=generator)).tolist()
+    tokens = itertools.cycle(others)
+    prompts, answers = (
+        [list(itertools.islice(tokens, length)) for length in lengths]
+        for lengths in (PROMPT_LENGTHS, (length - 1 for length in ANSWER_LENGTHS))
+    )
+    return prompts, [[*answer, end] for answer in answers]
 
 
 def _logits_without_cache(model: PreTrainedModel, prompt: list[int], answer: list[int]) -> Float[Tensor, "s v"]:

@@ -86,6 +86,7 @@ def check_settings(experiment: Experiment, source: ModelShape, target: ModelShap
     """
     train = experiment.train
     _check_adapters(experiment, target)
+    _check_modules(experiment, source, target)
     train.stages(target.layers)
     if isinstance(experiment.pairing, Manual):
         experiment.pairing.check(source.layers, target.layers)
@@ -114,6 +115,23 @@ def _check_adapters(experiment: Experiment, target: ModelShape) -> None:
                 f"the target's layers have no linear module named {', '.join(unmatched)}: {section}.trainable.modules "
                 f"can name {', '.join(sorted(target.linear_features))}"
             )
+
+
+def _check_modules(experiment: Experiment, source: ModelShape, target: ModelShape) -> None:
+    """Refuse models without the modules that a method moves, which it would find out when the source has worked."""
+    kind, features = getattr(experiment.method, "kind", None), {"source": source, "target": target}
+    for role, shape in features.items():
+        missing = [name for name in getattr(experiment.method, "moved", ()) if name not in shape.linear_features]
+        if missing:
+            raise SemalignError(
+                f"the {role}'s layers have no linear module named {', '.join(missing)}, which method.kind={kind} "
+                f"needs: choose a {role} of the Llama family, or another method"
+            )
+    if kind == "seeking" and source.linear_features.keys().isdisjoint(target.linear_features):
+        raise SemalignError(
+            "the layers of source and target have no linear modules named alike, which method.kind=seeking needs: "
+            "choose models of one family, or another method"
+        )
 
 
 def load(

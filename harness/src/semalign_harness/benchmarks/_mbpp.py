@@ -59,15 +59,27 @@ def _read(documents: list[Document], responses: list[str], judge: Judge | None) 
 def _called(tests: str) -> set[str]:
     """Names that the tests call and do not bind, built-in ones only where they call no other.
 
-    None when the tests do not parse: the judge says so.
+    No name where the tests do not parse: the judge says so.
     """
     try:
         nodes = list(ast.walk(ast.parse(tests)))
     except SyntaxError:
         return set()
     called = {node.func.id for node in nodes if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)}
-    called -= {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
+    called -= {name for node in nodes for name in _bound(node)}
     return {name for name in called if not hasattr(builtins, name)} or called
+
+
+def _bound(node: ast.AST) -> list[str]:
+    """Names that a node binds by itself."""
+    match node:
+        case ast.Name(id=name, ctx=ast.Store()):
+            return [name]
+        case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name) | ast.ClassDef(name=name) | ast.arg(arg=name):
+            return [name]
+        case ast.Import(names=aliases) | ast.ImportFrom(names=aliases):
+            return [alias.asname or alias.name.partition(".")[0] for alias in aliases]
+    return []
 
 
 MBPP = Benchmark(

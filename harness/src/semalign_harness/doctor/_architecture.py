@@ -3,7 +3,7 @@
 import torch
 from semalign_attribution import DecoderView
 
-from ..estimate import gb, widest
+from ..estimate import gb, heads_of
 from ._findings import Finding, error, ok, warning
 from ._pair import Candidate, Pair
 
@@ -50,11 +50,9 @@ def _post(view: DecoderView) -> str:
 def _attention(pair: Pair) -> Finding:
     words = []
     for each in pair.both:
-        queries = widest(each.opened.config.num_attention_heads)
-        keys = widest(getattr(each.opened.config, "num_key_value_heads", None)) or queries
-        words.append(
-            f"{each.role} {queries} heads" + (f" grouped on {keys} of keys and values" if keys < queries else "")
-        )
+        heads = heads_of(each.opened.config)
+        grouped = f" grouped on {heads.keys} of keys and values" if heads.keys < heads.queries else ""
+        words.append(f"{each.role} {heads.queries or 'no'} heads{grouped}")
     return ok("attention", f"{', '.join(words)}; contributions are compared after it, whatever its heads are")
 
 

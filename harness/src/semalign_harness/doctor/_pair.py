@@ -138,7 +138,8 @@ def draw_sample(data: DataConfig, encoder: TextEncoder) -> Sample:
     for part, origin, wanted in (("train", data.train, of_train), ("held_out", data.held_out, data.held_out_rows)):
         if origin is not None:
             rows = load_rows(origin)
-            examples = [encode_row(row, encoder, origin) for row in rows[:: -(-len(rows) // SAMPLED)]]
+            drawn = range(0, len(rows), -(-len(rows) // SAMPLED))
+            examples = [encode_row(index + 1, rows[index], encoder, origin) for index in drawn]
             pools.append(Pool(part, origin.path, examples, len(rows), wanted))
     return Sample(tuple(pools))
 

@@ -25,6 +25,7 @@ from semalign_geometry import SemalignError, SharedVocabulary, replace_file
 from ..benchmarks import KNOWN_TASKS, Benchmark, Document, code_of, find_benchmark, sample
 from ..console import Console
 from ..encoding import ENCODING, Example, TextEncoder
+from ..estimate import row_bytes
 from ..failures import naming
 from ..generation import GENERATION
 from ..inputs import note_unused
@@ -298,13 +299,7 @@ class _Runner:
             free = torch.cuda.mem_get_info(self.device)[0]
         else:
             free = psutil.virtual_memory().available
-        shape = self.opened.config
-        # Keys and values of every layer; activations of one layer; the logits, which continuations need everywhere.
-        heads = getattr(shape, "num_key_value_heads", None) or shape.num_attention_heads
-        width = getattr(shape, "head_dim", None) or shape.hidden_size // shape.num_attention_heads
-        each = 4 * tokens * (2 * shape.num_hidden_layers * heads * width + 16 * shape.hidden_size)
-        if kind != "generate_until":
-            each += 3 * 4 * tokens * shape.vocab_size
+        each = row_bytes(self.opened.config, tokens, all_logits=kind != "generate_until")
         size = max(1, min(LARGEST_BATCH, int(free * MEMORY_SHARE / each)))
         return int(2 ** (size.bit_length() - 1))  # few sizes, so that results repeat
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ..data import batches
 from ..encoding import Example
 from ._method import MethodContext, MethodReport
-from ._neurons import Located, Place, Variant, locate, parts_of, places, until_last_word
+from ._neurons import MOVED, Located, Place, Variant, locate, parts_of, places, until_last_word
 
 
 class LaTen(Settings):
@@ -39,6 +39,7 @@ class LaTen(Settings):
     """
 
     stored: ClassVar[bool] = False
+    moved: ClassVar[tuple[str, ...]] = MOVED
     kind: Literal["laten"] = "laten"
     """Chooses this method in a configuration."""
     variant: Variant = "paper"

@@ -42,6 +42,10 @@ class Parts:
     o_proj: nn.Linear
 
 
+MOVED = tuple(field.name for field in fields(Parts))[1:]
+"""Names of the linear modules that neurons belong to."""
+
+
 @dataclass(frozen=True, eq=False)
 class LayerStreams:
     """What passes through a layer at the position of each row that predicts the row's token."""
@@ -228,15 +232,14 @@ def parts_of(view: DecoderView) -> list[Parts]:
     Raises:
         SemalignError: a layer lacks one of them, has several, or holds its weights in 4 bits.
     """
-    names = [field.name for field in fields(Parts)][1:]
     found = []
     for number, layer in enumerate(view.layers, 1):
-        modules = {name: module for name, module in layer.named_modules() if name.rpartition(".")[2] in names}
+        modules = {name: module for name, module in layer.named_modules() if name.rpartition(".")[2] in MOVED}
         linear = {name.rpartition(".")[2]: module for name, module in modules.items() if isinstance(module, nn.Linear)}
-        if sorted(linear) != sorted(names) or len(modules) > len(names):
+        if sorted(linear) != sorted(MOVED) or len(modules) > len(MOVED):
             raise SemalignError(
                 f"layer {number} of {type(view.model).__name__} does not have one linear module each of "
-                f"{', '.join(names)}: LaTen needs a model of the Llama family"
+                f"{', '.join(MOVED)}: LaTen needs a model of the Llama family"
             )
         if any(module.weight.shape != (module.out_features, module.in_features) for module in linear.values()):
             raise SemalignError("LaTen moves weights, which cannot be read in 4 bits: set source.load_in_4bit=false")
