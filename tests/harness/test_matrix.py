@@ -378,7 +378,7 @@ def test_an_interrupted_matrix_leaves_no_process(
     monkeypatch.setattr(submit.subprocess, "Popen", Recorded)
     monkeypatch.setattr(submit.time, "sleep", interrupt)
     assert submitted(tmp_path, overrides, *SEEDS, "--jobs", "2") == 130
-    assert "the same command goes on" in capsys.readouterr().err
+    assert "the same command resumes" in capsys.readouterr().err
     assert [process.poll() for process in started] == [-signal.SIGTERM] * 2
 
 

@@ -82,7 +82,10 @@ class OpenedModel:
     def shape(self) -> ModelShape:
         """Its sizes."""
         with naming(f"{self.settings.path} is no decoder-only causal language model"):
-            return shape_of(self.config)
+            try:
+                return shape_of(self.config)
+            except SemalignError as error:
+                raise SemalignError(f"{self.settings.path}: {error}") from error
 
     @cached_property
     def entries(self) -> dict[str, int]:

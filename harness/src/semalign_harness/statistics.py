@@ -189,8 +189,8 @@ def compare_values(first: Numbers, second: Numbers, *, weights: Numbers | None =
     items bound nothing: p is 1. The order of the items does not matter.
 
     Measured coverage of 95% intervals where every difference has the skew of a log-normal of σ = 1: 0.93, 0.94 and 0.96
-    for 20, 48 and 100 items (0.90 to 0.93 with weights), where percentile intervals cover 0.87, 0.90 and 0.92. At σ = 1.5
-    they cover 0.88, 0.90 and 0.92.
+    for 20, 48 and 100 items (0.90 to 0.93 with weights), where percentile intervals cover 0.87, 0.90 and 0.92. At σ of
+    1.5 they cover 0.88, 0.90 and 0.92.
 
     Args:
         first: one value for each item.

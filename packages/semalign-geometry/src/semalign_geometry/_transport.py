@@ -107,7 +107,8 @@ def fit_transport(
     the transpose and never lengthens a vector; for every frame M r = recompose(target, decompose(source, r)).
 
     Rounding changes M by a relative error of about `SemanticBasis.rounding` of the worse head, for frames of unit
-    columns by less, and by 10⁻⁵ where the products of the bases are float32. A warning is logged above `COARSE`, and for a head that does not read every direction.
+    columns by less, and by 10⁻⁵ where the products of the bases are float32. A warning is logged above `COARSE`, and
+    for a head that does not read every direction.
 
     Args:
         source: basis of the source, over the shared entries in order.
