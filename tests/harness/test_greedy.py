@@ -69,9 +69,9 @@ def test_what_a_model_reads_is_told_by_its_configuration_else_by_its_tokenizer(
 def test_thoughts_whose_marks_are_special_tokens_stay_apart_from_the_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     tokenizer = build_tokenizer()
     tokenizer.add_tokens(["[THINK]", "[/THINK]"], special_tokens=True)
-    row = tokenizer("[THINK]The answer is 3[/THINK]The answer is 2 STOP 4", add_special_tokens=False)["input_ids"]
+    row = tokenizer("[THINK]The answer is 3[/THINK]The answer is 2 How many", add_special_tokens=False)["input_ids"]
     monkeypatch.setattr("semalign_harness.evaluation._greedy.generate", lambda *_, **__: [row])
-    (text,) = greedy(tokenizer).generate_until(requests(["x"], most=8, stops=("STOP",)))
+    (text,) = greedy(tokenizer).generate_until(requests(["x"], most=8, stops=("How",)))
     assert after_thoughts(text).strip() == "The answer is 2" and final_number(text) == 2
 
 

@@ -396,7 +396,7 @@ def test_thoughts_are_dropped_whether_or_not_their_marks_are_special_tokens(spec
         return answer_text(tokenizer, tokenizer(written, add_special_tokens=False)["input_ids"])
 
     for begin, end in (("[THINK]", "[/THINK]"), ("<think>", "</think>")):
-        text = text_of(f"<bos>{begin}The answer is 3 . No .{end}So<|other|> 2{tokenizer.eos_token}")
-        assert final_number(text) == 2 and after_thoughts(text).split() == ["So", "2"]
+        text = text_of(f"<bos>{begin}The answer is 3 .{end}The answer<|other|> is 2{tokenizer.eos_token}")
+        assert final_number(text) == 2 and after_thoughts(text).split() == "The answer is 2".split()
         assert final_number(text_of(f"{begin} 7 is the answer")) is None, "cut off while it thought"
     assert text_of(f"The answer is 3{tokenizer.eos_token}").strip() == "The answer is 3"

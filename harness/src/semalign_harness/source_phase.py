@@ -100,9 +100,7 @@ def source_stores(
                 try:
                     source = _make(experiment, place, key, console, inputs, device)
                 except SemalignError:
-                    if ranks.is_first and not any(
-                        place.glob(f"{HELD_OUT}*")
-                    ):  # supervision: hours of work
+                    if ranks.is_first and not any(place.glob(f"{HELD_OUT}*")):  # supervision: hours of work
                         shutil.rmtree(place, ignore_errors=True)
                     raise
             if ranks.is_first:
