@@ -213,7 +213,7 @@ def test_a_second_call_asks_the_model_nothing(
     for name in ("mmlu", "gsm8k"):
         one, two = ((tmp_path / folder / f"items-{name}.jsonl").read_bytes() for folder in ("one", "two"))
         assert one == two
-    with pytest.raises(AssertionError, match="a model was loaded"):  # another model has other answers
+    with pytest.raises(SemalignError, match="a model was loaded"):  # another model has other answers
         evaluated(models[0], data, tmp_path / "three", tasks=["mmlu"])
 
 
@@ -477,7 +477,7 @@ def test_a_folder_that_cannot_take_the_evaluation_is_found_out_before_anything_i
         ):
             with pytest.raises(SemalignError, match=words):
                 evaluate(config, place)
-        with pytest.raises(AssertionError, match="a model was loaded"):
+        with pytest.raises(SemalignError, match="a model was loaded"):
             evaluate(config, tmp_path / "free")
     assert [entry.name for entry in foreign.iterdir()] == ["thesis.tex"]
     assert not (tmp_path / "free").exists(), "the same name is free for the next call"
