@@ -995,6 +995,21 @@ def test_other_documents_are_evaluated_anew_and_trained_models_stay(
     assert runs.ran == ran
 
 
+@pytest.mark.parametrize("part", ["encoding", "benchmark_version", "extraction"])
+def test_an_evaluation_that_was_put_differently_is_made_anew(
+    part: str, tmp_path: Path, runs: Runs, benched: Benched
+) -> None:
+    call = [*benched.call, "--methods", "semalign", "--tasks", "gsm8k"]
+    assert compared(tmp_path, *call) == 0
+    file = tmp_path / "out" / "evaluation-source" / "result.json"
+    whole = json.loads(file.read_text(encoding="utf-8"))
+    before = json.loads(json.dumps(whole))
+    before["benchmarks"]["gsm8k"]["protocol"][part] = "otherwise" if part == "extraction" else 0
+    file.write_text(json.dumps(before), encoding="utf-8")
+    assert compared(tmp_path, *call) == 0
+    assert json.loads(file.read_text(encoding="utf-8"))["benchmarks"] == whole["benchmarks"]
+
+
 def test_an_evaluation_of_the_users_own_is_used_or_left_alone(
     tmp_path: Path, runs: Runs, benched: Benched, capsys: pytest.CaptureFixture[str]
 ) -> None:

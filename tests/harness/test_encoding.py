@@ -338,6 +338,13 @@ def test_rows_in_a_template_that_reads_the_clock_are_the_same_the_next_day(monke
     assert encode_rows([row_of("q", "a")], tokenizer) == first
 
 
+def test_an_empty_list_of_tools_is_none() -> None:
+    tokenizer = build_tokenizer()
+    tokenizer.chat_template = {"default": READS_CLOCK, "tool_use": "{{ tools }}" + READS_CLOCK}
+    encoder, turns = TextEncoder(tokenizer), [{"role": "user", "content": "one"}]
+    assert encoder.prompt(turns, tools=[], documents=[]) == encoder.prompt(turns)
+
+
 def test_tools_reach_the_template_and_what_nothing_reads_is_counted(tmp_path: Path) -> None:
     tools = [{"type": "function", "function": {"name": "add", "parameters": {}}}]
     call = [{"type": "function", "function": {"name": "add", "arguments": {"a": 1}}}]

@@ -1,5 +1,6 @@
 """Evaluations: figures against plain forward passes, answers that are never computed twice or lost, comparisons."""
 
+import dataclasses
 import gzip
 import json
 import os
@@ -23,6 +24,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
+from safetensors.torch import load_file, save_file
 from semalign_geometry import SemalignError
 from semalign_harness import build_tokenizer
 from semalign_harness.benchmarks import BENCHMARKS
@@ -44,7 +46,7 @@ from semalign_harness.evaluation._journaled import JournaledLM
 from semalign_harness.experiment import ModelConfig
 from semalign_harness.generation import Way, end_ids, generate
 from semalign_harness.journal import Answer, Journal, request_key
-from semalign_harness.models import load_model, open_model
+from semalign_harness.models import LoadedModel, load_model, open_model
 from transformers import LlamaConfig, PreTrainedTokenizerFast
 
 from tests.harness.test_benchmarks import ROWS
@@ -211,7 +213,7 @@ def test_a_second_call_asks_the_model_nothing(
     for name in ("mmlu", "gsm8k"):
         one, two = ((tmp_path / folder / f"items-{name}.jsonl").read_bytes() for folder in ("one", "two"))
         assert one == two
-    with pytest.raises(AssertionError, match="a model was loaded"):  # another model has other answers
+    with pytest.raises(SemalignError, match="a model was loaded"):  # another model has other answers
         evaluated(models[0], data, tmp_path / "three", tasks=["mmlu"])
 
 
@@ -226,6 +228,55 @@ def test_a_model_that_cannot_generate_is_refused_before_the_first_benchmark(
         evaluate(config_of(models[1], data, tasks=["mmlu", "gsm8k"], limit=1), tmp_path / "both")
     assert not list((tmp_path / "cache").glob("evaluations/*/answers-*.jsonl")), "nothing was answered"
     evaluated(models[1], data, tmp_path / "mmlu", tasks=["mmlu"], limit=1)
+
+
+def test_a_source_that_cannot_be_used_is_refused_before_the_first_benchmark(
+    models: tuple[Path, Path], data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = shutil.copytree(models[0], tmp_path / "source")
+    weights = load_file(source / "model.safetensors")
+    weights["model.norm.weight"][0] = torch.nan
+    save_file(weights, source / "model.safetensors", metadata={"format": "pt"})
+    monkeypatch.setattr(runner._Runner, "run", lambda *_: pytest.fail("the model was asked"))
+    with pytest.raises(SemalignError, match="source holds values that are not finite"):
+        evaluate(config_of(models[1], data, tasks=["mmlu"], source={"path": str(source)}), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_model_without_a_limit_is_given_whole_prompts(
+    models: tuple[Path, Path], data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("semalign_harness.models.OpenedModel.positions", None)
+    with pytest.raises(SemalignError, match="gsm8k generates up to .* reads at most 128 in all"):  # by its tokenizer
+        evaluate(config_of(models[1], data, tasks=["gsm8k"]), tmp_path / "out")
+    model = shutil.copytree(models[1], tmp_path / "model")
+    settings = json.loads((model / "tokenizer_config.json").read_text(encoding="utf-8"))
+    text = json.dumps(settings | {"model_max_length": int(1e30)})
+    (model / "tokenizer_config.json").write_text(text, encoding="utf-8")
+    loaded = runner.load_model
+
+    def lower(*arguments: Any, **more: Any) -> LoadedModel:
+        found = loaded(*arguments, **more)
+        found.model.config.max_position_embeddings = 64  # which lm-eval would take, as it would a guess
+        return found
+
+    monkeypatch.setattr(runner, "load_model", lower)
+    result = evaluated(model, data, tmp_path / "out", tasks=["gsm8k"], limit=1)
+    assert result.benchmarks["gsm8k"].truncated == 0
+    (item,) = read_evaluation(tmp_path / "out").items["gsm8k"]
+    assert item.output == written(models[1], item.prompt) != ""
+
+
+def test_a_failure_is_named_by_what_failed(models: tuple[Path, Path], tmp_path: Path) -> None:
+    names: dict[str, Any] = {"__name__": "plugin"}
+    exec("def answer(document, chat): return document['nope']", names)
+    failing = dataclasses.replace(BENCHMARKS["gsm8k"], name="mine", answer=names["answer"])
+    encoder, rows = TextEncoder(build_tokenizer(), chat=True), [*map(dict, ROWS["gsm8k"])]
+    with pytest.raises(SemalignError, match=r"^the benchmark mine gives no prompt and .* document 1: KeyError: 'nope'"):
+        runner._texts(failing, rows, [1], encoder, "model")
+    encoder.tokenizer.chat_template = "{{ raise_exception('no users') }}"
+    with pytest.raises(SemalignError, match="^the chat template of model refuses a prompt: .*no users"):
+        runner._texts(BENCHMARKS["gsm8k"], rows, [1], encoder, "model")
 
 
 def test_a_killed_evaluation_goes_on(models: tuple[Path, Path], data: Path, tmp_path: Path, cache: Path) -> None:
@@ -243,7 +294,7 @@ def test_a_killed_evaluation_goes_on(models: tuple[Path, Path], data: Path, tmp_
         time.sleep(0.005)
     assert process.wait() == -signal.SIGKILL and journal is not None, "it ended before it could be killed"
     before = journal.read_bytes().rpartition(b"\n")[0]
-    assert list((tmp_path / "out").iterdir()) == []
+    assert not (tmp_path / "out").exists()
     subprocess.run(command, env=environment, check=True, capture_output=True)
     lines = journal.read_bytes().splitlines()
     assert lines[: before.count(b"\n") + 1] == before.splitlines(), "answers of the first run are kept"
@@ -434,10 +485,10 @@ def test_a_folder_that_cannot_take_the_evaluation_is_found_out_before_anything_i
         ):
             with pytest.raises(SemalignError, match=words):
                 evaluate(config, place)
-        with pytest.raises(AssertionError, match="a model was loaded"):
+        with pytest.raises(SemalignError, match="a model was loaded"):
             evaluate(config, tmp_path / "free")
     assert [entry.name for entry in foreign.iterdir()] == ["thesis.tex"]
-    assert list((tmp_path / "free").iterdir()) == []
+    assert not (tmp_path / "free").exists(), "the same name is free for the next call"
     for left in ("items-mmlu.jsonl", ".items-mmlu.jsonl.x1y2z3"):  # what a killed evaluation leaves
         (tmp_path / left).mkdir()
         (tmp_path / left / left).write_text("", encoding="utf-8")

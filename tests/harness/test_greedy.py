@@ -5,10 +5,13 @@ import torch
 from lm_eval.api.instance import Instance
 from semalign_harness import build_tokenizer
 from semalign_harness.encoding import TextEncoder
+from semalign_harness.evaluation._encoded import longest_input
 from semalign_harness.evaluation._greedy import GreedyLM
+from semalign_harness.experiment import ModelConfig
 from semalign_harness.generation import CHECKED_EVERY, Way, end_ids, generate
-from semalign_harness.models import LoadedModel
-from transformers import PreTrainedTokenizerFast
+from semalign_harness.models import LoadedModel, OpenedModel
+from semalign_harness.reading import after_thoughts, final_number
+from transformers import PreTrainedConfig, PreTrainedTokenizerFast
 
 from tests.models import tiny_model
 
@@ -41,6 +44,35 @@ def text_after(ids: list[int], *, most: int) -> str:
 def test_a_prompt_that_is_too_long_loses_its_beginning() -> None:
     ids = words(0, 60)
     assert greedy().generate_until(requests([TOKENIZER.decode(ids)], most=8)) == [text_after(ids[-32:], most=8)]
+
+
+def test_without_a_limit_no_prompt_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    """lm-eval would take a limit from elsewhere."""
+    monkeypatch.setattr(MODEL.config, "max_position_embeddings", 40)
+    ids = words(0, 60)
+    unlimited = GreedyLM(LoadedModel(MODEL, TOKENIZER, "", way=Way.BATCHES), TextEncoder(TOKENIZER, chat=False))
+    for most in (8, 48):
+        assert unlimited.generate_until(requests([TOKENIZER.decode(ids)], most=most)) == [text_after(ids, most=most)]
+
+
+@pytest.mark.parametrize(("positions", "told", "limit"), [(64, 32, 64), (None, 32, 32), (None, int(1e30), None)])
+def test_what_a_model_reads_is_told_by_its_configuration_else_by_its_tokenizer(
+    positions: int | None, told: int, limit: int | None
+) -> None:
+    config, tokenizer = PreTrainedConfig(), build_tokenizer()
+    tokenizer.model_max_length = told
+    if positions is not None:
+        config.max_position_embeddings = positions
+    assert longest_input(OpenedModel(ModelConfig(path="x"), "x", None, config, tokenizer)) == limit
+
+
+def test_thoughts_whose_marks_are_special_tokens_stay_apart_from_the_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer = build_tokenizer()
+    tokenizer.add_tokens(["[THINK]", "[/THINK]"], special_tokens=True)
+    row = tokenizer("[THINK]The answer is 3[/THINK]The answer is 2 How many", add_special_tokens=False)["input_ids"]
+    monkeypatch.setattr("semalign_harness.evaluation._greedy.generate", lambda *_, **__: [row])
+    (text,) = greedy(tokenizer).generate_until(requests(["x"], most=8, stops=("How",)))
+    assert after_thoughts(text).strip() == "The answer is 2" and final_number(text) == 2
 
 
 @pytest.mark.parametrize("start", ["", "<bos>"])

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from semalign_harness import arithmetic_rows
+from semalign_harness import arithmetic_rows, build_tokenizer
 from semalign_harness.reading import (
     after_thoughts,
+    answer_text,
     final_number,
     flexible_text,
     number_text,
@@ -383,3 +384,19 @@ def test_the_block_that_defines_most_names_counts() -> None:
 
 def test_a_stray_quote_hides_no_block() -> None:
     assert program(f"It has ''' and \"\"\" in it.\n```python\n{WHOLE}```", names=["double"]) == WHOLE
+
+
+@pytest.mark.parametrize("special", [True, False])
+def test_thoughts_are_dropped_whether_or_not_their_marks_are_special_tokens(special: bool) -> None:
+    tokenizer = build_tokenizer()
+    tokenizer.add_tokens(["[THINK]", "[/THINK]", "<think>", "</think>"], special_tokens=special)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|other|>"]})
+
+    def text_of(written: str) -> str:
+        return answer_text(tokenizer, tokenizer(written, add_special_tokens=False)["input_ids"])
+
+    for begin, end in (("[THINK]", "[/THINK]"), ("<think>", "</think>")):
+        text = text_of(f"<bos>{begin}The answer is 3 .{end}The answer<|other|> is 2{tokenizer.eos_token}")
+        assert final_number(text) == 2 and after_thoughts(text).split() == "The answer is 2".split()
+        assert final_number(text_of(f"{begin} 7 is the answer")) is None, "cut off while it thought"
+    assert text_of(f"The answer is 3{tokenizer.eos_token}").strip() == "The answer is 3"

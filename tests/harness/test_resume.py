@@ -142,6 +142,7 @@ def test_an_interrupted_run_goes_on(
         ((1, 1), "at the first step of the training"),
         ("source_stores", "before the training, where finished answers and supervision are kept"),
         ("save_and_reload", "the training after layer 3"),
+        ("_report", "with the report of the finished run"),
     ],
 )
 def test_ctrl_c_says_where_the_command_resumes(

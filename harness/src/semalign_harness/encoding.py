@@ -158,7 +158,7 @@ class TextEncoder:
         """Turns as the chat template writes them; with `generation`, up to where the answer begins."""
         more: dict[str, Any] = {**self.options}
         if self.told_date is not None:
-            more["chat_template"] = _clock(self.told_date) + str(self.tokenizer.get_chat_template(tools=tools))
+            more["chat_template"] = _clock(self.told_date) + str(self.tokenizer.get_chat_template(tools=tools or None))
         for name, value in (("tools", tools), ("documents", documents)):
             if value and name in self._read.names:
                 more[name] = value

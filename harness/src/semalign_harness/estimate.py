@@ -259,7 +259,7 @@ def row_bytes(config: PreTrainedConfig, tokens: int, *, all_logits: bool) -> int
     """
     heads = heads_of(config)
     # Keys and values of every layer; activations of one layer; logits and two copies.
-    each = 2 * config.num_hidden_layers * heads.keys * heads.width
+    each: int = 2 * config.num_hidden_layers * heads.keys * heads.width
     each += 16 * config.hidden_size + STATES * state_of(config)
     each += 3 * config.vocab_size if all_logits else 0
     return 4 * tokens * each

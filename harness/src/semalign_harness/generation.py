@@ -21,7 +21,7 @@ from transformers import (
     StoppingCriteriaList,
 )
 
-GENERATION = 3
+GENERATION = 4
 """Raised when the same prompt may get another text: answers that were kept are then generated again."""
 CHECKED_EVERY = 8
 """Steps between two looks at the text of a row, which a stop rule may have ended."""

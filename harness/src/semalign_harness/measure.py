@@ -18,7 +18,7 @@ from .experiment import Experiment
 from .failures import naming
 from .generation import end_ids, generate
 from .models import LoadedModel
-from .reading import same_number
+from .reading import answer_text, same_number
 
 TOKENS_AT_ONCE = 128
 """Supervised tokens whose full logits are in memory at a time."""
@@ -146,7 +146,7 @@ def right_answers(
         for part in progress(parts[ranks.rank :: ranks.size]):
             prompts = [examples[place].prompt_ids for place in part]
             output = generate(loaded.model, prompts, max_new_tokens=max_new_tokens, ends=ends, way=loaded.way)
-            texts = loaded.tokenizer.batch_decode(output, skip_special_tokens=True)
+            texts = [answer_text(loaded.tokenizer, ids) for ids in output]
             found |= {place: same_number(text, examples[place].answer) for place, text in zip(part, texts, strict=True)}
     of_all = {place: right for share in ranks.from_all(found) for place, right in share.items()}
     return [of_all[place] for place in range(len(examples))]

@@ -240,7 +240,9 @@ def _saying_where_it_resumes(folder: Path) -> Iterator[None]:
         yield
     except KeyboardInterrupt as interrupt:
         trained = kept_until(folder / "checkpoints")
-        if trained is not None:
+        if (folder / RESULT).is_file():
+            place = "with the report of the finished run"
+        elif trained is not None:
             place = f"the training {trained}"
         elif (folder / "supervision.json").is_file():
             place = "at the first step of the training"

@@ -21,7 +21,7 @@ from .inputs import Inputs, load
 from .journal import Answer, Journal, request_key
 from .locking import lock_of, wait_for
 from .models import LoadedModel, cache_folder
-from .reading import same_number
+from .reading import answer_text, same_number
 
 Prompt = tuple[int, ...]
 
@@ -83,7 +83,7 @@ def _kept(
     for row in rows:
         ids = written[row.prompt_ids]
         changed = dataclasses.replace(row, answer_ids=tuple(ids))
-        text = str(inputs.target.tokenizer.decode(ids, skip_special_tokens=True))
+        text = answer_text(inputs.target.tokenizer, ids)
         if len(changed) > data.max_length:
             too_long += 1
         elif not known.issuperset(ids):

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from semalign_geometry import SemalignError, replace_file
 
-from ..benchmarks import code_of, find_benchmark
+from ..benchmarks import find_benchmark
 from ..console import Console
-from ..evaluation import Evaluated, EvaluationConfig, evaluate, read_evaluation
+from ..evaluation import Evaluated, EvaluationConfig, evaluate, protocol_of, read_evaluation
 from ..experiment import Experiment, ModelConfig
 from ..matrix import MATRIX, Cell, Matrix, Standing, check_folder, measured_differently
 from ..methods import BASELINES, as_method, find_methods, settings_of
@@ -282,8 +282,13 @@ def _evaluation(model: ModelConfig, experiment: Experiment, benchmarks: Benchmar
 def _is_answered(found: Evaluated, config: EvaluationConfig) -> bool:
     if not (_is_alike(found, config) and set(config.tasks) <= set(found.items)):
         return False
-    codes = {name: found.result.benchmarks[name].protocol.code_sha256 for name in config.tasks}
-    return all(code == code_of(find_benchmark(name)) for name, code in codes.items())
+    chat, options = found.result.chat, config.chat_template
+    for name in config.tasks:
+        there = found.result.benchmarks[name].protocol
+        date = None if there.date is None else config.date  # whether the model's template reads the clock stays
+        if there != protocol_of(find_benchmark(name), chat=chat, options=options, date=date):
+            return False
+    return True
 
 
 def _is_alike(found: Evaluated, config: EvaluationConfig) -> bool:

@@ -11,6 +11,7 @@ from ._contracts import EvaluationResult as EvaluationResult
 from ._contracts import ItemRecord as ItemRecord
 from ._contracts import Name as Name
 from ._run import evaluate as evaluate
+from ._run import protocol_of as protocol_of
 from ._table import evaluation_table as evaluation_table
 from ._table import pair_table as pair_table
 from ._table import seeds_table as seeds_table
@@ -28,6 +29,7 @@ __all__ = [
     "over_seeds",
     "pair",
     "pair_table",
+    "protocol_of",
     "read_evaluation",
     "seeds_table",
 ]

@@ -31,6 +31,12 @@ class Agreement(NamedTuple):
     """Tokens."""
 
 
+def missing_agreements(examples: Sequence[Example], journal: Journal) -> dict[str, Example]:
+    """The gold answers that a journal does not hold, by their keys in it."""
+    keyed = {request_key("agreement", each.prompt_ids, each.answer_ids): each for each in examples}
+    return {key: example for key, example in keyed.items() if journal.get(key) is None}
+
+
 def agreements(
     views: Callable[[], tuple[DecoderView, DecoderView, SharedVocabulary]],
     examples: Sequence[Example],
@@ -49,8 +55,7 @@ def agreements(
         progress: given a label and the number of missing answers, returns what is told of those that came.
     """
     keys = [request_key("agreement", example.prompt_ids, example.answer_ids) for example in examples]
-    missing = {key: example for key, example in zip(keys, examples, strict=True) if journal.get(key) is None}
-    if missing:
+    if missing := missing_agreements(examples, journal):
         source, target, shared = views()
         report = progress("compare with the source", len(missing))
         order = sorted(missing, key=lambda key: -len(missing[key]))

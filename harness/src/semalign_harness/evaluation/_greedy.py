@@ -10,7 +10,8 @@ from semalign_geometry import SemalignError
 from ..encoding import TextEncoder
 from ..generation import end_ids, generate
 from ..models import LoadedModel
-from ._encoded import EncodedLM
+from ..reading import answer_text
+from ._encoded import UNLIMITED, EncodedLM
 
 
 class GreedyLM(EncodedLM, HFLM):  # type: ignore[misc]  # lm-eval is untyped
@@ -25,11 +26,15 @@ class GreedyLM(EncodedLM, HFLM):  # type: ignore[misc]  # lm-eval is untyped
             loaded: the model, loaded with `generates` where it will.
             encoder: turns texts into token ids, by the model's tokenizer.
             batch_size: rows of a forward run.
-            max_length: longest input in tokens; None for what the configuration says.
+            max_length: longest input in tokens, the answer included; None never cuts a prompt.
         """
         self.encoder = encoder
         super().__init__(
-            loaded.model, tokenizer=encoder.tokenizer, backend="causal", batch_size=batch_size, max_length=max_length
+            loaded.model,
+            tokenizer=encoder.tokenizer,
+            backend="causal",
+            batch_size=batch_size,
+            max_length=UNLIMITED if max_length is None else max_length,  # lm-eval takes None for a guess of its own
         )
         self._way = loaded.way
 
@@ -62,10 +67,10 @@ class GreedyLM(EncodedLM, HFLM):  # type: ignore[misc]  # lm-eval is untyped
         longest = int(settings["max_gen_toks"])
 
         def text_of(row: list[int]) -> str:
-            return str(postprocess_generated_text(self.tok_decode(row), rules, None))
+            return str(postprocess_generated_text(answer_text(self.tokenizer, row), rules, None))
 
         def stopped(row: list[int]) -> bool:
-            text = self.tok_decode(row)
+            text = answer_text(self.tokenizer, row)
             return any(rule in text for rule in rules)
 
         rows = generate(

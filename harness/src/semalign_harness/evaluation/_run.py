@@ -1,13 +1,14 @@
 """Evaluate one model: benchmarks through lm-eval, gold answers, agreement with a source; answers kept as they come."""
 
 import contextlib
+import datetime
 import functools
 import hashlib
 import io
 import json
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -19,10 +20,11 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
 from lm_eval.evaluator import evaluate as run_tasks
 from lm_eval.tasks import TaskManager
+from pydantic import JsonValue
 from semalign_attribution import DecoderView
 from semalign_geometry import SemalignError, SharedVocabulary, replace_file
 
-from ..benchmarks import KNOWN_TASKS, Benchmark, Document, code_of, find_benchmark, sample
+from ..benchmarks import KNOWN_TASKS, Benchmark, BenchmarkProtocol, Document, code_of, find_benchmark, sample
 from ..console import Console
 from ..encoding import ENCODING, Example, TextEncoder
 from ..estimate import row_bytes
@@ -34,10 +36,10 @@ from ..models import OpenedModel, cache_folder, check_tokenizers, identity, load
 from ..resources import join
 from ..sandbox import judge, probe
 from ..statistics import NATS, SHARE, Estimate, mean, proportion
-from ._agreement import Agreement, Text, agreements, gold_example
+from ._agreement import Agreement, Text, agreements, gold_example, missing_agreements
 from ._compare import check_no_run
 from ._contracts import BenchmarkResult, EvaluationConfig, EvaluationResult, ItemRecord, Name
-from ._encoded import EncodedLM
+from ._encoded import EncodedLM, longest_input
 from ._journaled import JournaledLM
 
 PACKAGES = ("semalign-harness", "lm-eval", "torch", "transformers")
@@ -87,25 +89,29 @@ def evaluate(config: EvaluationConfig, folder: Path, *, console: Console | None 
             "mbpp out, or give --allow-weak-sandbox where nothing can be lost"
         )
 
-    _check_positions(config, opened, chat)
+    limit = longest_input(opened)
+    _check_positions(config, limit, chat)
     if config.backend == "vllm" and config.model.load_in_4bit:
         raise SemalignError("the backend vllm does not load in 4 bits: set backend=transformers, or leave that out")
     encoder = TextEncoder(opened.tokenizer, options=config.chat_template, date=config.date, chat=chat)
     for note in encoder.notes():
         console.note(note)
-    with naming(f"the chat template of {config.model.path} refuses a prompt"):
-        texts = {
-            name: _texts(find_benchmark(name), *documents, encoder) if config.gold or source else []
-            for name, documents in drawn.items()
-        }
-    limit = min((each.positions for each in (opened, source) if each and each.positions), default=None)
-    _check_gold(texts, drawn, encoder, limit)
-    runner = _Runner(config, opened, encoder, model_sha256, device, console)
+    texts = {
+        name: _texts(find_benchmark(name), *documents, encoder, config.model.path) if config.gold or source else []
+        for name, documents in drawn.items()
+    }
+    limits = [longest_input(each) for each in (opened, source) if each is not None]
+    of_both = min((each for each in limits if each is not None), default=None)
+    _check_gold(texts, drawn, encoder, of_both)
+    runner = _Runner(config, opened, limit, encoder, model_sha256, device, console)
     hashes = model_sha256, source_sha256
     _earlier(folder, config, hashes, runner.dtype)  # refuses another evaluation before hours are spent
+    comparer, examples = None, dict[str, list[Example]]()
+    if source is not None and shared is not None:
+        comparer = _Comparer(source, opened, shared, runner, str(source_sha256))
+        examples = {name: [gold_example(text, encoder, of_both) for text in of] for name, of in texts.items()}
+        ranks.from_first(functools.partial(comparer.check, [each for of in examples.values() for each in of]))
 
-    if runner.lm.rank == 0:
-        folder.mkdir(parents=True, exist_ok=True)
     results = {
         name: runner.run(find_benchmark(name), documents, indices) for name, (documents, indices) in drawn.items()
     }
@@ -117,22 +123,18 @@ def evaluate(config: EvaluationConfig, folder: Path, *, console: Console | None 
                 _add_gold(records, texts[name], runner.lm)
     runner.lm.release()
     cut: Counter[str] = Counter()
-    if source is not None and shared is not None:
-        compare = _comparer(source, opened, shared, runner, str(source_sha256))
+    if comparer is not None:
         for name, records in results.items():
-            examples = [gold_example(text, encoder, limit) for text in texts[name]]
             cut[name] = sum(
                 len(encoder.ids(text.prompt)) > len(example.prompt_ids)
-                for text, example in zip(texts[name], examples, strict=True)
+                for text, example in zip(texts[name], examples[name], strict=True)
             )
             if cut[name]:
                 console.note(
                     f"{cut[name]} prompts of {name} with their solutions are longer than both models read, and were "
                     "cut on the left for the comparison with the source"
                 )
-            with naming(f"{config.model.path} cannot be compared with {source.settings.path}"):
-                agreed = compare(examples)
-            for record, value in zip(records, agreed, strict=True):
+            for record, value in zip(records, comparer.compare(examples[name]), strict=True):
                 record |= {"kl": value.kl, "agreement": value.agreement, "tokens": value.tokens}
 
     benchmarks: dict[Name, BenchmarkResult] = {}
@@ -205,22 +207,28 @@ def _earlier(
     return earlier
 
 
-def _check_positions(config: EvaluationConfig, opened: OpenedModel, chat: bool) -> None:
+def _check_positions(config: EvaluationConfig, limit: int | None, chat: bool) -> None:
     for name in config.tasks:
         generated = find_benchmark(name).protocol(chat=chat).max_new_tokens or 0
-        if opened.positions is not None and opened.positions <= generated:
+        if limit is not None and limit <= generated:
             raise SemalignError(
-                f"{name} generates up to {generated} tokens, {config.model.path} reads at most {opened.positions} in "
+                f"{name} generates up to {generated} tokens, {config.model.path} reads at most {limit} in "
                 f"all: leave {name} out of tasks"
             )
 
 
-def _texts(benchmark: Benchmark, documents: list[Document], indices: list[int], encoder: TextEncoder) -> list[Text]:
-    """The gold answers of documents after their prompts, as the model reads them."""
+def _texts(
+    benchmark: Benchmark, documents: list[Document], indices: list[int], encoder: TextEncoder, model: str
+) -> list[Text]:
+    """The gold answers of documents after their prompts, as a model reads them."""
     texts = []
     for index in indices:
-        gold = benchmark.gold(documents[index], chat=encoder.chat)
-        prompt = encoder.prompt([{"role": "user", "content": gold.prompt}]) if encoder.chat else gold.prompt
+        with naming(f"the benchmark {benchmark.name} gives no prompt and solution of document {index}"):
+            gold = benchmark.gold(documents[index], chat=encoder.chat)
+        prompt = gold.prompt
+        if encoder.chat:
+            with naming(f"the chat template of {model} refuses a prompt"):
+                prompt = encoder.prompt([{"role": "user", "content": gold.prompt}])
         texts.append(Text(prompt + gold.prefix, gold.answer))
     return texts
 
@@ -250,12 +258,14 @@ class _Runner:
         self,
         config: EvaluationConfig,
         opened: OpenedModel,
+        limit: int | None,
         encoder: TextEncoder,
         model_sha256: str,
         device: torch.device,
         console: Console,
     ) -> None:
         self.config, self.opened, self.encoder, self.console = config, opened, encoder, console
+        self.limit = limit
         self.device = device
         self.dtype = str(opened.dtype(self.device)).removeprefix("torch.")
         self.state = PartialState(cpu=self.device.type == "cpu")
@@ -283,13 +293,13 @@ class _Runner:
     def _make(self) -> LM:
         with self.console.step("load the model"):
             if self.config.backend == "vllm":
-                return _vllm(self.opened, self.encoder, self.dtype)
+                return _vllm(self.opened, self.limit, self.encoder, self.dtype)
             from ._greedy import GreedyLM
 
             generates = any(find_benchmark(name).read is not None for name in self.config.tasks)
             loaded = load_model(self.opened, device=self.device, generates=generates)
             note_unused(self.console, "model", loaded)
-            return GreedyLM(loaded, self.encoder, batch_size=LARGEST_BATCH, max_length=self.opened.positions)
+            return GreedyLM(loaded, self.encoder, batch_size=LARGEST_BATCH, max_length=self.limit)
 
     def batch_size(self, kind: str, tokens: int) -> int:
         """Documents of some length that run together: as asked for, or what half of the free memory holds."""
@@ -330,9 +340,9 @@ class _Runner:
             answers = self.lm.answers(kind, entry["arguments"])
             seconds, batch = sum(answer.seconds for answer in answers), max(answer.batch for answer in answers)
             records.append({"index": index, "seconds": seconds, "batch": batch, **vars(outcome)})
-        if self.opened.positions is not None:
+        if self.limit is not None:
             longest = [max(map(self.lm.tokens, entry["arguments"])) for entry in samples]
-            self.truncated[benchmark.name] = sum(tokens > self.opened.positions for tokens in longest)
+            self.truncated[benchmark.name] = sum(tokens > self.limit for tokens in longest)
         if self.truncated[benchmark.name]:
             self.console.note(
                 f"{self.truncated[benchmark.name]} prompts of {benchmark.name} are longer than the model reads, and "
@@ -341,7 +351,7 @@ class _Runner:
         return records
 
 
-def _vllm(opened: OpenedModel, encoder: TextEncoder, dtype: str) -> LM:
+def _vllm(opened: OpenedModel, limit: int | None, encoder: TextEncoder, dtype: str) -> LM:
     """vLLM, which is given token ids."""
     try:
         from lm_eval.models.vllm_causallms import VLLM
@@ -351,7 +361,7 @@ def _vllm(opened: OpenedModel, encoder: TextEncoder, dtype: str) -> LM:
             opened.place,
             revision=opened.commit,
             dtype=dtype,
-            max_model_len=opened.positions,
+            max_model_len=limit,
             trust_remote_code=False,
         )
     except (ImportError, ModuleNotFoundError) as error:
@@ -370,24 +380,47 @@ def _add_gold(records: Sequence[dict[str, Any]], texts: Sequence[Text], lm: Jour
         record |= {"gold_bits": -score * BITS, "gold_bytes": len(text.answer.encode())}
 
 
-def _comparer(
-    source: OpenedModel, opened: OpenedModel, shared: SharedVocabulary, runner: _Runner, source_sha256: str
-) -> Callable[[Sequence[Example]], list[Agreement]]:
-    """Compares the model with its source on gold answers; both are loaded when the first comparison is missing."""
+class _Comparer:
+    """Compares a model with its source on gold answers; both are loaded when the first comparison is missing."""
 
-    @functools.cache
-    def views() -> tuple[DecoderView, DecoderView, SharedVocabulary]:
-        with runner.console.step("load the source and the model"):
-            models = [load_model(each, device=runner.device).model for each in (source, opened)]
-        return DecoderView(models[0]), DecoderView(models[1]), shared
+    def __init__(
+        self, source: OpenedModel, opened: OpenedModel, shared: SharedVocabulary, runner: _Runner, source_sha256: str
+    ) -> None:
+        self._source, self._opened, self._shared, self._runner = source, opened, shared, runner
+        self._name = f"agreement-{_short(source_sha256)}-{source.precision(runner.device)}.jsonl"
 
-    return functools.partial(
-        agreements,
-        views,
-        journal=Journal(runner.journals / f"agreement-{_short(source_sha256)}-{source.precision(runner.device)}.jsonl"),
-        batch_size=runner.batch_size,
-        progress=runner.console.counter,
-    )
+    @functools.cached_property
+    def _journal(self) -> Journal:
+        """Read on first use, on the one rank that compares: two would both mend a torn last line."""
+        return Journal(self._runner.journals / self._name)
+
+    def check(self, examples: Sequence[Example]) -> None:
+        """Load the source and let it go again if a comparison is missing: a broken one is refused before hours are
+        spent on the model's own answers.
+
+        Raises:
+            SemalignError: the source cannot be used.
+        """
+        if missing_agreements(examples, self._journal):
+            with self._runner.console.step("load the source, to check it"):
+                load_model(self._source, device=self._runner.device)
+
+    def compare(self, examples: Sequence[Example]) -> list[Agreement]:
+        """The agreement with the source on each gold answer."""
+        with naming(f"{self._opened.settings.path} cannot be compared with {self._source.settings.path}"):
+            return agreements(
+                lambda: self._views,
+                examples,
+                journal=self._journal,
+                batch_size=self._runner.batch_size,
+                progress=self._runner.console.counter,
+            )
+
+    @functools.cached_property
+    def _views(self) -> tuple[DecoderView, DecoderView, SharedVocabulary]:
+        with self._runner.console.step("load the source and the model"):
+            models = [load_model(each, device=self._runner.device).model for each in (self._source, self._opened)]
+        return DecoderView(models[0]), DecoderView(models[1]), self._shared
 
 
 def _summary(
@@ -400,12 +433,6 @@ def _summary(
     truncated: int,
     truncated_to_compare: int,
 ) -> BenchmarkResult:
-    encoded = {
-        "encoding": ENCODING,
-        "chat_template": encoder.options if encoder.chat else {},
-        "date": encoder.told_date and str(encoder.told_date),
-        "code_sha256": code_of(benchmark),
-    }
     rows = json.dumps([documents[index] for index in indices], sort_keys=True)
 
     def weighted(pairs: list[tuple[float | None, int | None]], within: tuple[float, float]) -> Estimate | None:
@@ -416,7 +443,7 @@ def _summary(
         return mean([value for value, _ in measured], weights=[size for _, size in measured], within=within)
 
     return BenchmarkResult(
-        protocol=benchmark.protocol(chat=encoder.chat).model_copy(update=encoded),
+        protocol=protocol_of(benchmark, chat=encoder.chat, options=encoder.options, date=encoder.told_date),
         documents=len(documents),
         documents_sha256=hashlib.sha256(rows.encode()).hexdigest(),
         figure=proportion([item.correct for item in items]),
@@ -429,6 +456,26 @@ def _summary(
         truncated_to_compare=truncated_to_compare,
         seconds=sum(item.seconds for item in items),
     )
+
+
+def protocol_of(
+    benchmark: Benchmark, *, chat: bool, options: Mapping[str, JsonValue], date: datetime.date | None
+) -> BenchmarkProtocol:
+    """How a benchmark is put to a model and read by this version.
+
+    Args:
+        benchmark: the benchmark.
+        chat: whether prompts go through the chat template.
+        options: of the chat template.
+        date: the day that the chat template is told; None where it does not read the clock.
+    """
+    encoded = {
+        "encoding": ENCODING,
+        "chat_template": dict(options) if chat else {},
+        "date": None if date is None else str(date),
+        "code_sha256": code_of(benchmark),
+    }
+    return benchmark.protocol(chat=chat).model_copy(update=encoded)
 
 
 def _short(sha256: str) -> str:

@@ -10,6 +10,7 @@ from ._numbers import same_number as same_number
 from ._numbers import strict_number as strict_number
 from ._programs import program as program
 from ._thoughts import after_thoughts as after_thoughts
+from ._thoughts import answer_text as answer_text
 
 READING = 1
 """Raised when the same text may be read as another answer: kept exact answers are then computed again."""
