@@ -132,6 +132,14 @@ def test_values_out_of_range_are_named(key: str, value: Any) -> None:
         TransferConfig.parse({key: value})
 
 
+def test_the_result_does_not_depend_on_when_states_are_kept() -> None:
+    config = TransferConfig(seed=3, checkpoint_steps=2, checkpoint_minutes=1)
+    assert config.without_checkpoints() == TransferConfig(seed=3)
+    told = config.decisive()
+    assert told == TransferConfig(seed=3).decisive() != TransferConfig().decisive()
+    assert told.endswith('"seed":3,"checkpoint_steps":null}'), "as before there was checkpoint_minutes"
+
+
 def test_an_unknown_objective_is_told_the_known_ones() -> None:
     with pytest.raises(
         SemalignError, match="^input: unknown objective 'mse': choose one of relation, cosine, fisher, or "

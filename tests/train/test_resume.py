@@ -270,6 +270,15 @@ def test_states_are_kept_by_time(
     assert seen[0].step == max(kept, default=0) + 1 and same_weights(whole, resumed)
 
 
+def test_a_training_that_began_before_states_were_kept_by_time_is_resumed(
+    top: Supervision, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hashed: list[str] = []
+    monkeypatch.setattr("semalign_train._trainer.fingerprint", lambda *parts, tensors: hashed.extend(parts) or "0")
+    FrontierTrainer(target_model(), top, config())._fingerprint()
+    assert not any("checkpoint_minutes" in part for part in hashed)
+
+
 def test_a_state_that_takes_long_to_write_is_kept_less_often(
     ticking: list[float], top: Supervision, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -209,7 +209,7 @@ class _JointTrainer:
     def _fingerprint(self) -> str:
         """Hash of all that decides the trained weights."""
         return fingerprint(
-            self._config.without_checkpoints().model_dump_json(),
+            self._config.decisive(),
             self._method.model_dump_json(),
             self._store.manifest.model_dump_json(),
             self._view.model.config.to_json_string(),

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Float, Int
-from semalign_geometry import ComponentError, Head, SemalignError, TopEntries, brief
+from semalign_geometry import ComponentError, Head, TopEntries, brief
 from torch import Tensor
 
 from ._objectives import Objective, Step
@@ -56,7 +56,7 @@ def count_of(objective: Objective, counts: Int[Tensor, " b"]) -> int:
 
 def check_objective(objective: Objective, *, width: int, reference_width: int) -> None:
     """Try an objective on two made-up examples, so that one that returns something else is refused before a source has
-    worked for it. What else it raises on them says nothing, and is ignored.
+    worked for it. Whatever else it raises is ignored: it need not accept examples that are made up.
 
     Args:
         objective: the objective.
@@ -64,7 +64,7 @@ def check_objective(objective: Objective, *, width: int, reference_width: int) -
         reference_width: of the supervision's.
 
     Raises:
-        SemalignError: the objective returned something else than a number with a gradient, or refuses the widths.
+        ComponentError: `total` or `count` returned something else, as `total_of` and `count_of` say.
     """
     generator = torch.Generator().manual_seed(0)
 
@@ -91,7 +91,7 @@ def check_objective(objective: Objective, *, width: int, reference_width: int) -
         count_of(objective, mask.sum(1))
         with torch.enable_grad():
             total_of(objective, step)
-    except SemalignError:
+    except ComponentError:
         raise
-    except Exception:  # it need not accept what is made up
+    except Exception:  # its own, SemalignError too
         return

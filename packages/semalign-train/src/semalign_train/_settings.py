@@ -136,12 +136,20 @@ class TransferConfig(Contract):
     saves by `checkpoint_minutes` alone. The result does not depend on it."""
     checkpoint_minutes: float | None = Field(5.0, gt=0, allow_inf_nan=False)
     """Minutes after which a state is saved too, more where saving would take over 3% of the time; None saves none by
-    time. A state takes 12 bytes on disk for each number that trains, and the last two are kept. The result does not
-    depend on it."""
+    time. With AdamW in float32, a state takes 12 bytes on disk for each number that trains; the last two are kept. The
+    result does not depend on it."""
 
     def without_checkpoints(self) -> "TransferConfig":
         """The settings that the result depends on: those that say when states are saved at their defaults."""
-        return self.model_copy(update=dict.fromkeys(("checkpoint_steps", "checkpoint_minutes")))
+        fields = type(self).model_fields
+        return self.model_copy(update={key: fields[key].default for key in ("checkpoint_steps", "checkpoint_minutes")})
+
+    def decisive(self) -> str:
+        """JSON of the settings that the result depends on, for fingerprints.
+
+        `checkpoint_minutes` is younger than kept fingerprints, and left out.
+        """
+        return self.without_checkpoints().model_dump_json(exclude={"checkpoint_minutes"})
 
     def stages(self, depth: int) -> tuple[int, ...]:
         """The layers that get a stage in a target of some depth, shallow to deep.

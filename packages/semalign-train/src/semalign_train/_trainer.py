@@ -283,13 +283,13 @@ class FrontierTrainer:
     def _fingerprint(self) -> str:
         """Hash of all that decides the trained weights."""
         watching = self.config.guards.model_copy(update={"drowned": 2.0})  # only warns
-        config = self.config.without_checkpoints().model_copy(update={"guards": watching})
+        config = self.config.model_copy(update={"guards": watching})
         terms = [
             f"{weight} {type(term).__qualname__} {term.model_dump_json() if isinstance(term, BaseModel) else term.name}"
             for weight, term in self._terms
         ]
         return fingerprint(
-            config.model_dump_json(),
+            config.decisive(),
             *(store.manifest.model_dump_json() for store in self._stores.values()),
             *terms,
             *(" ".join(package) for package in KNOWN_OBJECTIVES.packages(config.objective.kind).items()),
