@@ -541,9 +541,59 @@ def test_the_layers_that_run_are_the_fewest_with_one_of_each_kind() -> None:
         layer.self_attn.kind = "otherwise"
     assert _stretch(view) == (3, 5)
     view.verify()
+    for place, layer in enumerate(view.layers):
+        layer.layer_id, layer.self_attn.layer_number, layer.mlp.block_id = place, place + 1, place
+    assert _stretch(view) == (3, 5)
+    for place, layer in enumerate(view.layers):
+        layer.of_its_kind = place % 3
+    assert _stretch(view) == (1, 6)
 
 
-def test_a_window_that_does_not_fit_in_memory_is_not_looked_past(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_windows_that_are_left_out_are_logged(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from semalign_attribution import _verify
+
+    caplog.set_level("INFO")
+    model = tiny_model("gemma3", seed=0)
+    config = model.config
+    config.max_position_embeddings, config.sliding_window = 10_000, 200
+    view = DecoderView(model)
+    view.verify()
+    assert not caplog.records
+    config.sliding_window = 5000
+    view.verify()
+    told = (
+        "Gemma3ForCausalLM was checked on rows of 64 tokens, and not past its sliding_window of 5000: longer rows take "
+        "too much time or memory"
+    )
+    assert [record.message for record in caplog.records] == [told]
+    config.max_position_embeddings = 5000
+    view.verify()
+    assert len(caplog.records) == 1, "no row is longer than its window"
+    config.max_position_embeddings, config.sliding_window = 10_000, 200
+    layer = sum(parameter.numel() for parameter in view.layer(1).parameters())
+    monkeypatch.setattr(_verify, "WORK", 3 * 5 * 3 * layer * 264)
+    assert _verify._columns(view, 3)[0] == 264
+    view = DecoderView(model.bfloat16())
+    assert _verify._columns(view, 3) == (64, "", ["sliding_window of 200"]), "it takes four times as long"
+
+
+def test_a_window_wider_than_all_rows_is_not_in_the_message() -> None:
+    from semalign_attribution._verify import _columns
+
+    model = tiny_model("gemma3", seed=0)
+    model.config.max_position_embeddings, model.config.sliding_window = 48, 512
+    assert _columns(DecoderView(model), 3) == (48, "", [])
+
+
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("not enough"), RuntimeError("DefaultCPUAllocator: can't allocate memory")]
+)
+def test_a_window_that_does_not_fit_in_memory_is_left_out(
+    error: Exception, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
     model = tiny_model("gemma3", seed=0)
     model.config.max_position_embeddings, model.config.sliding_window = 10_000, 200
     trace, refused = DecoderView.trace, []
@@ -551,12 +601,12 @@ def test_a_window_that_does_not_fit_in_memory_is_not_looked_past(monkeypatch: py
     def full(self: DecoderView, batch: Any, **more: Any) -> Any:
         if batch["input_ids"].shape[1] > 100:
             refused.append(1)
-            raise torch.OutOfMemoryError("not enough")
+            raise error
         return trace(self, batch, **more)
 
     monkeypatch.setattr(DecoderView, "trace", full)
     DecoderView(model).verify()
-    assert refused
+    assert refused and "not past its sliding_window of 200" in caplog.text
 
 
 def test_a_model_that_cannot_run_is_one_sentence() -> None:

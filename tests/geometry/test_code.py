@@ -94,7 +94,10 @@ THING = """
     import helping
     SCALE = 2
     UNUSED = 1
-    def double(x): return SCALE * x
+    RATES = {"alpha": [1, 2]}
+    WORDS = {"one", "two"}
+    LARGEST = functools.partial(max, 5, key=abs)
+    def double(x): return SCALE * x + RATES["alpha"] + LARGEST(x) + len(WORDS)
     def logged(function):
         @functools.wraps(function)
         def inner(*given): return function(*given)
@@ -105,7 +108,7 @@ THING = """
         def name(self): return "thing"
         @staticmethod
         @logged
-        def total(step, more=3): return double(step) + helping.x + len({"a", "b"})
+        def total(step, more=3, some={1, 2}): return double(step) + helping.x + len({"a", "b"})
     print(end="")
 """
 
@@ -115,6 +118,8 @@ def test_a_class_of_a_script_is_read_by_its_code(here: Path, monkeypatch: pytest
     same = ["UNUSED = 2", "UNUSED = 1\n\n    # a remark"]
     edits = ["SCALE = 3", "SCALE + x", "more=4", "rate = 0.6", '"thong"']
     places = ["UNUSED = 1", "UNUSED = 1", "SCALE = 2", "SCALE * x", "more=3", "rate = 0.5", '"thing"']
+    edits += ["[1, 3]", '{"beta":', '"three"}', "(max, 6", "(min, 5", "key=len", "{1, 3}"]
+    places += ["[1, 2]", '{"alpha":', '"two"}', "(max, 5", "(max, 5", "key=abs", "{1, 2}"]
     first, *hashes = (
         script(THING.replace(old, new), here, monkeypatch)
         for old, new in zip(["", *places], ["", *same, *edits], strict=True)

@@ -61,7 +61,7 @@ def generate(
 
     Law: a row is what the model gives to its prompt alone and without a cache, whatever else is in the batch, up to
     rounding: where two tokens are equally likely within it, another batch may choose the other. Settings of sampling or
-    penalties that come with a checkpoint play no part.
+    penalties that come with a checkpoint are ignored.
 
     Args:
         model: in evaluation mode.

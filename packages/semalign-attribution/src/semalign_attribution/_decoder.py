@@ -167,9 +167,10 @@ class DecoderView:
 
         The whole model runs on six tokens. Then some of its layers, one of each kind at least, run on rows that reach
         64 tokens past the widest window, chunk or choice of positions that the configuration names: alone, in a batch
-        padded on the right as in training, and in one padded on the left as in generation. Not checked are windows of
-        more than 4,096 tokens; those that take more memory than there is, or more than 5·10¹¹ products on a CPU (10¹⁴
-        elsewhere), as the 4,096 tokens of Gemma 2 2B do there; and differences below the rounding of the dtype.
+        padded on the right as in training, and in one padded on the left as in generation. Not checked, and logged, are
+        windows of more than 4,096 tokens; and those that take more memory than there is, or more than 5·10¹¹ products
+        on a CPU (a quarter of them in 16-bit dtypes; 10¹⁴ elsewhere), as the 4,096 tokens of Gemma 2 2B do there. Not
+        checked are differences below the rounding of the dtype.
 
         Raises:
             SemalignError: the model cannot run in its dtype; weights are not finite; earlier positions see later ones;

@@ -70,7 +70,7 @@ class _Policy(Settings):
 
 
 class Uniform(_Policy):
-    """π(k) = max(1, ⌊L_S / L_T · k⌋); attribution plays no part.
+    """π(k) = max(1, ⌊L_S / L_T · k⌋); attribution is ignored.
 
     Source: v1. Deviation: each target layer has one source layer, where v1 mixes two neighbours when the depths do not
     divide.

@@ -1,6 +1,8 @@
 """Checks of a model by running it: the view reads it right, and a row is the same alone and beside other rows."""
 
+import logging
 import re
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -16,13 +18,15 @@ from ._undisturbed import undisturbed
 if TYPE_CHECKING:
     from ._decoder import DecoderView
 
+LOGGER = logging.getLogger(__name__)
 WINDOW = re.compile(r"window(_size|_len)?$|chunk_size$|topk$|block_size$|^local_attention$")
 """Names of a configuration for numbers of tokens beyond which a layer reads a row otherwise."""
 LONGEST = 4096
-"""Tokens of the widest window that is looked past."""
+"""Tokens of the widest window that rows reach past."""
 WORK, ACCELERATED = 5e11, 1e14
-"""Products of a weight and a token that looking past a window may take, on a CPU and on an accelerator: some twenty
-seconds of one core in float32."""
+"""Products of a weight and a token that rows past a window may take, on a CPU and on an accelerator: some twenty
+seconds of one core in float32. A CPU takes a quarter of them in 16-bit dtypes, whose products take four times as
+long."""
 MARGIN = 64
 """Tokens of the longest row past the widest window."""
 PADDING, END, BLOCK = 16, 24, 16
@@ -36,11 +40,19 @@ def verify(view: "DecoderView") -> None:
     with undisturbed(view.model):
         _check_reading(view)
         first, last = _stretch(view)
-        window, columns = _columns(view, last - first + 1)
+        columns, passed, left_out = _columns(view, last - first + 1)
         try:
-            _check_rows(view, first, last, columns, window)
-        except torch.OutOfMemoryError:
-            _check_rows(view, first, last, min(columns, MARGIN), "")
+            _check_rows(view, first, last, columns, f", past its {passed}" if passed else "")
+        except RuntimeError as error:
+            if not passed or not _is_out_of_memory(error):
+                raise
+            columns, left_out = min(columns, MARGIN), [passed, *left_out]
+            _check_rows(view, first, last, columns, "")
+    if left_out:
+        LOGGER.info(
+            "%s was checked on rows of %d tokens, and not past its %s: longer rows take too much time or memory",
+            *(type(view.model).__name__, columns, " and ".join(left_out)),
+        )
 
 
 def _check_reading(view: "DecoderView") -> None:
@@ -114,9 +126,11 @@ def _check_rows(view: "DecoderView", first: int, last: int, columns: int, window
                 f"{name} lets earlier tokens see later ones in rows of {long} tokens{window}: such models are not "
                 "supported"
             )
-    except (SemalignError, torch.OutOfMemoryError):
+    except SemalignError:
         raise
     except Exception as error:  # of the model's own code
+        if _is_out_of_memory(error):
+            raise
         raise SemalignError(f"{name} in {dtype} cannot run on rows of {columns} tokens: {_reason(error)}") from error
     for side, row, padded in (
         ("right", alone.part(0, 0, kept), right.part(0, 0, kept)),
@@ -170,7 +184,7 @@ def _padded(rows: Sequence[Int[Tensor, " _"]], width: int, *, left: bool) -> Bat
 def _stretch(view: "DecoderView") -> tuple[int, int]:
     """First and last of the fewest layers in a row that hold one of every kind, and of one more where there is one,
     which reads what padding became in them."""
-    kinds = [_kind(layer) for layer in view.layers]
+    kinds = _kinds(view.layers)
     places = [kinds.index(kind) for kind in kinds]
     wanted = len({*places})
     most = view.depth
@@ -181,27 +195,44 @@ def _stretch(view: "DecoderView") -> tuple[int, int]:
     return first + 1, min(last + 2, most)
 
 
-def _kind(layer: nn.Module) -> object:
-    """Everything plain that a layer's modules hold, but for their place in the stack."""
-    return [
-        (name, type(module), sorted((k, v) for k, v in vars(module).items() if _is_plain(v) and "idx" not in k))
-        for name, module in layer.named_modules()
+def _kinds(layers: nn.ModuleList) -> list[object]:
+    """Everything plain that each layer's modules hold, but for whole numbers that count the layers."""
+    held = [
+        {
+            (name, key): value
+            for name, module in layer.named_modules()
+            for key, value in [("", type(module)), *vars(module).items()]
+            if not key or _is_plain(value)
+        }
+        for layer in layers
     ]
+    starts: dict[tuple[str, str], set[object]] = {}
+    for place, found in enumerate(held):
+        for key, value in found.items():
+            starts.setdefault(key, set()).add(value - place if type(value) is int else None)
+    counts = {key for key, values in starts.items() if len(values) == 1 and None not in values}
+    return [{key: None if key in counts else value for key, value in found.items()} for found in held]
 
 
-def _columns(view: "DecoderView", layers: int) -> tuple[str, int]:
-    """The widest window that is looked past, in words, and the columns of a batch that does so."""
+def _columns(view: "DecoderView", layers: int) -> tuple[int, str, list[str]]:
+    """Columns of a batch that reaches past the widest window that can be afforded; this window, and those left out."""
     config = view.model.config.get_text_config(decoder=True)
-    named = {name: value for name, value in config.to_dict().items() if WINDOW.search(name) and type(value) is int}
+    limit = getattr(config, "max_position_embeddings", None) or sys.maxsize
+    named = {key: n for key, n in config.to_dict().items() if WINDOW.search(key) and type(n) is int and n < limit}
     layer = max(sum(parameter.numel() for parameter in layer.parameters()) for layer in view.layers)
     work = 5 * layers * layer  # of one column: five rows run
-    most = WORK if view.device.type == "cpu" else ACCELERATED
-    limit = getattr(config, "max_position_embeddings", None) or LONGEST + MARGIN
-    fitting = [value for value in named.values() if value <= LONGEST and (value + MARGIN) * work <= most]
+    most = ACCELERATED
+    if view.device.type == "cpu":
+        most = WORK if view.head.weight.dtype.itemsize > 2 else WORK / 4
+    fitting = [n for n in named.values() if n <= LONGEST and min(n + MARGIN, limit) * work <= most]
     widest = max(fitting, default=0)
-    names = " and ".join(name for name, value in named.items() if value == widest)
-    words = f", past its {names} of {widest}" if widest else ""
-    return words, min(widest + MARGIN, limit)
+    names = " and ".join(key for key, n in named.items() if n == widest)
+    left_out = [f"{key} of {n}" for key, n in named.items() if n > widest]
+    return min(widest + MARGIN, limit), f"{names} of {widest}" if widest else "", left_out
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
 
 
 def _is_plain(value: object) -> bool:

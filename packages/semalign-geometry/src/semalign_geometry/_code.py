@@ -22,9 +22,11 @@ def code_sha256(component: Any, *modules: str) -> str:
     Covered are all source and extension files of its package, or the file of its module; and, as far as they are no
     installed packages, the modules and packages beside it that they import, and so on. A component that was written in
     a notebook, a console or the script that runs is read by its compiled code instead: its methods, what they call of
-    the same place, and the constants that they read there; such a hash also depends on the version of Python.
+    the same place, and what they read there: numbers, texts, lists, tuples, dicts, sets and partial functions of them.
+    Such a hash also depends on the version of Python.
 
-    Not covered are other installed packages, and what code reads when it runs, such as files and environment variables.
+    Not covered are other installed packages; other objects that code of a notebook, console or script reads there, such
+    as tensors and instances of classes; and what code reads when it runs, such as files and environment variables.
 
     Args:
         component: a class or function; or another object, which is read by `modules` alone.
@@ -104,8 +106,17 @@ class _Walk:
         if isinstance(thing, _CONSTANTS):
             yield repr(thing)
         elif isinstance(thing, tuple | list):
+            yield f"{len(thing)} parts"
             for part in thing:
                 yield from self.lines(part)
+        elif isinstance(thing, dict):
+            yield from self.lines([*thing, *thing.values()])
+        elif isinstance(thing, set | frozenset):
+            yield from sorted("\n".join(self.lines(part)) for part in thing)
+        elif isinstance(thing, functools.partial):
+            yield from self.lines((thing.func, thing.args, thing.keywords))
+        elif isinstance(thing, types.BuiltinFunctionType):
+            yield thing.__qualname__
         elif isinstance(thing, types.ModuleType):
             self.others.add(thing.__name__)
         elif isinstance(thing, property):

@@ -1,6 +1,6 @@
 """Components by name: those that come along, and those that installed packages bring through entry points.
 
-Installed packages are looked at only for a name that does not come along: without one, nothing is slower and nothing
+Entry points are searched only for names that are not built in: without one, nothing is slower and nothing
 foreign is imported.
 """
 

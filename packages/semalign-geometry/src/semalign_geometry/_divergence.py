@@ -277,7 +277,7 @@ def quadratic_divergence(
     """½ (z − z̃)ᵀ (diag p − p pᵀ) (z − z̃) of each token: z = W target, z̃ = W reference, p = softmax(z̃).
 
     The second-order expansion of KL(softmax z̃ ‖ softmax z): half the variance, under p, of the difference of the
-    logits. Bias, scale and soft-cap of the head play no part (a lens reads contributions, not the stream). No
+    logits. Bias, scale and soft-cap of the head are ignored (a lens reads contributions, not the stream). No
     gradient to `reference`. NaN for a token with vectors that are not finite.
 
     Args:

@@ -95,8 +95,8 @@ class FrontierTrainer:
                 None keeps them in memory.
             held_out: rows that `config.guards.rollback` measures, supervised with the same pairing.
             checkpoints: a folder for finished stages and states within a stage; an interrupted training that is
-                repeated with the same folder, target, store and settings goes on from there, to the same weights.
-            callback: told of every step and stage that this process runs.
+                repeated with the same folder, target, store and settings resumes there, to the same weights.
+            callback: called with every step and stage that this process runs.
 
         Ctrl-C during `fit` leaves a last state among the checkpoints, where that is quick.
 
@@ -238,7 +238,7 @@ class FrontierTrainer:
                 ranks=self._ranks,
                 autocast=self.config.autocast == "bfloat16",
             )
-            order = optimisation_batches(self.config, len(self.supervision))  # stages go on where one stopped
+            order = optimisation_batches(self.config, len(self.supervision))  # stages resume where one stopped
             try:
                 for layer, steps in zip(self.layers, self.stage_steps, strict=True):
                     started, batches = time.perf_counter(), list(itertools.islice(order, steps))
