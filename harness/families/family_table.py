@@ -9,7 +9,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 CHECKS = ("NLL, KL", "replay", "reload", "generation")
 HEAD = """# Families of models
 
-Written by `python harness/families` (about ten minutes on one core), with {versions}.
+Written by `python harness/families`, with {versions}.
 
 transformers lists {listed} model types under `AutoModelForCausalLM`. {others} of them are encoders or decoders of
 an encoder (those that it lists for masked or sequence-to-sequence language models too, and
