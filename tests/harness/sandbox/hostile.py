@@ -141,6 +141,12 @@ HOSTILE: dict[str, Hostile] = {
         "import os, sys\nfolder = next(p for p in sys.path if os.path.isdir(p + '/encodings'))\n"
         "path = folder + '/site-packages/README.txt'\nopen(path).read()"
     ),
+    "installed packages behind a rebound hook": attack(
+        "import os, sys\nsys.modules['sandbox._confine'].isinstance = lambda *a: True\n"
+        "sys.modules['sandbox._confine'].DENIED = ('zz',)\n"
+        "folder = next(p for p in sys.path if os.path.isdir(p + '/encodings'))\n"
+        "open(folder + '/site-packages/README.txt').read()"
+    ),
     # Files
     "write to the folder": attack("open('@FOLDER@/file', 'w')"),
     "write to the temporary folder": attack("open('/tmp/semalign-hostile', 'w')"),

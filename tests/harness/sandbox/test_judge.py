@@ -135,7 +135,11 @@ def test_a_helper_of_the_prompt_is_not_the_programs_to_redefine() -> None:
         ("EPS = 1e-6\n", "EPS = 1e9\n", "assert abs(f(1) - 5.0) < EPS"),
         ("from math import floor\n", "floor = lambda x: 1\n", "assert f(5.5) == floor(5.5)"),
         ("from math import *\n", "floor = lambda x: 1\n", "assert f(5.5) == floor(5.5)"),
-        ("try:\n    import math as m\nfinally:\n    pass\n", "class m: floor = int\n", "assert f(5.5) == m.floor(5.5)"),
+        (
+            "try:\n    import math as m\nfinally:\n    pass\n",
+            "class m: floor = lambda x: 1\n",
+            "assert f(5.5) == m.floor(5.5)",
+        ),
     ],
 )
 def test_what_the_prompt_binds_is_not_the_programs_to_redefine(prompt: str, cheat: str, tests: str) -> None:
