@@ -1221,6 +1221,30 @@ def f(s): return C(s)
 from collections import Counter
 assert f('aab') == Counter('aab') and Counter('aab') == f('aab') and f('aab').top() == 'a'
 assert f('aab') - Counter('a') == Counter('ab') and Counter('aab') - f('a') == Counter('ab') and f('a') <= f('ab')
+# callbacks from several threads
+from concurrent.futures import ThreadPoolExecutor
+def f(g, xs):
+    with ThreadPoolExecutor(4) as pool: return list(pool.map(g, xs))
+---
+def g(x): return x + 1
+for _ in range(3): assert f(g, list(range(50))) == list(range(1, 51))
+# callbacks from a thread in the background
+import threading, time
+class W:
+    def __init__(self, g):
+        self.g = g
+        self.thread = threading.Thread(target=self.run)
+        self.thread.start()
+    def run(self):
+        for i in range(5):
+            time.sleep(0.01)
+            self.g(i)
+    def join(self): self.thread.join()
+---
+found = []
+w = W(found.append)
+w.join()
+assert found == list(range(5))
 # datetime as the program imports it
 from datetime import datetime
 def f(s): return datetime.strptime(s, '%Y')

@@ -604,7 +604,7 @@ class Peer(Codec):
 
 
 def _texts(values: Any) -> bool:
-    return all(type(value) is str for value in values)
+    return [value for value in values if type(value) is not str] == []
 
 
 LONGEST_TEXT = 1 << 12
