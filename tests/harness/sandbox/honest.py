@@ -1169,6 +1169,82 @@ def f(x): return sys.getsizeof(x)
 def g(s): return Counter(s)
 ---
 assert f([]) == sys.getsizeof([]) and g('aa') == Counter('aa') and math.floor(2.5) == 2
+# asynchronous iteration and contexts
+class A:
+    async def __aenter__(self): return 3
+    async def __aexit__(self, *a): return False
+class It:
+    n = 0
+    def __aiter__(self): return self
+    async def __anext__(self):
+        self.n += 1
+        if self.n > 3: raise StopAsyncIteration
+        return self.n
+async def numbers():
+    yield 1
+    yield 2
+---
+import asyncio
+async def main():
+    assert [x async for x in It()] == [1, 2, 3] and [x async for x in numbers()] == [1, 2]
+    assert await anext(numbers()) == 1 and await anext(aiter(It())) == 1
+    try:
+        async with A() as x:
+            raise ValueError(x)
+    except ValueError as error:
+        return error.args
+assert asyncio.run(main()) == (3,)
+# many lists, one after the other
+def f(c): return c[0] + 1
+---
+cases = [[i] for i in range(1500)]
+assert [f(c) for c in cases] == list(range(1, 1501))
+# a list that the program keeps
+kept = []
+def f(c):
+    kept.append(c)
+    return len(kept)
+def change():
+    for each in kept: each.append(9)
+def same(a, b): return any(a is each for each in kept) and b is kept[0]
+---
+a, b = [1], [2]
+assert f(b) == 1 and f(a) == 2
+change()
+assert a == [1, 9] and b == [2, 9] and same(a, b)
+# counts in a class of its own
+from collections import Counter
+class C(Counter):
+    def top(self): return self.most_common(1)[0][0]
+def f(s): return C(s)
+---
+from collections import Counter
+assert f('aab') == Counter('aab') and Counter('aab') == f('aab') and f('aab').top() == 'a'
+assert f('aab') - Counter('a') == Counter('ab') and Counter('aab') - f('a') == Counter('ab') and f('a') <= f('ab')
+# callbacks from several threads
+from concurrent.futures import ThreadPoolExecutor
+def f(g, xs):
+    with ThreadPoolExecutor(4) as pool: return list(pool.map(g, xs))
+---
+def g(x): return x + 1
+for _ in range(3): assert f(g, list(range(50))) == list(range(1, 51))
+# callbacks from a thread in the background
+import threading, time
+class W:
+    def __init__(self, g):
+        self.g = g
+        self.thread = threading.Thread(target=self.run)
+        self.thread.start()
+    def run(self):
+        for i in range(5):
+            time.sleep(0.01)
+            self.g(i)
+    def join(self): self.thread.join()
+---
+found = []
+w = W(found.append)
+w.join()
+assert found == list(range(5))
 # datetime as the program imports it
 from datetime import datetime
 def f(s): return datetime.strptime(s, '%Y')

@@ -141,6 +141,12 @@ HOSTILE: dict[str, Hostile] = {
         "import os, sys\nfolder = next(p for p in sys.path if os.path.isdir(p + '/encodings'))\n"
         "path = folder + '/site-packages/README.txt'\nopen(path).read()"
     ),
+    "installed packages behind a rebound hook": attack(
+        "import os, sys\nsys.modules['sandbox._confine'].isinstance = lambda *a: True\n"
+        "sys.modules['sandbox._confine'].DENIED = ('zz',)\n"
+        "folder = next(p for p in sys.path if os.path.isdir(p + '/encodings'))\n"
+        "open(folder + '/site-packages/README.txt').read()"
+    ),
     # Files
     "write to the folder": attack("open('@FOLDER@/file', 'w')"),
     "write to the temporary folder": attack("open('/tmp/semalign-hostile', 'w')"),
@@ -320,6 +326,30 @@ def ask(operation, number, *arguments):
     peer.numbers[id(target)] = number
     peer.kept = target
     return peer.ask(operation, target, *arguments)
+"""
+
+
+RAW = """
+class T(tuple):
+    def __getitem__(self, i): return 'public'
+class D(dict):
+    def __getitem__(self, key): return 1
+def raw(operation, target, arguments, keywords={}):
+    peer.send(("ask", operation, target, arguments, keywords))
+    while True:
+        message = peer.receive()
+        if message[0] == "value": return message[1]
+        if message[0] == "raise": raise message[1]
+        peer.answer(message)
+"""
+"""Asks with parts of other types than the peer's own."""
+UNIT = """
+import unittest
+class A(unittest.TestCase):
+    def test(self):
+        self.assertEqual(f(1), 2)
+result = unittest.TextTestRunner().run(unittest.defaultTestLoader.loadTestsFromTestCase(A))
+assert result.wasSuccessful()
 """
 
 
@@ -519,6 +549,110 @@ MISLED: dict[str, Misled] = {
         "class L(list):\n    __iter__ = lambda s: iter([5])\n    __eq__ = lambda *x: True\n    __len__ = lambda s: 1\n"
         "def f(x): return L([7])",
         "assert f(1) == [5]",
+    ),
+    "globals of a callback by a tuple that changes": Misled(
+        PEER + RAW + "def f(g):\n    raw('getattr', g, T(('__globals__',)))['expected'] = 3\n    return 3",
+        "expected = 5\ndef check(x): return x\nassert f(check) == expected",
+        "broken",
+        "no plain values",
+    ),
+    "method replaced by a tuple that changes": Misled(
+        PEER + RAW + "def f(a):\n    raw('setattr', a, T(('right', lambda x: True)))",
+        "class A:\n    def right(self, x): return x == 5\na = A()\nf(a)\nassert a.right(3)",
+        "broken",
+        "no plain values",
+    ),
+    "keywords that are no dict": Misled(
+        PEER + RAW + "def f(g): return raw('__call__', g, (), D())", "assert f(lambda: 5) == 6", "broken", "no plain"
+    ),
+    "text that does not format as a name": Misled(
+        PEER + RAW + "import builtins\n"
+        "class N(str):\n    def __format__(self, spec): raise ValueError\n"
+        "def mapped(g, *values):\n    found = list(builtins.map(g, *values))\n"
+        "    return [N('E'), *found[1:]] if g is str and found[0] == 'E' else found\n"
+        "sys.modules['sandbox._peer'].map = mapped\n"
+        "class E(Exception): pass\ndef h(): raise E\n"
+        "def f(g):\n    try: g(h)\n    except BaseException: pass",
+        "def check(h):\n    assert h() == 5\nf(check)",
+        "broken",
+        "no text",
+    ),
+    "end of a loop that says it is built in": Misled(
+        "class E(StopIteration): pass\nE.__module__, E.__name__, E.__qualname__ = 'builtins', 'f', 'f'\n"
+        "def f(x): raise E",
+        "assert all(map(lambda x: f(x) == x + 1, [1, 2]))",
+        detail="RuntimeError",
+    ),
+    "exit that says it is built in": Misled(
+        "class E(SystemExit): pass\nE.__module__, E.__name__, E.__qualname__ = 'builtins', 'f', 'f'\ndef f(x): raise E",
+        "import threading\ndef work():\n    assert f(1) == 2\n"
+        "thread = threading.Thread(target=work)\nthread.start()\nthread.join()",
+        "exited",
+    ),
+    "exit that a text of the tests holds": Misled(
+        "def f(x): raise SystemExit", "# SystemExit\ntry:\n    f(1)\nexcept BaseException:\n    pass", "exited"
+    ),
+    "end of an asynchronous loop of the tests": Misled(
+        "def f(x): raise StopAsyncIteration",
+        "import asyncio\nclass It:\n    n = 0\n    def __aiter__(self): return self\n    async def __anext__(self):\n"
+        "        self.n += 1\n        if self.n > 2: raise StopAsyncIteration\n"
+        "        return f(self.n) == self.n + 1\n"
+        "async def main():\n    async for right in It(): assert right\nasyncio.run(main())",
+        detail="RuntimeError",
+    ),
+    **{
+        f"unittest's {name}": Misled(f"import unittest.case\ndef f(x): raise unittest.case.{name}('x')", UNIT)
+        for name in ("SkipTest", "_ShouldStop")
+    },
+    "defaults of a function replaced": Misled(
+        PEER + RAW + "def f(g):\n    raw('setattr', g, ('__defaults__', (3,)))\n    g(3)",
+        "def check(x, expected=5):\n    assert x == expected\nf(check)",
+        detail="cannot change",
+    ),
+    "defaults of a function changed": Misled(
+        PEER + RAW + "def f(g):\n    raw('getattr', g, ('__kwdefaults__',))['expected'] = 3\n    g(3)",
+        "def check(x, *, expected=5):\n    assert x == expected\nf(check)",
+    ),
+    "fields of a dataclass removed": Misled(
+        PEER + RAW + "def f(a): raw('getattr', a, ('__dataclass_fields__',)).clear()",
+        "import dataclasses\n@dataclasses.dataclass\nclass A:\n    x: int\na, b = A(1), A(2)\nf(a)\n"
+        "assert dataclasses.asdict(a) == dataclasses.asdict(b)",
+    ),
+    "object of an error": Misled(
+        PEER + RAW + "def f(g):\n    try: g()\n"
+        "    except AttributeError as error: return raw('getattr', error, ('obj',)).expected",
+        "class A: expected = 5\ndef g(): return A.nothing\nassert f(g) == 5",
+        detail="obj",
+    ),
+    "name that the tests import with all others": Misled(
+        "floor = lambda x: 1\ndef f(x): return 1", "from math import *\nassert f(5.5) == floor(5.5)"
+    ),
+    **{
+        f"count of what is missing, {name}": Misled(
+            "from collections import Counter\nclass C(Counter):\n    def __missing__(self, key): return 1\n"
+            "def f(x): return C()",
+            f"from collections import Counter\n{tests}",
+        )
+        for name, tests in (
+            ("on the left", "assert f('ab') == Counter('ab')"),
+            ("on the right", "assert Counter('ab') == f('ab')"),
+            ("subtracted", "assert not Counter('ab') - f('ab')"),
+        )
+    },
+    "set with a false length": Misled(
+        "class S(set):\n    def __len__(self): return 2\ndef f(x): return S(range(100))",
+        "assert {3: 1, 4: 1}.keys() == f(1)",
+    ),
+    "list that hides its items": Misled(
+        "class L(list):\n    def __iter__(self): return iter(())\ndef f(x): return L([0] * len(x))",
+        "found, wanted = f([1, 2]), [2.0, 3.0]\nassert len(found) == len(wanted)\n"
+        "for a, b in zip(found, wanted):\n    assert abs(a - b) < 1e-6",
+    ),
+    "asynchronous context that swallows an assertion": Misled(
+        "class A:\n    async def __aenter__(self): return 3\n    async def __aexit__(self, *a): return True\n"
+        "def f(): return A()",
+        "import asyncio\nasync def main():\n    async with f() as x:\n        assert x == 5\nasyncio.run(main())",
+        detail="AssertionError at assert x == 5",
     ),
     "print says passed": Misled("def f(x): print('passed'); return 1", "assert f(1) == 2"),
 }

@@ -88,8 +88,12 @@ found["own parent"] = attempt(lambda: os.kill(os.getppid(), 0))
 import socket
 server = socket.socket()
 found["bind"] = attempt(lambda: server.bind(("127.0.0.1", 0)))
+packages = os.path.dirname(os.__file__) + "/site-packages"
+inside = [packages + "/" + name for name in os.listdir(packages)]
+found["packages"] = [attempt(lambda: os.close(os.open(path, os.O_RDONLY))) for path in inside if os.path.isfile(path)]
 """
     found = run(script + FILE_ATTEMPTS, *files)
+    assert set(found.pop("packages")) <= {"EACCES"}
     denied = {name for name, outcome in found.items() if outcome in ("EACCES", "EPERM", "EXDEV")}
     expected = {"read", "list", "proc", *CHANGES} - {"chmod", "utime"}  # the two that Landlock does not cover
     expected -= {"truncate"} if LEVEL.landlock < 3 else set()

@@ -74,6 +74,14 @@ def test_a_busy_machine_changes_no_verdict() -> None:
     assert (slow.reason, slow.detail[:4]) == ("timeout", "used"), slow
 
 
+@pytest.mark.skipif(not os.path.exists("/proc/self/schedstat"), reason="the system does not count waits for a CPU")
+def test_short_work_between_naps_is_sleep_all_the_same() -> None:
+    nap = "import time\ndef f():\n    while True:\n        end = time.process_time() + 0.003\n"
+    nap += "        while time.process_time() < end: pass\n        time.sleep(0.1)"
+    (verdict,) = judged(Program(nap, "f()"), limits=Limits(idle_seconds=0.8, wall_seconds=20))
+    assert verdict.reason == "timeout" and verdict.detail.startswith("slept for 1 second"), verdict
+
+
 def test_sleep_is_counted_apart() -> None:
     limits = Limits(idle_seconds=0.8)
     start = time.monotonic()

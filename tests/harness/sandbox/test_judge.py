@@ -130,6 +130,25 @@ def test_a_helper_of_the_prompt_is_not_the_programs_to_redefine() -> None:
 
 
 @pytest.mark.parametrize(
+    ("prompt", "cheat", "tests"),
+    [
+        ("EPS = 1e-6\n", "EPS = 1e9\n", "assert abs(f(1) - 5.0) < EPS"),
+        ("from math import floor\n", "floor = lambda x: 1\n", "assert f(5.5) == floor(5.5)"),
+        ("from math import *\n", "floor = lambda x: 1\n", "assert f(5.5) == floor(5.5)"),
+        (
+            "try:\n    import math as m\nfinally:\n    pass\n",
+            "class m: floor = lambda x: 1\n",
+            "assert f(5.5) == m.floor(5.5)",
+        ),
+    ],
+)
+def test_what_the_prompt_binds_is_not_the_programs_to_redefine(prompt: str, cheat: str, tests: str) -> None:
+    code = f"{prompt}{cheat}def f(x): return 1"
+    (verdict,) = judged(Program(code, tests, "f", prompt + "def f(x):\n    pass\n"))
+    assert verdict.reason == "failed"
+
+
+@pytest.mark.parametrize(
     ("tests", "entry_point", "names"),
     [
         ("assert f(1) == 2", None, ["f"]),

@@ -199,6 +199,33 @@ def readable_paths() -> list[str]:
     return [path for path in dict.fromkeys(map(os.path.realpath, found)) if path != "/" and os.path.exists(path)]
 
 
+def _grants(path: str) -> list[tuple[str, int]]:
+    """Paths to grant for a folder or file, each with its rights: installed packages inside it stay closed.
+
+    The kernel knows no exception from a rule, so that a library folder with packages is granted child by child; only
+    its names are to list, which imports need.
+    """
+    if not os.path.isdir(path):
+        return [(path, READ_FILE)]
+    if not _holds_packages(path):
+        return [(path, READ_FILE | READ_DIR)]
+    found = [(path, READ_DIR)]
+    with os.scandir(path) as children:
+        for child in children:
+            if not child.is_symlink() and not child.name.endswith("-packages"):
+                found += _grants(child.path)
+    return found
+
+
+def _holds_packages(path: str) -> bool:
+    with os.scandir(path) as children:
+        names = [child.name for child in children if child.is_dir(follow_symlinks=False)]
+    return any(
+        name.endswith("-packages") or (name.startswith("python") and _holds_packages(os.path.join(path, name)))
+        for name in names
+    )
+
+
 def landlock_version() -> int:
     """Version of the kernel's Landlock interface; 0 without."""
     if not LINUX:
@@ -222,9 +249,8 @@ def landlock_ruleset(version: int, paths: Sequence[str]) -> int:
     rights = (ctypes.c_uint64 * 3)(files, NET_RIGHTS if version >= 4 else 0, SCOPES if version >= 6 else 0)
     size = 8 * (1 + (version >= 4) + (version >= 6))
     ruleset = _check(libc.syscall(SYS_LANDLOCK[0], rights, ctypes.c_size_t(size), 0), "Landlock")
-    for path in paths:
+    for path, allowed in dict.fromkeys(grant for each in paths for grant in _grants(each)):
         descriptor = os.open(path, os.O_PATH | os.O_CLOEXEC)
-        allowed = READ_FILE | (READ_DIR if os.path.isdir(path) else 0)
         rule = allowed.to_bytes(8, sys.byteorder) + descriptor.to_bytes(4, sys.byteorder)
         _check(libc.syscall(SYS_LANDLOCK[1], ruleset, LANDLOCK_RULE_PATH_BENEATH, rule, 0), f"Landlock rule for {path}")
         os.close(descriptor)
@@ -308,18 +334,20 @@ def audit(paths: Sequence[str]) -> None:
 
     Of `paths`, installed packages stay closed: a program may look for a benchmark's answers there.
     """
-    realpath, fspath = os.path.realpath, os.fspath
+    # All that the hook uses is bound here: a program can rebind the names of this module and of Python.
+    realpath, fspath, is_a, number, octets = os.path.realpath, os.fspath, isinstance, int, bytes
+    writing, denied, refusal, reason = WRITING, DENIED, PermissionError, EPERM
     files, folders = frozenset(paths), tuple(path + "/" for path in paths)
 
     def hook(event: str, arguments: tuple[Any, ...]) -> None:
-        if event == "open" and not isinstance(arguments[0], int):
+        if event == "open" and not is_a(arguments[0], number):
             path = realpath(fspath(arguments[0]))
-            path = path.decode(errors="replace") if isinstance(path, bytes) else path
+            path = path.decode(errors="replace") if is_a(path, octets) else path
             known = path in files or (path.startswith(folders) and "-packages/" not in path)
-            if arguments[2] & WRITING or not known:
-                raise PermissionError(EPERM, "the sandbox does not open this file", path)
-        elif event.startswith(DENIED):
-            raise PermissionError(EPERM, f"the sandbox does not allow {event}")
+            if arguments[2] & writing or not known:
+                raise refusal(reason, "the sandbox does not open this file", path)
+        elif event.startswith(denied):
+            raise refusal(reason, f"the sandbox does not allow {event}")
 
     sys.addaudithook(hook)
 

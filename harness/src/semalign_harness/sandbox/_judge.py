@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import subprocess
+import symtable
 import sys
 import sysconfig
 import time
@@ -49,8 +50,8 @@ class Program(NamedTuple):
     entry_point: str | None = None
     """The function under test; None takes every name that the tests use and do not define."""
     prompt: str = ""
-    """Trusted beginning of `code`: functions that it defines and the tests call besides the entry point (the encoder in
-    HumanEval/38) are taken from here, so that the program cannot redefine them."""
+    """Trusted beginning of `code`: what it binds and the tests use besides the entry point (the encoder in
+    HumanEval/38, a constant, an import) is taken from here, so that the program cannot redefine it."""
 
 
 class Limits(Settings):
@@ -167,9 +168,9 @@ def _job(program: Program, limits: Limits) -> bytes | Verdict:
         names = names_under_test(program)
     except SyntaxError as error:
         return Verdict(passed=False, reason="refused", detail=_line(f"the tests do not parse: {error}"), seconds=0.0)
-    asserts = _assert_lines(program.tests)
-    job = (program.code, program.prompt, program.tests, *names, asserts, limits.reply_bytes)
-    return Codec().encode(job)
+    tests = _parse(program.tests)
+    job = (program.code, program.prompt, program.tests, *names, _mentioned(tests), _assert_lines(tests))
+    return Codec().encode((*job, limits.reply_bytes))
 
 
 def _run(wrapper: list[str], settings: dict[str, Any], job: bytes | Verdict) -> Verdict:
@@ -195,12 +196,30 @@ class Names(NamedTuple):
     """Names of the standard library, which are Python's own whatever the program makes of them; each with its path."""
 
 
-def _assert_lines(tests: str) -> tuple[int, ...]:
-    """Numbers of the lines in which assertions stand."""
+def _parse(text: str) -> ast.Module:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        found = [node for node in ast.walk(ast.parse(tests)) if isinstance(node, ast.Assert)]
-    return tuple(sorted({n for node in found for n in range(node.lineno, (node.end_lineno or node.lineno) + 1)}))
+        warnings.simplefilter("ignore")  # of sloppy escapes in strings
+        return ast.parse(text)
+
+
+def _assert_lines(tests: ast.Module) -> frozenset[int]:
+    """Numbers of the lines in which assertions stand."""
+    found = [node for node in ast.walk(tests) if isinstance(node, ast.Assert)]
+    return frozenset(n for node in found for n in range(node.lineno, (node.end_lineno or node.lineno) + 1))
+
+
+def _mentioned(tests: ast.Module) -> frozenset[str]:
+    """Names and attributes in the tests, those that they import included, but for the exceptions that they raise."""
+    found: set[str] = set()
+    errors = [node.exc for node in ast.walk(tests) if isinstance(node, ast.Raise)]
+    raised = {id(error.func if isinstance(error, ast.Call) else error) for error in errors}
+    for node in ast.walk(tests):
+        match node:
+            case ast.Name(id=name) | ast.Attribute(attr=name) if id(node) not in raised:
+                found.add(name)
+            case ast.alias(name=path):
+                found.update(path.split("."))
+    return frozenset(found)
 
 
 def names_under_test(program: Program) -> Names:
@@ -213,19 +232,16 @@ def names_under_test(program: Program) -> Names:
     Raises:
         SyntaxError: the tests do not parse.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of sloppy escapes in strings
-        uses, prompt = _Uses(ast.parse(program.tests)), ast.parse(program.prompt)
+    uses, defined = _Uses(_parse(program.tests)), _top_level(program.prompt)
     entry = {program.entry_point} if program.entry_point else set()
     free = uses.read - uses.bound
-    unknown = {name for name in free if not hasattr(builtins, name)} | entry
-    standard = {name: path for name in unknown - entry if (path := _standard_path(name, uses))}
+    unknown = {name for name in free if not hasattr(builtins, name)} | (free & defined) | entry
+    standard = {name: path for name in unknown - entry - defined if (path := _standard_path(name, uses))}
     names = unknown - set(standard)
     if not names:  # the name under test is one of Python's
         names = {name for name in standard if name in uses.called} or uses.called - uses.bound
         names = {min(names, key=uses.order.index)} if names else names
         standard = {name: path for name, path in standard.items() if name not in names}
-    defined = {node.name for node in prompt.body if isinstance(node, ast.FunctionDef | ast.ClassDef)}
     trusted = (names & defined) - entry
     return Names(sorted(names - trusted), sorted(trusted), standard)
 
@@ -254,6 +270,8 @@ class _Uses:
                 self.bound.add(node.arg)
             case ast.FunctionDef() | ast.ClassDef() | ast.AsyncFunctionDef():
                 self.bound.add(node.name)
+            case ast.ImportFrom(module=str(module), level=0, names=[ast.alias(name="*")]):
+                self.bound.update(_public(module))
             case ast.alias():
                 self.bound.add((node.asname or node.name).partition(".")[0])
             case ast.ExceptHandler(name=str(name)):
@@ -265,6 +283,27 @@ class _Uses:
                 self.order.append(name)
             case ast.Attribute(value=ast.Name(id=name), attr=attribute):
                 self.attributes.setdefault(name, set()).add(attribute)
+
+
+def _top_level(module: str) -> set[str]:
+    """Names that a module binds outside of its functions, classes and comprehensions."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        symbols = symtable.symtable(module, "prompt.py", "exec").get_symbols()
+    found = {symbol.get_name() for symbol in symbols if symbol.is_assigned() or symbol.is_imported()}
+    for node in ast.walk(_parse(module)):
+        match node:
+            case ast.ImportFrom(module=str(path), level=0, names=[ast.alias(name="*")]):
+                found |= _public(path)
+    return found
+
+
+def _public(module: str) -> set[str]:
+    """Names that `from … import *` takes from a standard module; none from another."""
+    if module.partition(".")[0] not in sys.stdlib_module_names:
+        return set()
+    found = look_up(f"{module}:")
+    return set(getattr(found, "__all__", None) or (name for name in vars(found) if not name.startswith("_")))
 
 
 KNOWN_FOR = {

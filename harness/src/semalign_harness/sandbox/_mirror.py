@@ -8,7 +8,12 @@ The tests trust no object of the program with a comparison. An operator of the p
 are objects of the program: `f(x) == 5` and `abs(f(x) - 5) < 0.1` would otherwise be decided by a program that returns
 an object equal to everything. Between two of its own objects nothing is lost, since a program could return the same
 object twice. Conversions (`int`, `len`, `str`, iteration, items) are asked: the program answers them without knowing
-what it is compared with.
+what it is compared with. The content of a subclass of a plain container is known here, so that its length, truth,
+order and comparison are those of the content; a dict's `items`, `keys`, `values` and `get` and a `deque`'s `__iter__`
+are still the program's if it overrides them.
+
+Left open is what one process would allow too, by public names of objects that the tests hand over: to configure their
+Mock, to format with their Formatter, and to change lists and dicts that their classes or partials hold.
 """
 
 from collections.abc import Callable
@@ -46,6 +51,8 @@ INSPECTED = frozenset(
 """Attributes with underscores that are data; the others are protocols, which must be on the class."""
 CONTENTS = (int, float, complex, str, bytes, tuple, frozenset, list, dict, set, bytearray)
 """Plain classes: an object of a subclass compares by its content."""
+KNOWN = frozenset({"__len__", "__iter__", "__bool__"})
+"""Operations of a plain container that its content answers, whatever the subclass says."""
 
 
 def is_data(name: str) -> bool:
@@ -150,14 +157,20 @@ class Mirrors:
         if not any(isinstance(base, self.metaclass) for base in bases):
             bases = (self.base, *bases)
         plain = any(issubclass(base, CONTENTS) for base in bases)
+        sized = plain and any(hasattr(base, "__len__") for base in bases) and not self.trusting
         space: dict[str, Any] = {"__slots__": (), "__module__": module, "__qualname__": qualname, "__doc__": self.doc}
         for operation in operations:
             if operation in COMPARISONS or operation in ("__hash__", "__contains__"):
                 if plain:
                     continue
+            elif sized and operation in KNOWN:
+                continue
             elif not (operation in OPERATIONS or (plain and not operation.startswith("__"))):
                 continue
             space[operation] = self._operation(operation)
+        counter = next((base for base in bases for base in base.__mro__ if _is_counter(base)), None)
+        if counter is not None and not self.trusting:
+            space.update(_by_count(counter))
         if real is not None:
             space["__class__"] = property(lambda self: real)
         if "__await__" in operations:
@@ -180,20 +193,31 @@ class Mirrors:
                 return ask(name, this, item)
             return any(each is item or each == item for each in this)
 
-        def leave(self: Any, kind: Any, error: Any, trace: Any) -> bool:
-            ask(name, self, kind, error, None)
+        def leave(this: Any, kind: Any, error: Any, trace: Any) -> bool:
+            ask(name, this, kind, error, None)
             return False  # the program does not swallow an error of the tests
+
+        async def leave_later(this: Any, kind: Any, error: Any, trace: Any) -> bool:
+            await ask(name, this, kind, error, None)
+            return False
+
+        async def step(this: Any) -> Any:
+            return ask(name, this)
 
         if not name.startswith("__"):
             return property(lambda this: ask("getattr", this, name))
         if name == "__hash__":
             return lambda this: self.hash_of(this)
+        if name == "__anext__":
+            return step
         if self.trusting:
             return forward
         if name == "__contains__":
             return contains
         if name == "__exit__":
             return leave
+        if name == "__aexit__":
+            return leave_later
         return among_its_own if name in COMPARISONS or name in ARITHMETIC else forward
 
     def _coroutine(self) -> dict[str, Any]:
@@ -208,6 +232,36 @@ class Mirrors:
             yield
 
         return {"send": send, "__await__": wait}
+
+
+def _is_counter(kind: type) -> bool:
+    return (kind.__module__, kind.__qualname__) == ("collections", "Counter") and type(kind) is type
+
+
+def _by_count(counter: Any) -> dict[str, Any]:
+    """Comparisons and arithmetic of a Counter's stand-in: the class's own would read it by the program's methods."""
+
+    def content(value: Any) -> Any:
+        found = counter()
+        dict.update(found, dict.copy(value))
+        return found
+
+    def own(method: Any) -> Any:
+        return lambda this, other: (
+            method(content(this), content(other)) if isinstance(other, counter) else NotImplemented
+        )
+
+    def reflected(method: Any) -> Any:
+        return lambda this, other: (
+            method(content(other), content(this)) if isinstance(other, counter) else NotImplemented
+        )
+
+    methods = {name: getattr(counter, f"__{name}__") for name in ("add", "sub", "and", "or")}
+    return {
+        **{name: own(getattr(counter, name)) for name in COMPARISONS},
+        **{f"__{name}__": own(method) for name, method in methods.items()},
+        **{f"__r{name}__": reflected(method) for name, method in methods.items()},
+    }
 
 
 class _Doc:

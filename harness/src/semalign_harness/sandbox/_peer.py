@@ -175,6 +175,8 @@ WAYS: dict[str, Callable[..., Any]] = {
     "copy": lambda value: __import__("copy").copy(value),
     "deepcopy": lambda value: __import__("copy").deepcopy(value),
     "run": _loop.run,
+    # To its end: the end of the loop must not look like that of something else to await.
+    "__anext__": lambda value: _loop.run(type(value).__anext__(value)),
     # Methods that a class may lack although its objects can do this.
     "__getitem__": lambda value, key: value[key],
     "__iter__": iter,
@@ -252,6 +254,10 @@ class Peer(Codec):
         """Numbers that this side needs no more."""
         return []
 
+    def loose(self) -> list[int]:
+        """Numbers of the objects that nothing but the table refers to."""
+        return [number for number, value in self.objects.items() if sys.getrefcount(value) <= ONLY_HERE]
+
     def path(self, value: Any) -> str | None:
         """The name that stands for a standard class, function or module on the other side."""
         return path_of(value)
@@ -307,21 +313,22 @@ class Peer(Codec):
             return NotImplemented  # a comparison in a set that is being filled: different objects differ
         self.send(("ask", operation, target, arguments, keywords))
         while True:
-            match message := self.receive():
-                case ("value", value):
-                    return value
-                case ("raise", BaseException() as error):
-                    raise self.raised(operation, error)
-                case _:
-                    self.answer(message)
+            message = self.receive()
+            form, *parts = message if type(message) is tuple and message else (None,)
+            if form == "value" and len(parts) == 1:
+                return parts[0]
+            if form == "raise" and len(parts) == 1 and isinstance(parts[0], BaseException):
+                raise self.raised(operation, parts[0])
+            self.answer(message)
 
     def answer(self, message: Any) -> None:
         """Do what a message asks and send the result."""
-        match message:
-            case ("ask", str(operation), target, tuple(arguments), dict(keywords)):
-                pass
-            case _:
-                raise Malformed("a message that neither asks nor answers")
+        if type(message) is not tuple or len(message) != 5 or message[0] != "ask":
+            raise Malformed("a message that neither asks nor answers")
+        _, operation, target, arguments, keywords = message
+        # Exactly these types: a stand-in of a subclass would answer anew each time that it is looked at.
+        if (type(operation), type(arguments), type(keywords)) != (str, tuple, dict) or not _texts(keywords):
+            raise Malformed("a question whose parts are no plain values")
         try:
             reply = ("value", self.perform(operation, target, arguments, keywords))
         except Malformed:
@@ -529,6 +536,8 @@ class Peer(Codec):
                 self.contents[number] = None
             case "class":
                 name, qualname, module, bases, operations = parts
+                if type(operations) is not tuple or not _texts((name, qualname, module, *operations)):
+                    raise ValueError("a name that is no text")
                 if f"{module}.{qualname}" in STANDARD or f"{module}.{qualname}" in CONTAINERS:
                     raise ValueError(f"a false {qualname}")
                 known = tuple(self._base(base) for base in bases)
@@ -547,6 +556,8 @@ class Peer(Codec):
             if not (isinstance(found, self.mirrors.metaclass) or issubclass(found, BaseException)):
                 raise ValueError(f"{base} is no class")
             return found
+        if type(base) is not str:
+            raise ValueError("a name that is no text")
         if ":" in base:
             return self._exception(base)
         if not (base in CONTAINERS or base in map(_name, FIXED)):
@@ -590,6 +601,10 @@ class Peer(Codec):
         container = self.container(value)
         container.fill(value, items if type(items) is bytes else list(items))
         self.contents[number] = container.items(value)
+
+
+def _texts(values: Any) -> bool:
+    return [value for value in values if type(value) is not str] == []
 
 
 LONGEST_TEXT = 1 << 12

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from _thread import RLock  # `threading` would be slower to load
 from collections.abc import Callable
 
 from . import _loop
@@ -31,6 +32,9 @@ class Player(Peer):
 
     def __init__(self, incoming: int, outgoing: int) -> None:
         super().__init__(incoming, outgoing, first=1, limit=sys.maxsize, trusting=True)
+        self.turn = RLock()
+        """Held by the thread that talks with the tests; free while the program works, so that its threads can ask."""
+        self.turn.acquire()
         self.names: list[str] = []
         self.space: dict[str, Any] = {}
         self.exports: dict[str, Any] = {}
@@ -40,6 +44,12 @@ class Player(Peer):
         """A message, with the present values of the names that the tests use."""
         self.exports.update({name: self.space[name] for name in self.names if name in self.space})
         return super().pack(payload)
+
+    def dropped(self) -> list[int]:
+        """Containers of the tests that nothing of the program refers to any more."""
+        found = [number for number in self.loose() if number % 2 == 0 and number in self.contents]
+        self.forget(found)
+        return found
 
     def path(self, value: Any) -> str | None:
         """The name of a built-in exception: the tests' process looks up nothing else."""
@@ -65,7 +75,18 @@ class Player(Peer):
 
     def perform(self, operation: str, target: Any, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
         """Do what the tests ask."""
-        return self.load(*arguments) if operation == "load" else super().perform(operation, target, arguments, keywords)
+        self.turn.release()
+        try:
+            if operation == "load":
+                return self.load(*arguments)
+            return super().perform(operation, target, arguments, keywords)
+        finally:
+            self.turn.acquire()
+
+    def ask(self, operation: str, target: Any, *arguments: Any, **keywords: Any) -> Any:
+        """Let the tests do something, once no other thread talks with them."""
+        with self.turn:
+            return super().ask(operation, target, *arguments, **keywords)
 
     def receive(self) -> Any:
         """The next message; ends when there is none."""

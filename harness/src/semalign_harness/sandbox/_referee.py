@@ -6,7 +6,7 @@ import sys
 
 from . import _loop
 from ._mirror import INSPECTED
-from ._peer import ONLY_HERE, Peer, look_up
+from ._peer import Peer, look_up
 from ._player import READY, Signature
 from ._values import Codec, Malformed, NotPlain, receive, send
 
@@ -33,6 +33,10 @@ VARIABLE_ARGUMENTS, VARIABLE_KEYWORDS, COROUTINE = 0x04, 0x08, 0x80
 """Flags of a code object."""
 
 
+ENDS: dict[type[BaseException], str] = {StopIteration: "__next__", StopAsyncIteration: "__anext__"}
+"""Exceptions that end a loop, each with the only operation that they end."""
+
+
 class Stopped(BaseException):
     """The program ended or broke the protocol: no test goes on, whatever it catches."""
 
@@ -48,14 +52,22 @@ class Referee(Peer):
         outgoing: descriptor for messages to the player.
         limit: longest message of the player, in bytes.
         tests: text of the tests.
+        mentioned: names and attributes that the tests use.
         asserts: numbers of the lines in which their assertions stand.
     """
 
     def __init__(
-        self, incoming: int, outgoing: int, *, limit: int, tests: str, asserts: frozenset[int] = frozenset()
+        self,
+        incoming: int,
+        outgoing: int,
+        *,
+        limit: int,
+        tests: str,
+        mentioned: frozenset[str] = frozenset(),
+        asserts: frozenset[int] = frozenset(),
     ) -> None:
         super().__init__(incoming, outgoing, first=2, limit=limit, trusting=False)
-        self.tests, self.asserts = tests, asserts
+        self.tests, self.mentioned, self.asserts = tests, mentioned, asserts
         self.stopped: tuple[str, str] | None = None
         self.space: dict[str, Any] = {"__name__": "tests"}
         self.names: list[str] = []
@@ -75,9 +87,11 @@ class Referee(Peer):
         self.names, self.exports = names, found
         self.space.update({name: found[name] for name in names if name in found})
 
-    def stop(self, reason: str, detail: str) -> Stopped:
-        """End the tests, for the first reason that there is."""
-        self.stopped = self.stopped or (reason, detail)
+    def stop(self, reason: str, detail: str | BaseException) -> Stopped:
+        """End the tests, for the first reason that there is; nothing asks the program about an error any more."""
+        if self.stopped is None:
+            self.stopped = (reason, "")
+            self.stopped = (reason, detail if isinstance(detail, str) else describe(detail, self.tests))
         return Stopped()
 
     # As a peer
@@ -94,8 +108,7 @@ class Referee(Peer):
 
     def dropped(self) -> list[int]:
         """Containers, and objects of the program, that nothing of the tests refers to any more."""
-        loose = [number for number, value in self.objects.items() if sys.getrefcount(value) <= ONLY_HERE]
-        found = [number for number in loose if number % 2 or number in self.contents]
+        found = [number for number in self.loose() if number % 2 or number in self.contents]
         self.forget(found)
         return found
 
@@ -106,6 +119,10 @@ class Referee(Peer):
         if module != "builtins" or not (isinstance(found, type) and issubclass(found, BaseException)):
             raise ValueError(f"no exception {path}")
         return found
+
+    def known_exception(self, module: str, qualname: str) -> type | None:
+        """An exception that the tests name: others, such as unittest's own, must not steer what runs the tests."""
+        return super().known_exception(module, qualname) if self.mentioned.issuperset(qualname.split(".")) else None
 
     def details(self, value: Any) -> Any:
         """Name and parameters of a function."""
@@ -155,29 +172,38 @@ class Referee(Peer):
         if operation in ("getattr", "setattr", "delattr"):
             name = arguments[0]
             public = type(name) is str and (not name.startswith("_") or name in OPEN)
-            if not public:
+            if not public or (name == "obj" and isinstance(target, AttributeError)):
                 raise AttributeError(name)
-            if operation != "getattr" and (isinstance(target, type) or callable(getattr(type(target), name, None))):
+            fixed = name.startswith("_") or isinstance(target, type) or callable(getattr(type(target), name, None))
+            if operation != "getattr" and fixed:
                 raise AttributeError(f"the program cannot change {name!r}")
         try:
-            return super().perform(operation, target, arguments, keywords)
+            found = super().perform(operation, target, arguments, keywords)
+            # What Python keeps under such a name is its own: the program gets a copy.
+            inner = operation == "getattr" and arguments[0].startswith("_") and type(found) in (dict, list, set)
+            return found.copy() if inner else found
         except Exception as error:
             asserting = {line for line, function in _lines(error) if function != "<lambda>"}
             if isinstance(error, AssertionError) or asserting & self.asserts:
-                raise self.stop("failed", describe(error, self.tests)) from None
+                raise self.stop("failed", error) from None
             raise
 
     def raised(self, operation: str, error: BaseException) -> BaseException:
         """The exception for the tests; one that ends a loop or the process reaches only tests that name it."""
-        name = next(base.__name__ for base in type(error).__mro__ if base.__module__ == "builtins")
-        text = str(error.args[0]) if error.args else ""
+        name = next(base.__name__ for base in type(error).__mro__ if _built_in(base))
+        text = error.args[0] if error.args and type(error.args[0]) is str else ""
         if name == "SystemError" and text.endswith(OUT_OF_MEMORY):
             return MemoryError()
-        if not isinstance(error, Exception) and name not in self.tests:
+        if not isinstance(error, Exception) and name not in self.mentioned:
             return self.stop(ENDED, f"{name}: {text}")
-        if isinstance(error, StopIteration) and operation != "__next__" and name not in self.tests:
-            return RuntimeError(f"the program raised {name}")
+        for end, step in ENDS.items():
+            if isinstance(error, end) and operation != step and end.__name__ not in self.mentioned:
+                return RuntimeError(f"the program raised {end.__name__}")
         return error
+
+
+def _built_in(kind: type) -> bool:
+    return getattr(builtins, kind.__name__, None) is kind
 
 
 def _signature(function: Any) -> tuple[Signature, bool]:
@@ -198,8 +224,8 @@ def referee(job: int, requests: int, replies: int, verdict: int) -> NoReturn:
     """Read the job, run the tests, report, end."""
     message = receive(job, sys.maxsize)
     assert message is not None
-    code, prompt, tests, names, trusted, standard, asserts, limit = Codec().decode(message)
-    link = Referee(replies, requests, limit=limit, tests=tests, asserts=frozenset(asserts))
+    code, prompt, tests, names, trusted, standard, mentioned, asserts, limit = Codec().decode(message)
+    link = Referee(replies, requests, limit=limit, tests=tests, mentioned=mentioned, asserts=asserts)
     passed, reason, detail = _run(link, code, prompt, names, trusted, standard)
     if link.stopped:  # also where the tests caught it
         passed, (reason, detail) = False, link.stopped
@@ -236,9 +262,10 @@ def describe(error: BaseException, tests: str) -> str:
     number, lines = (_lines(error) or [(0, "")])[-1][0], tests.split("\n")
     where = f" at {lines[number - 1].strip()}" if 0 < number <= len(lines) else ""
     try:
-        return f"{type(error).__name__}{': ' if str(error) else ''}{error}{where}"
+        text = str.__str__(str(error))  # exactly a `str`, also where `__str__` returns one of a subclass
     except BaseException:  # its text may be the program's
-        return f"{type(error).__name__}{where}"
+        text = ""
+    return f"{type(error).__name__}{': ' if text else ''}{text}{where}"
 
 
 def _lines(error: BaseException) -> list[tuple[int, str]]:

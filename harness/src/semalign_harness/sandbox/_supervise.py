@@ -132,7 +132,7 @@ def _watch(settings: dict[str, Any], verdict: int, output: int, watched: list[in
     is no work that a busy machine could slow down.
     """
     start = last = time.monotonic()
-    asleep, used = 0.0, _used(watched)
+    rest = Rest(watched)
     printed, pipes = 0, [verdict, output]
     while True:
         ready = select.select(pipes, [], [], INTERVAL)[0]
@@ -157,24 +157,55 @@ def _watch(settings: dict[str, Any], verdict: int, output: int, watched: list[in
         if (threads := max(map(_threads, watched))) > MOST_THREADS:
             return False, "memory", f"runs {threads} threads, more than {MOST_THREADS}"
         if now - last > WINDOW:
-            before, used = used, _used(watched)
-            asleep += now - last if used - before < IDLE * (now - last) else 0.0
+            rest.look()
             last = now
-        if asleep > settings["idle_seconds"]:
-            return False, "timeout", f"slept for {asleep:.0f} seconds"
+        if rest.seconds > settings["idle_seconds"]:
+            return False, "timeout", f"slept for {rest.seconds:.0f} seconds"
 
 
-def _used(processes: list[int]) -> float:
-    """CPU seconds of processes; the wall time where the system does not say."""
-    if not LINUX:
-        return time.monotonic()
-    found = 0.0
-    for process in processes:
-        try:
-            found += time.clock_gettime((~process << 3) | CPU_CLOCK)
-        except OSError:  # it has ended
-            pass
-    return found
+class Rest:
+    """How long processes have slept: neither used a CPU nor waited for one.
+
+    Where the system does not say how long they waited for a CPU, a look counts as sleep if they used next to none
+    since the last one.
+
+    Args:
+        processes: their numbers.
+    """
+
+    def __init__(self, processes: list[int]) -> None:
+        self.processes, self.seconds = processes, 0.0
+        self.delays: dict[str, float] = {}
+        """Seconds that each thread waited for a CPU, also of threads that have ended."""
+        self.used: dict[int, float] = {}
+        self.start = self.last = time.monotonic()
+        self.before = self._busy()
+
+    def look(self) -> None:
+        """Count up to now."""
+        now, busy = time.monotonic(), self._busy()
+        if self.delays:
+            self.seconds = now - self.start - busy
+        elif busy - self.before < IDLE * (now - self.last):
+            self.seconds += now - self.last
+        self.last, self.before = now, busy
+
+    def _busy(self) -> float:
+        """Seconds of use and of waiting for it; the wall time where the system says neither."""
+        if not LINUX:
+            return time.monotonic()
+        for process in self.processes:
+            try:
+                self.used[process] = time.clock_gettime((~process << 3) | CPU_CLOCK)
+                folder = f"/proc/{process}/task"
+                for thread in os.listdir(folder):
+                    with open(f"{folder}/{thread}/schedstat", "rb") as file:
+                        run, delay, _ = map(int, file.read().split())
+                    if run:  # a kernel that does not count says nothing but zeros
+                        self.delays[thread] = delay / 1e9
+            except (OSError, ValueError):  # it has ended, or the system does not say
+                pass
+        return sum(self.used.values()) + sum(self.delays.values())
 
 
 def _threads(process: int) -> int:
