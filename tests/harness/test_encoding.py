@@ -190,7 +190,7 @@ def test_vllm_is_given_the_same_ids(pair: tuple[Path, Path], monkeypatch: pytest
     VLLM.__abstractmethods__ = frozenset()
     monkeypatch.setitem(sys.modules, "lm_eval.models.vllm_causallms", SimpleNamespace(VLLM=VLLM))
     encoder = TextEncoder(tokenizer_of(CHATML))
-    lm: Any = runner._vllm(open_model(ModelConfig(path=str(pair[1]))), encoder, "float32")
+    lm: Any = runner._vllm(open_model(ModelConfig(path=str(pair[1]))), None, encoder, "float32")
     assert isinstance(lm, VLLM) and lm.tok_encode(("a", "bc")) == [encoder.ids("a"), encoder.ids("bc")]
     assert lm._encode_pair("a", " b") == encoder.pair_ids("a", " b")
 

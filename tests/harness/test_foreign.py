@@ -17,9 +17,7 @@ from semalign_harness import Experiment, RunResult, load_experiment
 from semalign_harness.benchmarks import code_of as code_of_benchmark
 from semalign_harness.benchmarks import find_benchmark
 from semalign_harness.console import Console
-from semalign_harness.evaluation import EvaluationConfig
-from semalign_harness.evaluation._contracts import ItemRecord
-from semalign_harness.evaluation._run import _summary
+from semalign_harness.evaluation import EvaluationConfig, protocol_of
 from semalign_harness.experiment import preset_names
 from semalign_harness.fidelity import RunFidelity
 from semalign_harness.inputs import read_inputs
@@ -225,8 +223,7 @@ def test_a_matrix_does_not_mix_two_codes(overrides: list[str], tmp_path: Path, e
 
 def test_evaluations_by_another_code_do_not_compare(edited: Edited) -> None:
     def protocol() -> Any:
-        item = ItemRecord(index=0, prompt="", output="", extracted=None, correct=True, other={}, seconds=0.0, batch=1)
-        return _summary(find_benchmark("parity"), [item], [{}], [0], chat=False, truncated=0).protocol
+        return protocol_of(find_benchmark("parity"), chat=False, options={}, date=None)
 
     edited.install()
     first = protocol()
