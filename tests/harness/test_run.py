@@ -218,8 +218,9 @@ def test_bad_rows_are_one_sentence(tmp_path: Path, overrides: list[str], capsys:
     file = tmp_path / "rows.jsonl"
     data = f"data.train.path={file}"
     # Rows are read first: nobody waits for a model to be fetched or converted to hear of a wrong path.
-    assert "rows.jsonl does not exist" in refused(tmp_path, overrides, capsys, data, f"source.path={tmp_path}/none")
-    assert "is a folder" in refused(tmp_path, overrides, capsys, f"data.train.path={tmp_path}")
+    assert "rows.jsonl does not exist" in refused(tmp_path, overrides, capsys, data, f"source.path={tmp_path}/away")
+    (tmp_path / "none").mkdir()
+    assert "no rows that can be read" in refused(tmp_path, overrides, capsys, f"data.train.path={tmp_path / 'none'}")
     file.write_text("", encoding="utf-8")
     assert "holds no rows" in refused(tmp_path, overrides, capsys, data)
     file.write_text('{"prompt": "a", "completion": ""}\n' * 60, encoding="utf-8")
