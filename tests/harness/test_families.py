@@ -39,7 +39,7 @@ def test_a_family_whose_sizes_cannot_be_told_is_not_usable(checks: Any, monkeypa
         raise SemalignError("no sizes")
 
     monkeypatch.setattr(models, "shape_of", unable)
-    assert checks.check_family("llama") == {"refused": "no sizes"}
+    assert checks.check_family("llama") == {"refused": "llama: no sizes"}
     monkeypatch.undo()
     monkeypatch.setattr(checks, "row_bytes", lambda config, tokens, all_logits: config.no_such_size)
     assert checks.check_family("llama")["refused"].startswith("TRACEBACK AttributeError: ")

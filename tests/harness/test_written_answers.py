@@ -122,9 +122,9 @@ def test_the_other_model_is_checked_before_one_writes(
     loaded: list[str] = []
     own = written_answers.load
 
-    def noted(console: Console, label: str, *more: Any) -> Any:
+    def noted(console: Console, label: str, *more: Any, **options: Any) -> Any:
         loaded.append(label)
-        return own(console, label, *more)
+        return own(console, label, *more, **options)
 
     monkeypatch.setattr(written_answers, "load", noted)
     checked, writes = f"{other}, to check it", f"{writer} that writes answers"
