@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import psutil
 import torch
-from semalign_harness.resources import forget_peak_memory, peak_memory
+from semalign_harness.util.resources import forget_peak_memory, peak_memory
 
 
 class Meter:

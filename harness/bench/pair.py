@@ -11,12 +11,14 @@ from meter import Meter
 from semalign_align import Supervision, supervise
 from semalign_attribution import Batch, GradientActivation, LayerPairing, attribute_layers, pair_layers
 from semalign_geometry import SemanticBasis, Transport, fit_transport
-from semalign_harness.data import batches, load_rows, split_rows
-from semalign_harness.encoding import Example, TextEncoder
-from semalign_harness.experiment import DataConfig, ModelConfig, RowsConfig
-from semalign_harness.models import LoadedModel, check_tokenizers, load_model, open_model
-from semalign_harness.saving import save_model
-from semalign_harness.tiny import build_tokenizer
+from semalign_harness.data.encoding import Example, TextEncoder
+from semalign_harness.data.rows import batches, load_rows, split_rows
+from semalign_harness.data.settings import DataConfig, RowsConfig
+from semalign_harness.models.loading import LoadedModel, load_model
+from semalign_harness.models.opening import check_tokenizers, open_model
+from semalign_harness.models.saving import save_model
+from semalign_harness.models.settings import ModelConfig
+from semalign_harness.models.tiny import build_tokenizer
 from torch import Tensor
 from transformers import PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
 

@@ -14,8 +14,8 @@ from pair import BATCH_SIZE, Pair, plan
 from semalign_align import Supervision, supervise
 from semalign_attribution import Batch, DecoderView, GradientActivation, attribute_layers, supervised, undisturbed
 from semalign_geometry import SemanticBasis
-from semalign_harness.data import batches
-from semalign_harness.encoding import Example
+from semalign_harness.data.encoding import Example
+from semalign_harness.data.rows import batches
 from semalign_train import FrontierTrainer, StageRecord, StepRecord, TransferConfig
 from torch import Tensor
 from torch.nn.functional import cross_entropy, kl_div

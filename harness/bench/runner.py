@@ -17,7 +17,7 @@ from torch import Tensor
 
 PRELOADED = [
     "semalign_geometry",
-    "semalign_harness.models",
+    "semalign_harness.models.opening",
     "semalign_train",
     "transformers.models.qwen2.modeling_qwen2",
 ]

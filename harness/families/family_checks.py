@@ -11,12 +11,13 @@ import torch
 from semalign_align import FinalHidden, SupervisionSettings, supervise
 from semalign_attribution import DecoderView, LayerPairing, undisturbed
 from semalign_geometry import SemalignError, Transport
-from semalign_harness import LoadedModel, build_tokenizer, load_model, measure
-from semalign_harness.estimate import row_bytes
-from semalign_harness.experiment import ModelConfig
+from semalign_harness import LoadedModel, build_tokenizer, load_model
 from semalign_harness.generation import check_generation, generate
-from semalign_harness.models import OpenedModel, open_model
-from semalign_harness.pipeline import save_and_reload
+from semalign_harness.models.opening import OpenedModel, open_model
+from semalign_harness.models.settings import ModelConfig
+from semalign_harness.models.shape import row_bytes
+from semalign_harness.run import measure
+from semalign_harness.run.pipeline import save_and_reload
 from tiny_families import WINDOW, build, perturb
 from torch import Tensor
 from torch.nn.functional import kl_div

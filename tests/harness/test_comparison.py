@@ -19,24 +19,19 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
 from scipy import stats
 from semalign_geometry import SemalignError
-from semalign_harness import Experiment, Measurement, RunResult, load_experiment, submit
-from semalign_harness.cli import main
-from semalign_harness.comparison import (
-    Benchmarks,
-    Comparison,
-    ComparisonConfig,
-    compare,
-    comparison_csv,
-)
-from semalign_harness.console import Console
+from semalign_harness import Experiment, Measurement, RunResult, load_experiment
+from semalign_harness.cli.main import main
+from semalign_harness.comparison import Benchmarks, Comparison, ComparisonConfig, compare, comparison_csv
 from semalign_harness.evaluation import _run as evaluation
 from semalign_harness.evaluation import read_evaluation
-from semalign_harness.experiment import ModelConfig
-from semalign_harness.matrix import Matrix
-from semalign_harness.measure import RowFigures
+from semalign_harness.grid import submit
+from semalign_harness.grid.matrix import Matrix
 from semalign_harness.methods import BASELINES, MethodReport, known_methods
-from semalign_harness.published import published_table, read_published
+from semalign_harness.models.settings import ModelConfig
+from semalign_harness.report.published import published_table, read_published
+from semalign_harness.results.measurement import RowFigures
 from semalign_harness.statistics import compare_values, estimate_gap_recovered, proportion
+from semalign_harness.util.console import Console
 
 from ..contracts import assert_keeps_the_laws
 from .test_benchmarks import ROWS

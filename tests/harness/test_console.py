@@ -9,8 +9,8 @@ import sys
 from collections.abc import Iterator
 
 import pytest
-from semalign_harness.cli import main
-from semalign_harness.console import Console, interruptible, logged
+from semalign_harness.cli.main import main
+from semalign_harness.util.console import Console, interruptible, logged
 
 
 class Terminal(io.StringIO):
@@ -37,7 +37,7 @@ def test_without_a_terminal_a_bar_is_a_note_once_in_a_while(monkeypatch: pytest.
     for every, notes in ((3600.0, []), (0.0, ["0 of 3", "1 of 3", "2 of 3", "3 of 3"])):
         shown = io.StringIO()
         monkeypatch.setattr(sys, "stderr", shown)
-        monkeypatch.setattr("semalign_harness.console.NOTED_EVERY", every)
+        monkeypatch.setattr("semalign_harness.util.console.NOTED_EVERY", every)
         console = Console()
         with console.bar("train", 3) as bar:
             for _ in range(3):

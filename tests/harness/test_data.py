@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from semalign_attribution import IGNORE
 from semalign_geometry import SemalignError
 from semalign_harness import arithmetic_rows, build_tokenizer, encode_rows, load_experiment, load_rows
-from semalign_harness.data import batches, glued, read_rows, split_rows
-from semalign_harness.encoding import TextEncoder
-from semalign_harness.experiment import DataConfig, RowsConfig
-from semalign_harness.row_files import FORMS
+from semalign_harness.data.encoding import TextEncoder
+from semalign_harness.data.row_files import FORMS
+from semalign_harness.data.rows import batches, glued, read_rows, split_rows
+from semalign_harness.data.settings import DataConfig, RowsConfig
 from tokenizers import Tokenizer
 from tokenizers.decoders import ByteLevel as ByteLevelDecoder
 from tokenizers.models import BPE

@@ -24,17 +24,20 @@ from semalign_geometry import (
     fit_transport,
     measure_fidelity,
 )
-from semalign_harness import build_tokenizer, load_experiment, load_model, plan, run_experiment
-from semalign_harness.cli import main
-from semalign_harness.data import batches, encode_rows, load_rows
+from semalign_harness import build_tokenizer, load_experiment, load_model, run_experiment
+from semalign_harness.cli.main import main
+from semalign_harness.data.rows import batches, encode_rows, load_rows
+from semalign_harness.data.settings import RowsConfig
 from semalign_harness.doctor import Diagnosis, Finding, _pair, diagnosis_text
 from semalign_harness.doctor import _deep as deep
 from semalign_harness.doctor import _heads as heads
 from semalign_harness.doctor import _machine as machine
 from semalign_harness.doctor._pair import Candidate, open_candidate
-from semalign_harness.experiment import Experiment, ModelConfig, RowsConfig
-from semalign_harness.figures import draw_similarity, standalone
+from semalign_harness.experiment import Experiment
 from semalign_harness.generation import Way
+from semalign_harness.models.settings import ModelConfig
+from semalign_harness.report.plots import draw_similarity, standalone
+from semalign_harness.run import plan
 from tokenizers.normalizers import Lowercase
 from tokenizers.processors import TemplateProcessing
 from transformers import (
@@ -69,8 +72,8 @@ def no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
         raise AssertionError("weights were loaded")
 
     monkeypatch.setattr(PreTrainedModel, "from_pretrained", refuse)
-    monkeypatch.setattr("semalign_harness.inputs.load_model", refuse)
-    monkeypatch.setattr("semalign_harness.models.load_model", refuse)
+    monkeypatch.setattr("semalign_harness.run.inputs.load_model", refuse)
+    monkeypatch.setattr("semalign_harness.models.loading.load_model", refuse)
 
 
 @pytest.fixture
@@ -678,7 +681,7 @@ def test_what_is_missing_is_bad_input(
 def test_the_conversion_of_a_file_is_told(
     pair: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("semalign_harness.models._convert", lambda path, folder: shutil.copytree(pair[0], folder))
+    monkeypatch.setattr("semalign_harness.models.gguf._convert", lambda path, folder: shutil.copytree(pair[0], folder))
     (tmp_path / "source.gguf").write_bytes(b"GGUF")
     for told in (1, 0):
         assert main(["doctor", str(tmp_path / "source.gguf"), str(pair[1]), "--json"]) == 0

@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 from huggingface_hub.errors import RepositoryNotFoundError
 from semalign_harness import load_experiment
-from semalign_harness.cli import main
-from semalign_harness.experiment import ModelConfig
-from semalign_harness.models import awaited, cache_folder
-from semalign_harness.run_folder import claimed
+from semalign_harness.cli.main import main
+from semalign_harness.models.opening import awaited
+from semalign_harness.models.settings import ModelConfig
+from semalign_harness.run.run_folder import claimed
+from semalign_harness.util.cache import cache_folder
 
 
 def everything(folder: Path) -> list[tuple[str, int]]:
@@ -90,7 +91,7 @@ def test_a_folder_in_use_and_a_run_of_other_rows_are_refused(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("semalign_harness.pipeline.source_stores", interrupted)
+        patch.setattr("semalign_harness.run.pipeline.source_stores", interrupted)
         assert main(dry[:-1]) == 130
     before = everything(tmp_path)
     assert main(dry) == 0
@@ -153,7 +154,7 @@ def test_models_that_are_made_already_are_checked(pair: tuple[Path, Path]) -> No
 def test_a_dry_run_of_a_matrix_names_the_cells_that_would_be_refused(
     tmp_path: Path, overrides: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from semalign_harness import dry_run
+    from semalign_harness.run import dry_run
 
     read, calls = dry_run.read_inputs, []
     monkeypatch.setattr(dry_run, "read_inputs", lambda *given: calls.append(0) or read(*given))

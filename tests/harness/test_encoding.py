@@ -16,26 +16,28 @@ from hypothesis import strategies as st
 from lm_eval.api.model import TemplateLM
 from semalign_geometry import SemalignError
 from semalign_harness import build_tokenizer, encode_rows, load_experiment
-from semalign_harness.cli import main
+from semalign_harness.cli.main import main
 from semalign_harness.comparison import _run as comparing
-from semalign_harness.comparison._contracts import Benchmarks
-from semalign_harness.console import Console
-from semalign_harness.data import encode_row, load_rows, split_rows
+from semalign_harness.data.encoding import CLOCK, DAY, ENCODING, Conversation, TextEncoder
+from semalign_harness.data.rows import encode_row, load_rows, split_rows
+from semalign_harness.data.settings import DataConfig, RowsConfig
 from semalign_harness.doctor._pair import draw_sample
-from semalign_harness.encoding import CLOCK, DAY, ENCODING, Conversation, TextEncoder
 from semalign_harness.evaluation import EvaluationConfig, evaluate, read_evaluation
 from semalign_harness.evaluation import _run as runner
 from semalign_harness.evaluation._agreement import Text, gold_example
 from semalign_harness.evaluation._greedy import GreedyLM
 from semalign_harness.evaluation._journaled import JournaledLM
-from semalign_harness.experiment import DataConfig, Experiment, ModelConfig, RowsConfig
-from semalign_harness.inputs import read_inputs
-from semalign_harness.matrix import measured_differently
-from semalign_harness.models import open_model
-from semalign_harness.phase_cache import phase_key
-from semalign_harness.pipeline import environment_of
+from semalign_harness.experiment import Experiment
+from semalign_harness.grid.matrix import measured_differently
+from semalign_harness.models.opening import open_model
+from semalign_harness.models.settings import ModelConfig
 from semalign_harness.report._protocol import evaluation_blocks, experiment_facts
 from semalign_harness.report._read import ROLES
+from semalign_harness.results.comparison import Benchmarks
+from semalign_harness.run.inputs import read_inputs
+from semalign_harness.run.phase_cache import phase_key
+from semalign_harness.run.pipeline import environment_of
+from semalign_harness.util.console import Console
 from tokenizers import AddedToken, Tokenizer
 from tokenizers.decoders import ByteLevel as ByteLevelDecoder
 from tokenizers.models import BPE

@@ -12,27 +12,24 @@ from hypothesis import strategies as st
 from semalign_attribution import DecoderView
 from semalign_geometry import SemalignError
 from semalign_harness import Experiment, build_tiny_model, load_experiment, run_experiment
-from semalign_harness.cli import main
-from semalign_harness.estimate import (
+from semalign_harness.cli.main import main
+from semalign_harness.experiment import preset_names
+from semalign_harness.models.catalogue import catalogue
+from semalign_harness.models.settings import ModelConfig
+from semalign_harness.models.shape import (
     INTERMEDIATES,
     STATES,
     WIDTHS,
-    Needs,
-    Totals,
-    accelerator,
-    catalogue,
-    describe,
-    estimate,
     find_shape,
     heads_of,
     row_bytes,
     shape_of,
     widest,
 )
-from semalign_harness.experiment import ModelConfig, preset_names
-from semalign_harness.phase_cache import SourcePhase
-from semalign_harness.tiny import Role
-from semalign_harness.written_answers import written_parts
+from semalign_harness.models.tiny import Role
+from semalign_harness.results.source_phase import SourcePhase
+from semalign_harness.run.estimate import Needs, Totals, accelerator, describe, estimate
+from semalign_harness.run.written_answers import written_parts
 from semalign_train import LoraLayer
 from semalign_train._trainable import frontier
 from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config, LlamaConfig, PreTrainedModel

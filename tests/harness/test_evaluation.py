@@ -28,8 +28,8 @@ from safetensors.torch import load_file, save_file
 from semalign_geometry import SemalignError
 from semalign_harness import build_tokenizer
 from semalign_harness.benchmarks import BENCHMARKS
-from semalign_harness.cli import main
-from semalign_harness.encoding import TextEncoder
+from semalign_harness.cli.main import main
+from semalign_harness.data.encoding import TextEncoder
 from semalign_harness.evaluation import (
     EvaluationConfig,
     EvaluationResult,
@@ -43,10 +43,11 @@ from semalign_harness.evaluation import (
 from semalign_harness.evaluation import _run as runner
 from semalign_harness.evaluation._agreement import Text, gold_example
 from semalign_harness.evaluation._journaled import JournaledLM
-from semalign_harness.experiment import ModelConfig
 from semalign_harness.generation import Way, end_ids, generate
-from semalign_harness.journal import Answer, Journal, request_key
-from semalign_harness.models import LoadedModel, load_model, open_model
+from semalign_harness.models.loading import LoadedModel, load_model
+from semalign_harness.models.opening import open_model
+from semalign_harness.models.settings import ModelConfig
+from semalign_harness.util.journal import Answer, Journal, request_key
 from transformers import LlamaConfig, PreTrainedTokenizerFast
 
 from tests.harness.test_benchmarks import ROWS
@@ -223,7 +224,7 @@ def test_a_model_that_cannot_generate_is_refused_before_the_first_benchmark(
     def refuse(model: object) -> Way:
         raise SemalignError("LlamaForCausalLM cannot generate")
 
-    monkeypatch.setattr("semalign_harness.models.check_generation", refuse)
+    monkeypatch.setattr("semalign_harness.models.opening.check_generation", refuse)
     with pytest.raises(SemalignError, match="cannot generate"):
         evaluate(config_of(models[1], data, tasks=["mmlu", "gsm8k"], limit=1), tmp_path / "both")
     assert not list((tmp_path / "cache").glob("evaluations/*/answers-*.jsonl")), "nothing was answered"
@@ -246,7 +247,7 @@ def test_a_source_that_cannot_be_used_is_refused_before_the_first_benchmark(
 def test_a_model_without_a_limit_is_given_whole_prompts(
     models: tuple[Path, Path], data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("semalign_harness.models.OpenedModel.positions", None)
+    monkeypatch.setattr("semalign_harness.models.opening.OpenedModel.positions", None)
     with pytest.raises(SemalignError, match="gsm8k generates up to .* reads at most 128 in all"):  # by its tokenizer
         evaluate(config_of(models[1], data, tasks=["gsm8k"]), tmp_path / "out")
     model = shutil.copytree(models[1], tmp_path / "model")
@@ -589,7 +590,7 @@ def test_figures_against_another_source_or_in_another_dtype_are_no_additions(
         text = json.loads((source / "config.json").read_text(encoding="utf-8"))
         (source / "config.json").write_text(json.dumps(text | {"trained_as": "another"}), encoding="utf-8")
     else:
-        monkeypatch.setattr("semalign_harness.models.OpenedModel.dtype", lambda self, device: torch.bfloat16)
+        monkeypatch.setattr("semalign_harness.models.opening.OpenedModel.dtype", lambda self, device: torch.bfloat16)
     with pytest.raises(SemalignError, match=rf"another evaluation \(the {change} differs\)"):
         evaluated(models[1], data, tmp_path / "out", tasks=["gsm8k"], **settings)
 

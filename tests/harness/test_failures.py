@@ -12,8 +12,8 @@ import pytest
 import torch
 import transformers
 from semalign_geometry import SemalignError
-from semalign_harness.cli import main
-from semalign_harness.failures import naming
+from semalign_harness.cli.main import main
+from semalign_harness.util.failures import naming
 
 Damage = Callable[[Path], object]
 
@@ -167,7 +167,7 @@ def test_a_forward_run_that_fails_names_the_model(
     script = "def forward(self, input_ids=None, **more):\n    if input_ids.shape[1] > 8: raise IndexError(text)\n"
     space = {"__name__": "modeling_other", "text": "index out of range in self"}
     exec(f"{script}    return own(self, input_ids=input_ids, **more)", space | {"own": own}, space)
-    monkeypatch.setattr("semalign_harness.models.DecoderView.verify", lambda self: None)
+    monkeypatch.setattr("semalign_harness.models.opening.DecoderView.verify", lambda self: None)
     monkeypatch.setattr(transformers.models.llama.modeling_llama.LlamaModel, "forward", space["forward"])
     told = refused(["run", "tiny", *overrides, "--quiet"], capsys)
     assert f"through the target {pair[1]}: IndexError: index out of range in self" in told
@@ -219,7 +219,7 @@ def test_a_bug_ends_with_a_sentence_that_says_so(
     def fails(_: object) -> int:
         raise ZeroDivisionError
 
-    monkeypatch.setattr("semalign_harness.cli._presets", fails)
+    monkeypatch.setattr("semalign_harness.cli.main._presets", fails)
     assert main(["presets"]) == 3
     lines = capsys.readouterr().err.splitlines()
     assert lines[0] == "Traceback (most recent call last):"

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from semalign_geometry import SemalignError
-from semalign_harness import models
+from semalign_harness.models import opening as models
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 FAMILIES = Path(__file__).parents[2] / "harness/families"

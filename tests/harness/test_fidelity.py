@@ -13,9 +13,11 @@ from semalign_geometry import (
     fit_transport,
     measure_fidelity,
 )
-from semalign_harness import fidelity, load_experiment, run_experiment
-from semalign_harness.console import Console
-from semalign_harness.fidelity import RunFidelity, fit_and_measure
+from semalign_harness import load_experiment, run_experiment
+from semalign_harness.results.fidelity import RunFidelity
+from semalign_harness.run import fidelity
+from semalign_harness.run.fidelity import fit_and_measure
+from semalign_harness.util.console import Console
 
 QUIET = Console(quiet=True)
 
@@ -47,7 +49,7 @@ def test_fidelity_is_that_of_the_plain_route(frame: str, rank: int, gain: float,
 def supervised(folder: Path, overrides: list[str], *more: str) -> RunFidelity:
     """The fidelity of a run that ends when the source's part is made."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("semalign_harness.pipeline.measured", interrupted)
+        patch.setattr("semalign_harness.run.pipeline.measured", interrupted)
         with pytest.raises(KeyboardInterrupt):
             run_experiment(load_experiment("tiny", overrides=[*overrides, *more]), folder)
     return RunFidelity.read(folder / "fidelity.json")

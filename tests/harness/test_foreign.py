@@ -16,15 +16,16 @@ from semalign_geometry import SemalignError
 from semalign_harness import Experiment, RunResult, load_experiment
 from semalign_harness.benchmarks import code_of as code_of_benchmark
 from semalign_harness.benchmarks import find_benchmark
-from semalign_harness.console import Console
 from semalign_harness.evaluation import EvaluationConfig, protocol_of
 from semalign_harness.experiment import preset_names
-from semalign_harness.fidelity import RunFidelity
-from semalign_harness.inputs import read_inputs
-from semalign_harness.matrix import check_folder, claimed_matrix, read_matrix
-from semalign_harness.phase_cache import phase_key
-from semalign_harness.pipeline import Environment, code_of, run_experiment
-from semalign_harness.run_folder import differences
+from semalign_harness.grid.matrix import check_folder, claimed_matrix, read_matrix
+from semalign_harness.results.fidelity import RunFidelity
+from semalign_harness.results.run import Environment
+from semalign_harness.run.inputs import read_inputs
+from semalign_harness.run.phase_cache import phase_key
+from semalign_harness.run.pipeline import code_of, run_experiment
+from semalign_harness.run.run_folder import differences
+from semalign_harness.util.console import Console
 
 from ..components import bring
 from .external.semalign_example import BETWEEN, PARITY, Deepest, Gains, Huber, RelativeSize
@@ -125,7 +126,7 @@ def test_runs_begun_with_another_version_are_told_so(
     installed(monkeypatch)
     experiment = load_experiment("tiny", overrides=[*overrides, "scorer.kind=relative_size"])
     with monkeypatch.context() as patch:
-        patch.setattr("semalign_harness.pipeline.measured", interrupted)
+        patch.setattr("semalign_harness.run.pipeline.measured", interrupted)
         with pytest.raises(KeyboardInterrupt):
             run_experiment(experiment, tmp_path / "run")
     installed(monkeypatch, version="1.6")
@@ -188,7 +189,7 @@ def test_runs_of_another_code_are_refused_before_anything_is_read(
         edited.install()
         experiment = load_experiment("tiny", overrides=[*overrides, chosen])
         with monkeypatch.context() as patch:
-            patch.setattr("semalign_harness.pipeline.measured", interrupted)
+            patch.setattr("semalign_harness.run.pipeline.measured", interrupted)
             with pytest.raises(KeyboardInterrupt):
                 run_experiment(experiment, folder)
         for finished in (False, True):
@@ -196,7 +197,7 @@ def test_runs_of_another_code_are_refused_before_anything_is_read(
                 (folder / "result.json").write_text("{}", encoding="utf-8")
             edited.install("from typing", "# an edit\nfrom typing")
             with monkeypatch.context() as patch:
-                patch.setattr("semalign_harness.pipeline.read_inputs", None)
+                patch.setattr("semalign_harness.run.pipeline.read_inputs", None)
                 with pytest.raises(SemalignError, match=words.format(sort)):
                     run_experiment(load_experiment("tiny", overrides=[*overrides, chosen]), folder)
 
@@ -241,12 +242,12 @@ def test_components_that_return_something_else_leave_no_run(
     edited.install("losses.mean(-1).sum()", "losses.mean(-1)")
     objective = load_experiment("tiny", overrides=[*overrides, "train.objective.kind=huber"])
     with monkeypatch.context() as patch:
-        patch.setattr("semalign_harness.pipeline.source_stores", None)
+        patch.setattr("semalign_harness.run.pipeline.source_stores", None)
         with pytest.raises(SemalignError, match=r"the objective huber returned a tensor of shape \(8,\) from total"):
             run_experiment(objective, tmp_path / "run")
     assert not (tmp_path / "run").exists()
     with monkeypatch.context() as patch:
-        patch.setattr("semalign_harness.inputs.check_objective", lambda *given, **more: None)
+        patch.setattr("semalign_harness.run.inputs.check_objective", lambda *given, **more: None)
         with pytest.raises(SemalignError, match=r"the objective huber returned a tensor of shape \(\d+,\) from total"):
             run_experiment(objective, tmp_path / "run")
     assert not (tmp_path / "run").exists()
@@ -281,7 +282,7 @@ def test_a_run_by_a_foreign_frame_measures_it_beside_ours(
 ) -> None:
     installed(monkeypatch)
     experiment = load_experiment("tiny", overrides=[*overrides, "transport.frame=between"])
-    monkeypatch.setattr("semalign_harness.pipeline.measured", interrupted)
+    monkeypatch.setattr("semalign_harness.run.pipeline.measured", interrupted)
     with pytest.raises(KeyboardInterrupt):
         run_experiment(experiment, tmp_path / "run")
     found = RunFidelity.read(tmp_path / "run" / "fidelity.json")

@@ -4,12 +4,13 @@ import pytest
 import torch
 from lm_eval.api.instance import Instance
 from semalign_harness import build_tokenizer
-from semalign_harness.encoding import TextEncoder
+from semalign_harness.data.encoding import TextEncoder
 from semalign_harness.evaluation._encoded import longest_input
 from semalign_harness.evaluation._greedy import GreedyLM
-from semalign_harness.experiment import ModelConfig
 from semalign_harness.generation import CHECKED_EVERY, Way, end_ids, generate
-from semalign_harness.models import LoadedModel, OpenedModel
+from semalign_harness.models.loading import LoadedModel
+from semalign_harness.models.opening import OpenedModel
+from semalign_harness.models.settings import ModelConfig
 from semalign_harness.reading import after_thoughts, final_number
 from transformers import PreTrainedConfig, PreTrainedTokenizerFast
 

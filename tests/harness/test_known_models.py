@@ -21,13 +21,14 @@ import pytest
 from huggingface_hub.errors import GatedRepoError, OfflineModeIsEnabled, RevisionNotFoundError
 from semalign_geometry import SemalignError
 from semalign_harness import load_experiment
-from semalign_harness.cli import main
-from semalign_harness.console import Console
-from semalign_harness.estimate import catalogue, estimate
-from semalign_harness.experiment import ModelConfig
-from semalign_harness.known_models import DataWheels, KnownFile, KnownModel, find_known, known_models
-from semalign_harness.models import cache_folder, open_model
-from semalign_harness.pull import _append, models_table, pull
+from semalign_harness.cli.main import main
+from semalign_harness.models.catalogue import DataWheels, KnownFile, KnownModel, catalogue, find_known, known_models
+from semalign_harness.models.opening import open_model
+from semalign_harness.models.pull import _append, models_table, pull
+from semalign_harness.models.settings import ModelConfig
+from semalign_harness.run.estimate import estimate
+from semalign_harness.util.cache import cache_folder
+from semalign_harness.util.console import Console
 
 CONTENT = bytes(range(256)) * 40
 """Bytes of the fake model: 10,240, in parts of 4,000."""
@@ -140,7 +141,7 @@ def test_a_model_is_assembled_once(
     index: FakeIndex, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model = fake_model()
-    monkeypatch.setattr("semalign_harness.known_models.known_models", lambda: {model.name: model})
+    monkeypatch.setattr("semalign_harness.models.catalogue.known_models", lambda: {model.name: model})
     assert main(["models", "where", "fake-q4"]) == 2
     assert capsys.readouterr().err == "semalign: fake-q4 is not here yet: semalign models pull fake-q4\n"
     assert main(["models", "list"]) == 0
@@ -467,7 +468,7 @@ def test_the_preset_of_files_is_that_of_checkpoints() -> None:
 def test_a_model_that_is_not_here_is_told_before_the_rows_are_read(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("semalign_harness.inputs.read_rows", None)
+    monkeypatch.setattr("semalign_harness.run.inputs.read_rows", None)
     for role in ("source", "target"):
         assert main(["run", "tiny", f"{role}.path=catalogue:pythia-410m", "--out", str(tmp_path / "run")]) == 2
         said = capsys.readouterr().err
@@ -481,8 +482,8 @@ def test_a_pulled_file_is_known_by_its_hash(
     pair: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model = fake_model()
-    monkeypatch.setattr("semalign_harness.known_models.known_models", lambda: {model.name: model})
-    monkeypatch.setattr("semalign_harness.models._convert", lambda path, folder: shutil.copytree(pair[0], folder))
+    monkeypatch.setattr("semalign_harness.models.catalogue.known_models", lambda: {model.name: model})
+    monkeypatch.setattr("semalign_harness.models.gguf._convert", lambda path, folder: shutil.copytree(pair[0], folder))
     path, settings = model.place(cache_folder()), ModelConfig(path="catalogue:fake-q4")
     path.parent.mkdir(parents=True)
     path.write_bytes(CONTENT[::-1])
@@ -494,7 +495,7 @@ def test_a_pulled_file_is_known_by_its_hash(
     notes: list[str] = []
     place = open_model(settings, note=notes.append).place
     assert len(notes) == 1 and Path(place).name.endswith(hashlib.sha256(CONTENT).hexdigest()[:16])
-    monkeypatch.setattr("semalign_harness.models.sha256_of", None)
+    monkeypatch.setattr("semalign_harness.models.opening.sha256_of", None)
     assert open_model(settings, note=notes.append).place == place and len(notes) == 1
 
 

@@ -14,14 +14,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from semalign_attribution import DecoderView
 from semalign_geometry import SemalignError
-from semalign_harness.console import Console
-from semalign_harness.data import batches, encode_rows
-from semalign_harness.encoding import Example
+from semalign_harness.data.arithmetic import arithmetic_rows
+from semalign_harness.data.encoding import Example
+from semalign_harness.data.rows import batches, encode_rows
 from semalign_harness.methods import Method, MethodContext, MethodReport, _neurons
-from semalign_harness.methods._laten import LaTen, _hypernetworks
-from semalign_harness.methods._neurons import Lens, Located, locate, observe, parts_of, places, until_last_word
-from semalign_harness.tiny import arithmetic_rows, build_tokenizer
-from semalign_harness.tracking import Metrics
+from semalign_harness.methods.baselines.laten import LaTen, _hypernetworks
+from semalign_harness.methods.baselines.neurons import Lens, Located, locate, observe, parts_of, places, until_last_word
+from semalign_harness.models.tiny import build_tokenizer
+from semalign_harness.run.tracking import Metrics
+from semalign_harness.util.console import Console
 from semalign_train import TransferConfig
 from torch import Tensor
 from torch.testing import assert_close

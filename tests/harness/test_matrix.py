@@ -15,11 +15,11 @@ from typing import Any
 import pytest
 from filelock import FileLock
 from semalign_geometry import SemalignError
-from semalign_harness import submit
-from semalign_harness.cli import main
-from semalign_harness.console import Console
-from semalign_harness.matrix import Matrix, read_matrix
-from semalign_harness.pipeline import Environment
+from semalign_harness.cli.main import main
+from semalign_harness.grid import submit
+from semalign_harness.grid.matrix import Matrix, read_matrix
+from semalign_harness.results.run import Environment
+from semalign_harness.util.console import Console
 from semalign_train import FrontierTrainer, StepRecord
 from submitit.core.submission import process_job
 

@@ -12,11 +12,12 @@ from hypothesis import strategies as st
 from semalign_align import FinalHidden, Supervision, SupervisionSettings, TopK, supervise
 from semalign_attribution import DecoderView, LayerPairing
 from semalign_geometry import SemalignError, Transport
-from semalign_harness import arithmetic_rows, encode_rows, gap_recovered, load_model, measure
-from semalign_harness.data import batches
-from semalign_harness.experiment import ModelConfig
-from semalign_harness.measure import right_answers
-from semalign_harness.models import LoadedModel
+from semalign_harness import arithmetic_rows, encode_rows, gap_recovered, load_model
+from semalign_harness.data.rows import batches
+from semalign_harness.models.loading import LoadedModel
+from semalign_harness.models.settings import ModelConfig
+from semalign_harness.run import measure
+from semalign_harness.run.measure import right_answers
 
 
 @pytest.fixture(scope="module")

@@ -13,8 +13,7 @@ from semalign_align import Supervision
 from semalign_attribution import DecoderView
 from semalign_geometry import Divergence, SemalignError, Settings, sha256_of
 from semalign_harness import Experiment, RunResult
-from semalign_harness.cli import main
-from semalign_harness.console import Console
+from semalign_harness.cli.main import main
 from semalign_harness.experiment import load_experiment
 from semalign_harness.methods import (
     MethodContext,
@@ -29,10 +28,11 @@ from semalign_harness.methods import (
 )
 from semalign_harness.methods._joint import answer_loss, output_loss
 from semalign_harness.methods._joint_training import _JointTrainer
-from semalign_harness.pipeline import run_experiment
-from semalign_harness.run_folder import steps_of
-from semalign_harness.settings import merged
-from semalign_harness.tracking import Metrics
+from semalign_harness.run.pipeline import run_experiment
+from semalign_harness.run.run_folder import steps_of
+from semalign_harness.run.tracking import Metrics
+from semalign_harness.util.console import Console
+from semalign_harness.util.settings import merged
 from semalign_train import LoraLayer, Muon, StepRecord, TransferConfig
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM

@@ -15,11 +15,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from semalign_geometry import SemalignError
 from semalign_harness import build_tokenizer, load_model
-from semalign_harness.console import Console
-from semalign_harness.experiment import ModelConfig
-from semalign_harness.inputs import load
-from semalign_harness.models import check_tokenizers, check_trainable, open_model, unused_tensors
-from semalign_harness.pipeline import save_and_reload
+from semalign_harness.models.loading import unused_tensors
+from semalign_harness.models.opening import check_tokenizers, check_trainable, open_model
+from semalign_harness.models.settings import ModelConfig
+from semalign_harness.run.inputs import load
+from semalign_harness.run.pipeline import save_and_reload
+from semalign_harness.util.console import Console
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForCausalLM
 
@@ -76,7 +77,7 @@ def test_processes_that_lack_the_same_model_make_it_once(
             made.append(role)
         return folder
 
-    monkeypatch.setattr("semalign_harness.models.build_tiny_model", build)
+    monkeypatch.setattr("semalign_harness.models.opening.build_tiny_model", build)
     with ThreadPoolExecutor(4) as pool:  # locks exclude threads as they exclude processes
         opened = list(pool.map(open_model, [ModelConfig(path="generated:tiny-source")] * 4))
     assert made == ["source"]

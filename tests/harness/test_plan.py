@@ -6,12 +6,14 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from semalign_harness import load_experiment, pipeline
-from semalign_harness.cli import main
-from semalign_harness.console import Console
-from semalign_harness.inputs import read_inputs
+from semalign_harness import load_experiment
+from semalign_harness.cli.main import main
 from semalign_harness.methods import _semalign
-from semalign_harness.plan import Clock, Plan, duration, make_plan
+from semalign_harness.run import pipeline
+from semalign_harness.run.inputs import read_inputs
+from semalign_harness.run.plan import Clock, Plan, make_plan
+from semalign_harness.util.console import Console
+from semalign_harness.util.text import duration
 from torch.utils.flop_counter import FlopCounterMode
 
 

@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import load_file
 from semalign_align import Ranks, Supervision
 from semalign_harness import RunResult
-from semalign_harness.cli import main
-from semalign_harness.phase_cache import SourcePhase
+from semalign_harness.cli.main import main
+from semalign_harness.results.source_phase import SourcePhase
 from semalign_train import FrontierTrainer
 
 from tests.processes import run_processes

@@ -12,16 +12,20 @@ from xml.etree import ElementTree
 import pytest
 from semalign_attribution import LayerPairing
 from semalign_geometry import FidelityReport, LayerFidelity, SemalignError
-from semalign_harness import Experiment, RunResult, load_experiment, pipeline, report
+from semalign_harness import Experiment, RunResult, load_experiment, report
 from semalign_harness.benchmarks import find_benchmark
-from semalign_harness.cli import main
+from semalign_harness.cli.main import main
 from semalign_harness.comparison import Comparison, ComparisonConfig
-from semalign_harness.comparison._contracts import Benchmarks, Figure, MethodFigures, Metric
-from semalign_harness.console import Console
+from semalign_harness.data.settings import RowsConfig
 from semalign_harness.evaluation import BenchmarkResult, EvaluationConfig, EvaluationResult, ItemRecord, read_evaluation
-from semalign_harness.experiment import ModelConfig, RowsConfig
-from semalign_harness.fidelity import RunFidelity
-from semalign_harness.figures import (
+from semalign_harness.models.settings import ModelConfig
+from semalign_harness.report import _page as page_parts
+from semalign_harness.report import write_report
+from semalign_harness.report._comparison import EQUAL
+from semalign_harness.report._evaluations import QUESTION, benchmark_blocks, example_blocks
+from semalign_harness.report._protocol import experiment_facts
+from semalign_harness.report._read import ROLES
+from semalign_harness.report.plots import (
     Dot,
     Line,
     Panel,
@@ -31,13 +35,10 @@ from semalign_harness.figures import (
     draw_fidelity,
     draw_similarity,
 )
-from semalign_harness.report import _page as page_parts
-from semalign_harness.report import write_report
-from semalign_harness.report._comparison import EQUAL
-from semalign_harness.report._evaluations import QUESTION, benchmark_blocks, example_blocks
-from semalign_harness.report._protocol import experiment_facts
-from semalign_harness.report._read import ROLES
-from semalign_harness.similarity import LayerSimilarity
+from semalign_harness.results.comparison import Benchmarks, Figure, MethodFigures, Metric
+from semalign_harness.results.fidelity import RunFidelity
+from semalign_harness.results.similarity import LayerSimilarity
+from semalign_harness.run import pipeline
 from semalign_harness.statistics import (
     Estimate,
     across_seeds,
@@ -47,6 +48,7 @@ from semalign_harness.statistics import (
     mean,
     proportion,
 )
+from semalign_harness.util.console import Console
 
 Table = list[list[str]]
 NASTY = 'a<script>alert("x")</script> & b|c *d* `e` _f_ $g$ [h](i) &amp;'

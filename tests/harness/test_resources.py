@@ -6,8 +6,8 @@ import sys
 
 import pytest
 import torch
-from semalign_harness import resources
-from semalign_harness.resources import forget_peak_memory, peak_memory
+from semalign_harness.util import resources
+from semalign_harness.util.resources import forget_peak_memory, peak_memory
 
 CPU = torch.device("cpu")
 

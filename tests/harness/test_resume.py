@@ -17,14 +17,15 @@ from typing import Any
 import pytest
 import torch
 from filelock import FileLock
-from semalign_harness import Experiment, pipeline, source_phase
-from semalign_harness.cli import main
+from semalign_harness import Experiment
+from semalign_harness.cli.main import main
 from semalign_harness.experiment import load_experiment
 from semalign_harness.methods import _semalign, settings_of
 from semalign_harness.methods._joint_training import _JointTrainer
-from semalign_harness.phase_cache import SourcePhase
-from semalign_harness.pipeline import RunResult
-from semalign_harness.run_folder import claimed, cut_metrics, differences, pick_folder, steps_of
+from semalign_harness.results.run import RunResult
+from semalign_harness.results.source_phase import SourcePhase
+from semalign_harness.run import pipeline, source_phase
+from semalign_harness.run.run_folder import claimed, cut_metrics, differences, pick_folder, steps_of
 from semalign_train import FrontierTrainer, StepRecord
 
 KILLS = int(os.environ.get("SEMALIGN_KILLS", "3"))
@@ -68,7 +69,7 @@ def interrupt(monkeypatch: pytest.MonkeyPatch, at: Any, folder: Path, settings: 
 
 def test_killed_at_any_moment_and_repeated(tmp_path: Path, longer: list[str]) -> None:
     found: list[list[list[str]]] = []
-    command = [sys.executable, "-m", "semalign_harness.cli", "run", "tiny", *longer, "--out"]
+    command = [sys.executable, "-m", "semalign_harness.cli.main", "run", "tiny", *longer, "--out"]
 
     def environment(name: str) -> dict[str, str]:
         return {**os.environ, "OMP_NUM_THREADS": "1", "SEMALIGN_CACHE": str(tmp_path / "caches" / name)}

@@ -16,8 +16,8 @@ import pytest
 from pyarrow import parquet
 from semalign_geometry import SemalignError
 from semalign_harness import load_rows
-from semalign_harness.experiment import RowsConfig
-from semalign_harness.row_files import files_at
+from semalign_harness.data.row_files import files_at
+from semalign_harness.data.settings import RowsConfig
 
 ROWS = [
     {"prompt": "007", "completion": "None"},

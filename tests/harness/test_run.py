@@ -15,14 +15,16 @@ import torch
 from semalign_align import Supervision
 from semalign_attribution import LayerPairing, LayerScores
 from semalign_geometry import SemalignError
-from semalign_harness import Experiment, LoadedModel, RunResult, cli, load_model, pipeline, source_phase
-from semalign_harness.cli import main
-from semalign_harness.console import Console
-from semalign_harness.experiment import ModelConfig
-from semalign_harness.fidelity import RunFidelity
+from semalign_harness import Experiment, LoadedModel, RunResult, load_model
+from semalign_harness.cli import main as cli
+from semalign_harness.cli.main import main
 from semalign_harness.generation import Way
-from semalign_harness.phase_cache import SourcePhase
-from semalign_harness.pipeline import save_and_reload
+from semalign_harness.models.settings import ModelConfig
+from semalign_harness.results.fidelity import RunFidelity
+from semalign_harness.results.source_phase import SourcePhase
+from semalign_harness.run import pipeline, source_phase
+from semalign_harness.run.pipeline import save_and_reload
+from semalign_harness.util.console import Console
 from semalign_train import StepRecord, TransferReport
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -95,7 +97,7 @@ def test_a_target_that_cannot_generate_is_refused_before_the_source_works(
         raise SemalignError("LlamaForCausalLM cannot generate")
 
     monkeypatch.setattr(source_phase, "load", noted)
-    monkeypatch.setattr("semalign_harness.models.check_generation", refuse)
+    monkeypatch.setattr("semalign_harness.models.opening.check_generation", refuse)
     assert run(tmp_path, overrides) == 2
     assert labels == ["target"] and "LlamaForCausalLM cannot generate" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
@@ -106,8 +108,8 @@ def test_the_peak_of_the_training_forgets_what_was_before(
     tmp_path: Path, overrides: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     peaks = [9 * 10**9]
-    monkeypatch.setattr("semalign_harness.pipeline.peak_memory", lambda device: peaks[-1])
-    monkeypatch.setattr("semalign_harness.pipeline.forget_peak_memory", lambda device: peaks.append(10**9))
+    monkeypatch.setattr("semalign_harness.run.pipeline.peak_memory", lambda device: peaks[-1])
+    monkeypatch.setattr("semalign_harness.run.pipeline.forget_peak_memory", lambda device: peaks.append(10**9))
     assert run(tmp_path, overrides) == 0
     result = RunResult.read(tmp_path / "run" / "result.json")
     assert (result.peak_bytes, result.training_peak_bytes) == (9 * 10**9, 10**9)
@@ -255,7 +257,7 @@ def test_bad_settings_are_one_sentence(
 def test_settings_that_do_not_fit_the_pair_are_told_before_weights_are_read(
     tmp_path: Path, overrides: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("semalign_harness.inputs.load_model", None)
+    monkeypatch.setattr("semalign_harness.run.inputs.load_model", None)
     assert "names 2 source layers for 3" in refused(
         tmp_path, overrides, capsys, "pairing.kind=manual", "pairing.layers=[1, 2]"
     )
@@ -292,7 +294,7 @@ def test_models_that_cannot_be_trained_are_refused_before_weights_are_read(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("semalign_harness.inputs.load_model", None)
+    monkeypatch.setattr("semalign_harness.run.inputs.load_model", None)
     for role, folder in zip(("source", "target"), pair, strict=True):
         shutil.copytree(folder, tmp_path / role)
     file = tmp_path / "target" / "config.json"

@@ -15,10 +15,9 @@ from semalign_align import Supervision
 from semalign_attribution import DecoderView
 from semalign_geometry import SemalignError
 from semalign_harness import build_tokenizer
-from semalign_harness.console import Console
-from semalign_harness.encoding import Example
+from semalign_harness.data.encoding import Example
 from semalign_harness.methods import MethodContext, MethodReport, _joint_training, _seeking
-from semalign_harness.methods._seeking import (
+from semalign_harness.methods.baselines.seeking import (
     LowRank,
     Seeking,
     SoughtLora,
@@ -33,8 +32,9 @@ from semalign_harness.methods._seeking import (
     outputs_first,
     sensitivities,
 )
-from semalign_harness.models import LoadedModel
-from semalign_harness.tracking import Metrics
+from semalign_harness.models.loading import LoadedModel
+from semalign_harness.run.tracking import Metrics
+from semalign_harness.util.console import Console
 from semalign_train import StepRecord, TransferConfig
 from torch import Tensor, nn
 from torch.testing import assert_close
@@ -269,7 +269,7 @@ def run(store: Supervision, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
             "seed": 5,
         }
         train = TransferConfig(**settings, **train_settings)
-        monkeypatch.setattr("semalign_harness.inputs.load", lambda *_: LoadedModel(load_source(), tokenizer, ""))
+        monkeypatch.setattr("semalign_harness.run.inputs.load", lambda *_: LoadedModel(load_source(), tokenizer, ""))
         context: Any = MethodContext(
             experiment=SimpleNamespace(train=train, data=SimpleNamespace(attribution_rows=3)),
             inputs=SimpleNamespace(split=SimpleNamespace(train=ROWS), source=None),

@@ -8,11 +8,12 @@ import torch
 from semalign_align import Supervision
 from semalign_attribution import DecoderView, LayerPairing
 from semalign_geometry import SemalignError, linear_cka
-from semalign_harness import similarity
-from semalign_harness.cli import main
-from semalign_harness.phase_cache import SourcePhase
-from semalign_harness.similarity import LayerSimilarity, compare_layers, similarity_matrix
-from semalign_harness.source_phase import contributions
+from semalign_harness.cli.main import main
+from semalign_harness.results.similarity import LayerSimilarity
+from semalign_harness.results.source_phase import SourcePhase
+from semalign_harness.run import similarity
+from semalign_harness.run.similarity import compare_layers, similarity_matrix
+from semalign_harness.run.source_phase import contributions
 from transformers import AutoModelForCausalLM
 
 

@@ -11,11 +11,12 @@ from pathlib import Path
 
 import pytest
 from semalign_geometry import SemalignError
-from semalign_harness import Experiment, RunResult, load_experiment, submit
-from semalign_harness.cli import main
-from semalign_harness.console import Console
-from semalign_harness.matrix import Matrix
-from semalign_harness.sweep import Sweep, Trial, sweep, sweep_table
+from semalign_harness import Experiment, RunResult, load_experiment
+from semalign_harness.cli.main import main
+from semalign_harness.comparison.sweep import Sweep, Trial, sweep, sweep_table
+from semalign_harness.grid import submit
+from semalign_harness.grid.matrix import Matrix
+from semalign_harness.util.console import Console
 
 from ..contracts import assert_keeps_the_laws
 from .test_comparison import made_up

@@ -13,7 +13,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from semalign_geometry import SemalignError
-from semalign_harness import tiny
+from semalign_harness.models import tiny
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 TOKENIZER = tiny.build_tokenizer()

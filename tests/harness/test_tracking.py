@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 from semalign_geometry import SemalignError
-from semalign_harness import tracking
-from semalign_harness.cli import main
-from semalign_harness.tracking import Metrics, Start, figures, find_trackers
+from semalign_harness.cli.main import main
+from semalign_harness.run import tracking
+from semalign_harness.run.tracking import Metrics, Start, figures, find_trackers
 from semalign_train import FrontierTrainer, StepRecord
 
 
@@ -104,7 +104,7 @@ def test_a_tracker_that_is_new_to_a_run_is_told_its_steps(
     tmp_path: Path, overrides: list[str], recorders: list[Recorder], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr("semalign_harness.pipeline.save_and_reload", lambda *_: sys.exit(3))
+        patch.setattr("semalign_harness.run.pipeline.save_and_reload", lambda *_: sys.exit(3))
         with pytest.raises(SystemExit):
             run(tmp_path / "run", overrides)
     assert run(tmp_path / "run", overrides, "--track", "trackio") == 0
@@ -122,7 +122,7 @@ def test_a_tracker_that_fails_later_is_left_behind_with_one_warning(
     tracking.TRACKERS["trackio"] = Failing  # which the fixture puts back
     with caplog.at_level(logging.WARNING):
         assert run(tmp_path / "run", overrides, "--track", "trackio") == 0
-    told = [record.getMessage() for record in caplog.records if record.name == "semalign_harness.tracking"]
+    told = [record.getMessage() for record in caplog.records if record.name == "semalign_harness.run.tracking"]
     assert told == ["trackio fails, and is told no more: no network; metrics.jsonl holds every step"]
     assert len(steps(tmp_path / "run")) == 6
 

@@ -9,17 +9,18 @@ from typing import Any
 import pytest
 import torch
 from semalign_geometry import SemalignError
-from semalign_harness import written_answers
-from semalign_harness.cli import main
-from semalign_harness.console import Console
-from semalign_harness.encoding import Example
-from semalign_harness.experiment import ModelConfig, load_experiment
+from semalign_harness.cli.main import main
+from semalign_harness.data.encoding import Example
+from semalign_harness.experiment import load_experiment
 from semalign_harness.generation import generate
-from semalign_harness.inputs import Inputs, read_inputs
-from semalign_harness.locking import lock_of
-from semalign_harness.models import load_model
-from semalign_harness.pipeline import _begin
-from semalign_harness.written_answers import with_written_answers
+from semalign_harness.models.loading import load_model
+from semalign_harness.models.settings import ModelConfig
+from semalign_harness.run import written_answers
+from semalign_harness.run.inputs import Inputs, read_inputs
+from semalign_harness.run.pipeline import _begin
+from semalign_harness.run.written_answers import with_written_answers
+from semalign_harness.util.console import Console
+from semalign_harness.util.locking import lock_of
 
 QUIET = Console(quiet=True)
 SHORT = "data.writing.max_new_tokens=6"
@@ -200,7 +201,7 @@ def test_answers_are_those_of_the_dtype_that_a_run_began_with(
     (tmp_path / "run").mkdir()
     begun = []
     for fast, resumed in ((True, False), (False, True)):
-        monkeypatch.setattr("semalign_harness.models.bfloat16_is_fast", lambda fast=fast: fast)
+        monkeypatch.setattr("semalign_harness.models.opening.bfloat16_is_fast", lambda fast=fast: fast)
         begun.append(_begin(experiment, tmp_path / "run", QUIET, torch.device("cpu"), resumed=resumed))
     (inputs, environment), (again, known) = begun
     assert environment == known and environment.dtypes == ["bfloat16", "bfloat16"]

@@ -6,7 +6,7 @@ import re
 import pytest
 import yaml
 from semalign_harness import Experiment, load_experiment
-from semalign_harness.settings import merged
+from semalign_harness.util.settings import merged
 
 from ..components import bring
 from ..harness.external import semalign_example

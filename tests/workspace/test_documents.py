@@ -8,13 +8,13 @@ from collections.abc import Iterator, Sequence
 
 import pytest
 from semalign_harness import Experiment, load_experiment
-from semalign_harness.cli import COMMANDS, main
+from semalign_harness.cli.main import COMMANDS, main
 from semalign_harness.comparison import overrides_of_methods
 from semalign_harness.evaluation import EvaluationConfig
 from semalign_harness.experiment import preset_names
-from semalign_harness.matrix import read_matrix
+from semalign_harness.grid.matrix import read_matrix
 from semalign_harness.methods import find_methods, settings_of
-from semalign_harness.settings import merged, parse_overrides
+from semalign_harness.util.settings import merged, parse_overrides
 
 from ..components import bring
 from .projects import PROJECTS, ROOT, Project

@@ -12,8 +12,8 @@ from jinja2 import Environment, StrictUndefined
 from pydantic import ConfigDict, JsonValue
 from semalign_geometry import ComponentError, Contract, SemalignError, Settings, brief
 
-from ..data import load_rows
-from ..experiment import RowsConfig
+from ..data.rows import load_rows
+from ..data.settings import RowsConfig
 from ._judge import Judge
 
 Document = dict[str, Any]

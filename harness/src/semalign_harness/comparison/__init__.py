@@ -1,8 +1,8 @@
 """Methods side by side on one experiment."""
 
-from ._contracts import Benchmarks as Benchmarks
-from ._contracts import Comparison as Comparison
-from ._contracts import ComparisonConfig as ComparisonConfig
+from ..results.comparison import Benchmarks as Benchmarks
+from ..results.comparison import Comparison as Comparison
+from ..results.comparison import ComparisonConfig as ComparisonConfig
 from ._figures import BESIDES as BESIDES
 from ._run import compare as compare
 from ._run import overrides_of_methods as overrides_of_methods

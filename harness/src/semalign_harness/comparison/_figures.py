@@ -4,8 +4,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from ..evaluation import Evaluated
-from ..measure import Measurement
-from ..pipeline import RunResult
+from ..results.comparison import Figure, Metric
+from ..results.measurement import Measurement
+from ..results.run import RunResult
 from ..statistics import (
     NATS,
     SHARE,
@@ -18,7 +19,6 @@ from ..statistics import (
     mean,
     proportion,
 )
-from ._contracts import Figure, Metric
 
 
 @dataclass(frozen=True)

@@ -12,16 +12,17 @@ import torch
 from semalign_geometry import SemalignError, replace_file
 
 from ..benchmarks import find_benchmark
-from ..console import Console
 from ..evaluation import Evaluated, EvaluationConfig, evaluate, protocol_of, read_evaluation
-from ..experiment import Experiment, ModelConfig
-from ..matrix import MATRIX, Cell, Matrix, Standing, check_folder, measured_differently
+from ..experiment import Experiment
+from ..grid.matrix import MATRIX, Cell, Matrix, Standing, check_folder, measured_differently
+from ..grid.submit import Target, submit_matrix
 from ..methods import BASELINES, as_method, find_methods, settings_of
-from ..pipeline import RunResult
-from ..run_folder import RESULT
-from ..settings import merged, parse_overrides
-from ..submit import Target, submit_matrix
-from ._contracts import Benchmarks, Comparison, ComparisonConfig, MethodFigures
+from ..models.settings import ModelConfig
+from ..results.comparison import Benchmarks, Comparison, ComparisonConfig, MethodFigures
+from ..results.files import RESULT
+from ..results.run import RunResult
+from ..util.console import Console
+from ..util.settings import merged, parse_overrides
 from ._figures import Run, describe_metrics, figures_of, metrics_of
 from ._table import comparison_csv, comparison_markdown
 

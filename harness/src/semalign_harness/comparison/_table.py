@@ -4,10 +4,10 @@ import csv
 import io
 from collections import Counter
 
-from ..estimate import gb
+from ..results.comparison import Comparison, Figure, MethodFigures, Metric
 from ..statistics import GapRecovered, chance, interval
-from ..table import markdown
-from ._contracts import Comparison, Figure, MethodFigures, Metric
+from ..util.tables import markdown
+from ..util.text import gb
 
 Row = list[str]
 COSTS = ("trained", "tokens", "seconds", "memory", "stored")

@@ -3,7 +3,8 @@
 import torch
 from semalign_attribution import DecoderView
 
-from ..estimate import gb, heads_of
+from ..models.shape import heads_of
+from ..util.text import gb
 from ._findings import Finding, error, ok, warning
 from ._pair import Candidate, Pair
 

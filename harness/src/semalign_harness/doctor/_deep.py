@@ -26,19 +26,19 @@ from semalign_geometry import (
 )
 from torch import Tensor
 
-from ..console import Console
-from ..data import batches
-from ..encoding import Example
+from ..data.encoding import Example
+from ..data.rows import batches
 from ..experiment import Experiment
-from ..failures import naming
-from ..fidelity import fit_and_measure
-from ..figures import draw_similarity, standalone
 from ..generation import Way, check_generation
-from ..inputs import load
-from ..models import LoadedModel
-from ..similarity import Contributions, similarity_matrix
-from ..source_phase import contributions
-from ..written_answers import written_parts
+from ..models.loading import LoadedModel
+from ..report.plots import draw_similarity, standalone
+from ..run.fidelity import fit_and_measure
+from ..run.inputs import load
+from ..run.similarity import Contributions, similarity_matrix
+from ..run.source_phase import contributions
+from ..run.written_answers import written_parts
+from ..util.console import Console
+from ..util.failures import naming
 from ._findings import Finding, error, ok, warning
 from ._pair import Candidate, Pair
 

@@ -5,12 +5,12 @@ from pathlib import Path
 
 from semalign_geometry import SemalignError
 
-from ..console import Console
 from ..experiment import Experiment
-from ..inputs import check_settings, encoder_of
-from ..models import check_pulled
-from ..resources import pick_device
-from ..settings import merged, parse_overrides
+from ..models.opening import check_pulled
+from ..run.inputs import check_settings, encoder_of
+from ..util.console import Console
+from ..util.resources import pick_device
+from ..util.settings import merged, parse_overrides
 from ._architecture import check_architecture
 from ._deep import check_layers, draw_heat_map
 from ._findings import Diagnosis, Finding

@@ -10,7 +10,8 @@ from semalign_geometry import COARSE, SemalignError, SemanticBasis
 from torch import Tensor
 from transformers.utils.hub import cached_file
 
-from ..models import ADAPTER, OpenedModel, unused_tensors
+from ..models.loading import ADAPTER, unused_tensors
+from ..models.opening import OpenedModel
 from ._findings import Finding, error, ok, warning
 from ._pair import Candidate
 

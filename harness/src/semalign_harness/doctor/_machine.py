@@ -7,15 +7,16 @@ from pathlib import Path
 import psutil
 import torch
 
-from ..data import Split
-from ..encoding import Example
-from ..estimate import Totals, estimate, gb
+from ..data.encoding import Example
+from ..data.rows import Split
 from ..experiment import Experiment
 from ..methods import as_method
-from ..models import cache_folder
-from ..plan import duration, make_plan, matrix_speed
-from ..settings import merged, parse_overrides
-from ..written_answers import written_parts
+from ..run.estimate import Totals, estimate
+from ..run.plan import make_plan, matrix_speed
+from ..run.written_answers import written_parts
+from ..util.cache import cache_folder
+from ..util.settings import merged, parse_overrides
+from ..util.text import duration, gb
 from ._findings import Finding, error, ok, warning
 from ._pair import Pair
 

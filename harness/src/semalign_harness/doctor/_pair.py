@@ -10,11 +10,13 @@ from semalign_attribution import DecoderView
 from semalign_geometry import SemalignError
 from transformers import PreTrainedConfig
 
-from ..data import encode_row, load_rows
-from ..encoding import Example, TextEncoder
-from ..estimate import ModelShape, empty_view
-from ..experiment import DataConfig, Experiment, ModelConfig
-from ..models import OpenedModel, check_trainable, open_model
+from ..data.encoding import Example, TextEncoder
+from ..data.rows import encode_row, load_rows
+from ..data.settings import DataConfig
+from ..experiment import Experiment
+from ..models.opening import OpenedModel, check_trainable, open_model
+from ..models.settings import ModelConfig
+from ..models.shape import ModelShape, empty_view
 from ._findings import Finding, error
 
 SAMPLED = 512

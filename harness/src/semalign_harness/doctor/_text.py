@@ -4,7 +4,7 @@ import textwrap
 
 from semalign_geometry import FidelityReport
 
-from ..table import aligned
+from ..util.tables import aligned
 from ._findings import Diagnosis
 
 WIDTH = 80

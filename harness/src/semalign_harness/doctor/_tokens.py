@@ -12,9 +12,9 @@ from semalign_geometry import SemalignError, SharedVocabulary
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from ..encoding import Conversation
-from ..inputs import encoder_of, why_unknown
-from ..models import check_tokenizers
+from ..data.encoding import Conversation
+from ..models.opening import check_tokenizers
+from ..run.inputs import encoder_of, why_unknown
 from ._findings import Finding, error, ok, warning
 from ._pair import Candidate, Pair
 

@@ -7,10 +7,10 @@ import torch
 from semalign_attribution import DecoderView, supervised, undisturbed
 from semalign_geometry import SharedVocabulary, output_divergence
 
-from ..data import batches
-from ..encoding import Example, TextEncoder
-from ..journal import Answer, Journal, request_key
-from ..measure import TOKENS_AT_ONCE
+from ..data.encoding import Example, TextEncoder
+from ..data.rows import batches
+from ..run.measure import TOKENS_AT_ONCE
+from ..util.journal import Answer, Journal, request_key
 
 
 class Text(NamedTuple):

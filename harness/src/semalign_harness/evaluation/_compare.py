@@ -6,7 +6,8 @@ from typing import NamedTuple
 
 from semalign_geometry import SemalignError
 
-from ..run_folder import EXPERIMENT
+from ..results.evaluation import BenchmarkResult, EvaluationResult, ItemRecord, Name
+from ..results.files import EXPERIMENT
 from ..statistics import (
     Aggregate,
     GapRecovered,
@@ -16,7 +17,6 @@ from ..statistics import (
     compare_values,
     estimate_gap_recovered,
 )
-from ._contracts import BenchmarkResult, EvaluationResult, ItemRecord, Name
 
 
 class Evaluated(NamedTuple):

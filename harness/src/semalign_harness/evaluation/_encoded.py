@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
-from ..encoding import TextEncoder
-from ..models import OpenedModel
+from ..data.encoding import TextEncoder
+from ..models.opening import OpenedModel
 
 UNLIMITED = 10**9
 """Tokens: a tokenizer that tells so many or more tells no limit."""

@@ -7,9 +7,9 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.models.utils import handle_stop_sequences, postprocess_generated_text
 from semalign_geometry import SemalignError
 
-from ..encoding import TextEncoder
+from ..data.encoding import TextEncoder
 from ..generation import end_ids, generate
-from ..models import LoadedModel
+from ..models.loading import LoadedModel
 from ..reading import answer_text
 from ._encoded import UNLIMITED, EncodedLM
 

@@ -12,8 +12,8 @@ from lm_eval.api.model import LM
 from semalign_geometry import SemalignError
 from torch import Tensor
 
-from ..encoding import TextEncoder
-from ..journal import Answer, Journal, request_key
+from ..data.encoding import TextEncoder
+from ..util.journal import Answer, Journal, request_key
 
 
 class JournaledLM(LM):  # type: ignore[misc]  # lm-eval is untyped

@@ -25,20 +25,22 @@ from semalign_attribution import DecoderView
 from semalign_geometry import SemalignError, SharedVocabulary, replace_file
 
 from ..benchmarks import KNOWN_TASKS, Benchmark, BenchmarkProtocol, Document, code_of, find_benchmark, sample
-from ..console import Console
-from ..encoding import ENCODING, Example, TextEncoder
-from ..estimate import row_bytes
-from ..failures import naming
+from ..data.encoding import ENCODING, Example, TextEncoder
 from ..generation import GENERATION
-from ..inputs import note_unused
-from ..journal import Journal
-from ..models import OpenedModel, cache_folder, check_tokenizers, identity, load_model, open_model
-from ..resources import join
+from ..models.loading import load_model
+from ..models.opening import OpenedModel, check_tokenizers, identity, open_model
+from ..models.shape import row_bytes
+from ..results.evaluation import BenchmarkResult, EvaluationConfig, EvaluationResult, ItemRecord, Name
+from ..run.inputs import note_unused
 from ..sandbox import judge, probe
 from ..statistics import NATS, SHARE, Estimate, mean, proportion
+from ..util.cache import cache_folder
+from ..util.console import Console
+from ..util.failures import naming
+from ..util.journal import Journal
+from ..util.resources import join
 from ._agreement import Agreement, Text, agreements, gold_example, missing_agreements
 from ._compare import check_no_run
-from ._contracts import BenchmarkResult, EvaluationConfig, EvaluationResult, ItemRecord, Name
 from ._encoded import EncodedLM, longest_input
 from ._journaled import JournaledLM
 

@@ -2,10 +2,10 @@
 
 from collections.abc import Sequence
 
+from ..results.evaluation import EvaluationResult, Name
 from ..statistics import Aggregate, PairedComparison, chance, interval, share
-from ..table import aligned
+from ..util.tables import aligned
 from ._compare import Pair
-from ._contracts import EvaluationResult, Name
 
 
 def evaluation_table(result: EvaluationResult) -> str:

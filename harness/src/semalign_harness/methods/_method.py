@@ -9,13 +9,13 @@ from semalign_geometry import Contract
 from semalign_train import TransferReport
 
 if TYPE_CHECKING:
-    from ..console import Console
     from ..experiment import Experiment
-    from ..inputs import Inputs
-    from ..models import LoadedModel
-    from ..plan import Plan
-    from ..source_phase import SourceStores
-    from ..tracking import Metrics
+    from ..models.loading import LoadedModel
+    from ..run.inputs import Inputs
+    from ..run.plan import Plan
+    from ..run.source_phase import SourceStores
+    from ..run.tracking import Metrics
+    from ..util.console import Console
 
 
 LayerUse = Literal["none", "paired", "transported"]
@@ -48,7 +48,7 @@ class MethodContext:
 
     def load_source(self) -> "LoadedModel":
         """The source's weights, anew; whoever calls this lets go of them."""
-        from ..inputs import load
+        from ..run.inputs import load
 
         return load(self.console, "source", self.inputs.source, self.device)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from semalign_geometry import SemalignError
 
-from ..settings import merged
+from ..util.settings import merged
 from ._registry import known_kinds
 
 _SEMALIGN = {"method": {"kind": "semalign"}}

@@ -5,11 +5,11 @@ from typing import Any
 from semalign_geometry import Kinds, Settings
 
 from ._hidden import Hidden
-from ._laten import LaTen
 from ._method import Method
 from ._output import Kd, Sft
-from ._seeking import Seeking
 from ._semalign import SemAlign
+from .baselines.laten import LaTen
+from .baselines.seeking import Seeking
 
 KNOWN_METHODS = Kinds(
     "semalign.methods", "method", (SemAlign, Sft, Kd, Hidden, Seeking, LaTen), needs=("run", "stored")

@@ -20,8 +20,9 @@ from semalign_train import (
     TransferReport,
 )
 
-from ..models import LoadedModel
-from ..plan import Clock, duration
+from ..models.loading import LoadedModel
+from ..run.plan import Clock
+from ..util.text import duration
 from ._method import MethodContext, MethodReport
 
 TELL_EVERY = 60.0

@@ -3,14 +3,14 @@
 import shlex
 from typing import TYPE_CHECKING
 
-from ..estimate import gb
-from ..figures import Dot, Line, Panel, draw_dots, shortened
 from ..statistics import chance, interval, share
+from ..util.text import gb
 from ._cells import NOTHING, arrow, form, many, seconds
 from ._evaluations import chat_words, example_blocks
 from ._page import Block, Facts, Page, Picture, Row, Table, Text, sections_of
 from ._protocol import describe_rows, protocol_blocks
 from ._read import ReportedComparison
+from .plots import Dot, Line, Panel, draw_dots, shortened
 
 if TYPE_CHECKING:
     from ..comparison import Comparison

@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from ..figures import draw_dots
 from ..statistics import interval
 from ._cells import arrow, distinct, form
 from ._comparison import READING, cell_of, command_of, facts_of, panel_of, reasons_of
 from ._page import Block, Code, Facts, Page, Picture, Row, Table, Text, sections_of
 from ._read import ReportedComparison
+from .plots import draw_dots
 
 if TYPE_CHECKING:
     from ..comparison import Comparison

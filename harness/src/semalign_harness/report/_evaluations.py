@@ -4,12 +4,12 @@ import json
 import shlex
 from typing import TYPE_CHECKING
 
-from ..experiment import ModelConfig
-from ..figures import Dot, draw_bars
+from ..models.settings import ModelConfig
 from ..statistics import chance, interval, share
 from ._cells import NOTHING, many
 from ._page import Answer, Block, Code, Example, Picture, Row, Table, Text
 from ._read import BESIDE, ROLES, Evaluations, ReportedRun, Role
+from .plots import Dot, draw_bars
 
 if TYPE_CHECKING:
     from ..evaluation import EvaluationConfig, ItemRecord

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 from semalign_geometry import SemalignError
 
-from ..measure import Measurement, RowFigures
-from ..pipeline import RunResult
+from ..results.measurement import Measurement, RowFigures
+from ..results.run import RunResult
 from ..statistics import NATS, SHARE, Estimate, GapRecovered, estimate_gap_recovered, interval, mean, proportion, share
 from ._cells import NOTHING, arrow, form
 

@@ -8,11 +8,12 @@ from pathlib import Path
 import yaml
 from pydantic import JsonValue
 
-from ..experiment import Experiment, RowsConfig
+from ..data.row_files import is_file_name
+from ..data.settings import RowsConfig
+from ..experiment import Experiment
 from ..methods import as_method
-from ..pipeline import Environment
-from ..row_files import is_file_name
-from ..run_folder import EXPERIMENT
+from ..results.files import EXPERIMENT
+from ..results.run import Environment
 from ._cells import many
 from ._metrics import SEED
 from ._page import Block, Code, Facts, Text

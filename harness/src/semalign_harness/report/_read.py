@@ -11,11 +11,11 @@ from semalign_geometry import Contract, SemalignError
 from semalign_train import StageRecord, StepRecord
 
 from ..experiment import Experiment
-from ..fidelity import RunFidelity
 from ..methods import as_method, layer_use_of
-from ..pipeline import SIMILARITY, Environment, RunResult
-from ..run_folder import ENVIRONMENT, EXPERIMENT, METRICS, RESULT
-from ..similarity import LayerSimilarity
+from ..results.fidelity import RunFidelity
+from ..results.files import ENVIRONMENT, EXPERIMENT, METRICS, RESULT, SIMILARITY
+from ..results.run import Environment, RunResult
+from ..results.similarity import LayerSimilarity
 
 if TYPE_CHECKING:  # these load lm-eval
     from ..comparison import Comparison

@@ -2,22 +2,15 @@
 
 import math
 
-from ..estimate import gb
-from ..figures import (
-    draw_attribution,
-    draw_before_and_after,
-    draw_fidelity,
-    draw_held_out,
-    draw_losses,
-    draw_similarity,
-)
 from ..methods import as_method
+from ..util.text import gb
 from ._cells import NOTHING, many, seconds
 from ._evaluations import benchmark_blocks, example_blocks, missing_blocks
 from ._metrics import result_rows
 from ._page import Block, Facts, Page, Picture, Row, Table, Text, sections_of
 from ._protocol import describe_method, describe_rows, protocol_blocks, repeat_command
 from ._read import ReportedRun
+from .plots import draw_attribution, draw_before_and_after, draw_fidelity, draw_held_out, draw_losses, draw_similarity
 
 RESULT_HEADER = ("", "source", "target before", "target after", "gap recovered")
 INTERVALS = (

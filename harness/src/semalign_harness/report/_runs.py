@@ -5,8 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..experiment import Experiment
-from ..figures import Dot, Line, Panel, draw_bars, draw_dots
-from ..run_folder import differences
+from ..run.run_folder import differences
 from ..statistics import interval, share
 from ._cells import NOTHING, distinct
 from ._metrics import METRICS, Metric, metrics_of
@@ -14,6 +13,7 @@ from ._page import Block, Code, Facts, Page, Picture, Row, Table, Text, sections
 from ._protocol import describe_method, describe_rows, environment_facts, repeat_command
 from ._read import ReportedRun
 from ._run import INTERVALS, cost_pairs, describe_budget
+from .plots import Dot, Line, Panel, draw_bars, draw_dots
 
 DRAWN = 24
 """Most runs that a figure shows."""

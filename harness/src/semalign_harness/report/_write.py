@@ -9,15 +9,15 @@ from pathlib import Path
 import jinja2
 from semalign_geometry import SemalignError, replace_file
 
-from ..figures import standalone
-from ..run_folder import REPORT
-from ..table import markdown
+from ..results.files import REPORT
+from ..util.tables import markdown
 from ._comparison import comparison_page
 from ._comparisons import comparisons_page
 from ._page import Answer, Block, Code, Example, Facts, Page, Picture, Row, Table, Text
 from ._read import ReportedComparison, ReportedRun, read_folders
 from ._run import run_page
 from ._runs import runs_page
+from .plots import standalone
 
 _INTERVAL = re.compile(r"(\[(?:[-+]?\d|unbounded)[^][]*\](?:, p (?:< )?\d\.\d+)?)")
 _SPECIAL = re.compile(r"[\\`*<>|$~]|&(?=[#\w]+;)|(?<![^\W_])_|_(?![^\W_])|\](?=[(\[:])|(?<=!)\[")

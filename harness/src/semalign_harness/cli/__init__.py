@@ -1,0 +1,3 @@
+"""The command `semalign`: parse, call, print."""
+
+from .main import main as main

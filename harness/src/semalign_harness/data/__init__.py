@@ -1,0 +1,1 @@
+"""Rows: settings, files, encoding, and the generated problems."""

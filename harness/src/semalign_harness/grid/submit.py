@@ -1,0 +1,409 @@
+"""Where the cells of a matrix run: processes on this machine, or an array of Slurm jobs by way of submitit."""
+
+import difflib
+import logging
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import psutil
+import torch
+import transformers
+import yaml
+from semalign_geometry import Contract, SemalignError, Settings, replace_file
+
+from ..results.files import ENVIRONMENT
+from ..results.run import Environment
+from ..run.dry_run import DryRun
+from ..run.pipeline import run_experiment
+from ..run.run_folder import is_claimed
+from ..util.console import Console, interruptible, logged
+from .matrix import LOGS, MATRIX, Matrix, Standing, check_folder, claimed_matrix, failure_file, standings
+
+if TYPE_CHECKING:
+    from submitit import AutoExecutor, Job
+    from submitit.core.utils import DelayedSubmission
+
+EXECUTORS = ("local", "slurm", "submitit-local")
+JOBS, JOB_FILES = "jobs.json", "jobs"
+_TIMEOUTS = 20
+"""How often a job may reach its time limit and go on."""
+_DEFAULTS = {"timeout_min": 240, "stderr_to_stdout": True}
+_ONE_PROCESS = ("nodes", "tasks_per_node", "ntasks_per_node")
+
+
+class JobRecord(Settings):
+    """The last job that was submitted for a cell."""
+
+    cluster: str
+    """`slurm`, or `local` for submitit's processes on this machine."""
+    id: str
+    """What the cluster calls it."""
+
+
+class Jobs(Contract):
+    """The jobs of a matrix."""
+
+    cells: dict[str, JobRecord]
+    """By the name of their cell."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where cells run; checked when it is made.
+
+    Raises:
+        SemalignError: there is no such executor, submitit or Slurm is missing, or a parameter is unknown or wrong.
+    """
+
+    executor: str = "local"
+    """`local` for processes on this machine, `slurm`, or `submitit-local` for submitit's jobs on this machine."""
+    at_once: int | None = None
+    """Most cells at a time; None for one on this machine, and for submitit's own limit on Slurm."""
+    slurm: Mapping[str, Any] = field(default_factory=dict)
+    """Parameters of submitit's executors, such as `partition`, `gpus_per_node` and `timeout_min`."""
+    trackers: tuple[str, ...] = ()
+    """Trackers that are told of every step of every cell."""
+
+    def __post_init__(self) -> None:
+        if self.executor not in EXECUTORS:
+            raise SemalignError(f"executor {self.executor!r} is unknown: choose one of {', '.join(EXECUTORS)}")
+        if self.at_once is not None and self.at_once < 1:
+            raise SemalignError(f"--jobs {self.at_once}: expected at least 1")
+        if self.executor == "local":
+            if self.slurm:
+                raise SemalignError("--slurm sets parameters of Slurm jobs: give --executor slurm too")
+            return
+        if self.executor == "submitit-local" and self.at_once is not None:
+            raise SemalignError("--jobs has no effect on submitit-local, which starts all cells at once: leave it out")
+        if "array_parallelism" in self.slurm and self.at_once is not None:
+            raise SemalignError("--jobs and array_parallelism say the same: leave one of them out")
+        _check_parameters(self.slurm)
+        if self.executor == "slurm" and shutil.which("sbatch") is None:
+            raise SemalignError("sbatch is not on this machine: submit from a login node, or choose --executor local")
+
+
+def submit_matrix(
+    matrix: Matrix,
+    folder: Path,
+    target: Target,
+    *,
+    wait: bool = False,
+    extend: bool = False,
+    console: Console | None = None,
+) -> list[Standing]:
+    """Run the cells that are not finished and that no job runs, or submit them; returns where each cell stands.
+
+    On this machine (`local`) the call ends with the cells; Slurm jobs go on without it. A failed cell does not stop the
+    others, and is tried again by the next call, as an interrupted one is.
+
+    Args:
+        matrix: what to run.
+        folder: where its run folders are: new, empty, or of this matrix.
+        target: where it runs.
+        wait: wait for the jobs.
+        extend: take a folder that holds other cells too.
+        console: where progress is shown; None shows nothing.
+
+    Raises:
+        SemalignError: the folder holds something else, or Slurm refuses the jobs.
+    """
+    console = console or Console(quiet=True)
+    with claimed_matrix(folder, matrix, extend=extend):
+        now = look(matrix, folder, extend=extend)
+        for each in now:
+            if each.state == "failed":
+                console.note(f"{each.cell.name} failed before, and is tried again: {each.note}")
+        names = [each.cell.name for each in now if each.state in ("failed", "not run")]
+        _forget(folder, names)
+        jobs: dict[str, Job[None]] = {}
+        if names and target.executor == "local":
+            _run_here(folder, names, target, console)
+        elif names:
+            jobs = _submit(matrix, folder, names, target)
+            ids = sorted({job.job_id.partition("_")[0] for job in jobs.values()})
+            console.note(f"submitted {len(names)} of {len(now)} cells: job {', '.join(ids)}")
+    if wait:
+        jobs = {**_known_jobs(folder), **jobs}
+        while not all([_is_done(job) for job in jobs.values()]):
+            time.sleep(1)
+    return look(matrix, folder, extend=extend)
+
+
+def look(matrix: Matrix, folder: Path, *, extend: bool = False) -> list[Standing]:
+    """Where each cell stands; nothing is run or written.
+
+    Raises:
+        SemalignError: the folder holds something else, or submitit is missing while jobs were submitted.
+    """
+    check_folder(folder, matrix, extend=extend)
+    running = {cell.name: "in another process" for cell in matrix.cells if is_claimed(folder / cell.name)}
+    ended = {}
+    for name, job in _known_jobs(folder).items():
+        if _is_done(job):
+            ended[name] = f"job {job.job_id} ended without a result: see {job.paths.stdout}"
+        else:
+            running[name] = f"job {job.job_id}"
+    return standings(folder, matrix, running=running, ended=ended)
+
+
+def look_ahead(matrix: Matrix, folder: Path) -> list[Standing]:
+    """Where each cell stands, and which of those that would run next would be refused; nothing is run or written.
+
+    Raises:
+        SemalignError: as `look`.
+    """
+    checks, found = DryRun(), []
+    for each in look(matrix, folder):
+        if each.state in ("failed", "not run"):
+            try:
+                notes = checks.check(each.cell.experiment, folder / each.cell.name)
+                each = replace(each, note="; ".join(filter(None, (each.note, *(f"not checked: {n}" for n in notes)))))
+            except SemalignError as error:
+                each = replace(each, state="refused", note=str(error))
+        found.append(each)
+    return found
+
+
+@dataclass(frozen=True)
+class CellRun:
+    """Runs cells of the matrix in a folder; a preempted job goes on where its run folder stands."""
+
+    folder: str
+    """Folder of the matrix."""
+    trackers: tuple[str, ...] = ()
+    """Trackers that are told of every step."""
+
+    def __call__(self, name: str) -> None:
+        """Run a cell; the reason of a failure is kept in a file.
+
+        Raises:
+            Exception: what the run raised.
+        """
+        transformers.logging.disable_progress_bar()
+        folder = Path(self.folder)
+        (cell,) = (cell for cell in Matrix.read(folder / MATRIX).cells if cell.name == name)
+        try:
+            with interruptible(), logged(verbose=True):  # into its own log
+                run_experiment(cell.experiment, folder / name, console=Console(), trackers=self.trackers)
+        except Exception as error:
+            known = isinstance(error, SemalignError | OSError)
+            reason = " ".join(str(error).split())
+            _keep_reason(folder, name, reason if known else f"{type(error).__name__}: {reason}")
+            raise
+
+    def checkpoint(self, name: str) -> "DelayedSubmission":
+        """What submitit queues again when the job is preempted or reaches its time limit."""
+        from submitit.core.utils import DelayedSubmission
+
+        return DelayedSubmission(self, name)
+
+
+def _keep_reason(folder: Path, name: str, reason: str) -> None:
+    file = failure_file(folder, name)
+    file.parent.mkdir(exist_ok=True)
+    replace_file(file, reason + "\n")
+
+
+def _forget(folder: Path, names: Sequence[str]) -> None:
+    """Drop what is known of earlier attempts, which would else be taken for the next one's."""
+    for name in names:
+        failure_file(folder, name).unlink(missing_ok=True)
+    if (folder / JOBS).is_file():
+        kept = {name: record for name, record in Jobs.read(folder / JOBS).cells.items() if name not in names}
+        Jobs(cells=kept).write(folder / JOBS)
+
+
+def _run_here(folder: Path, names: Sequence[str], target: Target, console: Console) -> None:
+    """Each cell in a process of its own, whose memory and crashes are its own."""
+    (folder / LOGS).mkdir(exist_ok=True)
+    at_once = target.at_once or 1
+    waiting, running, done = list(names), dict[str, subprocess.Popen[bytes]](), 0
+    free, slots = list(range(at_once)), dict[str, int]()
+    # A run that names its device, such as cuda:1, counts them as they are here.
+    anywhere = {cell.name for cell in Matrix.read(folder / MATRIX).cells if cell.experiment.device in ("auto", "cuda")}
+    tick = console.ticker("runs")
+    tick(0, len(names))
+    try:
+        while waiting or running:
+            while waiting and free:
+                name = waiting.pop(0)
+                slots[name] = free.pop(0)
+                console.note(f"{name} begins, its log is {folder / LOGS / name}.log")
+                with (folder / LOGS / f"{name}.log").open("ab") as log:
+                    command = [
+                        sys.executable,
+                        "-m",
+                        "semalign_harness.grid.submit",
+                        str(folder),
+                        name,
+                        *target.trackers,
+                    ]
+                    environment = {"OMP_NUM_THREADS": str(_threads(folder / name, at_once)), **os.environ}
+                    if name in anywhere:
+                        environment |= device_of_slot(slots[name], torch.cuda.device_count(), os.environ)
+                    running[name] = subprocess.Popen(
+                        command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment
+                    )
+            time.sleep(0.05)
+            for name, process in list(running.items()):
+                if (code := process.poll()) is None:
+                    continue
+                del running[name]
+                free.append(slots.pop(name))
+                done += 1
+                if code and not failure_file(folder, name).is_file():
+                    why = f"ended by signal {-code}" if code < 0 else f"ended with exit code {code}"
+                    _keep_reason(folder, name, f"{why}: see {folder / LOGS / name}.log")
+                console.note(f"{name} {'failed' if code else 'is finished'}, {done} of {len(names)}")
+                tick(done, len(names))
+    finally:
+        for process in running.values():
+            process.terminate()
+        for process in running.values():
+            process.wait()
+
+
+def device_of_slot(slot: int, count: int, environment: Mapping[str, str]) -> dict[str, str]:
+    """What shows a run one of the `count` CUDA devices that are visible here, slot after slot in turn; nothing where
+    there are fewer than two."""
+    if count < 2:
+        return {}
+    given = environment.get("CUDA_VISIBLE_DEVICES")
+    visible = [str(index) for index in range(count)] if given is None else given.split(",")[:count]
+    return {"CUDA_VISIBLE_DEVICES": visible[slot % len(visible)].strip()}
+
+
+def _threads(folder: Path, at_once: int) -> int:
+    """A cell's share of the processors, so that cells do not wait for each other's threads; as many as before for one
+    that was interrupted, since its results hang on their number."""
+    if (folder / ENVIRONMENT).is_file():
+        return Environment.read(folder / ENVIRONMENT).threads
+    return max(1, torch.get_num_threads() // at_once)
+
+
+def _submit(matrix: Matrix, folder: Path, names: Sequence[str], target: Target) -> "dict[str, Job[None]]":
+    """One array of jobs; what they are called is kept in `jobs.json`."""
+    from submitit.core.utils import FailedJobError, FailedSubmissionError
+
+    cluster = "slurm" if target.executor == "slurm" else "local"
+    parameters = {"name": f"semalign-{matrix.name}", **target.slurm}
+    if target.at_once is not None:
+        parameters["array_parallelism"] = target.at_once
+    executor = _executor(folder / JOB_FILES, cluster, parameters)
+    try:
+        submitted = executor.map_array(CellRun(str(folder.resolve()), target.trackers), names)
+    except (FailedJobError, FailedSubmissionError) as error:
+        raise SemalignError(f"Slurm refused the jobs: {' '.join(str(error).split())}") from error
+    jobs = dict(zip(names, submitted, strict=True))
+    records = {name: JobRecord(cluster=cluster, id=job.job_id) for name, job in jobs.items()}
+    before = Jobs.read(folder / JOBS).cells if (folder / JOBS).is_file() else {}
+    Jobs(cells={**before, **records}).write(folder / JOBS)
+    return jobs
+
+
+def _known_jobs(folder: Path) -> "dict[str, Job[None]]":
+    if not (folder / JOBS).is_file():
+        return {}
+    records = Jobs.read(folder / JOBS).cells
+    if not records:
+        return {}
+    _require_submitit()
+    from submitit import LocalJob, SlurmJob
+
+    kinds: dict[str, type[Job[None]]] = {"slurm": SlurmJob, "local": LocalJob}
+    return {name: kinds[record.cluster](folder / JOB_FILES, record.id) for name, record in records.items()}
+
+
+def _is_done(job: "Job[None]") -> bool:
+    from submitit import LocalJob
+
+    if not job.done():
+        return False
+    # A local job that another process has submitted counts as done for submitit while it runs.
+    return not isinstance(job, LocalJob) or job.paths.result_pickle.exists() or not _is_alive(int(job.job_id))
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        return psutil.Process(process).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def _executor(folder: Path, cluster: str, parameters: Mapping[str, Any]) -> "AutoExecutor":
+    from submitit import AutoExecutor
+
+    executor = AutoExecutor(folder, cluster=cluster, slurm_max_num_timeout=_TIMEOUTS)
+    shared = AutoExecutor._valid_parameters()
+    given = {name if name in shared else f"slurm_{name}": value for name, value in parameters.items()}
+    executor.update_parameters(**{**_DEFAULTS, **given})
+    return executor
+
+
+def _check_parameters(parameters: Mapping[str, Any]) -> None:
+    _require_submitit()
+    from submitit import AutoExecutor, SlurmExecutor
+
+    known = sorted(AutoExecutor._valid_parameters() | SlurmExecutor._valid_parameters())
+    for name in parameters:
+        if name in _ONE_PROCESS:
+            raise SemalignError(f"--slurm {name}: a cell runs in one process, leave it out")
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+            hint = f"did you mean {near[0]!r}?" if near else f"submitit knows {', '.join(known)}"
+            raise SemalignError(f"--slurm: unknown parameter {name!r}: {hint}")
+    try:
+        with tempfile.TemporaryDirectory() as scratch:
+            _executor(Path(scratch), "local", parameters)
+    except (AssertionError, NameError, TypeError, ValueError) as error:
+        raise SemalignError(f"--slurm: {' '.join(str(error).split())}") from error
+
+
+def _require_submitit() -> None:
+    try:
+        import submitit  # noqa: F401
+    except ImportError:
+        raise SemalignError('submitit is not installed: pip install "semalign-harness[slurm]"') from None
+    logging.getLogger("submitit").setLevel(logging.ERROR)  # it would write to standard output
+
+
+def parse_parameters(given: Sequence[str]) -> dict[str, Any]:
+    """Parameters of the form `key=value`, the values read as YAML.
+
+    Raises:
+        SemalignError: one is not of that form.
+    """
+    found = {}
+    for text in given:
+        key, equals, value = text.partition("=")
+        try:
+            found[key] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            equals = ""
+        if not key or not equals:
+            raise SemalignError(f"--slurm {text!r} is not of the form key=value, such as partition=gpu")
+    return found
+
+
+def _main() -> int:
+    folder, name, *trackers = sys.argv[1:]
+    try:
+        CellRun(folder, tuple(trackers))(name)
+    except (SemalignError, OSError) as error:
+        print(f"semalign: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(_main())

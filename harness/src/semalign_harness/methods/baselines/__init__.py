@@ -1,0 +1,1 @@
+"""Methods of others: parameters of the source put into the target."""

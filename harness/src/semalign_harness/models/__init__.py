@@ -1,0 +1,1 @@
+"""Models: settings, catalogue, opening, loading, and the generated tiny family."""

@@ -1,0 +1,94 @@
+"""GGUF files, converted once."""
+
+import io
+import re
+import shlex
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext, redirect_stderr
+from pathlib import Path
+
+import torch
+from semalign_geometry import SemalignError, new_folder, sha256_of
+from tokenizers.normalizers import NFC
+from torch import nn
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GgufConfig,
+    PreTrainedModel,
+)
+
+from ..util.cache import cache_folder
+from ..util.failures import reason
+from ..util.locking import lock_of
+from .catalogue import KnownModel
+from .saving import save_model
+
+FILLER = re.compile(r"\[PAD\d+\]")
+
+
+def _converted(path: Path, known: KnownModel | None, note: Callable[[str], None] | None) -> Path:
+    """The GGUF file as a folder of bfloat16 safetensors, converted once for each content; that of a known model was
+    told when it was pulled."""
+    pulled = known.file.sha256 if known and known.file else None
+    folder = _place_of_gguf(path, known)
+    with _made_by_one(folder):
+        if not (folder / "config.json").is_file():
+            if known and pulled and sha256_of(path) != pulled:
+                again = f"rm -r {shlex.quote(str(path.parent))} && semalign models pull {known.name}"
+                raise SemalignError(f"{path} has changed since it was pulled: {again}")
+            if note:
+                note(f"{path.name} is converted into {cache_folder()}, once")
+            _convert(path, folder)
+    return folder
+
+
+def _place_of_gguf(path: Path, known: KnownModel | None) -> Path:
+    """Where a GGUF file is converted to."""
+    pulled = known.file.sha256 if known and known.file else None
+    return cache_folder() / f"{path.stem}-{(pulled or sha256_of(path))[:16]}"
+
+
+@contextmanager
+def _made_by_one(folder: Path) -> Iterator[None]:
+    """Other processes wait while one makes a model of the cache; a finished one needs no lock."""
+    with nullcontext() if (folder / "config.json").is_file() else lock_of(folder):
+        yield
+
+
+def _convert(path: Path, folder: Path) -> None:
+    try:
+        with redirect_stderr(io.StringIO()):  # of a bar that is drawn in pipes too
+            model = AutoModelForCausalLM.from_pretrained(
+                path.parent,
+                gguf_file=path.name,
+                dtype=torch.bfloat16,
+                quantization_config=GgufConfig(dequantize=True),
+                trust_remote_code=False,
+            )
+        tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name, trust_remote_code=False)
+    except Exception as error:  # a damaged file can fail anywhere in the reader
+        raise SemalignError(f"{path} cannot be read as a GGUF model: {reason(error)}") from error
+    _tie_like_upstream(model)
+    if model.config.model_type.startswith("qwen2"):
+        # What the upstream tokenizer and generation settings have and the file does not carry.
+        tokenizer.backend_tokenizer.normalizer = NFC()
+        model.generation_config.eos_token_id = tokenizer.convert_tokens_to_ids(["<|im_end|>", "<|endoftext|>"])
+    model.config._name_or_path = path.stem
+    with new_folder(folder) as temporary:
+        save_model(model, tokenizer, temporary)
+
+
+def _tie_like_upstream(model: PreTrainedModel) -> None:
+    """Tie embeddings and head again where the file holds one matrix twice; the head is quantised the finer."""
+    output, inputs = model.get_output_embeddings(), model.get_input_embeddings()
+    assert isinstance(output, nn.Linear) and isinstance(inputs, nn.Embedding)
+    head, embeddings = output.weight, inputs.weight
+    if head is embeddings or head.shape != embeddings.shape:
+        return
+    sample = slice(0, None, max(1, len(head) // 4096))
+    likeness = torch.cosine_similarity(head[sample].float(), embeddings[sample].float(), dim=1).mean()
+    if likeness > 0.98:
+        embeddings.data = head.data
+        model.config.tie_word_embeddings = True
+        model.tie_weights()

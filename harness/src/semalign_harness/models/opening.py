@@ -1,0 +1,303 @@
+"""Models from the hub, a folder, a GGUF file or the generator, checked before they are used."""
+
+import hashlib
+import typing
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import HfApi, try_to_load_from_cache
+from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
+from semalign_geometry import SemalignError, SharedVocabulary, align_vocabularies, sha256_of
+from transformers import (
+    AutoConfig,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils.hub import cached_file, extract_commit_hash
+
+from ..util.cache import cache_folder
+from ..util.failures import naming
+from ..util.resources import bfloat16_is_fast
+from .catalogue import catalogue, known_path
+from .gguf import FILLER, _converted, _made_by_one, _place_of_gguf
+from .settings import ModelConfig
+from .shape import ModelShape, shape_of
+from .tiny import Role, build_tiny_model, tiny_folder_name
+
+GENERATED: dict[str, Role] = {f"generated:tiny-{role}": role for role in typing.get_args(Role)}
+
+
+MERGE = "merge it into the weights with peft's merge_and_unload(), and give the merged model"
+
+
+ASKED_SECONDS = 5.0
+"""How long the hub may take to say whether it has a model."""
+
+
+@dataclass(frozen=True, eq=False)
+class OpenedModel:
+    """A model before its weights are read: its configuration and its tokenizer."""
+
+    settings: ModelConfig
+    """What was asked for."""
+    place: str
+    """Hub id or folder that transformers loads it from."""
+    commit: str | None
+    """Commit of a hub model, which every file is read at; None for a local one."""
+    config: PreTrainedConfig
+    """Its architecture, the text part of a model that reads images too."""
+    tokenizer: PreTrainedTokenizerBase
+    quantised: str | None = None
+    """Method by which its checkpoint is stored quantised, such as `bitsandbytes`; None where it is whole."""
+
+    @property
+    def positions(self) -> int | None:
+        """Longest input in tokens; None when the architecture sets no limit."""
+        return getattr(self.config, "max_position_embeddings", None)
+
+    @cached_property
+    def shape(self) -> ModelShape:
+        """Its sizes."""
+        with naming(f"{self.settings.path} is no decoder-only causal language model"):
+            try:
+                return shape_of(self.config)
+            except SemalignError as error:
+                raise SemalignError(f"{self.settings.path}: {error}") from error
+
+    @cached_property
+    def entries(self) -> dict[str, int]:
+        """The vocabulary of its tokenizer, without the fillers that GGUF files give to the padded rows of a head."""
+        vocabulary = self.tokenizer.get_vocab()
+        return {token: i for token, i in vocabulary.items() if not (token[:4] == "[PAD" and FILLER.fullmatch(token))}
+
+    def dtype(self, device: torch.device) -> torch.dtype:
+        """The dtype that the weights are loaded in.
+
+        `auto` is the checkpoint's own, but float32 on a processor that multiplies bfloat16 the slower.
+        """
+        if self.settings.dtype != "auto":
+            asked: torch.dtype = getattr(torch, self.settings.dtype)
+            return asked
+        own = self.config.dtype or torch.float32
+        assert isinstance(own, torch.dtype)
+        return own if device.type != "cpu" or bfloat16_is_fast() else torch.float32
+
+    def precision(self, device: torch.device) -> str:
+        """What its answers depend on besides its weights: the dtype, and whether they are kept in 4 bits."""
+        name = str(self.dtype(device)).removeprefix("torch.")
+        return f"{name}-4bit" if self.settings.load_in_4bit else name
+
+
+def open_model(
+    settings: ModelConfig,
+    *,
+    progress: Callable[[int, int], None] | None = None,
+    note: Callable[[str], None] | None = None,
+) -> OpenedModel:
+    """Read the configuration and the tokenizer of a model, without its weights.
+
+    A generated or GGUF model is built or converted on its first use, and kept in `cache_folder()`.
+
+    Args:
+        settings: where it comes from.
+        progress: told of the steps done and of all steps while a generated model is built.
+        note: told before a GGUF file is converted, which takes a while.
+
+    Raises:
+        SemalignError: nothing is found there, or it is no decoder-only causal language model.
+    """
+    place = _resolve(settings, progress, note)
+    commit = None
+    with _named(settings, place):
+        if not Path(place).is_dir():
+            file = cached_file(place, "config.json", revision=settings.revision)
+            commit = extract_commit_hash(str(file), None)
+            if commit is None:
+                raise SemalignError(f"the hub does not tell which commit of {settings.path} it gave")
+        config = AutoConfig.from_pretrained(place, revision=commit, trust_remote_code=False)
+        _check_types(config, settings.path)
+        kinds = config.architectures or []
+        if kinds and not any(
+            kind.endswith(("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")) for kind in kinds
+        ):
+            raise SemalignError(f"{settings.path} is a {kinds[0]}, expected a decoder-only causal language model")
+        tokenizer = AutoTokenizer.from_pretrained(place, revision=commit, trust_remote_code=False)
+        tokenizer("a")  # which some damaged tokenizers fail in first
+    text = config.get_text_config(decoder=True)
+    return OpenedModel(settings, place, commit, text, tokenizer, _quantisation(config) or _quantisation(text))
+
+
+def check_trainable(target: OpenedModel) -> None:
+    """See that a target's weights can be trained and saved, by its configuration alone.
+
+    Raises:
+        SemalignError: they are stored quantised.
+    """
+    if target.quantised is not None:
+        raise SemalignError(
+            f"{target.settings.path} is stored quantised ({target.quantised}), and the target trains: choose its "
+            "checkpoint in bfloat16 or float32, or save it dequantised first"
+        )
+
+
+def _quantisation(config: PreTrainedConfig) -> str | None:
+    """The method of a configuration's `quantization_config`, which is a mapping or an object."""
+    found: Any = getattr(config, "quantization_config", None)
+    if found is None:
+        return None
+    settings = found if isinstance(found, dict) else found.to_dict()
+    return str(getattr(settings.get("quant_method"), "value", settings.get("quant_method")) or "an unnamed method")
+
+
+def awaited(settings: ModelConfig) -> str | None:
+    """Why a model cannot be opened without long work or a download, as the end of a sentence; None where it can be, or
+    where that would fail."""
+    if settings.path in GENERATED:
+        made = cache_folder() / tiny_folder_name(GENERATED[settings.path]) / "config.json"
+        return None if made.is_file() else "is generated on its first use"
+    known, path = known_path(settings.path), Path(settings.path).expanduser()
+    if known is not None:
+        if not known.folder(cache_folder()).is_dir():
+            return f"is not here yet (semalign models pull {known.name})"
+        path = known.place(cache_folder())
+    if path.suffix == ".gguf" and path.is_file():
+        is_made = (_place_of_gguf(path, known) / "config.json").is_file()
+        return None if is_made else "is converted on its first use"
+    if path.exists() or _is_local(settings.path) or ":" in settings.path:
+        return None
+    if isinstance(try_to_load_from_cache(settings.path, "config.json", revision=settings.revision), str):
+        return None
+    if settings.path not in catalogue():
+        try:
+            HfApi().model_info(settings.path, revision=settings.revision, timeout=ASKED_SECONDS)
+        except (HFValidationError, RepositoryNotFoundError, RevisionNotFoundError):
+            return None
+        except Exception:  # the hub client has no common base class of errors
+            return "is not here, and the hub cannot be reached"
+    return "comes from the hub"
+
+
+def _is_local(path: str) -> bool:
+    """Whether a path cannot be the id of a model on the hub."""
+    return Path(path).suffix == ".gguf" or Path(path).is_absolute() or path[:1] in (".", "~") or path.count("/") > 1
+
+
+def _check_types(config: PreTrainedConfig, path: str) -> None:
+    """See that the parts of a configuration that are read here are what they should be: transformers checks the others.
+
+    Raises:
+        SemalignError: one is not.
+    """
+    kinds, text = config.architectures, config.get_text_config(decoder=True)
+    if not isinstance(text, PreTrainedConfig):
+        wrong = f"its text configuration is {str(text)[:60]!r}"
+    elif not (kinds is None or isinstance(kinds, list) and all(isinstance(kind, str) for kind in kinds)):
+        wrong = f"architectures is {str(kinds)[:60]}, expected a list of names"
+    elif not (text.dtype is None or isinstance(text.dtype, torch.dtype) and text.dtype.is_floating_point):
+        wrong = f"dtype is {str(text.dtype)[:60]}, expected one such as bfloat16"
+    elif getattr(text, "num_hidden_layers", None) == 0:
+        wrong = "it has no layers"
+    else:
+        return
+    raise SemalignError(f"the config.json of {path} is damaged ({wrong}): fetch it again, or mend it")
+
+
+def check_pulled(settings: ModelConfig) -> None:
+    """See to it that a model that is named by `catalogue:` is here, before anything that takes longer.
+
+    Raises:
+        SemalignError: it is unknown, or not pulled yet.
+    """
+    known = known_path(settings.path)
+    if known is not None:
+        known.pulled(cache_folder())
+
+
+def identity(opened: OpenedModel) -> str:
+    """What tells one model from any other: the hash of its files, or the commit of a hub model."""
+    folder = Path(opened.place)
+    if opened.commit is not None:
+        return f"hub:{opened.place}@{opened.commit}"
+    kinds = (".safetensors", ".bin", ".json", ".jinja", ".model", ".txt")
+    files = [file for file in sorted(folder.iterdir()) if file.suffix in kinds]
+    lines = "".join(f"{file.name} {sha256_of(file)}\n" for file in files)
+    return hashlib.sha256(lines.encode()).hexdigest()
+
+
+def check_tokenizers(source: OpenedModel, target: OpenedModel, texts: list[str]) -> SharedVocabulary:
+    """The vocabulary entries that both models share, when one tokenisation serves both.
+
+    Raises:
+        SemalignError: entries have different ids, or texts are encoded differently.
+    """
+    source_vocabulary, target_vocabulary = (opened.entries for opened in (source, target))
+    shared = align_vocabularies(source_vocabulary, target_vocabulary)
+    remedy = "choose a source and a target of one family, which share a tokenizer"
+    if not shared.same_ids:
+        token = next(t for t, i in source_vocabulary.items() if target_vocabulary.get(t, i) != i)
+        raise SemalignError(
+            f"the tokenizers differ: {token!r} is entry {source_vocabulary[token]} of the source and "
+            f"{target_vocabulary[token]} of the target; {remedy}"
+        )
+    for text in texts:
+        ours, theirs = (each.tokenizer(text, add_special_tokens=False)["input_ids"] for each in (source, target))
+        if ours != theirs:
+            raise SemalignError(f"the tokenizers split {text[:60]!r} differently; {remedy}")
+    kept = shared.source_ids < min(source.config.vocab_size, target.config.vocab_size)
+    return SharedVocabulary(
+        shared.source_ids[kept], shared.target_ids[kept], shared.only_in_source, shared.only_in_target
+    )
+
+
+@contextmanager
+def _named(settings: ModelConfig, place: str) -> Iterator[None]:
+    """Any failure of transformers' loaders in one sentence."""
+    where = "" if Path(place).exists() else "is no local folder or .gguf file, and "
+    with naming(f"{settings.path!r} {where}could not be loaded as a language model"):
+        try:
+            yield
+        except (ValueError, OSError, ImportError) as error:
+            if "trust_remote_code" in str(error):
+                raise SemalignError(
+                    f"{settings.path!r} needs Python code that comes with it, which is never run here: choose a model "
+                    "that transformers knows by itself"
+                ) from error
+            raise
+
+
+def _resolve(
+    config: ModelConfig, progress: Callable[[int, int], None] | None, note: Callable[[str], None] | None
+) -> str:
+    """The folder or hub id that transformers can load; generated and GGUF models are made once and kept."""
+    if config.path.startswith("generated:"):
+        if config.path not in GENERATED:
+            raise SemalignError(f"unknown generated model {config.path!r}: known are {', '.join(GENERATED)}")
+        role = GENERATED[config.path]
+        folder = cache_folder() / tiny_folder_name(role)
+        with _made_by_one(folder):
+            return str(build_tiny_model(role, folder, progress=progress))
+    path = Path(config.path).expanduser()
+    known = known_path(config.path)
+    if known is not None:
+        if config.revision is not None:
+            raise SemalignError(f"{config.path} has a revision of its own: leave revision={config.revision} out")
+        path = known.pulled(cache_folder())
+    if path.suffix == ".gguf":
+        if not path.is_file():
+            raise SemalignError(f"{path} does not exist: give a .gguf file, a model folder or a hub id")
+        return str(_converted(path, known, note))
+    if path.is_dir():
+        if (path / "adapter_config.json").is_file():
+            raise SemalignError(f"{path} is or holds an adapter: {MERGE}")
+        if not (path / "config.json").is_file():
+            raise SemalignError(f"{path} holds no config.json: it is not the folder of a transformers model")
+        return str(path)
+    if _is_local(config.path):
+        raise SemalignError(f"{config.path} does not exist: give a model folder, a .gguf file or a hub id")
+    return config.path

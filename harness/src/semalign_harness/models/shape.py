@@ -1,0 +1,180 @@
+"""The numbers of a model that memory and disk depend on, read from its configuration."""
+
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from semalign_attribution import DecoderView
+from semalign_geometry import SemalignError, Settings
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
+from transformers.pytorch_utils import Conv1D
+
+from ..run.estimate import _bytes, _published
+from .catalogue import catalogue
+from .settings import ModelConfig
+
+WIDTHS, INTERMEDIATES, STATES = 20, 3, 4
+"""Values that autograd keeps of each token in each layer, in widths (of the stream, or of all heads where more),
+intermediate sizes and states: no more than these, measured with frozen weights on Llama, Qwen 2 and 3, GPT-NeoX, Gemma
+3, Mamba 1 and 2 and Falcon Mamba."""
+
+
+class Heads(NamedTuple):
+    """The attention of a layer, the widest where layers differ; all 0 in a model without attention."""
+
+    queries: int
+    """Heads of queries."""
+    keys: int
+    """Heads of keys and values, fewer where queries share them."""
+    width: int
+    """Width of a head."""
+
+
+class ModelShape(Settings):
+    """The numbers of a model that memory and disk depend on."""
+
+    parameters: int
+    """Numbers in the checkpoint, a tied matrix once."""
+    layers: int
+    """L."""
+    width: int
+    """d, of the residual stream."""
+    heads_width: int
+    """Width of all attention heads together; 0 without attention."""
+    state: int = 0
+    """Numbers that a state space of Mamba models computes of each token; 0 in other models."""
+    intermediate: int
+    """Width inside the feed-forward part."""
+    vocabulary: int
+    """Rows of the head."""
+    tied: bool
+    """Whether head and embeddings are one matrix."""
+    positions: int | None
+    """Longest input in tokens; None when the architecture sets no limit."""
+    dtype: str
+    """dtype of the checkpoint."""
+    layer_parameters: int
+    """Numbers in the largest layer."""
+    linear_features: dict[str, int]
+    """Input and output features together of the linear modules of the largest layer, by their name."""
+
+
+def find_shape(model: ModelConfig) -> ModelShape | None:
+    """The shape of a model, without its weights; None when it is neither a local folder nor in the catalogue.
+
+    Raises:
+        SemalignError: the folder holds no configuration of a decoder-only language model.
+    """
+    path = Path(model.path).expanduser()
+    if not path.is_dir():
+        return _catalogued(_published(model.path)[0])
+    try:
+        return shape_of(AutoConfig.from_pretrained(path, trust_remote_code=False))
+    except SemalignError:
+        raise
+    except Exception as error:  # loaders have no common base class of errors
+        reason = " ".join(str(error).split())[:200]
+        raise SemalignError(f"the configuration of {model.path!r} cannot be read: {reason}") from error
+
+
+@functools.cache
+def _catalogued(path: str) -> ModelShape | None:
+    entry = catalogue().get(path)
+    return None if entry is None else shape_of(AutoConfig.for_model(**entry.architecture))
+
+
+def shape_of(config: PreTrainedConfig) -> ModelShape:
+    """The shape of the model that a configuration describes, built without memory for its weights.
+
+    Raises:
+        SemalignError: it describes no decoder-only language model, or none that transformers can build.
+    """
+    text = config.get_text_config(decoder=True)
+    view = empty_view(text)
+    largest = max(view.layers, key=_size)
+    features: dict[str, int] = {}
+    for name, module in largest.named_modules():
+        if isinstance(module, (nn.Linear, Conv1D)):
+            short = name.rsplit(".", 1)[-1]
+            features[short] = features.get(short, 0) + sum(module.weight.shape)
+    dtype = text.dtype or torch.float32
+    heads = heads_of(text)
+    return ModelShape(
+        parameters=_size(view.model),
+        layers=view.depth,
+        width=view.width,
+        heads_width=heads.queries * heads.width,
+        state=state_of(text),
+        intermediate=widest(text, "intermediate_size") or 4 * view.width,
+        vocabulary=len(view.head.weight),
+        tied=view.model.get_input_embeddings().weight is view.model.get_output_embeddings().weight,
+        positions=getattr(text, "max_position_embeddings", None),
+        dtype=str(dtype).removeprefix("torch."),
+        layer_parameters=_size(largest),
+        linear_features=features,
+    )
+
+
+def empty_view(text: PreTrainedConfig) -> DecoderView:
+    """View the model that a configuration describes, built without memory for its weights.
+
+    Raises:
+        SemalignError: it is no decoder-only causal language model, or cannot be built.
+    """
+    try:
+        with torch.device("meta"):
+            return DecoderView(AutoModelForCausalLM.from_config(text, trust_remote_code=False))
+    except SemalignError:
+        raise
+    except Exception as error:  # transformers has no common base class of errors
+        reason = " ".join(str(error).split())[:200]
+        raise SemalignError(f"no {text.model_type} model can be built from its configuration: {reason}") from error
+
+
+def widest(config: PreTrainedConfig, name: str) -> int:
+    """A size of a configuration, the largest where layers have their own; 0 where there is none."""
+    layers = config.per_layer_config if config.is_heterogeneous else [config]
+    values = [getattr(layer, name, None) for layer in layers]
+    return max((max(value, default=0) if isinstance(value, Sequence) else value or 0 for value in values), default=0)
+
+
+def heads_of(config: PreTrainedConfig) -> Heads:
+    """The attention that the configuration of a language model describes."""
+    queries = widest(config, "num_attention_heads")
+    if queries == 0:
+        return Heads(0, 0, 0)
+    width = widest(config, "head_dim") or widest(config, "hidden_size") // queries
+    return Heads(queries, widest(config, "num_key_value_heads") or queries, width)
+
+
+def state_of(config: PreTrainedConfig) -> int:
+    """Numbers that the state space of one layer computes of each token; 0 where the configuration names none."""
+    return int(getattr(config, "expand", 0) * config.hidden_size) * widest(config, "state_size")
+
+
+def row_bytes(config: PreTrainedConfig, tokens: int, *, all_logits: bool) -> int:
+    """Memory of one row of a batch that generates or scores, in float32.
+
+    Args:
+        config: of the language model.
+        tokens: length of the row.
+        all_logits: whether the logits of all positions are kept, as continuations need them.
+    """
+    heads = heads_of(config)
+    # Keys and values of every layer; activations of one layer; logits and two copies.
+    each: int = 2 * config.num_hidden_layers * heads.keys * heads.width
+    each += 16 * config.hidden_size + STATES * state_of(config)
+    each += 3 * config.vocab_size if all_logits else 0
+    return 4 * tokens * each
+
+
+def checkpoint_bytes(shape: ModelShape) -> int:
+    """Weights as they are published."""
+    return shape.parameters * _bytes(shape.dtype)
+
+
+def _size(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())

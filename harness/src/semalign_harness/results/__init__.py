@@ -1,0 +1,1 @@
+"""Contracts of runs, evaluations and comparisons, and the names of their files."""

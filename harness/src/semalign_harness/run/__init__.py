@@ -1,0 +1,1 @@
+"""One experiment into one folder."""

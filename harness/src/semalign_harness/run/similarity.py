@@ -1,0 +1,57 @@
+"""How alike the layers of source and target are, before a transfer and after it.
+
+Shape suffixes: T target layers, S source layers.
+"""
+
+import math
+from collections.abc import Mapping
+
+import torch
+from jaxtyping import Float
+from semalign_align import Supervision
+from semalign_attribution import DecoderView
+from semalign_geometry import SemalignError, linear_cka_matrix
+from torch import Tensor
+
+from ..results.similarity import Matrix
+from .source_phase import contributions
+
+ROWS, TOKENS = 8, 1024
+"""Held-out rows and supervised tokens that layers are compared on, at most."""
+
+
+Contributions = Mapping[int, Float[Tensor, "n _"]]
+
+
+@torch.no_grad()
+def compare_layers(view: DecoderView, held_out: Supervision) -> tuple[int, Matrix]:
+    """The tokens that were compared, and the linear CKA of each layer with each one that the store keeps."""
+    rows = range(0, len(held_out), math.ceil(len(held_out) / ROWS))  # they are sorted by length
+    every = math.ceil(int(held_out.counts[list(rows)].sum()) / TOKENS)
+    supervised_by = {source: k for k, source in enumerate(held_out.manifest.pairing.source_layers, 1)}
+    source: dict[int, Tensor] = {}
+    for layer, k in sorted(supervised_by.items()):
+        references = [held_out.collate([row], layer=k).reference for row in rows]
+        source[layer] = torch.cat([each[0] for each in references if each is not None])[::every]
+    batches = [held_out.tokens([row], device=view.device) for row in rows]
+    target = {k: vectors[::every] for k, vectors in contributions(view, batches, range(1, view.depth + 1)).items()}
+    return len(target[1]), similarity_matrix(target, source)
+
+
+def similarity_matrix(target: Contributions, source: Contributions) -> Matrix:
+    """Linear CKA of each target layer and each source layer, both in order.
+
+    Raises:
+        SemalignError: a layer adds values that are not finite, so that it is like none.
+    """
+    found_TS = linear_cka_matrix(*([vectors for _, vectors in sorted(side.items())] for side in (target, source)))
+    for role, side, broken in (
+        ("target", target, found_TS.isnan().all(1)),
+        ("source", source, found_TS.isnan().all(0)),
+    ):
+        if broken.any():
+            layer = sorted(side)[int(broken.nonzero()[0])]
+            raise SemalignError(
+                f"layer {layer} of the {role} adds values that are not finite: check its weights and dtype"
+            )
+    return tuple(tuple(row) for row in found_TS.tolist())

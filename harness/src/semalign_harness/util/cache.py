@@ -1,0 +1,21 @@
+"""The cache folder, and sizes of folders."""
+
+import contextlib
+import os
+from pathlib import Path
+
+import platformdirs
+
+
+def bytes_in(folder: Path) -> int:
+    """Size of the files in a folder; one that goes meanwhile does not count."""
+    size = 0
+    for file in folder.rglob("*"):
+        with contextlib.suppress(FileNotFoundError):
+            size += file.stat().st_size if file.is_file() else 0
+    return size
+
+
+def cache_folder() -> Path:
+    """Where generated and converted models are kept: $SEMALIGN_CACHE, else the user's cache folder."""
+    return Path(os.environ.get("SEMALIGN_CACHE") or platformdirs.user_cache_dir("semalign"))
