@@ -8,8 +8,6 @@ from typing import Any, Literal
 
 from semalign_geometry import SemalignError
 
-from ..models.tiny import _HELD_OUT_OF_256
-
 Split = Literal["train", "held_out"]
 
 
@@ -74,6 +72,7 @@ _OPERATIONS: tuple[str, ...] = ("+", "-", "*", "++", "+-", "-+", "--", "*+", "*-
 _OPERATION_WEIGHTS = (1.0, 1.0, 1.0, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5)
 
 
+_HELD_OUT_OF_256 = 51
 _START_RANGE, _FACTOR_RANGE, _CHANGE_RANGE = (2, 12), (2, 5), (1, 9)
 
 

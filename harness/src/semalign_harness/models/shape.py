@@ -12,8 +12,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 from transformers.pytorch_utils import Conv1D
 
-from ..run.estimate import _bytes, _published
-from .catalogue import catalogue
+from .catalogue import catalogue, known_path
 from .settings import ModelConfig
 
 WIDTHS, INTERMEDIATES, STATES = 20, 3, 4
@@ -70,7 +69,7 @@ def find_shape(model: ModelConfig) -> ModelShape | None:
     """
     path = Path(model.path).expanduser()
     if not path.is_dir():
-        return _catalogued(_published(model.path)[0])
+        return _catalogued(published_model(model.path)[0])
     try:
         return shape_of(AutoConfig.from_pretrained(path, trust_remote_code=False))
     except SemalignError:
@@ -173,8 +172,21 @@ def row_bytes(config: PreTrainedConfig, tokens: int, *, all_logits: bool) -> int
 
 def checkpoint_bytes(shape: ModelShape) -> int:
     """Weights as they are published."""
-    return shape.parameters * _bytes(shape.dtype)
+    return shape.parameters * bytes_of(shape.dtype)
 
 
 def _size(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
+
+
+def published_model(path: str) -> tuple[str, int | None]:
+    """The key of a model in the catalogue, and the size of the file where one stands for the checkpoint."""
+    known = known_path(path)
+    if known is None:
+        return path, None
+    return known.weights, known.file.size if known.file else None
+
+
+def bytes_of(dtype: str) -> int:
+    size: int = getattr(torch, dtype).itemsize
+    return size

@@ -65,9 +65,6 @@ _CHAT_TEMPLATE = (
 )
 
 
-_HELD_OUT_OF_256 = 51
-
-
 _MAX_POSITIONS = 128
 
 

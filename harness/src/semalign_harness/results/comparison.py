@@ -5,9 +5,9 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator, model_validator
 from semalign_geometry import Contract, Settings
 
-from ..evaluation import Name
 from ..experiment import Experiment
 from ..statistics import Aggregate, Estimate, GapRecovered, PairedComparison
+from .evaluation import Name
 
 Equal = Literal["tokens", "time"]
 

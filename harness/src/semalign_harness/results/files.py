@@ -1,12 +1,4 @@
 """Names of the files in a run folder."""
 
-EXPERIMENT, RESULT, METRICS = "experiment.json", "result.json", "metrics.jsonl"
-
-
-ENVIRONMENT, REPORT = "environment.json", "report.html"
-
-
-TRACKED = "tracked.json"
-
-
-BEFORE, SIMILARITY = "before.json", "similarity.json"
+EXPERIMENT, ENVIRONMENT, METRICS, RESULT = "experiment.json", "environment.json", "metrics.jsonl", "result.json"
+BEFORE, SIMILARITY, TRACKED, REPORT = "before.json", "similarity.json", "tracked.json", "report.html"

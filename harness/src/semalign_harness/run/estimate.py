@@ -6,7 +6,6 @@ never read. Every figure is a bound or says what it leaves out.
 
 from collections.abc import Iterable
 
-import torch
 from semalign_align import FinalHidden, SupervisionSettings, store_bytes
 from semalign_geometry import Contract, Settings
 from semalign_train import KEPT_STATES, FullLayer, LoraLayer, TransferConfig
@@ -14,7 +13,16 @@ from semalign_train import KEPT_STATES, FullLayer, LoraLayer, TransferConfig
 from ..experiment import Experiment
 from ..models.catalogue import catalogue
 from ..models.settings import ModelConfig
-from ..models.shape import INTERMEDIATES, STATES, WIDTHS, ModelShape, checkpoint_bytes, find_shape
+from ..models.shape import (
+    INTERMEDIATES,
+    STATES,
+    WIDTHS,
+    ModelShape,
+    bytes_of,
+    checkpoint_bytes,
+    find_shape,
+    published_model,
+)
 from ..util.text import gb
 
 UNKNOWN = "unknown: not in the catalogue"
@@ -51,7 +59,7 @@ class ModelNeeds(Settings):
     @property
     def head_bytes(self) -> int:
         """Its head in memory."""
-        return self.shape.vocabulary * self.shape.width * _bytes(self.dtype)
+        return self.shape.vocabulary * self.shape.width * bytes_of(self.dtype)
 
 
 class Totals(Settings):
@@ -198,7 +206,7 @@ def _model_needs(model: ModelConfig, shape: ModelShape | None) -> ModelNeeds | N
     shape = shape or find_shape(model)
     if shape is None:
         return None
-    published, file_size = _published(model.path)
+    published, file_size = published_model(model.path)
     entry = catalogue().get(published)
     dtype = shape.dtype if model.dtype == "auto" else model.dtype
     fetched = entry is not None and not model.path.startswith("generated:")
@@ -212,34 +220,24 @@ def _model_needs(model: ModelConfig, shape: ModelShape | None) -> ModelNeeds | N
     )
 
 
-def _published(path: str) -> tuple[str, int | None]:
-    """The key of a model in the catalogue, and the size of the file where one stands for the checkpoint."""
-    from ..models.catalogue import known_path  # which reads this catalogue
-
-    known = known_path(path)
-    if known is None:
-        return path, None
-    return known.weights, known.file.size if known.file else None
-
-
 def _weight_bytes(shape: ModelShape, dtype: str, *, in_4bit: bool) -> int:
     """With 4 bits: every layer in half a byte a number and a float32 scale for 64 numbers, the rest in the dtype."""
     layers = shape.layers * shape.layer_parameters if in_4bit else 0
-    return (shape.parameters - layers) * _bytes(dtype) + layers * 9 // 16
+    return (shape.parameters - layers) * bytes_of(dtype) + layers * 9 // 16
 
 
 def _activations(model: ModelNeeds, tokens: int) -> int:
     """What autograd keeps of all layers, attention computed without its n × n matrices; the loss not included."""
     shape = model.shape
     values = WIDTHS * max(shape.width, shape.heads_width) + INTERMEDIATES * shape.intermediate + STATES * shape.state
-    return tokens * shape.layers * values * _bytes(model.dtype)
+    return tokens * shape.layers * values * bytes_of(model.dtype)
 
 
 def _training_activations(model: ModelNeeds, tokens: int, train: TransferConfig) -> int:
     """In the stage of layer 1; recomputed layers keep their inputs, and two layers are whole at a time."""
     if not train.recompute_suffix:
         return _activations(model, tokens)
-    inputs = tokens * model.shape.layers * model.shape.width * _bytes(model.dtype)
+    inputs = tokens * model.shape.layers * model.shape.width * bytes_of(model.dtype)
     return inputs + 2 * _activations(model, tokens) // model.shape.layers
 
 
@@ -289,7 +287,7 @@ def _scratch(experiment: Experiment, target: ModelNeeds) -> int:
     train = experiment.train
     are_kept = train.checkpoint_steps is not None or train.checkpoint_minutes is not None
     states = 3 * _trained(experiment, shape) * (KEPT_STATES + 1) if are_kept else 0
-    return (replayed + stages) * _bytes(target.dtype) + 4 * states
+    return (replayed + stages) * bytes_of(target.dtype) + 4 * states
 
 
 def _store(
@@ -308,11 +306,6 @@ def _store(
         head_bytes=source.head_bytes,
         entries=source.shape.vocabulary,
     )
-
-
-def _bytes(dtype: str) -> int:
-    size: int = getattr(torch, dtype).itemsize
-    return size
 
 
 def _model_line(role: str, config: ModelConfig, model: ModelNeeds | None) -> str:
