@@ -188,5 +188,6 @@ def published_model(path: str) -> tuple[str, int | None]:
 
 
 def bytes_of(dtype: str) -> int:
+    """Bytes of a number of a dtype."""
     size: int = getattr(torch, dtype).itemsize
     return size
