@@ -20,7 +20,8 @@ from semalign_align import (
     TopK,
 )
 from semalign_attribution import LayerPairing
-from semalign_geometry import Contract, SemalignError, Settings, TransportManifest
+from semalign_geometry import TransportManifest
+from semalign_geometry.base import Contract, SemalignError, Settings
 
 from ..contracts import assert_keeps_the_laws, settings_of
 

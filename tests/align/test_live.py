@@ -8,7 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from semalign_align import FinalStates, LiveSupervision, SupervisedBatch, SupervisionSettings, supervise
-from semalign_geometry import SemalignError, TopEntries
+from semalign_geometry import TopEntries
+from semalign_geometry.base import SemalignError
 
 from ..attribution.snapshot import snapshot, unsettle
 from ..models import ARCHITECTURES, collate

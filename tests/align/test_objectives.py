@@ -23,7 +23,8 @@ from semalign_align import (
     supervise,
 )
 from semalign_attribution import view_of
-from semalign_geometry import Divergence, Head, SemalignError, TopEntries, Transport, cell_divergence, relation_distance
+from semalign_geometry import Divergence, Head, TopEntries, Transport, categorical_divergence, relation_distance
+from semalign_geometry.base import SemalignError
 from torch import Tensor
 
 from ..models import collate
@@ -292,7 +293,7 @@ def test_other_divergences_are_those_of_the_cells_and_need_top_entries(kind: Div
     tail = q.scatter(1, step.output.ids, -torch.inf).logsumexp(1)
     log_q = torch.cat([q.gather(1, step.output.ids), tail[:, None]], 1)
     log_p = torch.cat([step.output.log_probs, step.output.tail[:, None]], 1)
-    expected = cell_divergence(log_p, log_q, kind=kind).sum()
+    expected = categorical_divergence(log_p, log_q, kind=kind).sum()
     torch.testing.assert_close(objective.total(step), expected)
     assert not torch.isclose(expected, OutputKL().total(step))
     with pytest.raises(SemalignError, match=f"no {kind} divergence: supervise by top entries"):

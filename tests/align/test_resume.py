@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from semalign_align import Supervision, supervise
 from semalign_attribution import view_of
-from semalign_geometry import SemalignError, sha256_of
+from semalign_geometry.base import SemalignError, sha256_of
 
 from ..models import collate
 from .chain import EXACT, EXAMPLES, TOP, pair, source_model, target_model, transport_between

@@ -22,7 +22,8 @@ from semalign_align import (
     supervise,
 )
 from semalign_attribution import IGNORE, view_of
-from semalign_geometry import SemalignError, TopEntries, Transport, coarse_divergence, output_divergence
+from semalign_geometry import TopEntries, Transport, kl_divergence, top_k_divergence
+from semalign_geometry.base import SemalignError
 from torch import Tensor
 
 from ..attribution.snapshot import snapshot, unsettle
@@ -242,9 +243,9 @@ def test_both_ways_to_keep_the_output_give_the_exact_divergence(
         hidden = view.trace(data.batch).final[data.positions.mask]
         if isinstance(data.output, TopEntries):
             assert data.output.ids.shape[1] == store.manifest.entries
-            found = coarse_divergence(data.output, hidden, head, temperature=1.5)
+            found = top_k_divergence(data.output, hidden, head, temperature=1.5)
         else:
-            found = output_divergence(data.output.hidden, data.output.head, hidden, head, temperature=1.5)
+            found = kl_divergence(data.output.hidden, data.output.head, hidden, head, temperature=1.5)
     p, q = dense_log_probs(source, 1.5, entries), dense_log_probs(target, 1.5, entries)
     torch.testing.assert_close(found, (p.exp() * (p - q)).sum(1), rtol=1e-3, atol=1e-4)
 

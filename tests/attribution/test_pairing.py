@@ -22,7 +22,7 @@ from semalign_attribution import (
     Uniform,
     pair_layers,
 )
-from semalign_geometry import ComponentError, SemalignError
+from semalign_geometry.base import ComponentError, SemalignError
 
 Matrix = Sequence[Sequence[float]]
 

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from semalign_attribution import Batch, DecoderView, GradientActivation, LayerScores, attribute_layers
 from semalign_attribution._scores import _spearman
-from semalign_geometry import SemalignError
+from semalign_geometry.base import SemalignError
 from torch import Tensor, nn
 
 from ..models import random_batch, tiny_model

@@ -5,7 +5,8 @@ from typing import Any
 
 import torch
 from jaxtyping import Float, Int
-from semalign_geometry import ComponentError, Head, TopEntries, brief
+from semalign_geometry import Head, TopEntries
+from semalign_geometry.base import ComponentError, brief
 from torch import Tensor
 
 from ._objectives import Objective, Step

@@ -5,7 +5,8 @@ from collections.abc import Iterable, Sequence
 import torch
 from jaxtyping import Int
 from semalign_attribution import Batch, DecoderView, LayerPairing, supervised
-from semalign_geometry import SemalignError, TopEntries, Transport
+from semalign_geometry import TopEntries, Transport
+from semalign_geometry.base import SemalignError
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel

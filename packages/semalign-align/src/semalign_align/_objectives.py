@@ -13,16 +13,15 @@ from semalign_geometry import (
     Divergence,
     Head,
     Scope,
-    SemalignError,
-    Settings,
     TopEntries,
     answer_nll,
-    coarse_divergence,
-    output_divergence,
+    kl_divergence,
     quadratic_divergence,
     relation_distances,
+    top_k_divergence,
     unit_rows,
 )
+from semalign_geometry.base import SemalignError, Settings
 from torch import Tensor
 
 from ._store import FinalStates, OutputTarget
@@ -200,14 +199,14 @@ class OutputKL(_OutputTerm):
             SemalignError: another divergence than `forward` on final hidden states.
         """
         if isinstance(source, TopEntries):
-            return coarse_divergence(source, hidden, head, temperature=temperature, kind=self.divergence)
+            return top_k_divergence(source, hidden, head, temperature=temperature, kind=self.divergence)
         assert isinstance(source, FinalStates)
         if self.divergence != "forward":
             raise SemalignError(
                 f"on final hidden states there is no {self.divergence} divergence: supervise by top entries "
                 "(supervision.output.kind=top_k), or set train.divergence=forward"
             )
-        return output_divergence(source.hidden, source.head, hidden, head, temperature=temperature)
+        return kl_divergence(source.hidden, source.head, hidden, head, temperature=temperature)
 
 
 class AnswerNLL(_OutputTerm):

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from semalign_geometry import SemalignError
+from semalign_geometry.base import SemalignError
 from torch import Tensor
 
 T = TypeVar("T")
@@ -69,11 +69,11 @@ class Ranks:
         """
         return _dealt(items, self.rank, self.size)
 
-    def deal_locally(self, items: Sequence[T]) -> Iterator[tuple[T, bool]]:
+    def shard_locally(self, items: Sequence[T]) -> Iterator[tuple[T, bool]]:
         """Like `deal`, among the processes of this machine; each machine has all items."""
         return _dealt(items, self.local_rank, self.local_size)
 
-    def from_first(self, make: Callable[[], T]) -> T:
+    def broadcast_from_first(self, make: Callable[[], T]) -> T:
         """What the first process makes, on every process.
 
         Raises:
@@ -105,10 +105,10 @@ class Ranks:
             SemalignError: it was raised on the first process; `RaisedElsewhere` on the others then.
         """
         made: list[T] = []
-        self.from_first(lambda: made.append(make()))
+        self.broadcast_from_first(lambda: made.append(make()))
         return made[0] if made else make()
 
-    def from_all(self, value: T) -> list[T]:
+    def all_gather(self, value: T) -> list[T]:
         """The value of every process, in their order."""
         if self.size == 1:
             return [value]

@@ -4,7 +4,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 from semalign_attribution import LayerPairing
-from semalign_geometry import ArtifactManifest, Contract, Settings, TransportManifest
+from semalign_geometry import TransportManifest
+from semalign_geometry.base import ArtifactManifest, Contract, Settings
 
 
 class TopK(Settings):

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 import torch
 from jaxtyping import Int
 from semalign_attribution import Batch, DecoderView, LayerPairing, Supervised, Trace, undisturbed, view_of
-from semalign_geometry import Head, SemalignError, Transport, top_entries
+from semalign_geometry import Head, Transport, top_entries
+from semalign_geometry.base import SemalignError
 from torch import Tensor
 from transformers import PreTrainedModel
 

@@ -9,7 +9,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from safetensors import safe_open
 from semalign_attribution import IGNORE, Batch, Supervised, supervised
-from semalign_geometry import Head, SemalignError, TopEntries, read_manifest
+from semalign_geometry import Head, TopEntries
+from semalign_geometry.base import SemalignError, read_manifest
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 

@@ -11,10 +11,10 @@ from pathlib import Path
 import torch
 from jaxtyping import Int
 from semalign_attribution import Batch, DecoderView, LayerPairing, Supervised, supervised
-from semalign_geometry import (
+from semalign_geometry import Transport
+from semalign_geometry.base import (
     MANIFEST,
     SemalignError,
-    Transport,
     check_replaceable,
     checked,
     new_folder,
@@ -80,8 +80,8 @@ def supervise(
     reader = SupervisingSource(source, pairing, transport, settings, entries)
     ranks, place = Ranks.current(), Path(folder)
     key = "" if resume_key is None else _key(resume_key, pairing, settings, reader.transport, entries)
-    ranks.from_first(lambda: check_replaceable(place))
-    finished = ranks.from_first(lambda: _finished(place, key)) if key else None
+    ranks.broadcast_from_first(lambda: check_replaceable(place))
+    finished = ranks.broadcast_from_first(lambda: _finished(place, key)) if key else None
     if finished is not None:
         LOGGER.info("%s holds this supervision already", place)
         return Supervision(place, finished)
@@ -102,7 +102,7 @@ def supervise(
             if writer.pending_bytes >= settings.shard_bytes:
                 writer.close_shard()
         writer.close_shard()
-        shares = ranks.from_all(writer.progress)
+        shares = ranks.all_gather(writer.progress)
         if not any(share.shards for share in shares):
             raise SemalignError("there are no examples to supervise: the batches are empty")
         if ranks.is_first:
@@ -240,9 +240,9 @@ def _workplace(folder: Path, key: str, ranks: Ranks) -> Iterator[Path]:
             yield temporary
         return
     partial = folder.with_name(folder.name + PARTIAL)
-    ranks.from_first(lambda: partial.mkdir(parents=True, exist_ok=True))
+    ranks.broadcast_from_first(lambda: partial.mkdir(parents=True, exist_ok=True))
     yield partial
-    ranks.wait()
+    ranks.barrier()
     if ranks.is_first:
         gone = folder.with_name(f".{folder.name}.old")
         shutil.rmtree(gone, ignore_errors=True)  # of a call that was killed right here
@@ -254,7 +254,7 @@ def _workplace(folder: Path, key: str, ranks: Ranks) -> Iterator[Path]:
         for file in folder.iterdir():  # last: progress, without which a killed call would begin anew
             if file.name not in named:
                 file.unlink()
-    ranks.wait()
+    ranks.barrier()
 
 
 def _tokens(batch: Batch, positions: Supervised) -> dict[str, Tensor]:

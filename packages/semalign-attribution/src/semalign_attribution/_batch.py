@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Int
-from semalign_geometry import SemalignError
+from semalign_geometry.base import SemalignError
 from torch import Tensor
 
 Batch = Mapping[str, Tensor]

@@ -12,7 +12,8 @@ from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
-from semalign_geometry import Head, SemalignError, accumulation_dtype, decoder_of, final_norm
+from semalign_geometry import Head, accumulation_dtype, decoder_of, final_norm
+from semalign_geometry.base import SemalignError
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel

@@ -4,7 +4,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from pydantic import Field, model_validator
-from semalign_geometry import ComponentError, Contract, SemalignError, Settings, brief, checked
+from semalign_geometry.base import ComponentError, Contract, SemalignError, Settings, brief, checked
 
 from ._scores import LayerScores
 

@@ -5,7 +5,8 @@ from typing import Literal
 
 import torch
 from jaxtyping import Float
-from semalign_geometry import Settings, accumulation_dtype, answer_nll, linear_cka_matrix
+from semalign_geometry import accumulation_dtype, answer_nll, linear_cka_matrix
+from semalign_geometry.base import Settings
 from torch import Tensor
 from transformers import PreTrainedModel
 

@@ -7,7 +7,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from jaxtyping import Float
 from pydantic import model_validator
-from semalign_geometry import Contract, SemalignError
+from semalign_geometry.base import Contract, SemalignError
 from torch import Tensor
 from transformers import PreTrainedModel
 
