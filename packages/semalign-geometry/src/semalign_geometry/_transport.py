@@ -171,7 +171,7 @@ def _warn_of_loss(role: str, basis: SemanticBasis, frame: Frame, fold_gain: bool
     manifest, rounding = basis.manifest, basis.rounding(fold_gain=fold_gain)
     if manifest.rank < manifest.width:
         LOGGER.warning(
-            "the %s's head has rank %d of %d over the shared entries: the transport drops the directions that it cannot read",
+            "the %s's head has rank %d of %d over the shared entries: the transport drops what it cannot read",
             *(role, manifest.rank, manifest.width),
         )
     elif rounding > COARSE and not frame.unit:

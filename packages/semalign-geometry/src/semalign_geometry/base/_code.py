@@ -1,4 +1,4 @@
-"""Identity of code that users write: an edited component counts as another one, even with equal settings and version."""
+"""Identity of code that users write: an edited component is another one, whatever its settings and version."""
 
 import functools
 import hashlib
