@@ -19,7 +19,7 @@ from semalign_attribution import (
     undisturbed,
     view_of,
 )
-from semalign_geometry import SemalignError
+from semalign_geometry.base import SemalignError
 from torch import Tensor, nn
 
 from ..models import ARCHITECTURES, random_batch, tiny_model

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float, Int
-from semalign_geometry import SemalignError, accumulation_dtype
+from semalign_geometry import accumulation_dtype
+from semalign_geometry.base import SemalignError
 from torch import Tensor, nn
 
 from ._batch import Batch

@@ -1,4 +1,4 @@
-"""How residuals are rounded: the error of int8 is bounded by its scale, and the manifest tells what it was."""
+"""Rounding of residuals: the error of int8 is bounded by its scale, and the manifest states it."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from semalign_align import SupervisionSettings, TopK
-from semalign_align._residuals import restored_residual, stored_residual
+from semalign_align._codec import decode_residual, encode_residual
 
 from .chain import TARGET_DEPTH, make_store, source_model, target_model, tokens_of
 
@@ -23,21 +23,22 @@ def test_int8_is_off_by_half_a_scale_at_most(seed: int, tokens: int, width: int,
     vectors = torch.randn(tokens, width, generator=torch.Generator().manual_seed(seed)) * 10.0**exponent
     if zeros:
         vectors[0] = 0
-    stored = stored_residual(vectors, "int8")
-    assert stored[""].dtype == torch.int8 and int(stored[""].abs().max()) <= 127
+    stored = encode_residual(vectors, 3, "int8")
+    assert stored["residual.3"].dtype == torch.int8 and int(stored["residual.3"].abs().max()) <= 127
     half = vectors.abs().amax(1, keepdim=True) / 254
-    assert ((restored_residual(stored) - vectors).abs() <= half * (1 + 1e-4)).all()
-    again = stored_residual(restored_residual(stored), "int8")
-    assert torch.equal(again[""], stored[""]), "rounding what is rounded changes nothing"
+    restored = decode_residual(stored.__getitem__, 3, "int8")
+    assert ((restored - vectors).abs() <= half * (1 + 1e-4)).all()
+    again = encode_residual(restored, 3, "int8")
+    assert torch.equal(again["residual.3"], stored["residual.3"]), "rounding what is rounded changes nothing"
 
 
 @given(seed=st.integers(0, 2**31), factor=st.floats(0.01, 100))
 def test_each_token_has_its_own_scale(seed: int, factor: float) -> None:
     vectors = torch.randn(3, 8, generator=torch.Generator().manual_seed(seed))
     scaled = vectors * torch.tensor([[1.0], [factor], [1.0]])
-    one, other = stored_residual(vectors, "int8"), stored_residual(scaled, "int8")
-    assert torch.equal(one[""][[0, 2]], other[""][[0, 2]])
-    assert int((one[""][1].int() - other[""][1].int()).abs().max()) <= 1  # ties may fall either way
+    one, other = encode_residual(vectors, 3, "int8"), encode_residual(scaled, 3, "int8")
+    assert torch.equal(one["residual.3"][[0, 2]], other["residual.3"][[0, 2]])
+    assert int((one["residual.3"][1].int() - other["residual.3"][1].int()).abs().max()) <= 1  # ties may fall either way
 
 
 @pytest.mark.parametrize(("dtype", "low", "high"), [("float32", 0, 0), ("bfloat16", 1e-4, 4e-3), ("int8", 1e-3, 2e-2)])

@@ -6,7 +6,7 @@ class SemalignError(ValueError):
 
 
 class ComponentError(SemalignError):
-    """A component that does not come along returned what its sort must not return: its code must change."""
+    """A component of the user or of an installed package returned an invalid result: its code must change."""
 
 
 def brief(value: object) -> str:

@@ -18,7 +18,7 @@ MANIFEST = "manifest.json"
 
 
 class ArtifactManifest(Contract):
-    """Manifest of an artifact: which tensor files belong to it and what they must hash to."""
+    """Manifest of an artifact: its tensor files and their hashes."""
 
     files: dict[str, str] = {}
     """sha256 (hex) of each tensor file in the folder, by file name."""
@@ -63,7 +63,7 @@ def check_replaceable(folder: str | Path) -> None:
 
 
 def read_artifact(folder: str | Path, manifest_type: type[ManifestT]) -> tuple[ManifestT, dict[str, torch.Tensor]]:
-    """Read what `write_artifact` wrote, after its hashes were checked.
+    """Read an artifact after checking the hashes of its files.
 
     Raises:
         SemalignError: the folder or a file is missing, or a file's content is not what the manifest says.

@@ -1,4 +1,4 @@
-"""Identity of code that users write: an edited component is another one, whatever its settings and its version say."""
+"""Identity of code that users write: an edited component is another one, whatever its settings and version."""
 
 import functools
 import hashlib
@@ -87,14 +87,14 @@ def _imports(text: bytes) -> set[str]:
 
 
 def _is_beside_the_script(name: str) -> bool:
-    """Whether a module lies in the folder of the script that runs, or in the present folder where there is none."""
+    """Whether a module lies in the folder of the script that runs, or in the current folder without a script."""
     folder = Path(getattr(sys.modules["__main__"], "__file__", None) or "x").absolute().parent
     place = _place(name)
     return place is not None and place.absolute().parent == folder and not any(folder.glob("*.dist-info"))
 
 
 class _Walk:
-    """What a class or a function does, and what it reads and calls in the module that it stands in."""
+    """Walk over the code of a class or function, and over all that it reads and calls in its own module."""
 
     def __init__(self, module: str) -> None:
         self.others: set[str] = set()

@@ -1,4 +1,4 @@
-"""Components by name: those that come along, and those that installed packages bring through entry points.
+"""Components by name: built-in ones, and those that installed packages add through entry points.
 
 Entry points are searched only for names that are not built in: without one, nothing is slower and nothing
 foreign is imported.
@@ -36,17 +36,17 @@ class Components(Generic[ComponentT]):
         Args:
             group: entry points of this group name components of installed packages.
             what: the sort in a word, for messages.
-            built_in: the components that come along, by name.
+            built_in: the built-in components, by name.
             expected: what a component is, for messages.
-            fits: whether something that a package brings is one.
-            name_of: the name that it gives itself, which must be its entry point's.
+            fits: whether an object that a package adds is one.
+            name_of: the component's own name, which must equal its entry point's.
         """
         self.group = group
         """Group of the entry points of installed packages."""
         self.what = what
         """The sort in a word."""
         self.built_in = built_in
-        """The components that come along, by name."""
+        """The built-in components, by name."""
         self.fits = fits
         """Whether something is a component of this sort."""
         self._expected = expected
@@ -60,7 +60,7 @@ class Components(Generic[ComponentT]):
             besides: names that mean something to the caller, for the message.
 
         Raises:
-            SemalignError: there is none, or an installed package brings something else by that name.
+            SemalignError: the name is unknown, or an installed package adds something else by it.
         """
         if name in self.built_in:
             return self.built_in[name]
@@ -69,7 +69,7 @@ class Components(Generic[ComponentT]):
         if not found:
             known = dict.fromkeys((*self.built_in, *besides, *(entry.name for entry in entries)))
             raise SemalignError(
-                f"unknown {self.what} {name!r}: choose one of {', '.join(known)}, or install the package that brings it"
+                f"unknown {self.what} {name!r}: choose one of {', '.join(known)}, or install the package that adds it"
             )
         return self._loaded(found[0], taken=len(found) > 1)
 
@@ -77,7 +77,7 @@ class Components(Generic[ComponentT]):
         """Every component by name, those of installed packages last.
 
         Raises:
-            SemalignError: a package brings something else, or a name that is taken.
+            SemalignError: a package adds something else, or a name that is taken.
         """
         found = dict(self.built_in)
         for entry in entry_points(group=self.group):
@@ -85,20 +85,20 @@ class Components(Generic[ComponentT]):
         return found
 
     def packages(self, *names: str) -> dict[str, str]:
-        """Versions of the installed packages that bring components of these names; none for those that come along."""
+        """Versions of the installed packages that add components of these names; none for built-in ones."""
         foreign = set(names) - set(self.built_in)
         entries = [entry for entry in entry_points(group=self.group) if entry.name in foreign] if foreign else []
         return {entry.dist.name: entry.dist.version for entry in entries if entry.dist is not None}
 
     def code(self, component: ComponentT, *, name: str | None = None) -> dict[str, str]:
-        """Hash of the code of a component, under its sort and name; nothing for one that comes along.
+        """Hash of the code of a component, under its sort and name; nothing for a built-in one.
 
-        One that was given in Python, without an installed package, counts as foreign too. `code_sha256` says what is
-        covered.
+        A component passed in Python, without an installed package, counts as foreign too. `code_sha256` lists
+        what is covered.
 
         Args:
             component: the class or the object.
-            name: what it is called; None takes the name that it gives itself.
+            name: its name; None takes the component's own.
 
         Example:
             >>> from semalign_geometry import FRAMES, KNOWN_FRAMES
@@ -115,26 +115,24 @@ class Components(Generic[ComponentT]):
         package = f"{entry.dist.name} {entry.dist.version}" if entry.dist else "an installed package"
         whose = f"the {self.what} {entry.name} of {package}"
         if taken:
-            raise SemalignError(f"{whose} has the name of another {self.what}: give its entry point another name")
+            raise SemalignError(f"{whose} has the name of another {self.what}: rename its entry point")
         try:
             component: Any = entry.load()
         except Exception as error:  # whatever a foreign module raises
             raise SemalignError(
-                f"{whose} cannot be imported ({type(error).__name__}: {error}): uninstall it, or mend it"
+                f"{whose} cannot be imported ({type(error).__name__}: {error}): uninstall it, or fix it"
             ) from error
         if not self.fits(component):
-            raise SemalignError(f"{whose} is no {self._expected}: uninstall it, or mend it")
+            raise SemalignError(f"{whose} is no {self._expected}: uninstall it, or fix it")
         if self._name_of(component) != entry.name:
-            raise SemalignError(
-                f"{whose} calls itself {self._name_of(component)!r}: give it the name of its entry point"
-            )
+            raise SemalignError(f"{whose} calls itself {self._name_of(component)!r}: rename it to its entry point")
         return typing.cast(ComponentT, component)
 
 
 class Kinds(Components[type[Settings]]):
     """One sort of component that is a class of settings, chosen in a configuration by its `kind`.
 
-    A field of a configuration that takes them is annotated with the union of those that come along:
+    A field of a configuration that takes them is annotated with the union of the built-in ones:
     `Annotated[SerializeAsAny[A | B], Field(discriminator="kind"), WrapValidator(kinds.or_foreign)]`.
     """
 
@@ -144,7 +142,7 @@ class Kinds(Components[type[Settings]]):
         Args:
             group: entry points of this group name classes of installed packages.
             what: the sort in a word, for messages.
-            built_in: the classes that come along; the default of the field `kind` is the name of each.
+            built_in: the built-in classes; the default of the field `kind` is the name of each.
             needs: attributes and methods that a class must have.
         """
         super().__init__(
@@ -159,14 +157,14 @@ class Kinds(Components[type[Settings]]):
         )
 
     def parse(self, value: Any, *, default: str | None = None) -> Settings:
-        """Settings from the mapping that YAML or JSON gives; settings pass through.
+        """Settings from a mapping read from YAML or JSON; settings pass through.
 
         Args:
             value: the mapping.
             default: its kind where it names none.
 
         Raises:
-            SemalignError: there is no such kind, or a setting of it is unknown or wrong.
+            SemalignError: the kind is unknown, or one of its settings is unknown or wrong.
         """
         if isinstance(value, Settings) and self.fits(type(value)):
             return value
@@ -184,7 +182,7 @@ class Kinds(Components[type[Settings]]):
             raise MisfitError(chosen, error) from error
 
     def or_foreign(self, value: Any, handler: Callable[[Any], Any]) -> Any:
-        """For a field over the classes that come along: lets pydantic's `handler` see to those, and parses others."""
+        """Validate a field over the built-in classes: pydantic's `handler` takes those, others are parsed here."""
         if isinstance(value, dict):
             kind = value.get("kind")
             return self.parse(value) if isinstance(kind, str) and kind not in self.built_in else handler(value)

@@ -1,6 +1,6 @@
 """Files and folders that are whole or absent: written under a temporary name, then renamed.
 
-Before its new name a single file is synced to the disk; what is in a folder is not.
+A single file is synced to the disk before it gets its name; the files of a folder are not.
 """
 
 import os
@@ -34,10 +34,10 @@ def replace_file(path: Path, text: str) -> Path:
 def new_folder(path: Path) -> Iterator[Path]:
     """A folder to fill, which gets its name `path` only when the block ends without an exception.
 
-    A folder that already stands at `path`, or where a link at `path` leads, is replaced at that moment, never before.
+    A folder that exists at `path`, or where a link at `path` leads, is replaced at that moment, never before.
 
     Raises:
-        SemalignError: a file stands at `path`.
+        SemalignError: `path` is a file.
     """
     check_no_file(path)
     path = path.resolve()
@@ -59,7 +59,7 @@ def new_folder(path: Path) -> Iterator[Path]:
 
 
 def check_no_file(path: Path) -> None:
-    """Refuse a place for a folder where a file stands."""
+    """Raise SemalignError where `path` is a file."""
     if path.is_file():
         raise SemalignError(f"{path} is a file: choose a new folder")
 

@@ -1,4 +1,4 @@
-"""Frozen, closed, versioned pydantic models: what one library hands to the next, readable as JSON."""
+"""Frozen, closed, versioned pydantic models that one library hands to the next, readable as JSON."""
 
 import difflib
 import json
@@ -27,7 +27,7 @@ class Settings(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _complete(cls, data: Any) -> Any:
-        """A section that names no kind is of its default's; a truth value is no number."""
+        """Fill in the default's kind in a section without one, and refuse a truth value for a number."""
         if not isinstance(data, dict):
             return data
         kinds = {}
@@ -46,7 +46,7 @@ class Settings(BaseModel):
         """Validate plain data into this model.
 
         Args:
-            data: what JSON or YAML gave, usually a dict.
+            data: parsed JSON or YAML, usually a dict.
             origin: where the data came from, for the message.
 
         Raises:
@@ -146,7 +146,7 @@ def _first_problem(model: type[BaseModel], error: ValidationError, *, within: Se
 
 
 def _walk(model: type[BaseModel], location: Sequence[int | str]) -> tuple[list[str], list[type[BaseModel]]]:
-    """The keys along a location inside `model`, without the tags of unions, and the models that stand at its end."""
+    """The keys along a location inside `model`, without the tags of unions, and the models at its end."""
     parts: list[str] = []
     found = [model]
     for part in location:

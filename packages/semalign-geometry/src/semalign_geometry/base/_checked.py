@@ -32,7 +32,7 @@ def checked(function: Callable[ParametersT, ResultT]) -> Callable[ParametersT, R
         ...     return weight.numel()
         >>> size([1.0, 2.0])
         Traceback (most recent call last):
-        semalign_geometry._errors.SemalignError: weight is of type list, expected a Tensor: pass torch.as_tensor(…)
+        semalign_geometry.base._errors.SemalignError: weight is of type list, expected a Tensor: pass torch.as_tensor(…)
     """
     signature = inspect.signature(function)
     wanted = {name: kinds for name, each in signature.parameters.items() if (kinds := _kinds(each.annotation))}
