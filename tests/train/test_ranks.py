@@ -243,4 +243,4 @@ def test_a_live_source_on_two_processes_trains_as_a_store_does(runs: tuple[Path,
     assert run_processes(live_case, tmp_path) == [0, 0]
     stored = weights(runs[0], "full")
     for key, value in weights(tmp_path, "live").items():
-        torch.testing.assert_close(value, stored[key], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(value, stored[key], rtol=1e-4, atol=5e-5)
