@@ -10,7 +10,7 @@ import semalign_train
 from hypothesis import given
 from hypothesis import strategies as st
 from semalign_align import Cosine, Fisher, Relation
-from semalign_geometry import Contract, SemalignError, Settings
+from semalign_geometry.base import Contract, SemalignError, Settings
 from semalign_train import (
     FrontierConfig,
     FrontierSettings,
@@ -134,7 +134,7 @@ def test_each_configuration_has_its_own_rate_where_none_is_set() -> None:
     class Slow(JointConfig):
         default_rate = 1e-6
 
-    assert (FrontierConfig().rate, JointConfig().rate, Slow().rate) == (1e-4, 1e-4, 1e-6)
+    assert (FrontierConfig().rate, JointConfig().rate, Slow().rate) == (3e-5, 1e-4, 1e-6)
     assert Slow(learning_rate=0.5).rate == 0.5
     assert JointConfig().decisive() == JointConfig(learning_rate=1e-4).decisive()
 

@@ -20,7 +20,7 @@ from semalign_align import (
     Supervision,
     check_objective,
 )
-from semalign_geometry import ComponentError, SemalignError, Settings
+from semalign_geometry.base import ComponentError, SemalignError, Settings
 from semalign_train import KNOWN_OBJECTIVES, FrontierConfig, FrontierTrainer, TransferReport
 from torch import Tensor
 

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import torch
 from semalign_align import Relation, Step, Supervision, supervise
-from semalign_geometry import SemalignError, Transport, relation_distance
+from semalign_geometry import Transport, relation_distance
+from semalign_geometry.base import SemalignError
 from semalign_train import DivergedError, FrontierConfig, FrontierTrainer, Guards, LossWeights, StageRecord, StepRecord
 from torch import Tensor
 from torch.nn import functional as F

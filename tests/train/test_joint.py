@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from semalign_align import LiveSupervision, Supervision
 from semalign_attribution import DecoderView, undisturbed, view_of
-from semalign_geometry import ComponentError, Divergence, SemalignError
+from semalign_geometry import Divergence
+from semalign_geometry.base import ComponentError, SemalignError
 from semalign_train import (
     AnswerLoss,
     DivergedError,

@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from semalign_geometry import SemalignError
+from semalign_geometry.base import SemalignError
 from semalign_train import FrontierConfig, Optimiser
 from semalign_train._muon import Muon
 from torch import Tensor, nn

@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from semalign_align import Cosine, Relation, Supervision
-from semalign_geometry import SemalignError
+from semalign_geometry.base import SemalignError
 from semalign_train import (
     FrontierConfig,
     FrontierTrainer,
@@ -218,6 +218,13 @@ class Scaled(Relation):
     """The relation objective, times a factor."""
 
     factor: float = 2.0
+
+
+class Scaled(Relation):
+    factor: float = 1.0
+
+    def total(self, step: Step) -> torch.Tensor:
+        return self.factor * super().total(step)
 
 
 def test_settings_of_an_own_objective_count(top: Supervision, tmp_path: Path) -> None:

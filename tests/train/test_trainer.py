@@ -21,10 +21,12 @@ from semalign_align import (
     Relation,
     Step,
     Supervision,
+    SupervisionSource,
     supervise,
 )
 from semalign_attribution import DecoderView, view_of
-from semalign_geometry import Divergence, Head, SemalignError, Transport
+from semalign_geometry import Divergence, Head, Transport
+from semalign_geometry.base import SemalignError
 from semalign_train import (
     FrontierConfig,
     FrontierTrainer,
@@ -401,8 +403,6 @@ def test_the_seed_decides_the_weights(trainable: Any, top: Supervision) -> None:
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "relation": {"objective": Relation()},
-    "relation of the batch": {"objective": Relation(scope="batch")},
-    "unit tokens": {"objective": Relation(unit_tokens=True)},
     "cosine": {"objective": Cosine()},
     "fisher": {"objective": Fisher()},
     "output": {"weights": LossWeights(geometry=0, output=1)},
@@ -665,7 +665,7 @@ class Size:
 
 
 def test_checkpoints_need_the_settings_of_an_own_objective(top: Supervision, tmp_path: Path) -> None:
-    with pytest.raises(SemalignError, match="derive Size from semalign_geometry.Settings"):
+    with pytest.raises(SemalignError, match="derive Size from semalign_geometry.base.Settings"):
         FrontierTrainer(target_model(), top, objective=Size(), checkpoints=tmp_path)
 
 
@@ -832,7 +832,7 @@ def test_tokens_that_the_target_does_not_know_are_refused(kind: str, tmp_path: P
     entries = torch.arange(90)
     transport = transport_between(source, target, entries=entries)
 
-    def supervised_with(largest: int) -> Supervision | LiveSupervision:
+    def supervised_with(largest: int) -> SupervisionSource:
         ids, prompt = examples_of([(9, 4)], vocabulary=90)[0]
         ids[2] = largest
         batches = [collate([(ids, prompt)])]

@@ -1,6 +1,5 @@
 """Training of a target on stored or live supervision: layer by layer, or all layers at once."""
 
-from ._batches import AnySupervision as AnySupervision
 from ._batches import optimisation_batches as optimisation_batches
 from ._checkpoint import KEPT_STATES as KEPT_STATES
 from ._checkpoint import kept_until as kept_until
@@ -35,7 +34,6 @@ from ._trainable import trained as trained
 
 __all__ = [
     "AnswerLoss",
-    "AnySupervision",
     "Callback",
     "DivergedError",
     "FrontierConfig",

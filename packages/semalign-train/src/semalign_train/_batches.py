@@ -4,12 +4,9 @@ import math
 from collections.abc import Iterator, Sequence
 
 import torch
-from semalign_align import LiveSupervision, Ranks, Supervision
+from semalign_align import Ranks, SupervisionSource
 
 from ._settings import TrainSettings
-
-AnySupervision = Supervision | LiveSupervision
-"""Supervision of a target: stored, or computed by a source in memory."""
 
 
 def optimisation_batches(config: TrainSettings, examples: int) -> Iterator[list[int]]:
@@ -24,7 +21,7 @@ def optimisation_batches(config: TrainSettings, examples: int) -> Iterator[list[
 
 
 def micro_batches(
-    config: TrainSettings, store: AnySupervision, indices: Sequence[int], ranks: Ranks
+    config: TrainSettings, store: SupervisionSource, indices: Sequence[int], ranks: Ranks
 ) -> list[list[int]]:
     """Micro-batches of examples of similar length, to pad little; small enough that every process gets some."""
     order = sorted(indices, key=lambda index: int(store.lengths[index]))

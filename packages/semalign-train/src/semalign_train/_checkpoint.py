@@ -10,7 +10,7 @@ from time import monotonic
 
 import torch
 from semalign_align import Ranks
-from semalign_geometry import ArtifactManifest, SemalignError, read_artifact, read_manifest, write_artifact
+from semalign_geometry.base import ArtifactManifest, SemalignError, read_artifact, read_manifest, write_artifact
 from torch import Tensor
 
 from ._records import StageRecord, StepRecord
@@ -88,9 +88,9 @@ class Checkpoints:
         self.folder, self._training, self._ranks = folder, training, ranks
         self._config, self._code = config, dict(code or {})
         self._saved_at, self._took = monotonic(), 0.0
-        ranks.from_first(self._clean)
+        ranks.broadcast_from_first(self._clean)
         self._found = self._newest_state()
-        ranks.wait()  # before the first process drops states
+        ranks.barrier()  # before the first process drops states
 
     def _clean(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)

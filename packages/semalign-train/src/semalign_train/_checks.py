@@ -4,14 +4,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from semalign_align import LiveSupervision, SupervisionManifest, TopK
+from semalign_align import SupervisionManifest, SupervisionSource, TopK
 from semalign_attribution import DecoderView
-from semalign_geometry import SemalignError
+from semalign_geometry.base import SemalignError
 from torch import Tensor
 
-from ._batches import AnySupervision
-
-Stores = Mapping[str, AnySupervision]
+Stores = Mapping[str, SupervisionSource]
 """Supervision of the `training` rows, and of others, by their name in messages."""
 
 
@@ -63,12 +61,12 @@ def check_divergence(divergence: str, stores: Stores) -> None:
             )
 
 
-def check_held_out(supervision: AnySupervision, held_out: AnySupervision) -> None:
+def check_held_out(supervision: SupervisionSource, held_out: SupervisionSource) -> None:
     """Training and held-out rows are supervised alike."""
     alike = _decisive(supervision.manifest) == _decisive(held_out.manifest)
     if not alike or not torch.equal(supervision.entries, held_out.entries):
         raise SemalignError(
-            "the held-out rows are supervised with another pairing, transport, residual, temperature or "
+            "the held-out rows are supervised with another pairing, transport, temperature or "
             "vocabulary than the training rows: supervise both alike"
         )
 
@@ -76,7 +74,7 @@ def check_held_out(supervision: AnySupervision, held_out: AnySupervision) -> Non
 def check_keys(stores: Stores) -> None:
     """Checkpoints need to identify the supervision, which the content of a live source does not do."""
     for rows, store in stores.items():
-        if isinstance(store, LiveSupervision) and not store.manifest.key:
+        if not (store.manifest.key or store.manifest.files):
             raise SemalignError(
                 f"checkpoints with live supervision of the {rows} rows need its key, which identifies the source and "
                 "the rows: pass key=…"
@@ -93,4 +91,4 @@ def existing(scratch: str | Path | None) -> Path | None:
 def _decisive(manifest: SupervisionManifest) -> tuple[object, ...]:
     """Settings that training and held-out rows share; the files of a transport may differ."""
     transport = manifest.transport.model_copy(update={"files": {}})
-    return manifest.pairing, transport, manifest.settings.residual, manifest.settings.temperature
+    return manifest.pairing, transport, manifest.settings.temperature

@@ -18,16 +18,17 @@ from semalign_align import (
     OutputKL,
     Ranks,
     Step,
+    SupervisionSource,
     count_of,
     position_mask,
     total_of,
 )
 from semalign_attribution import DecoderView, undisturbed, view_of
-from semalign_geometry import SemalignError, checked
+from semalign_geometry.base import SemalignError, checked
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ._batches import AnySupervision, micro_batches, optimisation_batches
+from ._batches import micro_batches, optimisation_batches
 from ._checkpoint import Checkpoints, fingerprint
 from ._checks import check_divergence, check_held_out, check_keys, check_layers, check_target, existing
 from ._loop import DivergedError, Loop, Run, Terms
@@ -56,12 +57,12 @@ class FrontierTrainer:
     def __init__(
         self,
         target: PreTrainedModel | DecoderView,
-        supervision: AnySupervision,
+        supervision: SupervisionSource,
         config: FrontierConfig | None = None,
         *,
         objective: Objective | None = None,
         scratch: str | Path | None = None,
-        held_out: AnySupervision | None = None,
+        held_out: SupervisionSource | None = None,
         checkpoints: str | Path | None = None,
         callback: Callback | None = None,
     ) -> None:
@@ -106,7 +107,7 @@ class FrontierTrainer:
         self._checkpoints: Checkpoints | None = None  # made by `fit`, for the target as it is then
         self._autocast = self.config.autocast == "bfloat16" or self.view.head.weight.dtype == torch.bfloat16
 
-    def _check(self, held_out: AnySupervision | None) -> None:
+    def _check(self, held_out: SupervisionSource | None) -> None:
         """Target, supervision and held-out rows fit together."""
         check_layers(self.view, self.supervision.manifest)
         check_target(self.view, self._stores)
@@ -123,7 +124,7 @@ class FrontierTrainer:
         if objective is not None and not isinstance(objective, BaseModel):
             raise SemalignError(
                 f"checkpoints with an own objective need its settings: derive {type(objective).__name__} from "
-                "semalign_geometry.Settings"
+                "semalign_geometry.base.Settings"
             )
 
     def _weighted_terms(self) -> list[tuple[float, Objective]]:
@@ -164,9 +165,13 @@ class FrontierTrainer:
         After any other error under `config.shard_frozen` each process keeps its share of the target alone.
         """
         if self._checkpoint_folder is not None:
-            training = self._ranks.from_first(self._fingerprint)
+            training = self._ranks.broadcast_from_first(self._fingerprint)
             self._checkpoints = Checkpoints(
-                self._checkpoint_folder, training, self._ranks, self.config, code=self._ranks.from_first(self._code)
+                self._checkpoint_folder,
+                training,
+                self._ranks,
+                self.config,
+                code=self._ranks.broadcast_from_first(self._code),
             )
         stages = []
         with (
@@ -323,10 +328,10 @@ class FrontierTrainer:
         sums = torch.zeros(len(self._terms), dtype=torch.float64)
         size = self.config.micro_batch_size
         chunks = [list(range(start, min(start + size, len(store)))) for start in range(0, len(store), size)]
-        for indices, mine in self._ranks.deal(chunks):
+        for indices, mine in self._ranks.shard(chunks):
             step = self._forward(layer, indices, store, hidden=None, start=1)
             sums += mine * torch.tensor([float(total_of(term, step)) for _, term in self._terms], dtype=torch.float64)
-        (sums,) = self._ranks.add([sums])
+        (sums,) = self._ranks.all_reduce_sum([sums])
         units = [max(1, count_of(term, store.counts)) for _, term in self._terms]
         weights = [weight for weight, _ in self._terms]
         return float(
@@ -345,7 +350,7 @@ class FrontierTrainer:
         active = [(weight, term) for weight, term in self._terms if units[term.name] > 0]
         losses = torch.zeros(len(active), dtype=torch.float64)
         gradients = [[torch.zeros_like(parameter) for parameter in parameters] for _ in active]
-        for micro, mine in self._ranks.deal(micro_batches(self.config, self.supervision, indices, self._ranks)):
+        for micro, mine in self._ranks.shard(micro_batches(self.config, self.supervision, indices, self._ranks)):
             with torch.enable_grad():
                 step = self._forward(layer, micro, self.supervision, hidden=prefix.inputs(micro), start=layer)
             for place, (weight, term) in enumerate(active):
@@ -356,8 +361,8 @@ class FrontierTrainer:
                 )
                 for total, part in zip(gradients[place], parts, strict=True):
                     total += part
-        (losses,) = self._ranks.add([losses])
-        gradients = [self._ranks.add(parts) for parts in gradients]
+        (losses,) = self._ranks.all_reduce_sum([losses])
+        gradients = [self._ranks.all_reduce_sum(parts) for parts in gradients]
         for number, parameter in enumerate(parameters):
             of_terms = [parts[number] for parts in gradients]
             parameter.grad = torch.stack(of_terms).sum(0) if of_terms else torch.zeros_like(parameter)
@@ -366,7 +371,7 @@ class FrontierTrainer:
         return Terms(dict(zip(names, losses.tolist(), strict=True)), dict(zip(names, norms, strict=True)))
 
     def _forward(
-        self, layer: int, indices: list[int], store: AnySupervision, *, hidden: Tensor | None, start: int
+        self, layer: int, indices: list[int], store: SupervisionSource, *, hidden: Tensor | None, start: int
     ) -> Step:
         """Run layers `start` (on `hidden`, where given) to k, and those above only if a term needs the output."""
         view = self.view

@@ -7,13 +7,13 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import torch
-from semalign_align import Ranks
+from semalign_align import Ranks, SupervisionSource
 from semalign_attribution import DecoderView, undisturbed, view_of
-from semalign_geometry import checked
+from semalign_geometry.base import checked
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ._batches import AnySupervision, micro_batches, optimisation_batches
+from ._batches import micro_batches, optimisation_batches
 from ._checkpoint import Checkpoints, fingerprint
 from ._checks import check_keys, check_target
 from ._loop import Loop, Run, Terms
@@ -36,7 +36,7 @@ class JointTrainer:
     def __init__(
         self,
         target: PreTrainedModel | DecoderView,
-        supervision: AnySupervision,
+        supervision: SupervisionSource,
         config: JointConfig | None = None,
         *,
         loss: JointLoss,
@@ -134,7 +134,7 @@ class JointTrainer:
     def _checkpoints(self, parameters: Sequence[nn.Parameter]) -> Checkpoints | None:
         if self._checkpoint_folder is None:
             return None
-        training = self._ranks.from_first(lambda: self._fingerprint(parameters))
+        training = self._ranks.broadcast_from_first(lambda: self._fingerprint(parameters))
         return Checkpoints(self._checkpoint_folder, training, self._ranks, self.config)
 
     def _fingerprint(self, parameters: Sequence[nn.Parameter]) -> str:
@@ -154,7 +154,7 @@ class JointTrainer:
         """Leave the gradient of the mean loss over an optimisation batch in the parameters."""
         view, store, ranks = self.view, self.supervision, self._ranks
         count, terms = int(store.counts[indices].sum()), dict[str, float]()
-        for micro, mine in ranks.deal(micro_batches(self.config, store, indices, ranks)):
+        for micro, mine in ranks.shard(micro_batches(self.config, store, indices, ranks)):
             data = store.collate(micro, device=view.device)
             with torch.enable_grad(), torch.autocast(view.device.type, torch.bfloat16, enabled=self._autocast):
                 trace = view.trace(
@@ -164,8 +164,8 @@ class JointTrainer:
                 found = {name: mine * value / count for name, value in terms_of(self.loss, step).items()}
                 torch.stack([value.float() for value in found.values()]).sum().backward()
             terms = {name: terms.get(name, 0.0) + float(value.detach()) for name, value in found.items()}
-        (values,) = ranks.add([torch.tensor(list(terms.values()), dtype=torch.float64)])
-        gradients = ranks.add([_gradient(parameter) for parameter in parameters])
+        (values,) = ranks.all_reduce_sum([torch.tensor(list(terms.values()), dtype=torch.float64)])
+        gradients = ranks.all_reduce_sum([_gradient(parameter) for parameter in parameters])
         for parameter, gradient in zip(parameters, gradients, strict=True):
             parameter.grad = gradient
         return Terms(dict(zip(terms, values.tolist(), strict=True)), norms={})

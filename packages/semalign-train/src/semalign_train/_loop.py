@@ -6,12 +6,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from semalign_align import Ranks
+from semalign_align import Ranks, SupervisionSource
 from semalign_attribution import DecoderView
-from semalign_geometry import SemalignError
+from semalign_geometry.base import SemalignError
 from torch import Tensor, nn
 
-from ._batches import AnySupervision, rate_factor
+from ._batches import rate_factor
 from ._checkpoint import Checkpoints
 from ._optimiser import Optimiser
 from ._records import StepRecord
@@ -45,7 +45,7 @@ class Run:
 
     view: DecoderView
     """The target."""
-    supervision: AnySupervision
+    supervision: SupervisionSource
     """Supervision of the training rows."""
     config: TrainSettings
     """Settings."""

@@ -9,16 +9,8 @@ from jaxtyping import Float, Int
 from pydantic import TypeAdapter
 from semalign_align import OutputKL, OutputTarget, SupervisedBatch
 from semalign_attribution import DecoderView, LayerPairing, Trace, undisturbed, view_of
-from semalign_geometry import (
-    ComponentError,
-    Divergence,
-    Head,
-    SemalignError,
-    TopEntries,
-    answer_nll,
-    brief,
-    cell_divergence,
-)
+from semalign_geometry import Divergence, Head, TopEntries, answer_nll, categorical_divergence
+from semalign_geometry.base import ComponentError, SemalignError, brief
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
@@ -272,4 +264,4 @@ def _output(step: JointStep, divergence: Divergence) -> Tensor:
         log_q = torch.cat([log_q.gather(1, ids), rest], 1)
     else:
         log_p = (source.head.logits(source.hidden) / step.temperature).log_softmax(1)
-    return cell_divergence(log_p, log_q, kind=divergence).sum()
+    return categorical_divergence(log_p, log_q, kind=divergence).sum()

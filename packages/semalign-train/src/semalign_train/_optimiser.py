@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 
 import torch
-from semalign_geometry import SemalignError
+from semalign_geometry.base import SemalignError
 from torch import Tensor, nn
 
 from ._muon import Muon

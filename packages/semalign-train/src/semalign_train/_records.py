@@ -3,7 +3,7 @@
 from typing import Any, ClassVar
 
 from pydantic import model_validator
-from semalign_geometry import Contract, Settings
+from semalign_geometry.base import Contract, Settings
 
 from ._settings import FrontierConfig, JointConfig
 

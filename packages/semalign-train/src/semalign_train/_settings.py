@@ -5,7 +5,8 @@ from typing import Annotated, ClassVar, Literal, TypeVar
 
 from pydantic import Field, PositiveInt, SerializeAsAny, WrapValidator
 from semalign_align import Cosine, Fisher, Relation
-from semalign_geometry import Divergence, Kinds, SemalignError, Settings
+from semalign_geometry import Divergence
+from semalign_geometry.base import Kinds, SemalignError, Settings
 
 # Not typing.Self: a run-time checker that decorates single methods cannot resolve it.
 TrainT = TypeVar("TrainT", bound="TrainSettings")
@@ -189,6 +190,8 @@ class JointSettings(Settings):
 
 class FrontierConfig(TrainSettings, FrontierSettings):
     """Settings of frontier training."""
+
+    default_rate: ClassVar[float] = 3e-5
 
     def stages(self, depth: int) -> tuple[int, ...]:
         """The layers that get a stage in a target of some depth, shallow to deep.
