@@ -7,13 +7,8 @@ from collections.abc import Callable
 
 from . import _loop
 from ._peer import Peer, path_of
+from ._typing import Any, NoReturn
 from ._values import Codec, send
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from typing import Any, NoReturn
-else:  # typing would take a quarter of the time that a program takes
-    Any = NoReturn = object
 
 Signature = tuple[tuple[str, ...], tuple[str, ...], int, str, tuple[str, ...], str]
 """Parameters of a function: by position, those of all that have a default, how many only by position, `*`, only by
@@ -41,29 +36,27 @@ class Player(Peer):
         """The names that the tests use, shared with them, so that they see when the program binds one again."""
 
     def pack(self, payload: Any) -> bytes:
-        """A message, with the present values of the names that the tests use."""
+        """Return a message, with the present values of the names that the tests use."""
         self.exports.update({name: self.space[name] for name in self.names if name in self.space})
         return super().pack(payload)
 
-    def dropped(self) -> list[int]:
-        """Containers of the tests that nothing of the program refers to any more."""
-        found = [number for number in self.loose() if number % 2 == 0 and number in self.contents]
-        self.forget(found)
-        return found
+    def may_drop(self, number: int) -> bool:
+        """Return whether it is a container of the tests."""
+        return number % 2 == 0 and number in self.contents
 
     def path(self, value: Any) -> str | None:
-        """The name of a built-in exception: the tests' process looks up nothing else."""
+        """Return the name of a built-in exception: the tests' process looks up nothing else."""
         known = isinstance(value, type) and issubclass(value, BaseException) and value.__module__ == "builtins"
         return path_of(value) if known else None
 
     def real(self, module: str, name: str) -> Any:
-        """The standard class of this name, if the program can know it."""
+        """Return the standard class of this name, if the program can know it."""
         known = super().real(module, name)
         standard = module.partition(".")[0] in sys.stdlib_module_names
         return known or (getattr(sys.modules.get(module), name, None) if standard else None)
 
     def build(self, kind: type, details: Any) -> Any:
-        """A function with the parameters of the tests' function, or an object without storage."""
+        """Return a function with the parameters of the tests' function, or an object without storage."""
         if details is None:
             return super().build(kind, details)
 
@@ -89,17 +82,17 @@ class Player(Peer):
             return super().ask(operation, target, *arguments, **keywords)
 
     def receive(self) -> Any:
-        """The next message; ends when there is none."""
+        """Return the next message; end when there is none."""
         try:
             return super().receive()
         except EOFError:
             os._exit(0)
 
     def load(self, code: str, names: list[str]) -> Any:
-        """Run the module; returns the values of those names that it binds."""
+        """Run the module and return the values of those names that it binds."""
         code = code.removeprefix("\ufeff")  # as for any file
         module = type(sys)("solution")
-        module.__loader__ = Source(code)  # type: ignore[assignment]
+        module.__loader__ = _Source(code)  # type: ignore[assignment]
         sys.modules["solution"] = module
         self.names, self.space = names, module.__dict__
         if "asyncio" in code:
@@ -111,7 +104,7 @@ class Player(Peer):
 def _function(
     forward: Callable[..., Any], name: str, qualname: str, doc: str | None, parameters: Signature, waits: bool
 ) -> Any:
-    """A function with the name and the parameters of another, to which it passes its arguments on.
+    """Return a function with the name and the parameters of another, to which it passes its arguments on.
 
     Parameters that have a default there get `LEFT_OUT` here, and are left out of the call.
     """
@@ -137,14 +130,13 @@ def _function(
     return made
 
 
-class Source:
-    """Gives the program's own lines to `inspect` and `traceback`."""
+class _Source:
+    """The program's own lines, for `inspect` and `traceback`."""
 
     def __init__(self, code: str) -> None:
         self.code = code
 
     def get_source(self, name: str) -> str:
-        """The whole module."""
         return self.code
 
 
