@@ -122,15 +122,9 @@ class Mirrors:
     def make(
         self, name: str, qualname: str, module: str, bases: tuple[type, ...], operations: tuple[str, ...], real: Any
     ) -> type:
-        """Return the class that stands for another.
+        """Return the class that stands for another one of these names, bases, operators and overridden methods.
 
-        Args:
-            name: of the class.
-            qualname: with the names of what it is defined in.
-            module: where it is defined.
-            bases: stand-ins, plain classes and exceptions.
-            operations: operators and overridden methods of the class.
-            real: standard class that its objects claim; None for the class itself.
+        Its objects claim the standard class `real`, or with None the class itself.
         """
         if not any(isinstance(base, self.metaclass) for base in bases):
             bases = (self.base, *bases)

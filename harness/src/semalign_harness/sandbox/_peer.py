@@ -356,7 +356,7 @@ class Peer(Codec):
         return payload
 
     def forget(self, numbers: Any) -> None:
-        """Remove numbers."""
+        """Remove numbers from the tables."""
         for number in numbers:
             del self.numbers[id(self.objects.pop(number))]
             self.contents.pop(number, None)

@@ -114,17 +114,14 @@ def _function(
     listed[positional_only:positional_only] = ["/"] if positional_only else []
     listed += [f"**{others}"] if others else []
 
-    def call(fixed: dict[str, Any], rest: Any, named: dict[str, Any]) -> Any:
-        given = [value for value in fixed.values() if value is not LEFT_OUT]
-        first = next((i for i, value in enumerate(fixed.values()) if value is LEFT_OUT), len(fixed))
-        named = {**dict(list(fixed.items())[first:]), **named}
-        return forward(*given[:first], *rest, **{key: value for key, value in named.items() if value is not LEFT_OUT})
+    def call(given: dict[str, Any]) -> Any:
+        further, more = given.pop(rest, ()), given.pop(others, {})
+        kept = {name: value for name, value in given.items() if value is not LEFT_OUT}
+        first = next((i for i, each in enumerate(fixed) if each not in kept), len(fixed))
+        return forward(*[kept.pop(each) for each in fixed[:first]], *further, **kept, **more)
 
-    pairs = [", ".join(f"{each!r}: {each}" for each in names) for names in (fixed, named)]
-    arguments = f"{{{pairs[0]}}}, {rest or ()}, {{{pairs[1]}{f', **{others}' if others else ''}}}"
-    text = f"def made({', '.join(listed)}): return {'await ' * waits}_call({arguments})"
     space: dict[str, Any] = {"_LEFT_OUT": LEFT_OUT, "_call": call}
-    exec("async " * waits + text.replace("{, ", "{"), space)
+    exec(f"{'async ' * waits}def made({', '.join(listed)}): return {'await ' * waits}_call(locals())", space)
     made = space["made"]
     made.__name__, made.__qualname__, made.__doc__, made.__module__ = name, qualname, doc, "tests"
     return made

@@ -35,30 +35,21 @@ class Stopped(BaseException):
 class Referee(Peer):
     """The tests' side.
 
-    The program may use only objects that the tests have passed to it, and only as a program in the same process would
-    by their public names: it calls them, reads their attributes and sets those that are data.
+    The program may use only objects that the tests have passed to it, and only by their public names, as a program in
+    the same process would: it calls them, reads their attributes and sets those that are data.
 
     Args:
-        incoming: descriptor of the player's messages.
-        outgoing: descriptor for messages to the player.
-        limit: longest message of the player, in bytes.
-        tests: text of the tests.
-        mentioned: names and attributes that the tests use.
-        asserts: numbers of the lines in which their assertions stand.
+        incoming, outgoing, limit: as for `Peer`.
+        tests: text of the tests, with the names and attributes that they use (`mentioned`) and the numbers of the lines
+            in which their assertions stand (`asserts`).
     """
 
-    def __init__(
-        self,
-        incoming: int,
-        outgoing: int,
-        *,
-        limit: int,
-        tests: str,
-        mentioned: frozenset[str] = frozenset(),
-        asserts: frozenset[int] = frozenset(),
-    ) -> None:
+    mentioned: frozenset[str] = frozenset()
+    asserts: frozenset[int] = frozenset()
+
+    def __init__(self, incoming: int, outgoing: int, *, limit: int, tests: str) -> None:
         super().__init__(incoming, outgoing, first=2, limit=limit, trusting=False)
-        self.tests, self.mentioned, self.asserts = tests, mentioned, asserts
+        self.tests = tests
         self.stopped: tuple[str, str] | None = None
         self.space: dict[str, Any] = {"__name__": "tests"}
         self.names: list[str] = []
@@ -215,7 +206,8 @@ def referee(job: int, requests: int, replies: int, verdict: int) -> NoReturn:
     message = receive(job, sys.maxsize)
     assert message is not None
     code, prompt, tests, names, trusted, standard, mentioned, asserts, limit = Codec().decode(message)
-    link = Referee(replies, requests, limit=limit, tests=tests, mentioned=mentioned, asserts=asserts)
+    link = Referee(replies, requests, limit=limit, tests=tests)
+    link.mentioned, link.asserts = mentioned, asserts
     passed, reason, detail = _run(link, code, prompt, names, trusted, standard)
     if link.stopped:  # also where the tests caught it
         passed, (reason, detail) = False, link.stopped
