@@ -1,7 +1,8 @@
-"""Uncertainty of metrics: 95% intervals, paired comparisons on the same items, training seeds, and the gap recovered.
+"""Uncertainty of metrics: 95% intervals, paired comparisons, training seeds, the gap recovered.
 
-Items are questions, programs or documents, drawn independently; every interval is about other items of the same kind.
-Where one item or one seed cannot bound a metric, its interval is the whole line, not a point.
+Items are questions, programs or documents, drawn independently; every interval is about other
+items of the same kind. Where one item or one seed cannot bound a metric, its interval is the whole
+line, not a point.
 """
 
 import math
@@ -23,7 +24,7 @@ CONFIDENCE = 0.95
 RESAMPLES = 9_999
 """Resamples of a bootstrap."""
 BOOTSTRAP_ITEMS = 5
-"""Items below which resamples do not reach the ends of a 95% interval, so that a bootstrap bounds nothing."""
+"""Items below which resamples do not reach the ends of a 95% interval."""
 VALUES_AT_ONCE = 2**22
 """Resampled values that are in memory at a time."""
 _ROUNDING = 1e-12
@@ -90,13 +91,13 @@ class GapRecovered(Contract):
     high: float | None
     """Upper end of the 95% interval; None when it is unbounded."""
     bounded: bool
-    """Whether the items bound the share: False when they cannot distinguish the gap itself from zero."""
+    """False when the items cannot distinguish the gap itself from zero."""
     count: int = Field(ge=1)
     """Items."""
 
 
 def proportion(outcomes: Sequence[bool]) -> Estimate:
-    """Return the share of true outcomes with Wilson's interval, which is defined at 0 and 1 and stays between them.
+    """Return the share of true outcomes with Wilson's interval, which stays between 0 and 1.
 
     The standard error is √(p(1 − p)/n), hence 0 when all outcomes are equal; the interval is not.
 
@@ -113,17 +114,18 @@ def mean(
 ) -> Estimate:
     """Return the weighted mean Σ w·x / Σ w with the t interval of n − 1 degrees of freedom.
 
-    With weights the mean is a ratio of two sums that both vary with the items. Its standard error is the linearised
-    one, √(n/(n − 1) · Σ w²(x − mean)²) / Σ w; equal weights make it s/√n. For bits per byte of a corpus, `values` are
-    the bits per byte of each document and `weights` its bytes.
+    With weights the mean is a ratio of two sums that both vary with the items. Its standard error
+    is the linearised one, √(n/(n − 1) · Σ w²(x − mean)²) / Σ w; equal weights make it s/√n. For
+    bits per byte of a corpus, `values` are the bits per byte of each document and `weights` its
+    bytes.
 
     Args:
         values: one for each item.
         weights: one for each item, above 0; None for equal ones.
-        within: range of the metric: a longer interval is cut there, which costs it nothing of its coverage.
+        within: range of the metric, to which the interval is cut.
 
     Raises:
-        SemalignError: there are no values, the lengths differ, a value is not finite, or a weight is not above 0.
+        SemalignError: no values, other lengths, a value that is not finite, a weight of 0 or less.
 
     Source: Cochran, Sampling Techniques (3rd ed., 1977), eq. 6.13.
     """
@@ -138,11 +140,13 @@ def mean(
 def compare_outcomes(first: Sequence[bool], second: Sequence[bool]) -> PairedComparison:
     """Compare two models' outcomes on the same items by the exact McNemar test.
 
-    Only the items that one model alone solves count in the test: under the hypothesis each falls to either model with
-    probability ½. Without any such item p is 1. The interval of the difference of shares is Newcombe's method 10, from
-    both Wilson intervals and their correlation. It is not the inverse of the test: near p = 0.05 the two can disagree.
+    Only the items that one model alone solves count in the test: under the hypothesis each falls
+    to either model with probability ½. Without any such item p is 1. The interval of the
+    difference of shares is Newcombe's method 10, from both Wilson intervals and their correlation.
+    It is not the inverse of the test: near p = 0.05 the two can disagree.
 
-    Source: McNemar (1947), Psychometrika 12; Newcombe (1998), Statistics in Medicine 17, 2635–2650, method 10.
+    Source: McNemar (1947), Psychometrika 12; Newcombe (1998), Statistics in Medicine 17, method
+    10.
     """
     a, b = _outcomes(first, second)
     count, only_first, only_second = len(a), int((a & ~b).sum()), int((~a & b).sum())
@@ -161,15 +165,17 @@ def compare_outcomes(first: Sequence[bool], second: Sequence[bool]) -> PairedCom
 
 
 def compare_values(first: Numbers, second: Numbers, *, weights: Numbers | None = None, seed: int) -> PairedComparison:
-    """Compare the (weighted) means of two models' values on the same items by the paired bootstrap.
+    """Compare the (weighted) means of two models' values by the paired bootstrap.
 
-    Items are resampled with both of their values. The interval is the studentised one (bootstrap-t), which follows the
-    skew of the differences, united with the t interval, so that few items or many ties never shorten it. The p-value is
-    its inverse: below 0.05 exactly when the interval leaves out 0, up to the grain of the resamples. Fewer than five
-    items bound nothing: p is 1. The order of the items does not matter.
+    Items are resampled with both of their values. The interval is the studentised one
+    (bootstrap-t), which follows the skew of the differences, united with the t interval, so that
+    few items or many ties never shorten it. The p-value is its inverse: below 0.05 exactly when
+    the interval leaves out 0, up to the grain of the resamples. Fewer than five items bound
+    nothing: p is 1. The order of the items does not matter.
 
-    Measured coverage where every difference has the skew of a log-normal of σ = 1: 0.93, 0.94 and 0.96 for 20, 48 and
-    100 items (0.90 to 0.93 with weights), where percentile intervals cover 0.87, 0.90 and 0.92.
+    Measured coverage where every difference has the skew of a log-normal of σ = 1: 0.93, 0.94 and
+    0.96 for 20, 48 and 100 items (0.90 to 0.93 with weights), where percentile intervals cover
+    0.87, 0.90 and 0.92.
 
     Args:
         first, second: one value for each item, of either model.
@@ -196,7 +202,7 @@ def chance(p_value: float) -> str:
 
 
 def interval(found: Estimate | GapRecovered | None, form: str) -> str:
-    """Return a metric with its 95% interval as text, numbers in a form such as `.1%`; – where there is none."""
+    """Return a metric with its 95% interval as text, in a form such as `.1%`; – for none."""
     if found is None or found.value is None:
         return "–"
     low, high = found.low, found.high
@@ -220,18 +226,20 @@ def across_seeds(values: Numbers) -> Aggregate:
 def estimate_gap_recovered(
     source: Numbers, before: Numbers, after: Numbers, *, weights: Numbers | None = None, seed: int
 ) -> GapRecovered:
-    """Return (after − before) / (source − before) on the same items, with its interval by the paired bootstrap.
+    """Return (after − before) / (source − before) on the same items, with its interval.
 
-    Laws: 0 with a point interval when `after` is `before`, 1 likewise when it is `source`. The interval is Fieller's:
-    the shares ρ for which the mean of gain − ρ · gap may be zero, with the quantiles of `compare_values` for t's.
-    Where the interval of the gap itself, source − before, holds 0, or would at the larger quantile of gain − ρ · gap,
-    no share is ruled out: `bounded` is False and there are no ends. Lower may be better (NLL) or higher (accuracy).
+    Laws: 0 with a point interval when `after` is `before`, 1 likewise when it is `source`. The
+    interval is Fieller's: the shares ρ for which the mean of gain − ρ · gap may be zero, with the
+    bootstrap's quantiles for t's. Where the interval of the gap itself, source − before, holds 0,
+    or would at the larger quantile of gain − ρ · gap, no share is ruled out: `bounded` is False
+    and there are no ends. Lower may be better (NLL) or higher (accuracy).
 
-    Where the true gap is small against its standard error, few intervals are bounded, and those are the draws in which
-    the gap came out large, so that fewer than 95% of them hold the share: read it beside the gap's own interval.
+    Where the true gap is small against its standard error, few intervals are bounded, and those
+    are the draws in which the gap came out large, so that fewer than 95% of them hold the share:
+    read it beside the gap's own interval.
 
     Args:
-        source, before, after: one value for each item, of the source and of the target before and after the transfer.
+        source, before, after: values of the source, of the target before and after the transfer.
         weights: as in `mean`.
         seed: of the resampling.
 
@@ -257,7 +265,7 @@ def estimate_gap_recovered(
 
 
 def _fieller(gap: float, residuals: Values, gaps: Values, w: Values, reach: float) -> float:
-    """Return the δ at which the mean of residuals − δ · gaps, −δ · gap, is −`reach` of its standard errors."""
+    """Return the δ at which −δ · gap, the mean of residuals − δ · gaps, is −`reach` errors."""
     curvature = gap**2 - reach**2 * _linearised_covariance(gaps, gaps, w)
     shared = reach * _linearised_covariance(residuals, gaps, w)
     root = math.sqrt(shared**2 + curvature * _linearised_covariance(residuals, residuals, w))
@@ -291,7 +299,7 @@ def _wilson(right: int, count: int) -> tuple[float, float]:
 
 
 def _newcombe(both: int, only_first: int, only_second: int, count: int) -> tuple[float, float]:
-    """Return the lengths of the interval of the difference below and above it, by method 10 of the source."""
+    """Return the lengths of the interval below and above the difference."""
     first, second = both + only_first, both + only_second
     neither = count - first - only_second
     covariance = float(both * neither - only_first * only_second)
@@ -309,7 +317,7 @@ def _newcombe(both: int, only_first: int, only_second: int, count: int) -> tuple
 
 
 def _in_order(columns: list[Values]) -> list[Values]:
-    """Return items sorted by their numbers, so that the order that they come in changes nothing, not even rounding."""
+    """Return items sorted by their numbers, so that their order does not even change rounding."""
     order = np.lexsort(columns)
     return [column[order] for column in columns]
 
@@ -317,8 +325,8 @@ def _in_order(columns: list[Values]) -> list[Values]:
 def _pivots(x: Values, w: Values, *, seed: int) -> Values:
     """Return (mean of resampled items − mean) / its standard error in the resample.
 
-    The error is at least a quarter of that in x: a resample that misses the one item that differs from the others has
-    nearly none, and would decide the interval alone.
+    The error is at least a quarter of that in x: a resample that misses the one item that differs
+    from the others has nearly none, and would decide the interval alone.
     """
     count, x = len(x), x - _weighted(x, w)
     columns = np.stack([w, w * x, w**2, w**2 * x, w**2 * x**2], axis=1)
@@ -338,7 +346,7 @@ def _pivots(x: Values, w: Values, *, seed: int) -> Values:
 
 
 def _reaches(pivots: Values, count: int) -> tuple[float, float]:
-    """Return the standard errors between a metric and the ends of its 95% interval: never fewer than those of t."""
+    """Return the standard errors from a metric to its interval's ends, at least those of t."""
     low, high = np.quantile(pivots, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
     return max(_reach_of_t(count), float(high)), max(_reach_of_t(count), -float(low))
 

@@ -1,4 +1,4 @@
-"""Layers by which a process gives up rights for good: on Linux without privileges, resource limits everywhere.
+"""Layers that take rights from a process for good, on Linux; resource limits everywhere.
 
 A function raises `Refused` where the kernel or its configuration does not allow the layer.
 """
@@ -59,16 +59,16 @@ ALLOWED_AARCH64 = (  # the same, in the same order; the last line has no counter
     134, 135, 139, 132, 93, 94, 128,
 )
 # fmt: on
-# AUDIT_ARCH_* of <linux/audit.h>, the list, and the numbers of fcntl, ioctl, prlimit, clone and clone3, which pass only
-# with some arguments.
+# AUDIT_ARCH_* of <linux/audit.h>, the list, and the numbers of fcntl, ioctl, prlimit, clone and
+# clone3, which pass only with some arguments.
 MACHINES = {
     "x86_64": (0xC000003E, ALLOWED_X86_64, (72, 16, 302, 56, 435)),
     "aarch64": (0xC00000B7, ALLOWED_AARCH64, (25, 29, 261, 220, 435)),
 }
-# Descriptor flags (no owner, no signals: F_SETOWN would let a process signal others), and what isatty asks.
+# Descriptor flags, and the request of isatty. F_SETOWN would let a process signal others.
 FCNTL_COMMANDS = (0, 1, 2, 3, 1030)  # F_DUPFD F_GETFD F_SETFD F_GETFL F_DUPFD_CLOEXEC
 IOCTL_REQUESTS = (0x5401, 0x5450, 0x5451)  # TCGETS FIONCLEX FIOCLEX
-# How the C library starts a thread: all is shared, and it ends with the process. Any other clone is a process.
+# Flags of a thread of the C library, which shares all. Any other clone is a process.
 THREAD_FLAGS = (0x003D0F00, 0x007D0F00)  # glibc; musl says CLONE_DETACHED too
 
 SIGKILL, EPERM, ENOSYS = 9, 1, 38
@@ -94,7 +94,7 @@ def enter_namespaces(kind: str) -> None:
     """Leave the network, the IPC objects and the writable view of the file system behind.
 
     Args:
-        kind: `user` makes a user namespace first, `root` relies on the caller's privileges, `none` does nothing.
+        kind: `user` makes a user namespace first, `root` needs privileges, `none` does nothing.
     """
     if kind == "none":
         return
@@ -114,7 +114,7 @@ def enter_namespaces(kind: str) -> None:
 
 
 def enter_pid_namespace(kind: str) -> None:
-    """Let the next child be the first process of a namespace of its own, where it can name no other."""
+    """Let the next child be the first process of a namespace, where it can name no other."""
     if kind != "none":
         _call("process namespace", "unshare", CLONE_NEWPID)
 
@@ -142,13 +142,13 @@ def set_limits(names: Sequence[str], *, cpu_seconds: int, memory_bytes: int, thr
         names: of the limits, in `resource` without RLIMIT_.
         cpu_seconds: of this process.
         memory_bytes: address space of this process.
-        threads: most threads and processes of this user; 0 where nothing but this limit keeps from new processes.
+        threads: most threads and processes of this user; 0 where only this limit stops new ones.
     """
     values = {"CPU": cpu_seconds, "AS": memory_bytes, "DATA": memory_bytes, "NOFILE": 64, "NPROC": threads}
     for name in names:
         kind, value = getattr(resource, f"RLIMIT_{name}"), values.get(name, 0)
         hard = resource.getrlimit(kind)[1]
-        # One second between the soft limit of the CPU, a signal that can be ignored, and the hard one, which kills.
+        # The soft limit of the CPU is a signal that can be ignored, the hard one kills.
         wanted = (value, value + 1) if name == "CPU" else (value, value)
         if hard != resource.RLIM_INFINITY:
             wanted = (min(wanted[0], hard), min(wanted[1], hard))
@@ -159,17 +159,17 @@ def set_limits(names: Sequence[str], *, cpu_seconds: int, memory_bytes: int, thr
 
 
 def readable_paths() -> list[str]:
-    """Return folders and files to import the standard library from, with the system's shared libraries."""
+    """Return the folders and files of the standard library and of shared libraries."""
     own = [path for path in sys.path if os.path.isabs(path)]
     found = [os.path.join(sys.base_exec_prefix, "lib"), *own, *LIBRARIES, "/etc/localtime"]
     return [path for path in dict.fromkeys(map(os.path.realpath, found)) if path != "/" and os.path.exists(path)]
 
 
 def _grants(path: str) -> list[tuple[str, int]]:
-    """Return paths to grant for a folder or file, each with its rights: installed packages inside it stay closed.
+    """Return paths to grant for a folder or file, with their rights, without installed packages.
 
-    The kernel knows no exception from a rule. So a library folder with packages is granted child by child, and only its
-    names can be listed, which imports need.
+    The kernel knows no exception from a rule. So a library folder with packages is granted child
+    by child, and only its names can be listed, which imports need.
     """
     if not os.path.isdir(path):
         return [(path, READ_FILE)]
@@ -202,7 +202,7 @@ def landlock_version() -> int:
 
 
 def landlock_ruleset(version: int, paths: Sequence[str]) -> int:
-    """Return a descriptor of rules: nothing writable, only `paths` readable, no TCP, no signals to other processes."""
+    """Return a descriptor of rules: only `paths` readable, no writes, TCP or signals to others."""
     files = (1 << FILE_RIGHTS[min(version, len(FILE_RIGHTS)) - 1]) - 1
     rights = (ctypes.c_uint64 * 3)(files, NET_RIGHTS if version >= 4 else 0, SCOPES if version >= 6 else 0)
     size = 8 * (1 + (version >= 4) + (version >= 6))
@@ -223,7 +223,7 @@ def landlock(ruleset: int) -> None:
 
 
 def seccomp_program() -> bytes:
-    """Return the filter: calls of the list pass, all others fail with EPERM; another architecture's calls kill."""
+    """Return the filter: calls of the list pass, others fail, another architecture's kill."""
     if os.uname().machine not in MACHINES:
         raise Refused(f"seccomp: no list of system calls for {os.uname().machine}")
     audited, allowed, (fcntl, ioctl, prlimit, clone, clone3) = MACHINES[os.uname().machine]
@@ -244,7 +244,7 @@ def seccomp_program() -> bytes:
     program += argument(ioctl, 1, IOCTL_REQUESTS)
     program += argument(prlimit, 0, (0,))
     program += argument(clone, 0, THREAD_FLAGS)
-    # The C library falls back to clone, whose flags can be seen here, only when clone3 does not exist.
+    # The C library falls back to clone, whose flags are visible, only without clone3.
     program += [step(equal, clone3, no=1), step(back, RET_ERRNO | ENOSYS), step(back, RET_ERRNO | EPERM)]
     return b"".join(program)
 
@@ -272,11 +272,11 @@ WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 
 
 def audit(paths: Sequence[str]) -> None:
-    """Refuse Python's own ways to other processes, the network and files, also where the kernel would allow them.
+    """Refuse Python's own ways to other processes, the network and files.
 
     Of `paths`, installed packages stay closed: a program may look for a benchmark's answers there.
     """
-    # All that the hook uses is bound here: a program can rebind the names of this module and of Python.
+    # The hook's names are bound here: a program can rebind those of this module and of Python.
     realpath, fspath, is_a, number, octets = os.path.realpath, os.fspath, isinstance, int, bytes
     writing, denied, refusal, reason = WRITING, DENIED, PermissionError, EPERM
     files, folders = frozenset(paths), tuple(path + "/" for path in paths)

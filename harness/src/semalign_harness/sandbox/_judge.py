@@ -1,4 +1,4 @@
-"""Verdicts for the harness: one probe of the machine, then one bare interpreter for each program."""
+"""Verdicts: one probe of the machine, then one bare interpreter for each program."""
 
 import ast
 import builtins
@@ -44,15 +44,17 @@ class Program(NamedTuple):
     code: str
     """The whole module, written by a model: never trusted."""
     tests: str
-    """Trusted: statements that raise unless the program is right, such as asserts; they run after `code`.
+    """Trusted statements that raise unless the program is right; they run after `code`.
 
-    For HumanEval `test` and `check(<entry point>)`; for MBPP `test_setup_code` and the lines of `test_list`.
+    For HumanEval `test` and `check(<entry point>)`; for MBPP `test_setup_code` and the lines of
+    `test_list`.
     """
     entry_point: str | None = None
     """The function under test; None takes every name that the tests use and do not define."""
     prompt: str = ""
-    """Trusted beginning of `code`: what it binds and the tests use besides the entry point (the encoder in
-    HumanEval/38, a constant, an import) is taken from here, so that the program cannot redefine it."""
+    """Trusted beginning of `code`: what it binds and the tests use besides the entry point (the
+    encoder in HumanEval/38, a constant, an import) is taken from here, so that the program cannot
+    redefine it."""
 
 
 class Limits(Settings):
@@ -63,7 +65,7 @@ class Limits(Settings):
     idle_seconds: float = Field(10.0, gt=0)
     """Seconds in which neither of them uses the CPU: sleep, and waiting for what never comes."""
     wall_seconds: float = Field(180.0, gt=0)
-    """Seconds until the verdict, a last resort: far more than the others, so that a busy machine changes no verdict."""
+    """Seconds until the verdict: a last resort, so that a busy machine changes no verdict."""
     memory_bytes: int = Field(1 << 30, ge=1 << 27)
     """Address space of the program and of its tests each, in bytes."""
     output_bytes: int = Field(1 << 26, ge=0)
@@ -78,9 +80,9 @@ class Verdict(Settings):
     passed: bool
     """Whether every test ran and none raised."""
     reason: Reason
-    """`passed`; `failed` a test, or raised; ran into the limit of time (`timeout`), `memory` or `output`; `exited` or
-    `crashed` before the tests were through; `broken`: its process sent what is no answer; `refused`: the tests cannot
-    run here."""
+    """`passed`; `failed` a test, or raised; ran into the limit of time (`timeout`), `memory` or
+    `output`; `exited` or `crashed` before the tests were through; `broken`: its process sent no
+    answer; `refused`: the tests cannot run here."""
     detail: str
     """One line for people."""
     seconds: float
@@ -91,11 +93,12 @@ class Level(Contract):
     """The layers around a program on this machine."""
 
     namespaces: Namespaces
-    """No network, no other process in sight, all mounts read-only: through `bubblewrap`, which also hides all files but
-    Python's, through a `user` namespace, with the caller's own privileges (`root`), or not (`none`)."""
+    """No network, no other process in sight, all mounts read-only: through `bubblewrap`, which
+    also hides all files but Python's, through a `user` namespace, with the caller's own privileges
+    (`root`), or not (`none`)."""
     landlock: int
-    """Version of the kernel's Landlock (nothing writable, standard library readable, no TCP from 4, no signals to other
-    processes from 6); 0 without."""
+    """Version of the kernel's Landlock (nothing writable, standard library readable, no TCP from
+    4, no signals to other processes from 6); 0 without."""
     seccomp: bool
     """System calls cut to a list without sockets, processes, signals and changes of files."""
     limits: list[str]
@@ -125,19 +128,20 @@ def probe() -> Level:
 def judge(
     programs: Iterable[Program], *, limits: Limits | None = None, workers: int | None = None, allow_weak: bool = False
 ) -> list[Verdict]:
-    """Run each program against its tests in processes of its own, and return the verdicts in the same order.
+    """Run each program against its tests in processes of its own; return verdicts in order.
 
-    The program lives in one confined process, the tests in another that calls it with plain values, and the verdict
-    comes from the second: what the program prints, patches or returns cannot speak for it.
+    The program lives in one confined process, the tests in another that calls it with plain
+    values, and the verdict comes from the second: nothing that the program prints, patches or
+    returns can speak for it.
 
     Args:
         programs: what to judge.
         limits: what each may use; None for the defaults.
         workers: how many at a time; None for one per CPU of this process.
-        allow_weak: whether to run where the kernel confines less than `Level.strong` says, such as on macOS.
+        allow_weak: whether to run where `Level.strong` is False, such as on macOS.
 
     Raises:
-        SemalignError: this machine's sandbox is weak and `allow_weak` is not set, or a layer could not be applied.
+        SemalignError: the sandbox is weak and `allow_weak` is not set, or a layer failed.
     """
     level = probe()
     if not level.strong and not allow_weak:
@@ -194,7 +198,7 @@ class Names(NamedTuple):
     prompt: list[str]
     """Bound by the trusted prompt."""
     standard: dict[str, str]
-    """Names of the standard library, which are Python's own whatever the program makes of them; each with its path."""
+    """Python's own, whatever the program makes of them; each with its path."""
 
 
 def _parse(text: str) -> tuple[ast.Module, symtable.SymbolTable]:
@@ -210,7 +214,7 @@ def _assert_lines(tests: ast.Module) -> frozenset[int]:
 
 
 def _mentioned(tests: ast.Module) -> frozenset[str]:
-    """Return names and attributes in the tests, also those that they import, but for the exceptions that they raise."""
+    """Return names, attributes and imports in the tests, without exceptions that they raise."""
     found: set[str] = set()
     errors = [node.exc for node in ast.walk(tests) if isinstance(node, ast.Raise)]
     raised = {id(error.func if isinstance(error, ast.Call) else error) for error in errors}
@@ -226,9 +230,9 @@ def _mentioned(tests: ast.Module) -> frozenset[str]:
 def names_under_test(program: Program) -> Names:
     """Return names that the tests use and do not bind, by where their values come from.
 
-    The tests and the prompt alone decide. A name of Python's (built-in, a standard module, or one that a standard
-    module is known for, such as `Counter`) is the program's only if it is the entry point, or if the tests use no
-    other: MBPP 126 tests a function called `sum`.
+    The tests and the prompt alone decide. A name of Python's (built-in, a standard module, or one
+    that a standard module is known for, such as `Counter`) is the program's only if it is the
+    entry point, or if the tests use no other: MBPP 126 tests a function called `sum`.
 
     Raises:
         SyntaxError: the tests do not parse.
@@ -308,7 +312,7 @@ def _standard_path(name: str, tests: ast.Module, calls: list[str]) -> str | None
 
 
 def _bubblewrap() -> list[str]:
-    """Return the command that starts a program where only Python is visible; empty without bubblewrap."""
+    """Return the command to start a program that sees only Python; empty without bubblewrap."""
     program = shutil.which("bwrap") if sys.platform == "linux" else None
     if program is None:
         return []
@@ -333,8 +337,8 @@ def _spawn(wrapper: list[str], settings: dict[str, Any], job: bytes, seconds: fl
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        # The same verdict each time, also for programs that rely on the order of a set; threads share one heap, so that
-        # they need no address space of their own for it.
+        # One order of sets, so that the verdict is the same each time. One heap for all threads,
+        # so that they need no address space of their own for it.
         env={"PYTHONHASHSEED": "0", "MALLOC_ARENA_MAX": "1"},
         cwd="/",
         start_new_session=True,

@@ -1,7 +1,7 @@
 """Event loops for a process that can make neither sockets nor epoll descriptors.
 
-asyncio is imported where it is used: its import is slow, few programs need it, and a confined process cannot read this
-file any more.
+asyncio is imported where it is used: its import is slow, few programs need it, and a confined
+process cannot read this file any more.
 """
 
 import os

@@ -1,18 +1,21 @@
 """Stand-ins for classes and objects of the other process, which ask that process to act.
 
-Python looks for operators, `isinstance`, `except` and `with` on the class of an object. So each class of the other
-process has a class here with the same name, the same bases and the operations that it defines. A subclass of a plain
-class, such as a namedtuple, holds the plain content too.
+Python looks for operators, `isinstance`, `except` and `with` on the class of an object. So each
+class of the other process has a class here with the same name, the same bases and the operations
+that it defines. A subclass of a plain class, such as a namedtuple, holds the plain content too.
 
-The tests trust no object of the program with a comparison. An operator of the program is asked only when both operands
-are objects of the program: an object equal to everything would otherwise decide `f(x) == 5` and `abs(f(x) - 5) < 0.1`.
-Between two of its own objects nothing is lost, since a program could return the same object twice. Conversions (`int`,
-`len`, `str`, iteration, items) are asked: the program answers them without knowing what it is compared with. The
-content of a subclass of a plain container is known here and decides its length, truth, order and comparison; `items`,
-`keys`, `values` and `get` of a dict and `__iter__` of a `deque` are still the program's if it overrides them.
+The tests trust no object of the program with a comparison. An operator of the program is asked
+only when both operands are objects of the program: an object equal to everything would otherwise
+decide `f(x) == 5` and `abs(f(x) - 5) < 0.1`. Between two of its own objects nothing is lost, since
+a program could return the same object twice. Conversions (`int`, `len`, `str`, iteration, items)
+are asked: the program answers them without knowing what it is compared with. The content of a
+subclass of a plain container is known here and decides its length, truth, order and comparison;
+`items`, `keys`, `values` and `get` of a dict and `__iter__` of a `deque` are still the program's
+if it overrides them.
 
-A program can still do what one process would allow too, by public names of objects that the tests hand over: configure
-their Mock, format with their Formatter, and change lists and dicts that their classes or partials hold.
+A program can still do what one process would allow too, by public names of objects that the tests
+hand over: configure their Mock, format with their Formatter, and change lists and dicts that their
+classes or partials hold.
 """
 
 from collections.abc import Callable
@@ -41,7 +44,7 @@ INSPECTED = _special(
     "name qualname module doc defaults kwdefaults annotations wrapped code closure self func dict members slots notes "
     "signature dataclass_fields match_args version author all"
 )
-"""Attributes with underscores that are data; the others are protocols, which must be on the class."""
+"""Attributes with underscores that are data; the others are protocols of the class."""
 CONTENTS = (int, float, complex, str, bytes, tuple, frozenset, list, dict, set, bytearray)
 """Plain classes: an object of a subclass compares by its content."""
 KNOWN = _special("len iter bool")
@@ -59,7 +62,7 @@ class Mirrors:
     Args:
         ask: operation, object and arguments to result, in the other process.
         hash_of: hash of an object, as the other process has sent it.
-        trusting: whether the other process decides comparisons and arithmetic of its objects with any operand.
+        trusting: whether the other process decides comparisons and arithmetic with any operand.
     """
 
     def __init__(self, ask: Callable[..., Any], hash_of: Callable[[Any], int], *, trusting: bool) -> None:
@@ -122,7 +125,7 @@ class Mirrors:
     def make(
         self, name: str, qualname: str, module: str, bases: tuple[type, ...], operations: tuple[str, ...], real: Any
     ) -> type:
-        """Return the class that stands for another one of these names, bases, operators and overridden methods.
+        """Return the class that stands for one of these names, bases and overridden operations.
 
         Its objects claim the standard class `real`, or with None the class itself.
         """
@@ -203,7 +206,7 @@ def _is_counter(kind: type) -> bool:
 
 
 def _by_count(counter: Any) -> dict[str, Any]:
-    """Return comparisons and arithmetic for a stand-in of a Counter, whose own would call the program's methods."""
+    """Return operators for a stand-in of a Counter: its own would call the program's methods."""
 
     def content(value: Any) -> Any:
         found = counter()

@@ -1,9 +1,10 @@
-"""Two processes that use each other's values as if they were one: shared containers, numbered objects, calls both ways.
+"""Two processes as one: shared containers, numbered objects, calls both ways.
 
-Only one of the two runs at a time, the other waits for its message. Each message begins with all that has changed in
-the containers that both know. So a change shows wherever Python would show it: after a call, an exception or a step of
-a generator, through any alias. Values that cannot change cross by content. Everything else has a number, which means
-the same object in both: even numbers belong to the tests' process, odd ones to the program's.
+Only one of the two runs at a time, the other waits for its message. Each message begins with all
+that has changed in the containers that both know. So a change shows wherever Python would show it:
+after a call, an exception or a step of a generator, through any alias. Values that cannot change
+cross by content. Everything else has a number, which means the same object in both: even numbers
+belong to the tests' process, odd ones to the program's.
 """
 
 import sys
@@ -33,7 +34,7 @@ OPTIONS: dict[str, Callable[[Any], tuple[Any, ...]]] = {
     "collections.deque": lambda value: ((), value.maxlen),
     "array.array": lambda value: (value.typecode,),
 }
-"""Arguments of the class for an empty container like a given one; no arguments for the other classes."""
+"""Arguments of the class for an empty container like a given one; none elsewhere."""
 FIXED: dict[type, Callable[[Any], Any]] = {
     int: int.__index__,
     float: float.__float__,
@@ -43,7 +44,7 @@ FIXED: dict[type, Callable[[Any], Any]] = {
     tuple: lambda value: tuple(tuple.__iter__(value)),
     frozenset: lambda value: frozenset(frozenset.__iter__(value)),
 }
-"""Plain classes whose objects cannot change, with their content, by methods that a subclass cannot override."""
+"""Plain classes whose objects cannot change, with the content, whatever a subclass overrides."""
 
 
 def content_of(value: Any) -> Any:
@@ -110,7 +111,7 @@ def look_up(path: str) -> Any:
 
 
 def path_of(value: Any) -> str | None:
-    """Return the path by which `look_up` finds this very class, function or module; None if it does not."""
+    """Return the path by which `look_up` finds this class, function or module; None without."""
     if type(value) is type(sys):
         path = f"{value.__name__}:"
     else:
@@ -144,7 +145,7 @@ CLAIMED: tuple[type, ...] = (
     types.GeneratorType, types.CoroutineType, types.AsyncGeneratorType, types.MethodType,
 )  # fmt: skip
 REAL = {kind.__name__: kind for kind in CLAIMED}
-"""Standard classes that a stand-in may claim, by their names: those whose objects hold no value to compare."""
+"""Standard classes that a stand-in may claim: their objects hold no value to compare."""
 LONGEST_TEXT = 1 << 12
 """Longest text in the arguments of an exception, in characters."""
 
@@ -200,7 +201,7 @@ class Peer(Codec):
         return False
 
     def path(self, value: Any) -> str | None:
-        """Return the name that stands for a standard class, function or module on the other side."""
+        """Return the name of a standard class, function or module on the other side."""
         return path_of(value)
 
     def named(self, path: str) -> Any:
@@ -241,7 +242,7 @@ class Peer(Codec):
     # Conversation
 
     def ask(self, operation: str, target: Any, *arguments: Any, **keywords: Any) -> Any:
-        """Let the other side do something, and meanwhile do what it asks; raises what the other side raises."""
+        """Let the other side act, and meanwhile do what it asks; raise what it raises."""
         if self.reading:
             return NotImplemented  # a comparison in a set that is being filled: different objects differ
         self.send(("ask", operation, target, arguments, keywords))
@@ -259,7 +260,7 @@ class Peer(Codec):
         if type(message) is not tuple or len(message) != 5 or message[0] != "ask":
             raise Malformed("a message that neither asks nor answers")
         _, operation, target, arguments, keywords = message
-        # Exactly these types: a stand-in of a subclass would answer again each time that it is read.
+        # Exactly these types: a stand-in of a subclass would answer again at each reading.
         if (type(operation), type(arguments), type(keywords)) != (str, tuple, dict) or not _texts(keywords):
             raise Malformed("a question whose parts are no plain values")
         try:
@@ -295,7 +296,7 @@ class Peer(Codec):
     # Messages
 
     def pack(self, payload: Any) -> bytes:
-        """Return a message: what is new, what has changed, the payload, and what is not shared any more."""
+        """Return a message: new objects, changes, the payload, and what is shared no more."""
         first, self.news = self.next, []
         out: list[bytes] = []
         try:
@@ -330,7 +331,7 @@ class Peer(Codec):
         return b"".join(out)
 
     def unpack(self, data: bytes) -> Any:
-        """Return the payload of a message, after all else in it has been done; `Malformed` if it is no message."""
+        """Return the payload of a message, after all else in it; `Malformed` if it is none."""
         self.reading = True
         try:
             return guarded(self._take, data)
@@ -524,7 +525,7 @@ def _same(old: Any, new: Any) -> bool:
 
 
 def _is_root(kind: type) -> bool:
-    """Return whether a class and all its bases are Python's, as far as objects of its subclasses are concerned."""
+    """Return whether a class is Python's or plain, where the search for operations ends."""
     return kind is object or plain_base(kind) is kind or (issubclass(kind, BaseException) and is_standard(kind))
 
 

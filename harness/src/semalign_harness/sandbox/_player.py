@@ -1,4 +1,4 @@
-"""The process that holds the program: it does what the tests ask, knows nothing of them, and nothing trusts it."""
+"""The process of the program: it does what the tests ask, and nothing trusts it."""
 
 import os
 import sys
@@ -11,13 +11,13 @@ from ._typing import Any, NoReturn
 from ._values import Codec, send
 
 Signature = tuple[tuple[str, ...], tuple[str, ...], int, str, tuple[str, ...], str]
-"""Parameters of a function: by position, those of all that have a default, how many only by position, `*`, only by
-name, `**`; empty for none."""
+"""Parameters of a function: by position, those of all that have a default, how many only by
+position, `*`, only by name, `**`; empty for none."""
 LEFT_OUT = object()
 READY = "ready"
-"""First message of a player, once it is confined: whatever ends it later is the program's doing."""
+"""First message of a confined player: whatever ends it later is the program's doing."""
 OWN_FRAMES = 30
-"""Calls of ours below a call of the program, with some to spare: they do not count against its recursion limit."""
+"""Most calls of ours below one of the program, which its recursion limit does not count."""
 
 
 class Player(Peer):
@@ -28,12 +28,12 @@ class Player(Peer):
     def __init__(self, incoming: int, outgoing: int) -> None:
         super().__init__(incoming, outgoing, first=1, limit=sys.maxsize, trusting=True)
         self.turn = RLock()
-        """Held by the thread that talks with the tests; free while the program works, so that its threads can ask."""
+        """Held by the thread that talks with the tests, free while the program works."""
         self.turn.acquire()
         self.names: list[str] = []
         self.space: dict[str, Any] = {}
         self.exports: dict[str, Any] = {}
-        """The names that the tests use, shared with them, so that they see when the program binds one again."""
+        """The names that the tests use, shared with them, so that they see a new binding."""
 
     def pack(self, payload: Any) -> bytes:
         """Return a message, with the present values of the names that the tests use."""
@@ -56,7 +56,7 @@ class Player(Peer):
         return known or (getattr(sys.modules.get(module), name, None) if standard else None)
 
     def build(self, kind: type, details: Any) -> Any:
-        """Return a function with the parameters of the tests' function, or an object without storage."""
+        """Return a function with the tests' parameters, or an object without storage."""
         if details is None:
             return super().build(kind, details)
 
@@ -104,7 +104,7 @@ class Player(Peer):
 def _function(
     forward: Callable[..., Any], name: str, qualname: str, doc: str | None, parameters: Signature, waits: bool
 ) -> Any:
-    """Return a function with the name and the parameters of another, to which it passes its arguments on.
+    """Return a function with the name and the parameters of another, which it calls.
 
     Parameters that have a default there get `LEFT_OUT` here, and are left out of the call.
     """

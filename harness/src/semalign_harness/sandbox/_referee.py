@@ -1,4 +1,4 @@
-"""The process that runs the tests: it holds no line of the program, only stand-ins that ask the player's process."""
+"""The process of the tests: it holds stand-ins that ask the player, and nothing of the program."""
 
 import builtins
 import os
@@ -15,7 +15,7 @@ UNREADY, GONE, BROKEN, ENDED = "sandbox", "gone", "broken", "exited"
 DETAIL = 1000
 """Longest detail, in characters: much of it is the program's own words."""
 OUT_OF_MEMORY = ("without exception set", "without setting an exception")
-"""Ends of the SystemError that CPython raises in place of a MemoryError where an allocation inside it fails."""
+"""Ends of the SystemError that CPython raises where an allocation inside it fails."""
 SECRET = ("frame", "code", "traceback", "module")
 """Classes of objects through which a program could reach the tests."""
 OPEN = (INSPECTED - {"__code__", "__closure__", "__self__", "__func__", "__dict__"}) | {
@@ -29,19 +29,20 @@ ENDS: dict[type[BaseException], str] = {StopIteration: "__next__", StopAsyncIter
 
 
 class Stopped(BaseException):
-    """The program ended or broke the protocol: no test goes on, whatever it catches."""
+    """The program ended or broke the protocol: no test resumes, whatever it catches."""
 
 
 class Referee(Peer):
     """The tests' side.
 
-    The program may use only objects that the tests have passed to it, and only by their public names, as a program in
-    the same process would: it calls them, reads their attributes and sets those that are data.
+    The program may use only objects that the tests have passed to it, and only by their public
+    names, as a program in the same process would: it calls them, reads their attributes and sets
+    those that are data.
 
     Args:
         incoming, outgoing, limit: as for `Peer`.
-        tests: text of the tests, with the names and attributes that they use (`mentioned`) and the numbers of the lines
-            in which their assertions stand (`asserts`).
+        tests: text of the tests, with the names and attributes that they use (`mentioned`) and the
+            numbers of the lines in which their assertions stand (`asserts`).
     """
 
     mentioned: frozenset[str] = frozenset()
@@ -54,7 +55,7 @@ class Referee(Peer):
         self.space: dict[str, Any] = {"__name__": "tests"}
         self.names: list[str] = []
         self.exports: dict[str, Any] = {}
-        """Names that the program's process has sent: it may hold others, which are no names for the tests."""
+        """Names that the program's process has sent, also those that the tests do not use."""
 
     def load(self, code: str, names: list[str]) -> None:
         """Run the program; those of the names that it binds are bound for the tests too."""
@@ -73,7 +74,7 @@ class Referee(Peer):
         self.space.update({name: self.exports[name] for name in self.names if name in self.exports})
 
     def stop(self, reason: str, detail: str | BaseException) -> Stopped:
-        """End the tests, for the first reason that there is; nothing asks the program about an error any more."""
+        """End the tests for the first reason; nothing asks the program about an error any more."""
         if self.stopped is None:
             self.stopped = (reason, "")
             self.stopped = (reason, detail if isinstance(detail, str) else describe(detail, self.tests))
@@ -96,7 +97,7 @@ class Referee(Peer):
         return number % 2 == 1 or number in self.contents
 
     def named(self, path: str) -> Any:
-        """Return a built-in exception: the program names nothing else, least of all something to call."""
+        """Return a built-in exception: the program names nothing else."""
         module, _, name = path.partition(":")
         found = getattr(builtins, name, None)
         if module != "builtins" or not (isinstance(found, type) and issubclass(found, BaseException)):
@@ -104,7 +105,7 @@ class Referee(Peer):
         return found
 
     def known_exception(self, module: str, qualname: str) -> type | None:
-        """Return an exception that the tests name: others, such as unittest's, must not steer what runs the tests."""
+        """Return an exception that the tests name: others could steer what runs the tests."""
         return super().known_exception(module, qualname) if self.mentioned.issuperset(qualname.split(".")) else None
 
     def details(self, value: Any) -> Any:
@@ -120,9 +121,8 @@ class Referee(Peer):
         """Send a message, unless the program has ended."""
         if self.stopped:
             raise Stopped
-        message = self.pack(payload)
         try:
-            send(self.outgoing, message)
+            super().send(payload)
         except OSError as error:
             raise self.stop(GONE, str(error)) from None
 
@@ -150,7 +150,7 @@ class Referee(Peer):
     def perform(self, operation: str, target: Any, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
         """Do what the program asks with an object that the tests have passed to it.
 
-        An assertion that does not hold in the tests' own function fails the tests, whatever the program does about it.
+        A failed assertion in the tests' own function fails the tests, whatever the program does.
         """
         number = self.numbers.get(id(target), 1)
         if number % 2 or number in self.contents and type(target).__module__ == "builtins":
@@ -175,7 +175,7 @@ class Referee(Peer):
             raise
 
     def raised(self, operation: str, error: BaseException) -> BaseException:
-        """Return the exception for the tests; one that ends a loop or the process reaches only tests that name it."""
+        """Return the exception for the tests; they must name one that ends a loop or process."""
         name = next(kind.__name__ for kind in type(error).__mro__ if getattr(builtins, kind.__name__, None) is kind)
         text = error.args[0] if error.args and type(error.args[0]) is str else ""
         if name == "SystemError" and text.endswith(OUT_OF_MEMORY):
@@ -251,7 +251,7 @@ def describe(error: BaseException, tests: str) -> str:
 
 
 def _lines(error: BaseException) -> list[tuple[int, str]]:
-    """Return numbers of the lines of the tests that an error has passed, with their functions, the innermost last."""
+    """Return lines of the tests that an error has passed, with functions, the innermost last."""
     found, trace = [], error.__traceback__
     while trace is not None:
         code = trace.tb_frame.f_code

@@ -1,4 +1,4 @@
-"""The process that starts player and referee, watches the clock and the output, ends both and reports."""
+"""The process that starts player and referee, watches them, ends both and reports."""
 
 import os
 import select
@@ -17,22 +17,22 @@ SIGXCPU, SILENT = 24, "silent"
 FIRST_FREE = 64
 """Above every descriptor that this process has open."""
 INTERVAL = 0.05
-"""Seconds between looks at the processes."""
+"""Seconds between two checks of the processes."""
 WINDOW = 0.5
-"""Seconds over which CPU time is compared with the clock: on a busy machine each process runs a little in them."""
+"""Seconds over which CPU time is compared with the clock: a busy machine runs each a little."""
 IDLE = 0.01
 """A smaller share of the CPU counts as sleep."""
 CPU_CLOCK = 2
 """The clock of a process by its number counts user and system time, for all its threads."""
 LAST_WORDS = 1.0
-"""Seconds that a program whose pipe has closed may take to end by itself, so that its status is known."""
+"""Seconds for a program whose pipe has closed to end by itself, with a status."""
 
 Report = tuple[bool, str, str]
 """Passed, reason, detail."""
 
 
 def main(settings: dict[str, Any]) -> None:
-    """Probe the machine, or judge the program whose job comes over standard input; report on standard output."""
+    """Probe the machine, or judge the job on standard input; report on standard output."""
     codec = Codec()
     if settings["probe"]:
         send(1, codec.encode(_confine.available()))
@@ -69,7 +69,7 @@ def _judge(settings: dict[str, Any]) -> Report:
         _confine.audit(paths)
         play(3, 4)
 
-    # Neither process has the job in its memory when it starts: only the referee holds the pipe that it comes from.
+    # Neither process starts with the job in its memory: only the referee holds its pipe.
     judge = _start([0, nothing, nothing, requests[1], replies[0], verdict[1], *rules], judging)
     _confine.enter_pid_namespace(layers["namespaces"])
     player = _start([nothing, output[1], output[1], requests[0], replies[1], *rules], playing)
@@ -111,8 +111,8 @@ def _start(descriptors: list[int], work: Callable[[], None]) -> int:
 def _watch(settings: dict[str, Any], verdict: int, output: int, watched: list[int]) -> Report:
     """Wait for the verdict, or until one limit is reached.
 
-    The kernel limits the CPU time of each process. This limits the time in which neither of them uses any: sleep, which
-    is no work that a busy machine could slow down.
+    The kernel limits the CPU time of each process. This limits the time in which neither of them
+    uses any: sleep, which is no work that a busy machine could slow down.
     """
     start = last = time.monotonic()
     rest = _Rest(watched)
@@ -147,8 +147,8 @@ def _watch(settings: dict[str, Any], verdict: int, output: int, watched: list[in
 class _Rest:
     """Seconds in which processes have slept: neither used a CPU nor waited for one.
 
-    Where the system does not say how long they waited for a CPU, the time since the last look counts as sleep if they
-    used next to none in it.
+    Where the system does not say how long they waited for a CPU, the time since the last look
+    counts as sleep if they used next to none in it.
     """
 
     def __init__(self, processes: list[int]) -> None:
@@ -171,7 +171,7 @@ class _Rest:
         return self.seconds
 
     def _busy(self) -> float:
-        """Return seconds of use and of waiting for it; the wall time where the system says neither."""
+        """Return seconds of use and of waiting for it; else the wall time."""
         if not _confine.LINUX:
             return time.monotonic()
         for process in self.processes:

@@ -1,4 +1,4 @@
-"""Names for annotations, without `typing`, whose import would take a quarter of the time of a short program."""
+"""Names for annotations, without the import of `typing`, which is slow."""
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

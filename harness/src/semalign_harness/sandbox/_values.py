@@ -1,8 +1,8 @@
-"""Bytes of plain values, for messages between the tests' process and the program's, and for verdicts.
+"""Bytes of plain values, for messages between the processes and for verdicts.
 
-An item is a tag, a size, a colon and the payload. The size of a container counts its items, any other size counts
-bytes. Decoding makes only the built-in and standard types listed here, whatever the bytes are. An object that is no
-plain value has no bytes here: `_peer` numbers it.
+An item is a tag, a size, a colon and the payload. The size of a container counts its items, any
+other size counts bytes. Decoding makes only the built-in and standard types listed here, whatever
+the bytes are. An object that is no plain value has no bytes here: `_peer` numbers it.
 """
 
 import builtins
@@ -32,7 +32,7 @@ STANDARD: dict[str, str | Callable[[Any], Any]] = {
     "pathlib.PosixPath": lambda value: value.parts,
     "pathlib.PurePosixPath": lambda value: value.parts,
 }
-"""Standard classes that cross by content, each with the attributes that hold it or a function that returns it."""
+"""Standard classes that cross by content: its attributes, or a function that returns it."""
 MAKERS: dict[str, Callable[..., Any]] = {
     "builtins.ellipsis": lambda: ...,
     "builtins.NotImplementedType": lambda: NotImplemented,
@@ -183,7 +183,7 @@ class Codec:
 
 
 def guarded(read: Callable[[bytes], Any], data: bytes) -> Any:
-    """Return what `read` makes of bytes that may come from an enemy; all but a full memory is `Malformed`."""
+    """Read bytes that may come from an enemy; any error but a full memory is `Malformed`."""
     try:
         return read(data)
     except MemoryError:

@@ -17,5 +17,5 @@ def bytes_in(folder: Path) -> int:
 
 
 def cache_folder() -> Path:
-    """Return the folder of generated and converted models: $SEMALIGN_CACHE, else the user's cache folder."""
+    """Return the folder of cached models: $SEMALIGN_CACHE, else the user's cache folder."""
     return Path(os.environ.get("SEMALIGN_CACHE") or platformdirs.user_cache_dir("semalign"))

@@ -18,7 +18,7 @@ T = TypeVar("T")
 OURS = ("semalign_geometry", "semalign_attribution", "semalign_align", "semalign_train", "semalign_harness")
 """Names of the loggers of the five packages."""
 LOADERS = ("transformers", "bitsandbytes")
-"""Names of the loggers of the packages that load models; peft imports the second where it is installed."""
+"""Names of the loggers of the packages that load models."""
 NOTED_EVERY = 60.0
 """Seconds between two notes of a bar where there is no terminal."""
 
@@ -55,7 +55,7 @@ class Bar:
 
 
 class Console:
-    """Steps, notes and bars on standard error; where it is no terminal, a note every minute instead of a bar.
+    """Steps, notes and bars on standard error; without a terminal, a note every minute for a bar.
 
     Args:
         quiet: show nothing.
@@ -96,7 +96,7 @@ class Console:
             yield Bar(bar)
 
     def ticker(self, label: str) -> Callable[[int, int], None]:
-        """Return a function of the steps done and all steps; its bar appears with the first report."""
+        """Return a function of the steps done and all steps, which shows a bar."""
         bars: list[tqdm[NoReturn]] = []
 
         def report(done: int, total: int) -> None:
@@ -109,7 +109,7 @@ class Console:
         return report
 
     def counter(self, label: str, total: int) -> Callable[[int], None]:
-        """Return a function of the further steps done; its bar appears with the first report."""
+        """Return a function of the further steps done, which shows a bar."""
         tick, done = self.ticker(label), 0
 
         def report(more: int) -> None:
@@ -143,9 +143,10 @@ class _Lines(logging.Handler):
 
 @contextmanager
 def logged(*, verbose: bool) -> Iterator[None]:
-    """Show log lines while the block runs: warnings of the five packages and errors of those that load models.
+    """Show warnings of the five packages and errors of those that load models in the block.
 
-    With `verbose`, show all lines of the five packages and warnings of the others, each with its time.
+    With `verbose`, show all lines of the five packages and warnings of the others, each with its
+    time.
     """
     form = "%(asctime)s %(levelname)s %(name)s: %(message)s" if verbose else "%(levelname)s: %(message)s"
     handler = _Lines()
@@ -165,10 +166,10 @@ def logged(*, verbose: bool) -> Iterator[None]:
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """Let Ctrl-C be a `KeyboardInterrupt` of the block also where an extension turns it into another error.
+    """Raise `KeyboardInterrupt` for Ctrl-C also where an extension turns it into another error.
 
-    torch does so when it is interrupted while it finds out the class of an object. Outside the main thread, and where
-    Ctrl-C is ignored, nothing changes.
+    torch does so when it is interrupted while it finds out the class of an object. Outside the
+    main thread, and where Ctrl-C is ignored, nothing changes.
     """
     before, pressed = signal.getsignal(signal.SIGINT), False
     if before is not signal.default_int_handler or threading.current_thread() is not threading.main_thread():

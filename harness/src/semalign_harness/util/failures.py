@@ -20,11 +20,12 @@ _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 @contextmanager
 def naming(what: str) -> Iterator[None]:
-    """Turn a failure of foreign code in the block, or a full memory, into a `SemalignError` that begins with `what`.
+    """Turn a failure of foreign code, or a full memory, into a `SemalignError` on `what`.
 
-    A failure is foreign if its innermost frame, tools aside, is of none of the five packages: of a model or its files,
-    a template, a tokenizer, an installed plug-in. Our own mistakes keep their class and their traceback, and a full
-    disk stays an `OSError`. `--verbose` shows the traceback of a foreign failure.
+    A failure is foreign if its innermost frame, tools aside, is of none of the five packages: of a
+    model or its files, a template, a tokenizer, an installed plug-in. Our own mistakes keep their
+    class and their traceback, and a full disk stays an `OSError`. `--verbose` shows the traceback
+    of a foreign failure.
 
     Args:
         what: the row or the model, and the work that failed.

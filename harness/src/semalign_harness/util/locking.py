@@ -8,7 +8,7 @@ from .console import Console
 
 
 def lock_of(folder: Path) -> FileLock:
-    """Return the lock to make or delete a folder; its empty hidden file beside the folder stays."""
+    """Return the lock to make or delete a folder; its file beside the folder stays."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     return FileLock(folder.with_name(f".{folder.name}.lock"))
 

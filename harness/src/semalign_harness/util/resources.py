@@ -32,7 +32,7 @@ def pick_device(name: str) -> torch.device:
 
 
 def join(name: str) -> tuple[Ranks, torch.device]:
-    """Connect the processes of this job, if a launcher has started several; return them and the device of this one."""
+    """Connect the processes of this job; return them and the device of this one."""
     device = pick_device(name)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         # One process may work for long while the others wait.
@@ -48,7 +48,7 @@ def leave() -> None:
 
 
 def forget_peak_memory(device: torch.device) -> None:
-    """Reset the peak of this process to the memory in use, where the system can: on CUDA and on Linux."""
+    """Reset the peak of this process to the memory in use, on CUDA and on Linux."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
@@ -74,8 +74,8 @@ def peak_memory(device: torch.device) -> int:
 def bfloat16_is_fast() -> bool:
     """Return whether this processor multiplies bfloat16 matrices at least as fast as float32 ones.
 
-    Processors without such instructions emulate them, a hundred times slower. The instructions of x86 processors are
-    known. Others are timed, which other work on the machine can disturb.
+    Processors without such instructions emulate them, a hundred times slower. The instructions of
+    x86 processors are known. Others are timed, which other work on the machine can disturb.
     """
     known = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
     if known.get("architecture") == "x86_64":

@@ -44,7 +44,7 @@ def _override(override: str) -> dict[str, Any]:
 
 
 def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
-    """Return overrides of the form `key.key=value`, the values read as YAML, as one tree; later ones win."""
+    """Return overrides of the form `key.key=value` as one tree; later ones win."""
     tree: dict[str, Any] = {}
     for override in overrides:
         tree = merged(tree, _override(override), kinds=False)
@@ -52,7 +52,7 @@ def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
 
 
 def merged(below: Any, above: Any, *, kinds: bool = True) -> Any:
-    """Return `above` merged over `below`; with `kinds`, a changed `kind` replaces its whole section."""
+    """Return `above` over `below`; with `kinds`, a changed `kind` replaces its section."""
     if not isinstance(below, dict) or not isinstance(above, dict):
         return above
     if kinds and "kind" in above and above["kind"] != below.get("kind"):
