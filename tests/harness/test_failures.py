@@ -167,7 +167,7 @@ def test_a_forward_run_that_fails_names_the_model(
     script = "def forward(self, input_ids=None, **more):\n    if input_ids.shape[1] > 8: raise IndexError(text)\n"
     space = {"__name__": "modeling_other", "text": "index out of range in self"}
     exec(f"{script}    return own(self, input_ids=input_ids, **more)", space | {"own": own}, space)
-    monkeypatch.setattr("semalign_harness.models.opening.DecoderView.verify", lambda self: None)
+    monkeypatch.setattr("semalign_attribution.DecoderView.verify", lambda self: None)
     monkeypatch.setattr(transformers.models.llama.modeling_llama.LlamaModel, "forward", space["forward"])
     told = refused(["run", "tiny", *overrides, "--quiet"], capsys)
     assert f"through the target {pair[1]}: IndexError: index out of range in self" in told

@@ -230,7 +230,7 @@ def tracked(folder: Path, experiment: Experiment, names: Sequence[str], console:
     try:
         for name in names:
             resumed = name in known.trackers
-            start = Start(folder, known.id, experiment.model_dump(mode="json"), resumed, console.is_quiet)
+            start = Start(folder, known.id, experiment.model_dump(mode="json"), resumed, console.quiet)
             try:
                 started[name] = tracker = TRACKERS[name](start)
                 for number, step in enumerate([] if resumed else steps_of(folder), 1):
