@@ -220,13 +220,6 @@ class Scaled(Relation):
     factor: float = 2.0
 
 
-class Scaled(Relation):
-    factor: float = 1.0
-
-    def total(self, step: Step) -> torch.Tensor:
-        return self.factor * super().total(step)
-
-
 def test_settings_of_an_own_objective_count(top: Supervision, tmp_path: Path) -> None:
     FrontierTrainer(target_model(), top, config(), objective=Scaled(), checkpoints=tmp_path).fit()
     other = FrontierTrainer(target_model(), top, config(), objective=Scaled(factor=3.0), checkpoints=tmp_path)
