@@ -15,7 +15,7 @@ from pathlib import Path
 import transformers
 import yaml
 from semalign_align import RaisedElsewhere
-from semalign_geometry import SemalignError
+from semalign_geometry import SemalignError, replace_file
 
 from ..experiment import Experiment, load_experiment, preset_names
 from ..methods import as_method
@@ -39,7 +39,7 @@ COMMANDS = {
     "doctor": "what would trouble a pair of models, told in seconds",
     "submit": "a matrix of experiments, here or as an array of Slurm jobs, and one table of it",
     "presets": "list the experiments that come along",
-    "models": "list the models that go by a name, fetch one, or tell where it lies",
+    "models": "list the models that go by a name, fetch or add one, or print its path",
     "store": "list or delete the supervision that is kept for further runs",
     "compare": "methods side by side: same rows, same budget, same evaluation, one table",
     "sweep": "vary settings of an experiment, and find the best by the KL on rows that no run reports",
@@ -338,9 +338,12 @@ def _pair_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _models_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("action", choices=("list", "pull", "where"), help="show all, fetch one, or print its path")
-    parser.add_argument("name", nargs="?", help="its name in the list, or its hub id")
-    parser.add_argument("--via", choices=("hub", "index"), help="what pull fetches it from (default: hub, else index)")
+    parser.add_argument(
+        "action",
+        choices=("list", "pull", "add", "where"),
+        help="show all, fetch one, keep a local file, or print a path",
+    )
+    parser.add_argument("name", nargs="?", help="its name in the list, or its hub id; for add, the path of the file")
     _volume_arguments(parser, "path")
 
 
@@ -351,23 +354,24 @@ def _store_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _models(options: argparse.Namespace) -> int:
     from ..models.catalogue import find_known, known_models
-    from ..models.pull import models_table, pull
+    from ..models.pull import add, models_table, pull
 
-    if options.via is not None and options.action != "pull":
-        raise SemalignError(f"--via is for pull: leave it out of {options.action}")
     if options.action == "list":
         if options.name is not None:
             raise SemalignError(f"list shows all models: leave {options.name} out")
         print(models_table(list(known_models().values())))
         return 0
     if options.name is None:
-        raise SemalignError(f"{options.action} needs the name of a model: semalign models list shows them")
-    model = find_known(options.name)
-    if options.action == "where":
-        print(model.pulled(cache_folder()))
-        return 0
+        wanted = "the path of a file" if options.action == "add" else "the name of a model"
+        raise SemalignError(f"{options.action} needs {wanted}: semalign models list shows those known")
     _hush()
-    print(pull(model, via=options.via, console=Console(quiet=options.quiet)))
+    console = Console(quiet=options.quiet)
+    if options.action == "add":
+        print(add(Path(options.name), console=console))
+    elif options.action == "pull":
+        print(pull(find_known(options.name), console=console))
+    else:
+        print(find_known(options.name).pulled(cache_folder()))
     return 0
 
 
@@ -437,18 +441,19 @@ def _whole_passes(experiment: Experiment) -> float:
 
 def _doctor(options: argparse.Namespace) -> int:
     from ..doctor import diagnose, diagnosis_text, read_settings
+    from ..report.plots import draw_similarity, standalone
 
     if options.out is not None and not options.deep:
         raise SemalignError("--out is the heat map of --deep: give --deep too, or leave --out out")
     _hush()
+    console = Console()
     experiment, has_rows = read_settings(options.source, options.target, options.data, options.overrides)
-    diagnosis = diagnose(
-        experiment,
-        has_rows=has_rows,
-        heat_map=(options.out or Path("layers.svg")) if options.deep else None,
-        console=Console(),
-    )
+    diagnosis = diagnose(experiment, has_rows=has_rows, deep=options.deep, console=console)
     print(diagnosis.model_dump_json(indent=2) if options.json else diagnosis_text(diagnosis))
+    if diagnosis.similarity:
+        heat_map = Path(options.out or "layers.svg")
+        replace_file(heat_map, standalone(draw_similarity(diagnosis.similarity, diagnosis.pairing)))
+        console.note(f"heat map: {heat_map}, source × target layers, the pairing as dots")
     return 0 if diagnosis.is_usable else 1
 
 

@@ -12,7 +12,8 @@ from ..results.files import ENVIRONMENT, EXPERIMENT, RESULT
 from ..results.run import Environment
 from ..util.console import Console
 from ..util.resources import pick_device
-from .inputs import Inputs, check_settings, read_inputs
+from .checks import check_settings, raise_first
+from .inputs import Inputs, read_inputs
 from .pipeline import check_code, check_unchanged, environment_of, settled
 from .run_folder import check_folder, is_claimed
 from .written_answers import written_parts
@@ -47,7 +48,7 @@ class DryRun:
             return [*notes, f"the device: {error}"]
         if inputs is None:
             return notes
-        check_settings(experiment, inputs.source.shape, inputs.target.shape)
+        raise_first(check_settings(experiment, inputs.source.shape, inputs.target.shape))
         self._check_start(experiment, inputs, folder, device)
         return notes
 

@@ -30,6 +30,7 @@ from ..util.cache import bytes_in
 from ..util.console import Console
 from ..util.failures import naming
 from ..util.resources import forget_peak_memory, join, peak_memory
+from .checks import check_dtype, raise_first
 from .inputs import Inputs, load, read_inputs
 from .measure import measured
 from .phase_cache import foreign_code, foreign_packages, is_kept, phase_key
@@ -342,11 +343,7 @@ def settled(inputs: Inputs, device: torch.device, began: Environment | None) -> 
         return _dtypes(inputs, device)
 
     found = _in_dtypes(inputs, Ranks.current().from_first(dtypes))
-    if found.target.settings.dtype == "float16":
-        raise SemalignError(
-            "the target's weights are float16, whose small gradients vanish without loss scaling: set "
-            "target.dtype=bfloat16"
-        )
+    raise_first([check_dtype(found.source, found.target)])
     return found
 
 
