@@ -389,7 +389,7 @@ def _strange_entries(pair: Pair, split: Split) -> Iterator[Finding]:
         return
     token = min(strange)
     name = pair.target.tokenizer.convert_ids_to_tokens(token)
-    told = f"the rows use {len(strange)} entries that the models do not share, such as {name!r}, entry {token}"
+    told = f"the rows use {name!r}, entry {token}"
     for role, opened in reversed(pair.both):
         if token >= opened.config.vocab_size and name in opened.entries:
             yield error(
@@ -436,8 +436,8 @@ def _unread(pair: Pair, split: Split) -> Iterator[Finding]:
         yield ok("rows", f"{split.several} rows have several answers, of which the last is trained on and measured")
     if split.ended_within:
         message = (
-            f"{split.ended_within} answers name {pair.encoder.tokenizer.eos_token!r} before their end, which is read as "
-            "the end-of-sequence token there too"
+            f"{split.ended_within} answers name {pair.encoder.tokenizer.eos_token!r} before their end, which is read "
+            "as the end-of-sequence token there too"
         )
         yield warning("rows", message, "answers without it")
     if joint := glued(split.train[0], pair.target.tokenizer):
