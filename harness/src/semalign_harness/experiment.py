@@ -1,10 +1,7 @@
-"""An experiment: everything a run depends on, from YAML files and dotted overrides."""
+"""An experiment: everything a run depends on."""
 
 import datetime
-import importlib.resources
 import typing
-from collections.abc import Sequence
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, SerializeAsAny, WrapValidator, field_validator, model_validator
@@ -25,7 +22,6 @@ from semalign_train import TransferConfig
 from .data.encoding import DAY, TemplateOptions
 from .data.settings import DataConfig
 from .models.settings import ModelConfig
-from .util.settings import merged, parse_overrides, parse_tree, read_tree
 
 Policy = Monotone | Uniform | NearestCritical | SimilarityPairing | Manual | Random
 """The pairing policies that come along."""
@@ -153,43 +149,3 @@ class Experiment(Contract):
                 "set train.guards.rollback=null, or train.divergence=forward"
             )
         return self
-
-
-def preset_names() -> list[str]:
-    """Names of the presets that come with the harness."""
-    folder = importlib.resources.files("semalign_harness") / "presets"
-    return sorted(file.name.removesuffix(".yaml") for file in folder.iterdir() if file.name.endswith(".yaml"))
-
-
-def load_experiment(
-    base: str | Path, *, configs: Sequence[str | Path] = (), overrides: Sequence[str] = ()
-) -> Experiment:
-    """An experiment from a preset or a file, further files, and dotted overrides, later ones winning.
-
-    Args:
-        base: name of a preset, or path of a YAML file.
-        configs: YAML files merged on top.
-        overrides: `key.key=value`, the value read as YAML.
-
-    Raises:
-        SemalignError: unknown preset, missing file, broken YAML, unknown key, wrong value.
-
-    Example:
-        >>> load_experiment("tiny", overrides=["train.batch_size=4", "pairing.kind=uniform"]).train.batch_size
-        4
-    """
-    tree = _read(base)
-    for config in configs:
-        tree = merged(tree, read_tree(Path(config)))
-    tree = merged(tree, parse_overrides(overrides))
-    return Experiment.parse(tree, origin=", ".join(map(str, (base, *configs))))
-
-
-def _read(base: str | Path) -> dict[str, Any]:
-    path = Path(base)
-    if path.suffix in (".yaml", ".yml") or path.is_file():
-        return read_tree(path)
-    if str(base) in preset_names():
-        text = (importlib.resources.files("semalign_harness") / "presets" / f"{base}.yaml").read_text("utf-8")
-        return parse_tree(text, str(base))
-    raise SemalignError(f"{str(base)!r} is neither a preset ({', '.join(preset_names())}) nor the path of a .yaml file")

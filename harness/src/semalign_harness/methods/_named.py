@@ -48,7 +48,7 @@ without a kind of method is SemAlign's, whatever the experiment trains with."""
 BASELINES = ("sft", "sft_full", "kd", "kd_full", "hidden", "pissa", "seeking", "laten", "laten_as_released")
 """Methods of others, the best of which every method is tested against."""
 
-VARIANT = r"\w+\.[\w-]+"
+VARIANT = r"\w+\.[\w.+-]+"
 """A method with settings of its own, which are overrides of that name."""
 
 

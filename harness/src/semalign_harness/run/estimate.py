@@ -181,7 +181,7 @@ def describe(experiment: Experiment) -> list[str]:
 
 def presets_table(experiments: Iterable[Experiment]) -> str:
     """Experiments with the sizes of their models and what they need, one a line."""
-    rows = [("preset", "source → target", "parameters", "download", "memory", "accelerator", "licence")]
+    rows = [("pair", "source → target", "parameters", "download", "memory", "accelerator", "licence")]
     for experiment in experiments:
         needs = estimate(experiment)
         models, totals = (needs.source, needs.target), needs.totals
