@@ -17,7 +17,8 @@ import yaml
 from filelock import FileLock, Timeout
 from semalign_geometry import Contract, SemalignError, Settings, replace_file
 
-from ..experiment import Experiment, load_experiment
+from ..experiment import Experiment
+from ..loading import load_experiment
 from ..results.files import RESULT
 from ..results.run import RunResult
 from ..run.environment import check_code

@@ -185,8 +185,8 @@ def describe(experiment: Experiment) -> list[str]:
 
 
 def presets_table(experiments: Iterable[Experiment]) -> str:
-    """Return a table of experiments with the sizes of their models and their needs."""
-    rows = [("preset", "source → target", "parameters", "download", "memory", "accelerator", "licence")]
+    """Return a table of pairs with the sizes of their models and their needs."""
+    rows = [("pair", "source → target", "parameters", "download", "memory", "accelerator", "licence")]
     for experiment in experiments:
         needs = estimate(experiment)
         models, totals = (needs.source, needs.target), needs.totals
