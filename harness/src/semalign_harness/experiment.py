@@ -124,8 +124,8 @@ class Experiment(Contract):
     method: Annotated[SerializeAsAny[Method], BeforeValidator(parse_method)] = SemAlign()
     """Method that trains the target, with its own settings: frontier training (`semalign`), or a baseline."""
     train: TrainSettings = TrainSettings()
-    """Settings of training that all methods share. `steps` are for each layer of the target; `learning_rate` null is the
-    method's own default."""
+    """Settings of training that all methods share. `steps` are for each layer of the target; `learning_rate: null` is
+    the method's own default."""
     measure: MeasureConfig = MeasureConfig()
     """Measurements before and after."""
     device: str = "auto"

@@ -12,8 +12,9 @@ from ..results.files import ENVIRONMENT, EXPERIMENT, RESULT
 from ..results.run import Environment
 from ..util.console import Console
 from ..util.resources import pick_device
-from .inputs import Inputs, check_settings, read_inputs
+from .checks import check_settings, raise_first
 from .environment import check_code, check_unchanged, environment_of, settled
+from .inputs import Inputs, read_inputs
 from .run_folder import check_folder, is_claimed
 from .written_answers import written_parts
 
@@ -29,7 +30,7 @@ class DryRun:
         self._read: dict[str, tuple[Inputs | None, list[str]]] = {}
 
     def check(self, experiment: Experiment, folder: Path) -> list[str]:
-        """Check a run as `run_experiment` does before it loads weights; return the parts that could not be checked here.
+        """Check a run as `run_experiment` does before it loads weights; return the parts that it could not check.
 
         Raises:
             SemalignError: it would be refused.
@@ -47,7 +48,7 @@ class DryRun:
             return [*notes, f"the device: {error}"]
         if inputs is None:
             return notes
-        check_settings(experiment, inputs.source.shape, inputs.target.shape)
+        raise_first(check_settings(experiment, inputs.source.shape, inputs.target.shape))
         self._check_start(experiment, inputs, folder, device)
         return notes
 
@@ -67,7 +68,7 @@ class DryRun:
 
 
 def _read(experiment: Experiment) -> tuple[Inputs | None, list[str]]:
-    """Read the inputs as for a run where all of them are here, else those that are here; return the names of the others."""
+    """Read the inputs as for a run where all of them are here; return the names of those that are not."""
     models = {"source": experiment.source, "target": experiment.target}
     data = experiment.data
     rows = {"training": data.train} | ({} if data.held_out is None else {"held-out": data.held_out})

@@ -17,6 +17,7 @@ from ..methods import KNOWN_METHODS
 from ..results.files import ENVIRONMENT, EXPERIMENT
 from ..results.run import Environment
 from ..util.console import Console
+from .checks import check_dtype, raise_first
 from .inputs import Inputs
 from .phase_cache import foreign_code, foreign_packages, phase_key
 
@@ -85,11 +86,7 @@ def settled(inputs: Inputs, device: torch.device, began: Environment | None) -> 
         return _dtypes(inputs, device)
 
     found = _in_dtypes(inputs, Ranks.current().from_first(dtypes))
-    if found.target.settings.dtype == "float16":
-        raise SemalignError(
-            "the target's weights are float16, whose small gradients vanish without loss scaling: set "
-            "target.dtype=bfloat16"
-        )
+    raise_first([check_dtype(found.source, found.target)])
     return found
 
 

@@ -226,7 +226,7 @@ def _model_needs(model: ModelConfig, shape: ModelShape | None) -> ModelNeeds | N
 
 
 def _weight_bytes(shape: ModelShape, dtype: str, *, in_4bit: bool) -> int:
-    """Return the bytes of the weights; with 4 bits, every layer in half a byte a number and a float32 scale for 64 numbers, the rest in the dtype."""
+    """Return the bytes of the weights; in 4 bits, numbers of layers take half a byte and a scale for each 64."""
     layers = shape.layers * shape.layer_parameters if in_4bit else 0
     return (shape.parameters - layers) * bytes_of(dtype) + layers * 9 // 16
 
@@ -249,7 +249,7 @@ def _training_activations(model: ModelNeeds, tokens: int, train: TrainSettings) 
 def _store(
     settings: SupervisionSettings, rows: int, experiment: Experiment, source: ModelNeeds, target: ModelNeeds
 ) -> int:
-    """Return the bytes of a store: rows of the greatest length, all supervised, as many source layers as can be paired."""
+    """Return the bytes of a store: rows of the greatest length, all supervised, all source layers paired."""
     tokens = rows * experiment.data.max_length
     return store_bytes(
         settings,

@@ -23,7 +23,7 @@ _BEING_WRITTEN = re.compile(r"\.(?:scratch-|model\.|\w+\.jsonl?\.)")
 
 
 def pick_folder(parent: Path, experiment: Experiment) -> Path:
-    """Return `parent/NAME`, or the first of `parent/NAME-2`, … that is free or holds an unfinished run of the experiment."""
+    """Return `parent/NAME`, or the first of `parent/NAME-2`, … that is free or holds an unfinished run of it."""
     folder, number = parent / experiment.name, 1
     while folder.exists() and not _is_interrupted(folder, experiment):
         number += 1

@@ -217,8 +217,8 @@ class Metrics:
 
 @contextlib.contextmanager
 def tracked(job: Job, names: Sequence[str]) -> Iterator[Metrics]:
-    """Open the metrics of a run folder, with trackers that are started now and finished with the block; one that is new to
-    the run gets the steps in the folder first.
+    """Open the metrics of a run folder, and trackers that finish with the block; one that is new to the run gets the
+    steps in the folder first.
 
     Raises:
         SemalignError: a tracker does not start.
