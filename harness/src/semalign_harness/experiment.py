@@ -1,11 +1,10 @@
-"""An experiment: everything a run depends on, from YAML files and dotted overrides."""
+"""An experiment: everything a run depends on."""
 
 import copy
 import datetime
-import importlib.resources
 import json
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -28,7 +27,6 @@ from .data.encoding import DAY, TemplateOptions
 from .data.settings import DataConfig
 from .methods import KNOWN_METHODS, Method, SemAlign, parse_method
 from .models.settings import ModelConfig
-from .util.settings import merged, parse_overrides, parse_tree, read_tree
 
 Policy = Monotone | Uniform | NearestCritical | SimilarityPairing | Manual | Random
 """The built-in pairing policies."""
@@ -126,8 +124,8 @@ class Experiment(Contract):
     method: Annotated[SerializeAsAny[Method], BeforeValidator(parse_method)] = SemAlign()
     """Method that trains the target, with its own settings: frontier training (`semalign`), or a baseline."""
     train: TrainSettings = TrainSettings()
-    """Settings of training that all methods share. `steps` are for each layer of the target; `learning_rate` null is the
-    method's own default."""
+    """Settings of training that all methods share. `steps` are for each layer of the target; `learning_rate: null` is
+    the method's own default."""
     measure: MeasureConfig = MeasureConfig()
     """Measurements before and after."""
     device: str = "auto"
@@ -214,43 +212,3 @@ def _section(tree: Any, place: str, *, make: bool = False) -> dict[str, Any]:
         inside = tree.setdefault(part, {}) if make else tree.get(part) if isinstance(tree, dict) else None
         tree = inside if isinstance(inside, dict) else {}
     return tree
-
-
-def preset_names() -> list[str]:
-    """Names of the presets that come with the harness."""
-    folder = importlib.resources.files("semalign_harness") / "presets"
-    return sorted(file.name.removesuffix(".yaml") for file in folder.iterdir() if file.name.endswith(".yaml"))
-
-
-def load_experiment(
-    base: str | Path, *, configs: Sequence[str | Path] = (), overrides: Sequence[str] = ()
-) -> Experiment:
-    """Load an experiment from a preset or a file, further files, and dotted overrides, later ones winning.
-
-    Args:
-        base: name of a preset, or path of a YAML file.
-        configs: YAML files merged on top.
-        overrides: `key.key=value`, the value read as YAML.
-
-    Raises:
-        SemalignError: unknown preset, missing file, broken YAML, unknown key, wrong value.
-
-    Example:
-        >>> load_experiment("tiny", overrides=["train.batch_size=4", "pairing.kind=uniform"]).train.batch_size
-        4
-    """
-    tree = _read(base)
-    for config in configs:
-        tree = merged(tree, read_tree(Path(config)))
-    tree = merged(tree, parse_overrides(overrides))
-    return Experiment.parse(tree, origin=", ".join(map(str, (base, *configs))))
-
-
-def _read(base: str | Path) -> dict[str, Any]:
-    path = Path(base)
-    if path.suffix in (".yaml", ".yml") or path.is_file():
-        return read_tree(path)
-    if str(base) in preset_names():
-        text = (importlib.resources.files("semalign_harness") / "presets" / f"{base}.yaml").read_text("utf-8")
-        return parse_tree(text, str(base))
-    raise SemalignError(f"{str(base)!r} is neither a preset ({', '.join(preset_names())}) nor the path of a .yaml file")

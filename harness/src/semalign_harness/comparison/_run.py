@@ -16,7 +16,7 @@ from ..evaluation import Evaluated, EvaluationConfig, evaluate, protocol_of, rea
 from ..experiment import Experiment
 from ..grid.matrix import MATRIX, Cell, Matrix, Standing, check_folder, measured_differently
 from ..grid.submit import Target, submit_matrix
-from ..methods import BASELINES, as_method, find_methods, settings_of
+from ..methods import BASELINES, find_methods, settings_of
 from ..models.settings import ModelConfig
 from ..results.comparison import Benchmarks, Comparison, ComparisonConfig, MethodFigures
 from ..results.files import RESULT
@@ -202,7 +202,7 @@ def _timed(cell: Cell, found: Mapping[str, Standing]) -> Cell | Standing:
     reference = found[f"{REFERENCE}_seed-{cell.values['train.seed']}"]
     if reference.result is None:
         return Standing(cell, "not run", f"it gets the wall time of {reference.cell.name}, which has not finished")
-    stored = as_method(method).stored
+    stored = method.stored
     seconds = reference.result.training.seconds + (0.0 if stored else reference.result.supervision_seconds)
     experiment = cell.experiment.model_copy(update={"method": method.model_copy(update={"seconds": seconds})})
     return cell.model_copy(update={"experiment": experiment})

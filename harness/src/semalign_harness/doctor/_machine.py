@@ -14,7 +14,7 @@ from ..util.cache import cache_folder
 from ..util.settings import merged, parse_overrides
 from ..util.text import gb
 
-LEANER = ("batch_size=1", "train.micro_batch_size=1", "train.recompute_suffix=true")
+LEANER = ("batch_size=1", "train.micro_batch_size=1", "train.recompute=true")
 """Settings that take less memory; the first is for the source's phase, the others for the target's."""
 
 

@@ -17,10 +17,11 @@ import yaml
 from filelock import FileLock, Timeout
 from semalign_geometry import Contract, SemalignError, Settings, replace_file
 
-from ..experiment import Experiment, load_experiment
+from ..experiment import Experiment
+from ..loading import load_experiment
 from ..results.files import RESULT
 from ..results.run import RunResult
-from ..run.pipeline import check_code
+from ..run.environment import check_code
 from ..run.run_folder import decisive, differences
 from ..util.tables import aligned
 

@@ -47,7 +47,7 @@ method is SemAlign's, whatever the experiment trains with."""
 BASELINES = ("sft", "sft_full", "kd", "kd_full", "hidden", "pissa", "seeking", "laten")
 """Methods of others; every method is tested against the best of them."""
 
-VARIANT = r"\w+\.[\w-]+"
+VARIANT = r"\w+\.[\w.+-]+"
 """Pattern of a method with settings of its own, which are overrides of that name."""
 
 

@@ -30,7 +30,7 @@ class DryRun:
         self._read: dict[str, tuple[Inputs | None, list[str]]] = {}
 
     def check(self, experiment: Experiment, folder: Path) -> list[str]:
-        """Check a run as `run_experiment` does before it loads weights; return the parts that could not be checked here.
+        """Check a run as `run_experiment` does before it loads weights; return the parts that it could not check.
 
         Raises:
             SemalignError: it would be refused.
@@ -68,7 +68,7 @@ class DryRun:
 
 
 def _read(experiment: Experiment) -> tuple[Inputs | None, list[str]]:
-    """Read the inputs as for a run where all of them are here, else those that are here; return the names of the others."""
+    """Read the inputs as for a run where all of them are here; return the names of those that are not."""
     models = {"source": experiment.source, "target": experiment.target}
     data = experiment.data
     rows = {"training": data.train} | ({} if data.held_out is None else {"held-out": data.held_out})

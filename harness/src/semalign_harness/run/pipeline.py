@@ -273,5 +273,3 @@ def _origin(model: PreTrainedModel) -> str:
         return f"{broken[0]} is not finite after training; nothing was kept, lower the learning rate"
     dtype = str(model.dtype).removeprefix("torch.")
     return f"all its weights are finite, so it overflows in {dtype}; nothing was kept, set target.dtype to another"
-
-

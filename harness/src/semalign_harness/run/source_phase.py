@@ -11,7 +11,6 @@ import torch
 from semalign_align import (
     FinalHidden,
     LiveSupervision,
-    Ranks,
     Supervision,
     SupervisionSettings,
     source_spans,

@@ -11,7 +11,7 @@ Shape suffixes: R rows of the data, N neurons, C neurons of a chunk, D width, V 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields, replace
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from jaxtyping import Float, Int

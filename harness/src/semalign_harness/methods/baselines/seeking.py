@@ -260,8 +260,8 @@ def check_fit(source: DecoderView, target: DecoderView, modules: Sequence[str]) 
     """
     if source.depth < target.depth:
         raise SemalignError(
-            f"the source has {source.depth} layers and the target {target.depth}: seeking needs a source layer of its own for "
-            "every target layer, choose a source that is as deep"
+            f"the source has {source.depth} layers and the target {target.depth}: seeking needs "
+            "a source layer of its own for every target layer, choose a source that is as deep"
         )
     for module in linear_modules(source.layer(1)).values():
         if not module.weight.is_floating_point():
