@@ -4,6 +4,7 @@ No check reads weights.
 """
 
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -26,6 +27,8 @@ Level = Literal["ok", "warning", "error"]
 ONE_FAMILY = "a source and a target of one family: semalign presets shows such pairs"
 CHATS = "choose the source that was trained on chats, such as an -Instruct model"
 SHORTER = "shorter rows, or models that read longer ones"
+ADVICE = re.compile(r"(choose|give|leave|lower|merge|name|raise|set|write)\b")
+"""Beginning of a remedy in a message."""
 TRIED = 8
 """Rows that both tokenizers split."""
 PROBES = [
@@ -75,9 +78,9 @@ def error(check: str, message: str, remedy: str) -> Finding:
 
 
 def refused(check: str, failure: SemalignError, remedy: str = "change what it names") -> Finding:
-    """Return an error as a finding; the part of its message after the last colon is the remedy, where it has one."""
-    message, colon, own = str(failure).rpartition(": ")
-    return error(check, message, own) if colon else error(check, own, remedy)
+    """Return an error as a finding; the end of its message is the remedy, where that is an advice after a colon."""
+    message, _, own = str(failure).rpartition(": ")
+    return error(check, message, own) if ADVICE.match(own) and message else error(check, str(failure), remedy)
 
 
 def raise_first(findings: Iterable[Finding]) -> list[Finding]:
@@ -215,7 +218,7 @@ def _depth(pair: Pair) -> Iterator[Finding]:
         return
     some = ",".join(str(-(-target.layers * k // source.layers)) for k in range(1, source.layers + 1))
     message = f"{shown}: target layers that follow one another share a source layer"
-    yield warning("depth", message, f"'train.layers=[{some}]', to train as many as the source has")
+    yield warning("depth", message, f"'method.layers=[{some}]', to train as many as the source has")
 
 
 def _width(pair: Pair) -> Iterator[Finding]:
