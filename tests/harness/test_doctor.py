@@ -275,7 +275,7 @@ PLAIN = "{% for message in messages %}{{ message['content'] + ' ' }}{% endfor %}
         (PLAIN, PLAIN.replace("' '", '" "'), "ok", "not the same text"),
         (PLAIN, PLAIN.replace("' '", "'!'"), "warning", "differently"),
         ("{{ raise_exception('never') }}", PLAIN, "warning", "the source's template refuses"),
-        (PLAIN, "{{ raise_exception('never') }}", "error", "the chat template refuses"),
+        (PLAIN, "{{ raise_exception('never') }}", "warning", "the chat template refuses"),
     ],
 )
 def test_chat_templates(
