@@ -28,7 +28,7 @@ from semalign_harness.evaluation._agreement import Text, gold_example
 from semalign_harness.evaluation._greedy import GreedyLM
 from semalign_harness.evaluation._journaled import JournaledLM
 from semalign_harness.experiment import Experiment
-from semalign_harness.grid.matrix import measured_differently
+from semalign_harness.comparison._run import measured_differently
 from semalign_harness.models.opening import open_model
 from semalign_harness.models.settings import ModelConfig
 from semalign_harness.report._protocol import evaluation_blocks, experiment_facts

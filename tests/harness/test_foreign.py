@@ -17,7 +17,7 @@ from semalign_harness import Experiment, RunResult, load_experiment
 from semalign_harness.benchmarks import code_of as code_of_benchmark
 from semalign_harness.benchmarks import find_benchmark
 from semalign_harness.evaluation import EvaluationConfig, protocol_of
-from semalign_harness.experiment import preset_names
+from semalign_harness.loading import pair_names
 from semalign_harness.grid.matrix import check_folder, claimed_matrix, read_matrix
 from semalign_harness.results.fidelity import RunFidelity
 from semalign_harness.results.run import Environment
@@ -93,7 +93,7 @@ def test_mistakes_are_one_sentence(overrides: list[str], message: str, monkeypat
 
 def test_experiments_of_our_own_need_no_look_at_packages(monkeypatch: pytest.MonkeyPatch, overrides: list[str]) -> None:
     asked = installed(monkeypatch)
-    for name in preset_names():
+    for name in pair_names():
         load_experiment(name)
     EvaluationConfig.parse({"model": {"path": "x"}})
     key(overrides)

@@ -16,7 +16,7 @@ from semalign_attribution import (
     SimilarityPairing,
     Uniform,
 )
-from semalign_geometry import KNOWN_FRAMES, Contract, Kinds, SemalignError, Settings
+from semalign_geometry import KNOWN_FRAMES, Contract, Kinds, Settings
 from semalign_train import TransferConfig
 
 from .data.encoding import DAY, TemplateOptions

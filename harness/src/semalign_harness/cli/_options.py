@@ -42,9 +42,7 @@ def named_experiment(options: argparse.Namespace, command: str) -> tuple[str, st
     return options.experiment, task, words
 
 
-def read_experiment(
-    options: argparse.Namespace, command: str, *, overrides: Sequence[str] | None = None
-) -> Experiment:
+def read_experiment(options: argparse.Namespace, command: str, *, overrides: Sequence[str] | None = None) -> Experiment:
     """Load the experiment that the arguments name, with other overrides where they are given."""
     base, task, own = named_experiment(options, command)
     return load_experiment(base, task, configs=options.config, overrides=own if overrides is None else overrides)

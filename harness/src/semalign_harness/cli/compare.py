@@ -40,9 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--seeds", metavar="N,N", help="seeds of training and of random pairings (default: the experiment's train.seed)"
     )
-    benchmark_arguments(
-        parser, tasks="default: none", limit="", sandbox="see semalign evaluate --help"
-    )
+    benchmark_arguments(parser, tasks="default: none", limit="", sandbox="see semalign evaluate --help")
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="runs at a time (default: 1)")
     track_argument(parser)
     output_arguments(
