@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from semalign_align import LiveSupervision, Ranks, Relation, Step, Supervision, supervise
 from semalign_train import (
     DivergedError,
+    FrontierConfig,
     FrontierTrainer,
     FullLayer,
     Guards,
@@ -18,7 +19,6 @@ from semalign_train import (
     LossWeights,
     StageRecord,
     StepRecord,
-    TransferConfig,
 )
 from torch import Tensor
 
@@ -27,15 +27,15 @@ from ..models import collate
 from ..processes import run_processes
 
 COMMON: dict[str, Any] = {"steps": 3, "batch_size": 5, "micro_batch_size": 2, "learning_rate": 3e-3}
-CASES: dict[str, TransferConfig] = {
-    "full": TransferConfig(**COMMON, guards={"rollback": 1.0}),
-    "terms": TransferConfig(**COMMON, weights=LossWeights(geometry=1, output=1, answer=1)),
-    "lora": TransferConfig(**COMMON, trainable=LoraLayer(rank=4)),
-    "sharded": TransferConfig(**(COMMON | {"micro_batch_size": 3}), shard_frozen=True, guards={"rollback": 1.0}),
-    "sharded, some layers": TransferConfig(**COMMON, shard_frozen=True, layers=(2, 4)),
-    "sharded, recomputed": TransferConfig(**COMMON, shard_frozen=True, recompute_suffix=True),
-    "muon": TransferConfig(**COMMON, optimiser="muon", shard_frozen=True),
-    "one example a step": TransferConfig(**(COMMON | {"batch_size": 1})),
+CASES: dict[str, FrontierConfig] = {
+    "full": FrontierConfig(**COMMON, rollback=1.0),
+    "terms": FrontierConfig(**COMMON, weights=LossWeights(geometry=1, output=1, answer=1)),
+    "lora": FrontierConfig(**COMMON, trainable=LoraLayer(rank=4)),
+    "sharded": FrontierConfig(**(COMMON | {"micro_batch_size": 3}), shard_frozen=True, rollback=1.0),
+    "sharded, some layers": FrontierConfig(**COMMON, shard_frozen=True, layers=(2, 4)),
+    "sharded, recomputed": FrontierConfig(**COMMON, shard_frozen=True, recompute=True),
+    "muon": FrontierConfig(**COMMON, optimiser="muon", shard_frozen=True),
+    "one example a step": FrontierConfig(**(COMMON | {"batch_size": 1})),
 }
 
 
@@ -47,7 +47,7 @@ def store_of(folder: Path) -> Supervision:
     return supervise(source, batches, pair(), transport, folder / "store", settings=settings, resume_key="key")
 
 
-def train(folder: Path, store: Any, config: TransferConfig, name: str, **more: Any) -> None:
+def train(folder: Path, store: Any, config: FrontierConfig, name: str, **more: Any) -> None:
     """Train a target; its weights and the curve go to files of each process."""
     ranks, target = Ranks.current(), target_model()
     scratch = folder / "scratch"
@@ -188,7 +188,7 @@ def live(name: str, folder: Path) -> LiveSupervision:
 
 
 def live_case(folder: Path) -> None:
-    train(folder, live("key", folder), TransferConfig(**COMMON, objective=Relation(), trainable=FullLayer()), "live")
+    train(folder, live("key", folder), FrontierConfig(**COMMON, objective=Relation(), trainable=FullLayer()), "live")
 
 
 def test_a_live_source_on_two_processes_trains_as_a_store_does(runs: tuple[Path, Path], tmp_path: Path) -> None:

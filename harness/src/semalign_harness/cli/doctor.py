@@ -3,9 +3,10 @@
 import argparse
 from pathlib import Path
 
-from semalign_geometry import SemalignError
+from semalign_geometry import SemalignError, replace_file
 
 from ..doctor import diagnose, diagnosis_text, read_settings
+from ..report.plots import draw_similarity, standalone
 from ..util.console import Console
 from ._options import quiet_libraries
 
@@ -27,12 +28,12 @@ def run(options: argparse.Namespace) -> int:
     if options.out is not None and not options.deep:
         raise SemalignError("--out is the heat map of --deep: give --deep too, or leave --out out")
     quiet_libraries()
+    console = Console()
     experiment, has_rows = read_settings(options.source, options.target, options.data, options.overrides)
-    diagnosis = diagnose(
-        experiment,
-        has_rows=has_rows,
-        heat_map=(options.out or Path("layers.svg")) if options.deep else None,
-        console=Console(),
-    )
+    diagnosis = diagnose(experiment, has_rows=has_rows, deep=options.deep, console=console)
     print(diagnosis.model_dump_json(indent=2) if options.json else diagnosis_text(diagnosis))
+    if diagnosis.similarity:
+        heat_map = Path(options.out or "layers.svg")
+        replace_file(heat_map, standalone(draw_similarity(diagnosis.similarity, diagnosis.pairing)))
+        console.note(f"heat map: {heat_map}, source × target layers, the pairing as dots")
     return 0 if diagnosis.is_usable else 1

@@ -6,7 +6,6 @@ from pathlib import Path
 import yaml
 
 from ..experiment import Experiment
-from ..methods import as_method
 from ..models.shape import find_shape
 from ..report import write_report
 from ..report.result_tables import result_table
@@ -65,19 +64,13 @@ def _plan(experiment: Experiment, folder: Path) -> str:
 
 
 def _training(experiment: Experiment) -> str:
-    train, kind = experiment.train, as_method(experiment.method).kind
-    stages = "each layer" if train.layers is None else f"layers {list(train.layers)}"
-    passes = f"{_whole_passes(experiment):.3g}"
-    amount = f"{passes} pass{'es' * (passes != '1')} in all" if train.steps is None else f"steps {train.steps}"
-    return f"{f'one stage for {stages}' if kind == 'semalign' else f'train by {kind}'} ({amount})"
-
-
-def _whole_passes(experiment: Experiment) -> float:
-    """Passes over the rows once each stage has whole steps; those of the settings where the target is unknown."""
-    data, train, shape = experiment.data, experiment.train, find_shape(experiment.target)
-    if shape is None:
-        return train.passes
-    return sum(train.stage_steps(shape.layers, data.train_rows)) * train.batch_size / data.train_rows
+    """Return the method and the amount of training: in whole steps where the depth of the target is known."""
+    train, rows, shape = experiment.train, experiment.data.train_rows, find_shape(experiment.target)
+    amount = f"{train.passes:.3g} passes" if train.steps is None else f"{train.steps} steps for each layer"
+    if shape is not None:
+        steps, examples = experiment.method.work(train, shape.layers, rows)
+        amount = f"{steps} steps, {examples / rows:.3g} passes"
+    return f"train by {experiment.method.kind} ({amount})"
 
 
 def _report(folder: Path, console: Console) -> None:

@@ -13,7 +13,6 @@ from semalign_geometry import SemalignError
 
 from ..grid.matrix import read_matrix
 from ..loading import load_experiment
-from ..methods import as_method
 from ..results.comparison import Comparison, ComparisonConfig
 from ..util.tables import aligned
 from ._run import measured_differently
@@ -54,7 +53,7 @@ def sweep_config(
                 f"--over varies {', '.join(changed)}: a sweep compares settings on the same models and the same rows "
                 "of the training split, so vary it with `semalign submit`"
             )
-        kind = as_method(cell.experiment.method).kind
+        kind = cell.experiment.method.kind
         methods[f"{kind}.{cell.name}"] = tuple(_overrides(cell.values))
     return ComparisonConfig(experiment=experiment, methods=methods, seeds=(experiment.train.seed,))
 

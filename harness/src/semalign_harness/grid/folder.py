@@ -13,7 +13,7 @@ from semalign_geometry import Contract, SemalignError, Settings, replace_file
 
 from ..results.files import RESULT
 from ..results.run import RunResult
-from ..run.pipeline import check_code
+from ..run.environment import check_code
 from ..run.run_folder import decisive, differences
 from ..util.tables import aligned
 from .matrix import Cell, Matrix, as_text, labels

@@ -11,16 +11,11 @@ import torch
 from semalign_attribution import DecoderView
 from semalign_geometry import SemalignError
 from torch import nn
-from transformers import (
-    AutoModelForCausalLM,
-    BitsAndBytesConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..generation import Way, check_generation
 from ..util.failures import reason
-from .opening import MERGE, OpenedModel, _named, open_model
+from .opening import MERGE, OpenedModel, loading_errors, open_model
 from .settings import ModelConfig
 
 ADAPTER = re.compile(r"lora_|base_layer|modules_to_save|adapter|ia3_|oft_|vera_|hada_|lokr_")
@@ -47,7 +42,9 @@ class LoadedModel:
     unused: tuple[str, ...] = ()
     """Tensors of its checkpoint that are no part of the language model, such as those that read images."""
     way: Way | None = None
-    """How it generates; None where that was not checked, and it must not."""
+    """Way of generation; None where that was not checked, and it must not generate."""
+    unchecked: str | None = None
+    """Sentence on the windows of its attention that were not checked; None where all were."""
 
 
 def load_model(
@@ -67,7 +64,7 @@ def load_model(
     opened = source if isinstance(source, OpenedModel) else open_model(source)
     settings = opened.settings
     in_4bit = settings.load_in_4bit or opened.quantised == "bitsandbytes"
-    with _named(settings, opened.place):
+    with loading_errors(settings, opened.place):
         dtype = opened.dtype(torch.device(device))
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             opened.place,
@@ -98,9 +95,9 @@ def load_model(
         _without_odd_packing(model)
     else:
         model.to(device)
-    DecoderView(model).verify()
+    unchecked = DecoderView(model).verify()
     way = check_generation(model) if generates else None
-    return LoadedModel(model, opened.tokenizer, opened.place, unused, way)
+    return LoadedModel(model, opened.tokenizer, opened.place, unused, way, unchecked)
 
 
 def unused_tensors(model: PreTrainedModel, surplus: Iterable[str], path: str) -> tuple[str, ...]:

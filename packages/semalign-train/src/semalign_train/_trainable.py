@@ -44,10 +44,10 @@ def trained(
         also: parameters elsewhere that train along.
         seed: of the adapters' start.
         name: what messages call the module.
-        lora: further arguments of peft's LoraConfig, such as `init_lora_weights`.
+        lora: further arguments of peft's LoraConfig, such as `lora_dropout`.
 
     Raises:
-        SemalignError: the module has no linear module of a name that `trainable` gives.
+        SemalignError: the module has no linear module of a name in `trainable.modules`.
     """
     if isinstance(trainable, FullLayer):
         parameters = list(module.parameters())
@@ -68,6 +68,7 @@ def trained(
             lora_alpha=trainable.alpha,
             target_modules=adapted,
             fan_in_fan_out=isinstance(linear[adapted[0]], Conv1D),
+            init_lora_weights=True if trainable.start == "zero" else trainable.start,
             **(lora or {}),
         )
         # Adapters are drawn on the CPU; torch.manual_seed would reset every other device as well.
