@@ -18,6 +18,7 @@ from semalign_geometry import SemalignError
 from semalign_harness import build_tokenizer, encode_rows, load_experiment
 from semalign_harness.cli.main import main
 from semalign_harness.comparison import _run as comparing
+from semalign_harness.comparison._run import measured_differently
 from semalign_harness.data.encoding import CLOCK, DAY, ENCODING, Conversation, TextEncoder
 from semalign_harness.data.rows import encode_row, split_rows
 from semalign_harness.data.settings import DataConfig, RowsConfig
@@ -27,7 +28,6 @@ from semalign_harness.evaluation._agreement import Text, gold_example
 from semalign_harness.evaluation._greedy import GreedyLM
 from semalign_harness.evaluation._journaled import JournaledLM
 from semalign_harness.experiment import Experiment
-from semalign_harness.grid.matrix import measured_differently
 from semalign_harness.models.opening import open_model
 from semalign_harness.models.settings import ModelConfig
 from semalign_harness.report._protocol import evaluation_blocks, experiment_facts

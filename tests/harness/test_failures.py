@@ -219,7 +219,7 @@ def test_a_bug_ends_with_a_sentence_that_says_so(
     def fails(_: object) -> int:
         raise ZeroDivisionError
 
-    monkeypatch.setattr("semalign_harness.cli.main._presets", fails)
+    monkeypatch.setattr("semalign_harness.cli.presets.run", fails)
     assert main(["presets"]) == 3
     lines = capsys.readouterr().err.splitlines()
     assert lines[0] == "Traceback (most recent call last):"

@@ -14,7 +14,7 @@ from semalign_attribution import DecoderView
 from semalign_geometry import Divergence, SemalignError, Settings, sha256_of
 from semalign_harness import Experiment, RunResult
 from semalign_harness.cli.main import main
-from semalign_harness.experiment import load_experiment
+from semalign_harness.loading import load_experiment
 from semalign_harness.methods import (
     MethodContext,
     MethodReport,

@@ -19,7 +19,7 @@ import torch
 from filelock import FileLock
 from semalign_harness import Experiment
 from semalign_harness.cli.main import main
-from semalign_harness.experiment import load_experiment
+from semalign_harness.loading import load_experiment
 from semalign_harness.methods import _semalign, settings_of
 from semalign_harness.methods._joint_training import _JointTrainer
 from semalign_harness.results.run import RunResult
