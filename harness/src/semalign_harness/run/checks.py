@@ -1,4 +1,4 @@
-"""One list of checks of a pair of models and its rows: a run raises the first error, the doctor prints all findings.
+"""Checks of a pair of models and its rows, in one list: a run raises the first error, the doctor prints all.
 
 No check reads weights.
 """
@@ -28,7 +28,7 @@ ONE_FAMILY = "a source and a target of one family: semalign presets shows such p
 CHATS = "choose the source that was trained on chats, such as an -Instruct model"
 SHORTER = "shorter rows, or models that read longer ones"
 ADVICE = re.compile(r"(choose|give|leave|lower|merge|name|raise|set|write)\b")
-"""Beginning of a remedy in a message."""
+"""First word of a remedy at the end of a message."""
 TRIED = 8
 """Rows that both tokenizers split."""
 PROBES = [
