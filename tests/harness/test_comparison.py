@@ -434,8 +434,8 @@ def test_another_experiment_is_refused_with_the_difference(
     runs.ran.clear()
     sentence = refused(tmp_path, capsys, "--methods", "semalign,sft,kd", "train.passes=1")
     assert "semalign_seed-0: train.passes is 12.0 there, 1.0 here" in sentence and "--out" in sentence
-    sentence = refused(tmp_path, capsys, "--methods", "semalign,sft", "sft:method.learning_rate=1e-4")
-    assert "sft_seed-0: method.learning_rate is None there, 0.0001 here" in sentence
+    sentence = refused(tmp_path, capsys, "--methods", "semalign,sft", "sft:train.learning_rate=1e-4")
+    assert "sft_seed-0: train.learning_rate is None there, 0.0001 here" in sentence
     assert not runs.ran
     # What never began may be mended.
     runs.failing = {}
@@ -531,7 +531,7 @@ def test_random_pairings_are_drawn_by_the_seed(tmp_path: Path, runs: Runs) -> No
 
 
 def test_overrides_are_of_all_methods_or_of_one(tmp_path: Path, runs: Runs) -> None:
-    more = ["train.passes=2", "sft:method.learning_rate=1e-3", "sft:train.passes=1", "data.train.path=C:/rows.jsonl"]
+    more = ["train.passes=2", "sft:train.learning_rate=1e-3", "sft:train.passes=1", "data.train.path=C:/rows.jsonl"]
     assert compared(tmp_path, "--methods", "semalign,sft,kd", *more) == 0
     found = settings_of(tmp_path)
     assert [found[f"{name}_seed-0"].train.passes for name in ("semalign", "sft", "kd")] == [2, 1, 2]
@@ -541,7 +541,7 @@ def test_overrides_are_of_all_methods_or_of_one(tmp_path: Path, runs: Runs) -> N
 
 def test_semalign_is_semalign_whatever_the_experiment_trains_with(tmp_path: Path, runs: Runs) -> None:
     names = "semalign,semalign_v1,frame_dual,sft"
-    assert compared(tmp_path, "--methods", names, "method.kind=sft", "method.learning_rate=0.5") == 0
+    assert compared(tmp_path, "--methods", names, "method.kind=sft", "train.learning_rate=0.5") == 0
     kinds = {
         name.partition("_seed")[0]: each.method.model_dump()["kind"] for name, each in settings_of(tmp_path).items()
     }
@@ -596,7 +596,7 @@ def test_without_an_experiment(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_methods_that_are_joined_by_blanks(tmp_path: Path, runs: Runs, capsys: pytest.CaptureFixture[str]) -> None:
-    assert compared(tmp_path, "--methods", "semalign", "kd", "kd:method.learning_rate=1e-3") == 2
+    assert compared(tmp_path, "--methods", "semalign", "kd", "kd:train.learning_rate=1e-3") == 2
     assert "'kd' is not an override" in (said := capsys.readouterr().err) and "--methods semalign,kd" in said
 
 
@@ -656,7 +656,7 @@ def test_a_baseline_is_the_rival_under_the_name_that_ran(tmp_path: Path, runs: R
 
 def test_a_variant_of_a_baseline_can_be_the_best_one(tmp_path: Path, runs: Runs) -> None:
     variants = ["kd.a", "kd.b", "kd.c"]
-    rates = [f"{name}:method.learning_rate={place}e-3" for place, name in enumerate(variants, 1)]
+    rates = [f"{name}:train.learning_rate={place}e-3" for place, name in enumerate(variants, 1)]
     assert compared(tmp_path, "--methods", ",".join(["semalign", *variants]), *rates) == 0
     found = comparison(tmp_path)
     kl = {name: found.methods[name].figures["KL"].estimate.value for name in variants}
@@ -1051,7 +1051,7 @@ def test_runs_that_train(
                 submit.CellRun(str(folder))(name)
 
     monkeypatch.setattr(submit, "_run_here", run_here)
-    call = [*overrides, "--methods", "sft,kd,semalign", "kd:train.layers=[9]", "--equal", "time"]
+    call = [*overrides, "--methods", "sft,kd,semalign", "kd:method.layers=[9]", "--equal", "time"]
     assert compared(tmp_path, *call) == 2
     assert ran == ["semalign_seed-0", "sft_seed-0", "kd_seed-0"]
     found, printed = comparison(tmp_path), capsys.readouterr().out

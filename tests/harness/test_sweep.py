@@ -118,8 +118,8 @@ def test_figures_are_those_of_the_runs(tmp_path: Path, runs: Runs) -> None:
 
 
 def test_a_grid_is_sorted_and_has_the_passes_of_its_cells(tmp_path: Path, runs: Runs) -> None:
-    runs.kl = lambda experiment: experiment.train.passes * experiment.train.weights.geometry
-    assert swept(tmp_path, "--over", "train.passes=2,1", "--over", "train.weights.geometry=0.5,0.25") == 0
+    runs.kl = lambda experiment: experiment.train.passes * experiment.method.weights.geometry
+    assert swept(tmp_path, "--over", "train.passes=2,1", "--over", "method.weights.geometry=0.5,0.25") == 0
     assert [(trial.kl, trial.passes) for trial in found(tmp_path).trials] == [(0.25, 1), (0.5, 2), (0.5, 1), (1, 2)]
     assert swept(tmp_path / "steps", "--over", "train.steps=1,2") == 0
     assert [trial.passes for trial in found(tmp_path / "steps").trials] == [None, None]
@@ -191,7 +191,7 @@ def test_further_values_extend_a_sweep_and_other_settings_are_refused(
 @pytest.mark.parametrize(
     ("keys", "words"),
     [
-        (["--over", "train.weights.output=1,2"], "varies train.learning_rate there, train.weights.output here"),
+        (["--over", "method.weights.output=1,2"], "varies train.learning_rate there, method.weights.output here"),
         (
             [*RATES, "--over", "train.seed=1"],
             "varies train.learning_rate there, train.learning_rate and train.seed here",
@@ -263,16 +263,17 @@ def test_without_an_experiment(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_the_best_settings_can_be_pasted(tmp_path: Path, runs: Runs) -> None:
-    result = sweep("tiny", tmp_path / "sweep", over=["train.layers=[[1, 2], null]", "train.objective={kind: cosine}"])
+    result = sweep("tiny", tmp_path / "sweep", over=["method.layers=[[1, 2], null]", "method.objective={kind: cosine}"])
     *_, last = sweep_table(result).splitlines()
-    assert "'train.layers=[1, 2]'" in last or "train.layers=null" in last
-    assert """'train.objective={"kind": "cosine"}'""" in last
+    assert "'method.layers=[1, 2]'" in last or "method.layers=null" in last
+    assert """'method.objective={"kind": "cosine"}'""" in last
     given = shlex.split(last.partition(": ")[2])
     experiment = load_experiment("tiny", overrides=given)
     assert (
-        json.loads(experiment.train.model_dump_json(include={"layers"}))["layers"] == result.best.values["train.layers"]
+        json.loads(experiment.train.model_dump_json(include={"layers"}))["layers"]
+        == result.best.values["method.layers"]
     )
-    assert experiment.train.objective.model_dump()["kind"] == "cosine"
+    assert experiment.method.objective.model_dump()["kind"] == "cosine"
 
 
 def test_contracts_keep_the_laws(tmp_path: Path, runs: Runs) -> None:

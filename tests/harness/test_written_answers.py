@@ -11,7 +11,7 @@ import torch
 from semalign_geometry import SemalignError
 from semalign_harness.cli.main import main
 from semalign_harness.data.encoding import Example
-from semalign_harness.experiment import load_experiment
+from semalign_harness.loading import load_experiment
 from semalign_harness.generation import generate
 from semalign_harness.models.loading import load_model
 from semalign_harness.models.settings import ModelConfig

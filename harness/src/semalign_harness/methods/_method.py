@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal, NamedTuple, Protocol, TypeVar
+from typing import ClassVar, Literal, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 from semalign_align import Supervision
 from semalign_geometry import Contract, SemalignError, Settings
@@ -19,6 +19,7 @@ LayerUse = Literal["none", "paired", "transported"]
 the stream, transported to the target's width."""
 
 
+@runtime_checkable
 class Progress(Protocol):
     """Display of a method's progress, besides that of its steps."""
 
