@@ -22,7 +22,7 @@ from semalign_harness.generation import Way
 from semalign_harness.models.settings import ModelConfig
 from semalign_harness.results.fidelity import RunFidelity
 from semalign_harness.results.source_phase import SourcePhase
-from semalign_harness.run import pipeline, source_phase
+from semalign_harness.run import job, pipeline
 from semalign_harness.run.pipeline import save_and_reload
 from semalign_harness.util.console import Console
 from semalign_train import StepRecord, TransferReport
@@ -87,7 +87,7 @@ def test_a_target_that_cannot_generate_is_refused_before_the_source_works(
     tmp_path: Path, overrides: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     labels = []
-    real = source_phase.load
+    real = job.load
 
     def noted(console: Console, label: str, *which: Any, **settings: Any) -> LoadedModel:
         labels.append(label)
@@ -96,7 +96,7 @@ def test_a_target_that_cannot_generate_is_refused_before_the_source_works(
     def refuse(model: object) -> Way:
         raise SemalignError("LlamaForCausalLM cannot generate")
 
-    monkeypatch.setattr(source_phase, "load", noted)
+    monkeypatch.setattr(job, "load", noted)
     monkeypatch.setattr("semalign_harness.models.opening.check_generation", refuse)
     assert run(tmp_path, overrides) == 2
     assert labels == ["target"] and "LlamaForCausalLM cannot generate" in capsys.readouterr().err
@@ -130,7 +130,7 @@ def test_the_same_experiment_gives_the_same_target(
     [
         ["scorer.kind=ablation", "pairing.kind=nearest_critical", "transport.frame=cosine"],
         ["scorer.kind=similarity", "pairing.kind=similarity", "transport.frame=dual", "method.objective.kind=fisher"],
-        ["transport.frame=none", "supervision.residual=span", "supervision.output.kind=final_hidden"],
+        ["transport.frame=none", "supervision.output.kind=final_hidden"],
         ["method.trainable.kind=lora", "method.trainable.rank=2", "method.objective.kind=cosine"],
         ["source.load_in_4bit=true", "live=true", "train.checkpoint_steps=1"],
         ["source.dtype=bfloat16", "target.dtype=bfloat16", "method.weights.output=0"],
@@ -140,17 +140,6 @@ def test_the_same_experiment_gives_the_same_target(
 )
 def test_every_choice_runs(more: list[str], tmp_path: Path, overrides: list[str]) -> None:
     assert run(tmp_path, [*overrides, "measure.answer_rows=0", *more], "--quiet") == 0
-
-
-def test_settings_of_stages_that_a_method_leaves_out_are_told(
-    tmp_path: Path, overrides: list[str], capsys: pytest.CaptureFixture[str]
-) -> None:
-    settings = [*overrides, "measure.answer_rows=0", "method.kind=kd"]
-    more = ("method.weights.geometry=1", "method.rollback=0.1")
-    assert run(tmp_path, [*settings, *more]) == 0
-    assert "kd trains all layers at once, without method.weights, method.rollback\n" in capsys.readouterr().err
-    assert run(tmp_path / "usual", settings) == 0
-    assert "at once, without" not in capsys.readouterr().err
 
 
 def test_models_of_the_hub_are_known_by_their_commit(
@@ -186,10 +175,9 @@ def test_a_dry_run_names_an_unknown_tracker(
 
 def test_dry_run_runs_nothing(tmp_path: Path, overrides: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert run(tmp_path, overrides, "--dry-run") == 0
-    assert "one stage for each layer" in capsys.readouterr().out and not (tmp_path / "run").exists()
+    assert "train by semalign (6 steps, 3 passes)" in capsys.readouterr().out and not (tmp_path / "run").exists()
     assert run(tmp_path, overrides, "method.kind=kd", "--dry-run") == 0
-    printed = capsys.readouterr().out
-    assert "train by kd" in printed and "stage for" not in printed
+    assert "train by kd (6 steps, 3 passes)" in capsys.readouterr().out
 
 
 def test_a_dry_run_tells_which_answers_are_written_first(
@@ -242,10 +230,10 @@ def test_bad_settings_are_one_sentence(
     assert "needs supervision by top entries" in refused(
         tmp_path, overrides, capsys, "method.divergence=reverse", exact
     )
-    assert "has no figure on held-out rows" in refused(
+    assert "has no value on held-out rows" in refused(
         tmp_path, overrides, capsys, "method.divergence=reverse", "method.rollback=0.1"
     )
-    assert "method.critical_layer_only may leave out" in refused(
+    assert "critical_layer_only may leave out" in refused(
         tmp_path, overrides, capsys, "method.critical_layer_only=true", "method.train_final_norm=true"
     )
     assert "cannot be in 4 bits" in refused(tmp_path, overrides, capsys, "target.load_in_4bit=true")
@@ -378,7 +366,7 @@ def test_a_dry_run_counts_the_passes_of_whole_steps(
 ) -> None:
     more = ["train.steps=null", "train.passes=1", "train.batch_size=3", "--dry-run"]
     assert run(tmp_path, overrides, *more) == 0
-    assert "(1.12 passes in all)" in capsys.readouterr().out, "3 stages of 2 steps with 3 of 16 rows"
+    assert "(6 steps, 1.12 passes)" in capsys.readouterr().out, "6 steps with 3 of 16 rows"
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])

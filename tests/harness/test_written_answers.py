@@ -8,15 +8,18 @@ from typing import Any
 
 import pytest
 import torch
+from semalign_align import Ranks
 from semalign_geometry import SemalignError
+from semalign_harness import Experiment
 from semalign_harness.cli.main import main
 from semalign_harness.data.encoding import Example
-from semalign_harness.loading import load_experiment
 from semalign_harness.generation import generate
+from semalign_harness.loading import load_experiment
 from semalign_harness.models.loading import load_model
 from semalign_harness.models.settings import ModelConfig
 from semalign_harness.run import written_answers
 from semalign_harness.run.inputs import Inputs, read_inputs
+from semalign_harness.run.job import Job
 from semalign_harness.run.pipeline import _begin
 from semalign_harness.run.written_answers import with_written_answers
 from semalign_harness.util.console import Console
@@ -30,7 +33,13 @@ def inputs_of(overrides: list[str], *more: str) -> tuple[Inputs, Inputs]:
     """The inputs as the rows are, and with written answers."""
     experiment = load_experiment("tiny", overrides=[*overrides, SHORT, *more])
     gold = read_inputs(experiment, QUIET)
-    return gold, with_written_answers(experiment, gold, torch.device("cpu"), QUIET)
+    return gold, written_of(experiment, gold)
+
+
+def written_of(experiment: Experiment, gold: Inputs, console: Console = QUIET) -> Inputs:
+    """The inputs with written answers."""
+    job = Job(experiment, Path("nowhere"), console, torch.device("cpu"), Ranks.current(), gold)
+    return with_written_answers(job).inputs
 
 
 def test_gold_answers_are_left_alone(overrides: list[str]) -> None:
@@ -183,7 +192,7 @@ def test_one_process_writes_at_a_time(
             notes.append(text)
             release.set()
 
-    with_written_answers(experiment, gold, torch.device("cpu"), Telling(quiet=True))
+    written_of(experiment, gold, Telling(quiet=True))
     holder.join()
     assert notes[0] == "waiting for another process that writes answers of the same model"
 
@@ -202,7 +211,7 @@ def test_answers_are_those_of_the_dtype_that_a_run_began_with(
     begun = []
     for fast, resumed in ((True, False), (False, True)):
         monkeypatch.setattr("semalign_harness.models.opening.bfloat16_is_fast", lambda fast=fast: fast)
-        begun.append(_begin(experiment, tmp_path / "run", QUIET, torch.device("cpu"), resumed=resumed))
+        begun.append(_begin(experiment, tmp_path / "run", QUIET, torch.device("cpu"), Ranks.current(), resumed=resumed))
     (inputs, environment), (again, known) = begun
     assert environment == known and environment.dtypes == ["bfloat16", "bfloat16"]
     assert inputs.split == again.split
@@ -227,7 +236,7 @@ def test_answers_with_tokens_of_one_model_alone_are_left_out(
     ids = gold.shared.target_ids
     shared = dataclasses.replace(gold.shared, source_ids=ids[ids != lost], target_ids=ids[ids != lost])
     experiment = load_experiment("tiny", overrides=[*overrides, SHORT, "data.answers=source"])
-    known = with_written_answers(experiment, dataclasses.replace(gold, shared=shared), torch.device("cpu"), QUIET)
+    known = written_of(experiment, dataclasses.replace(gold, shared=shared))
     assert known.split.train == [row for row in written.split.train if lost not in row.answer_ids]
     assert len(known.split.train) < len(written.split.train)
 
@@ -256,7 +265,7 @@ def test_answers_that_were_cut_off_are_counted(longest: int, overrides: list[str
     wanted = ["data.answers=source", f"data.writing.max_new_tokens={longest}"]
     experiment = load_experiment("tiny", overrides=[*overrides, *wanted])
     gold = read_inputs(experiment, QUIET)
-    written = with_written_answers(experiment, gold, torch.device("cpu"), Telling(quiet=True))
+    written = written_of(experiment, gold, Telling(quiet=True))
     end = gold.target.tokenizer.eos_token_id
     cut = [row for row in written.split.train if len(row.answer_ids) == longest and row.answer_ids[-1] != end]
     told = f", {len(cut)} of them cut off at data.writing.max_new_tokens={longest} (" if cut else " stay ("

@@ -99,7 +99,9 @@ class SemAlign(FrontierSettings, Method):
         weights, trainable = self.weights, self.trainable
         terms = sum(weight > 0 for weight in (weights.geometry, weights.output, weights.answer, weights.label))
         return MethodNeeds(
-            trained=adapter_parameters(trainable, target) if isinstance(trainable, LoraLayer) else target.layer_parameters,
+            trained=adapter_parameters(trainable, target)
+            if isinstance(trainable, LoraLayer)
+            else target.layer_parameters,
             gradients=terms + 1,
             scratch=tokens * target.width + target.layers * target.layer_parameters,
         )
