@@ -1,4 +1,4 @@
-"""Experiments from presets, files and overrides; every mistake is one sentence with its remedy."""
+"""Experiments from pairs and tasks, files and overrides; every mistake is one sentence with its remedy."""
 
 import re
 from pathlib import Path
@@ -9,17 +9,37 @@ from hypothesis import given
 from hypothesis import strategies as st
 from semalign_geometry import SemalignError
 from semalign_harness import Experiment, load_experiment
-from semalign_harness.experiment import preset_names
+from semalign_harness.loading import pair_names, task_names
 
 
-@pytest.mark.parametrize("name", preset_names())
-def test_presets_parse_and_round_trip(name: str, tmp_path: Path) -> None:
-    experiment = load_experiment(name)
-    assert experiment.name == name
+@pytest.mark.parametrize("task", [None, *task_names()])
+@pytest.mark.parametrize("name", pair_names())
+def test_tasks_of_pairs_parse_and_round_trip(name: str, task: str | None, tmp_path: Path) -> None:
+    experiment = load_experiment(name, task)
+    assert experiment.name == (name if task is None else f"{name}-{task}")
     assert Experiment.read(experiment.write(tmp_path / "experiment.json")) == experiment
     file = tmp_path / "experiment.yaml"
     file.write_text(yaml.safe_dump(experiment.model_dump(mode="json")), encoding="utf-8")
     assert load_experiment(file) == experiment
+
+
+def test_the_task_overrides_the_pair_and_the_pairs_own_words_the_task() -> None:
+    paper, own = load_experiment("llama-2-13b-7b", "humaneval"), load_experiment("qwen2.5-coder", "gsm8k")
+    assert (paper.train.passes, paper.train.batch_size) == (3, 64)
+    assert (own.data.train_rows, load_experiment("qwen2.5-coder", "mbpp").data.train_rows) == (256, 300)
+    assert load_experiment("qwen2.5-coder").data == own.data, "gsm8k where no task is named"
+    assert load_experiment("tiny").data == load_experiment("tiny", "arithmetic").data, "or the first of the pair"
+
+
+def test_a_file_can_be_a_pair(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("source: {path: a}\ntarget: {path: b}\ntasks: {mbpp: {data: {seed: 7}}}\n", encoding="utf-8")
+    experiment = load_experiment(file, "mbpp", overrides=["train.passes=2"])
+    assert (experiment.name, experiment.source.path, experiment.data.seed) == ("mine-mbpp", "a", 7)
+    with pytest.raises(SemalignError, match="is missing"):
+        load_experiment(file)
+    file.write_text(yaml.safe_dump(load_experiment("tiny").model_dump(mode="json")), encoding="utf-8")
+    assert load_experiment(file) == load_experiment("tiny"), "a whole experiment needs no task"
 
 
 def test_the_experiments_that_the_readme_runs_are_there() -> None:
@@ -95,8 +115,10 @@ def test_wrong_settings_say_what_is_known(overrides: list[str], words: list[str]
 
 
 def test_places_that_hold_no_experiment_are_named(tmp_path: Path) -> None:
-    with pytest.raises(SemalignError, match="'tine' is neither a preset .*tiny.* nor the path"):
+    with pytest.raises(SemalignError, match="'tine' is neither a pair .*tiny.* nor the path"):
         load_experiment("tine")
+    with pytest.raises(SemalignError, match="'gsm9k' is no task .*gsm8k.*, and no setting"):
+        load_experiment("tiny", "gsm9k")
     with pytest.raises(SemalignError, match="does not exist"):
         load_experiment(tmp_path / "none.yaml")
     broken = tmp_path / "broken.yaml"

@@ -17,8 +17,9 @@ from semalign_harness import Experiment, RunResult, load_experiment
 from semalign_harness.benchmarks import code_of as code_of_benchmark
 from semalign_harness.benchmarks import find_benchmark
 from semalign_harness.evaluation import EvaluationConfig, protocol_of
-from semalign_harness.experiment import preset_names
-from semalign_harness.grid.matrix import check_folder, claimed_matrix, read_matrix
+from semalign_harness.grid.folder import check_folder, claimed_matrix
+from semalign_harness.grid.matrix import read_matrix
+from semalign_harness.loading import pair_names
 from semalign_harness.results.fidelity import RunFidelity
 from semalign_harness.results.run import Environment
 from semalign_harness.run.inputs import read_inputs
@@ -93,7 +94,7 @@ def test_mistakes_are_one_sentence(overrides: list[str], message: str, monkeypat
 
 def test_experiments_of_our_own_need_no_look_at_packages(monkeypatch: pytest.MonkeyPatch, overrides: list[str]) -> None:
     asked = installed(monkeypatch)
-    for name in preset_names():
+    for name in pair_names():
         load_experiment(name)
     EvaluationConfig.parse({"model": {"path": "x"}})
     key(overrides)
@@ -214,12 +215,10 @@ def test_a_matrix_does_not_mix_two_codes(overrides: list[str], tmp_path: Path, e
     environment = {"packages": {}, "python": "", "platform": "", "device": "cpu", "dtypes": [], "threads": 1}
     environment |= {"data_sha256": {}, "models": [], "supervision_key": "", "code": code_of(cell.experiment)}
     Environment.parse(environment).write(folder / "environment.json")
-    for extend in (False, True):
-        check_folder(tmp_path / "matrix", matrix, extend=extend)
-        edited.install("from typing", "# an edit\nfrom typing")
-        with pytest.raises(SemalignError, match="the code of the objective huber changed since the run in .*seed-0"):
-            check_folder(tmp_path / "matrix", read_matrix("tiny", **call), extend=extend)
-        edited.install()
+    check_folder(tmp_path / "matrix", matrix)
+    edited.install("from typing", "# an edit\nfrom typing")
+    with pytest.raises(SemalignError, match="the code of the objective huber changed since the run in .*seed-0"):
+        check_folder(tmp_path / "matrix", read_matrix("tiny", **call))
 
 
 def test_evaluations_by_another_code_do_not_compare(edited: Edited) -> None:

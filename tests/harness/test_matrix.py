@@ -16,6 +16,7 @@ import pytest
 from filelock import FileLock
 from semalign_geometry import SemalignError
 from semalign_harness.cli.main import main
+from semalign_harness.grid import folder as grid
 from semalign_harness.grid import submit
 from semalign_harness.grid.matrix import Matrix, read_matrix
 from semalign_harness.results.run import Environment
@@ -101,7 +102,7 @@ def test_names_are_readable_safe_and_unique() -> None:
         (("--over", "train.learning_rate=1e-3,0.001"), ["same experiment"]),
         (("--over", "name=a,b"), ["same experiment"]),
         ((*SEEDS, "--over", "train.seed=2"), ["train.seed twice"]),
-        ((*SEEDS, "train.seed=2"), ["train.seed is varied by --over and set besides"]),
+        ((*SEEDS, "train.seed=2"), ["train.seed is both varied by --over and set"]),
         ((*SEEDS, "--over", "train={passes: 1}"), ["varies both train and train.seed"]),
         ((*SEEDS, "train.lerning_rate=1"), ["learning_rate"]),
         ((*SEEDS, "--jobs", "0"), ["--jobs 0", "at least 1"]),
@@ -194,15 +195,13 @@ def test_other_folders_are_refused(
         return capsys.readouterr().err
 
     assert submitted(tmp_path, overrides, "--over", "method.layers=[[9]]") == 2
+    (ran_before,) = ran
     capsys.readouterr()
-    assert "--over method.layers is [[9]] there, [[8]] here" in refused("--over", "method.layers=[[8]]")
-    assert "--over method.layers is [[9]] there, None here; --over train.seed" in refused(*SEEDS)
-    assert "train.seed is 0 there, 5 here" in refused("--over", "method.layers=[[9]]", "train.seed=5")
+    assert "varies method.layers there, train.seed here" in refused(*SEEDS)
+    (tmp_path / "matrix" / ran_before).mkdir()
+    assert f"{ran_before}: train.seed is 0 there, 5 here" in refused("--over", "method.layers=[[9]]", "train.seed=5")
     with FileLock(tmp_path / "matrix" / ".lock"):
         assert "another process works on" in refused("--over", "method.layers=[[9]]")
-    tree = json.loads((tmp_path / "matrix" / "matrix.json").read_text(encoding="utf-8"))
-    (tmp_path / "matrix" / "matrix.json").write_text(json.dumps(tree | {"cells": []}), encoding="utf-8")
-    assert "it has 0 cells there, 1 here" in refused("--over", "method.layers=[[9]]")  # as a later rung of a sweep
     (tmp_path / "matrix" / "matrix.json").write_text("{", encoding="utf-8")
     assert "cannot be read as JSON" in refused("--over", "method.layers=[[9]]")
     (tmp_path / "matrix" / "matrix.json").unlink()
@@ -213,6 +212,14 @@ def test_other_folders_are_refused(
     assert "is a file" in capsys.readouterr().err
     assert main(["submit", "tiny", *SEEDS, "--out", str(file / "below")]) == 2
     assert "cannot be used" in capsys.readouterr().err
+
+
+def test_further_values_extend_a_matrix(tmp_path: Path, overrides: list[str], ran: list[str]) -> None:
+    assert submitted(tmp_path, overrides, "--over", "train.seed=0") == 0
+    assert submitted(tmp_path, overrides, "--over", "train.seed=1,0") == 0
+    assert ran == ["seed-0", "seed-1"] and [row["cell"] for row in table(tmp_path)] == ["seed-1", "seed-0"]
+    matrix = Matrix.read(tmp_path / "matrix" / "matrix.json")
+    assert matrix.over == {"train.seed": [0, 1]} and [cell.name for cell in matrix.cells] == ran
 
 
 def test_a_cell_that_another_process_runs_is_left_alone(
@@ -426,7 +433,7 @@ def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def job_ids(tmp_path: Path) -> list[str]:
-    return [record.id for record in submit.Jobs.read(tmp_path / "matrix" / "jobs.json").cells.values()]
+    return [record.id for record in grid.Jobs.read(tmp_path / "matrix" / "jobs.json").cells.values()]
 
 
 def test_an_array_of_jobs(

@@ -239,7 +239,7 @@ def test_bad_settings_are_one_sentence(
     assert "cannot be in 4 bits" in refused(tmp_path, overrides, capsys, "target.load_in_4bit=true")
     assert "device 'cuba'" in refused(tmp_path, overrides, capsys, "device=cuba")
     assert main(["run", "nonsense"]) == 2
-    assert "neither a preset" in capsys.readouterr().err
+    assert "neither a pair" in capsys.readouterr().err
     assert main(["run"]) == 2
     assert "tiny" in capsys.readouterr().err
 
@@ -420,9 +420,3 @@ def test_weights_that_are_not_finite_are_named_as_such(tmp_path: Path, pair: tup
     with pytest.raises(SemalignError, match="not finite after training; nothing was kept, lower the learning rate"):
         save_and_reload(loaded, tmp_path / "model")
     assert not (tmp_path / "model").exists()
-
-
-def test_presets_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["presets"]) == 0
-    printed = capsys.readouterr().out
-    assert "tiny" in printed and "qwen2.5-coder" in printed

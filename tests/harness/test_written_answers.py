@@ -223,7 +223,9 @@ def test_answers_that_cannot_be_written_are_refused_before(rows: str, overrides:
     experiment = load_experiment(
         "tiny", overrides=[*overrides, f"data.{rows}=target", "data.writing.max_new_tokens=999"]
     )
-    with pytest.raises(SemalignError, match="data.writing.max_new_tokens=999 may reach .* lower data.writing"):
+    with pytest.raises(
+        SemalignError, match="data.writing.max_new_tokens=999 may reach .*: data.writing.max_new_tokens="
+    ):
         read_inputs(experiment, QUIET)
     read_inputs(experiment.model_copy(update={"data": experiment.data.model_copy(update={rows: "gold"})}), QUIET)
 

@@ -66,7 +66,7 @@ def load_experiment(
     if chosen is not None:
         if chosen not in task_names():
             raise SemalignError(
-                f"{chosen!r} is no task: choose one of {', '.join(task_names())}; settings are of the form key.key=value"
+                f"{chosen!r} is no task ({', '.join(task_names())}), and no setting of the form key.key=value"
             )
         about = _built_in("tasks", chosen)
         del about["about"]

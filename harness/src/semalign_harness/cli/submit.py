@@ -2,7 +2,8 @@
 
 import argparse
 
-from ..grid.matrix import matrix_table, read_matrix, write_table
+from ..grid.folder import matrix_table, write_table
+from ..grid.matrix import read_matrix
 from ..grid.submit import Target, look_ahead, parse_parameters, submit_matrix
 from ..run.tracking import find_trackers
 from ._options import (

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -82,6 +83,6 @@ def _overrides(values: Mapping[str, Any]) -> list[str]:
     """Values as overrides, quoted where YAML would read a text as something else."""
     found = []
     for key, value in values.items():
-        plain = isinstance(value, str) and yaml.safe_load(value or "~") == value
+        plain = isinstance(value, str) and re.fullmatch(r"[\w./+-]+", value) and yaml.safe_load(value) == value
         found.append(f"{key}={value if plain else json.dumps(value)}")
     return found

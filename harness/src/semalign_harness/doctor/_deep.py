@@ -97,7 +97,7 @@ def _generation(role: str, loaded: LoadedModel, experiment: Experiment) -> Findi
 
 
 def _pairing(experiment: Experiment, similarity: Matrix) -> LayerPairing:
-    """Pair by the experiment's policy where it needs no scores, else by similarity: attribution takes a backward run."""
+    """Pair by the policy of the experiment where it needs no scores, else by similarity."""
     own = experiment.pairing
     columns = [sum(column) / len(similarity) for column in zip(*similarity, strict=True)]
     nothing = (0.0,) * len(columns)

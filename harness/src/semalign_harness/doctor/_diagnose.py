@@ -1,4 +1,4 @@
-"""All checks of a pair, in the order of the questions of a person."""
+"""All checks of a pair: those of a run, then its heads, the machine, and the weights where that is set."""
 
 from collections.abc import Sequence
 from dataclasses import replace

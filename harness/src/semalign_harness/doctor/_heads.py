@@ -82,33 +82,29 @@ def _read_head(opened: OpenedModel) -> Float[Tensor, "v d"]:
     output = model.get_output_embeddings().weight
     parameters = dict(model.named_parameters(remove_duplicate=False))
     names = [name for name, parameter in parameters.items() if parameter is output]
+    ends = tuple("." + ".".join(name.split(".")[-2:]) for name in names)
     files = _tensor_files(opened)
-    fitting = _of_shape(_alike(list(files), names), files, output.shape)
-    if not fitting:  # checkpoints may have names of their own: the head is the one of its shape that is nothing else
+    prefixed = [name for name in files if f".{name}".endswith(ends)]
+    found = _of_shape([*names, *prefixed], files, output.shape)
+    if not found:  # checkpoints may have names of their own: the head is the one of its shape that is nothing else
         strangers = _of_shape([name for name in files if name not in parameters], files, output.shape)
-        fitting = strangers if len(strangers) == 1 else []
-    if not fitting:
+        found = strangers if len(strangers) == 1 else []
+    if not found:
         raise _Unmeasured(f"the checkpoint has no tensor {names[-1]} of shape {tuple(output.shape)}")
-    with safe_open(files[fitting[0]], "pt") as file:
-        weight: Tensor = file.get_tensor(fitting[0])
+    with safe_open(files[found[0]], "pt") as file:
+        weight: Tensor = file.get_tensor(found[0])
     if not weight.is_floating_point():
-        raise _Unmeasured(f"the checkpoint holds {fitting[0]} quantised")
+        raise _Unmeasured(f"the checkpoint holds {found[0]} quantised")
     return weight
-
-
-def _alike(there: list[str], names: list[str]) -> list[str]:
-    """Return names in a checkpoint that are the model's own, and then those with another prefix."""
-    ends = {".".join(name.split(".")[-2:]) for name in names}
-    prefixed = [name for name in there if any(f".{name}".endswith(f".{end}") for end in ends)]
-    return [name for name in names if name in there] + [name for name in prefixed if name not in names]
 
 
 def _of_shape(names: list[str], files: dict[str, Path], shape: torch.Size) -> list[str]:
     found = []
     for name in names:
-        with safe_open(files[name], "pt") as file:
-            if file.get_slice(name).get_shape() == list(shape):
-                found.append(name)
+        if name in files:
+            with safe_open(files[name], "pt") as file:
+                if file.get_slice(name).get_shape() == list(shape):
+                    found.append(name)
     return found
 
 

@@ -53,8 +53,8 @@ def load_model(
     """Load a model's weights, and check that it is a finite, causal, decoder-only language model.
 
     Args:
-        source: where it comes from.
-        device: where its weights go.
+        source: the model.
+        device: device of its weights.
         generates: whether it will generate, which is then checked too.
 
     Raises:
@@ -139,7 +139,7 @@ def unused_tensors(model: PreTrainedModel, surplus: Iterable[str], path: str) ->
 
 
 def _predicts_more(model: PreTrainedModel, parts: list[str]) -> bool:
-    """Whether a tensor is of a layer behind the last one that predicts further tokens (DeepSeek, GLM)."""
+    """Return whether a tensor belongs to a layer behind the last one, for further tokens (DeepSeek, GLM)."""
     config = model.config.get_text_config(decoder=True)
     first, more = config.num_hidden_layers, getattr(config, "num_nextn_predict_layers", 0) or 0
     places = [int(part) for before, part in pairwise(parts) if before == "layers" and part.isdecimal()]
@@ -147,7 +147,7 @@ def _predicts_more(model: PreTrainedModel, parts: list[str]) -> bool:
 
 
 def _in_4bit(dtype: torch.dtype) -> dict[str, Any]:
-    """Arguments of from_pretrained for linear layers in 4 bits.
+    """Return arguments of from_pretrained for linear layers in 4 bits.
 
     Raises:
         SemalignError: bitsandbytes is not installed.
@@ -168,7 +168,7 @@ def _without_odd_packing(model: nn.Module) -> None:
 
 
 def _make_savable(model: PreTrainedModel, path: str) -> None:
-    """See to it that the model can be saved later: transformers refuses contradictory generation settings only then."""
+    """Make the model savable: transformers refuses contradictory generation settings, but only when it saves."""
     settings = model.generation_config
     if settings is None:
         return

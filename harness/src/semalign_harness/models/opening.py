@@ -195,7 +195,7 @@ def awaited(settings: ModelConfig) -> str | None:
 
 
 def _is_local(path: str) -> bool:
-    """Whether a path cannot be the id of a model on the hub."""
+    """Return whether a path cannot be the id of a model on the hub."""
     return Path(path).suffix == ".gguf" or Path(path).is_absolute() or path[:1] in (".", "~") or path.count("/") > 1
 
 

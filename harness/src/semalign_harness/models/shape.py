@@ -1,4 +1,4 @@
-"""The numbers of a model that memory and disk depend on, read from its configuration."""
+"""Sizes of a model, read from its configuration: memory and disk depend on them."""
 
 import functools
 from collections.abc import Sequence
@@ -17,9 +17,9 @@ from .catalogue import catalogue, known_path
 from .settings import ModelConfig
 
 WIDTHS, INTERMEDIATES, STATES = 20, 3, 4
-"""Values that autograd keeps of each token in each layer, in widths (of the stream, or of all heads where more),
-intermediate sizes and states: no more than these, measured with frozen weights on Llama, Qwen 2 and 3, GPT-NeoX, Gemma
-3, Mamba 1 and 2 and Falcon Mamba."""
+"""Upper bounds of the values that autograd keeps of each token in each layer, in widths (of the stream, or of all heads
+where more), intermediate sizes and states. They were measured with frozen weights on Llama, Qwen 2 and 3, GPT-NeoX,
+Gemma 3, Mamba 1 and 2 and Falcon Mamba."""
 
 
 class Heads(NamedTuple):
@@ -34,12 +34,12 @@ class Heads(NamedTuple):
 
 
 class ModelShape(Settings):
-    """The numbers of a model that memory and disk depend on."""
+    """Sizes of a model."""
 
     parameters: int
     """Numbers in the checkpoint, a tied matrix once."""
     layers: int
-    """L."""
+    """Number of layers."""
     width: int
     """d, of the residual stream."""
     heads_width: int

@@ -1,6 +1,6 @@
 """What is compared, and what came of it."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import Field, field_validator, model_validator
 from semalign_geometry import Contract, Settings
@@ -38,6 +38,12 @@ class ComparisonConfig(Contract):
     """The method that every other one is tested against; None for the best baseline of each metric."""
     benchmarks: Benchmarks | None = None
     """Benchmarks; None for the held-out rows alone."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_earlier_versions(cls, tree: Any) -> Any:
+        """Read files that still name an equal budget."""
+        return {key: value for key, value in tree.items() if key != "equal"} if isinstance(tree, dict) else tree
 
     @model_validator(mode="after")
     def _against_is_compared(self) -> "ComparisonConfig":

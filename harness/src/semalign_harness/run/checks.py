@@ -1,9 +1,10 @@
-"""One list of checks of a pair of models and its rows: a run raises the first error, the doctor prints all findings.
+"""Checks of a pair of models and its rows, in one list: a run raises the first error, the doctor prints all.
 
 No check reads weights.
 """
 
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -26,6 +27,8 @@ Level = Literal["ok", "warning", "error"]
 ONE_FAMILY = "a source and a target of one family: semalign presets shows such pairs"
 CHATS = "choose the source that was trained on chats, such as an -Instruct model"
 SHORTER = "shorter rows, or models that read longer ones"
+ADVICE = re.compile(r"(choose|give|leave|lower|merge|name|raise|set|write)\b")
+"""First word of a remedy at the end of a message."""
 TRIED = 8
 """Rows that both tokenizers split."""
 PROBES = [
@@ -75,9 +78,9 @@ def error(check: str, message: str, remedy: str) -> Finding:
 
 
 def refused(check: str, failure: SemalignError, remedy: str = "change what it names") -> Finding:
-    """Return an error as a finding; the part of its message after the last colon is the remedy, where it has one."""
-    message, colon, own = str(failure).rpartition(": ")
-    return error(check, message, own) if colon else error(check, own, remedy)
+    """Return an error as a finding; the end of its message is the remedy, where that is an advice after a colon."""
+    message, _, own = str(failure).rpartition(": ")
+    return error(check, message, own) if ADVICE.match(own) and message else error(check, str(failure), remedy)
 
 
 def raise_first(findings: Iterable[Finding]) -> list[Finding]:
@@ -215,7 +218,7 @@ def _depth(pair: Pair) -> Iterator[Finding]:
         return
     some = ",".join(str(-(-target.layers * k // source.layers)) for k in range(1, source.layers + 1))
     message = f"{shown}: target layers that follow one another share a source layer"
-    yield warning("depth", message, f"'train.layers=[{some}]', to train as many as the source has")
+    yield warning("depth", message, f"'method.layers=[{some}]', to train as many as the source has")
 
 
 def _width(pair: Pair) -> Iterator[Finding]:
@@ -308,8 +311,8 @@ def _templates(pair: Pair) -> Finding:
     try:
         pair.encoder.example(Conversation(DIALOGUE), name="a question with its answer")
         theirs = pair.encoder.render(DIALOGUE)
-    except SemalignError as failure:
-        return error(check, str(failure), copied)
+    except SemalignError as failure:  # which may still take the rows
+        return warning(check, str(failure), copied)
     try:
         ours = encoder_of(pair.experiment, pair.source).render(DIALOGUE)
     except Exception as failure:  # a template can fail in any way
@@ -389,7 +392,7 @@ def _strange_entries(pair: Pair, split: Split) -> Iterator[Finding]:
         return
     token = min(strange)
     name = pair.target.tokenizer.convert_ids_to_tokens(token)
-    told = f"the rows use {len(strange)} entries that the models do not share, such as {name!r}, entry {token}"
+    told = f"the rows use {name!r}, entry {token}"
     for role, opened in reversed(pair.both):
         if token >= opened.config.vocab_size and name in opened.entries:
             yield error(
@@ -436,8 +439,8 @@ def _unread(pair: Pair, split: Split) -> Iterator[Finding]:
         yield ok("rows", f"{split.several} rows have several answers, of which the last is trained on and measured")
     if split.ended_within:
         message = (
-            f"{split.ended_within} answers name {pair.encoder.tokenizer.eos_token!r} before their end, which is read as "
-            "the end-of-sequence token there too"
+            f"{split.ended_within} answers name {pair.encoder.tokenizer.eos_token!r} before their end, which is read "
+            "as the end-of-sequence token there too"
         )
         yield warning("rows", message, "answers without it")
     if joint := glued(split.train[0], pair.target.tokenizer):
