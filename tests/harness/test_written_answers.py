@@ -17,7 +17,8 @@ from semalign_harness.generation import generate
 from semalign_harness.loading import load_experiment
 from semalign_harness.models.loading import load_model
 from semalign_harness.models.settings import ModelConfig
-from semalign_harness.run import written_answers
+from semalign_harness.results.run import Environment
+from semalign_harness.run import job, written_answers
 from semalign_harness.run.inputs import Inputs, read_inputs
 from semalign_harness.run.job import Job
 from semalign_harness.run.pipeline import _begin
@@ -38,8 +39,8 @@ def inputs_of(overrides: list[str], *more: str) -> tuple[Inputs, Inputs]:
 
 def written_of(experiment: Experiment, gold: Inputs, console: Console = QUIET) -> Inputs:
     """The inputs with written answers."""
-    job = Job(experiment, Path("nowhere"), console, torch.device("cpu"), Ranks.current(), gold)
-    return with_written_answers(job).inputs
+    run = Job(experiment, Path("nowhere"), console, torch.device("cpu"), Ranks.current(), gold)
+    return with_written_answers(run).inputs
 
 
 def test_gold_answers_are_left_alone(overrides: list[str]) -> None:
@@ -79,14 +80,14 @@ def test_each_part_of_the_rows_has_a_writer_of_its_own(
     measured: str, overrides: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loaded = []
-    real = written_answers.load
+    real = job.load
 
     def counted(console: Console, label: str, opened: Any, device: torch.device, *, generates: bool) -> Any:
         assert generates
         loaded.append(opened)
         return real(console, label, opened, device, generates=generates)
 
-    monkeypatch.setattr(written_answers, "load", counted)
+    monkeypatch.setattr(job, "load", counted)
     gold, both = inputs_of(overrides, "data.answers=source", f"data.held_out_answers={measured}")
     expected = [gold.target, gold.source, *([gold.target] if measured == "target" else [])]
     assert [*map(id, loaded)] == [*map(id, expected)], "a target that cannot generate fails before the source writes"
@@ -104,7 +105,7 @@ def test_answers_do_not_depend_on_the_batch_and_are_written_once(
         settings = ("data.answers=source", f"data.writing.temperature={temperature}", f"batch_size={size}")
         found.append(inputs_of(overrides, *settings)[1].split.train)
     assert found[0] == found[1]
-    monkeypatch.setattr(written_answers, "load", None)
+    monkeypatch.setattr(job, "load", None)
     assert inputs_of(overrides, *settings)[1].split.train == found[0]
 
 
@@ -130,13 +131,13 @@ def test_the_other_model_is_checked_before_one_writes(
     writer: str, other: str, overrides: list[str], pair: tuple[Path, Path], tmp_path: Path, monkeypatch: Any
 ) -> None:
     loaded: list[str] = []
-    own = written_answers.load
+    own = job.load
 
     def noted(console: Console, label: str, *more: Any, **options: Any) -> Any:
         loaded.append(label)
         return own(console, label, *more, **options)
 
-    monkeypatch.setattr(written_answers, "load", noted)
+    monkeypatch.setattr(job, "load", noted)
     checked, writes = f"{other}, to check it", f"{writer} that writes answers"
     inputs_of(overrides, f"data.answers={writer}")
     assert loaded == [checked, writes]
@@ -212,9 +213,9 @@ def test_answers_are_those_of_the_dtype_that_a_run_began_with(
     for fast, resumed in ((True, False), (False, True)):
         monkeypatch.setattr("semalign_harness.models.opening.bfloat16_is_fast", lambda fast=fast: fast)
         begun.append(_begin(experiment, tmp_path / "run", QUIET, torch.device("cpu"), Ranks.current(), resumed=resumed))
-    (inputs, environment), (again, known) = begun
-    assert environment == known and environment.dtypes == ["bfloat16", "bfloat16"]
-    assert inputs.split == again.split
+    (first, key), (again, known) = begun
+    assert key == known and first.inputs.split == again.inputs.split
+    assert Environment.read(tmp_path / "run" / "environment.json").dtypes == ["bfloat16", "bfloat16"]
     assert len(list((written_answers.cache_folder() / "answers").glob("[!.]*"))) == 1, "written once"
 
 
