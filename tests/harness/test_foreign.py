@@ -22,9 +22,10 @@ from semalign_harness.grid.matrix import read_matrix
 from semalign_harness.loading import pair_names
 from semalign_harness.results.fidelity import RunFidelity
 from semalign_harness.results.run import Environment
+from semalign_harness.run.environment import code_of
 from semalign_harness.run.inputs import read_inputs
 from semalign_harness.run.phase_cache import phase_key
-from semalign_harness.run.pipeline import code_of, run_experiment
+from semalign_harness.run.pipeline import run_experiment
 from semalign_harness.run.run_folder import differences
 from semalign_harness.util.console import Console
 
@@ -44,7 +45,7 @@ TREE = {
     "scorer": {"kind": "relative_size", "power": 2.0},
     "pairing": {"kind": "deepest", "skip": 1},
     "transport": {"frame": "between"},
-    "train": {"objective": {"kind": "huber", "delta": 0.5}},
+    "method": {"objective": {"kind": "huber", "delta": 0.5}},
 }
 CHOSEN = ["scorer.kind=relative_size", "pairing.kind=deepest", "transport.frame=between"]
 
@@ -56,10 +57,11 @@ def installed(monkeypatch: pytest.MonkeyPatch, version: str = "1.5") -> list[str
 def test_experiments_with_foreign_components_round_trip(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     installed(monkeypatch)
     file = tmp_path / "foreign.yaml"
-    file.write_text(yaml.safe_dump({**TREE, "method": {"kind": "gains", "steps": 3}}), encoding="utf-8")
+    file.write_text(yaml.safe_dump(TREE), encoding="utf-8")
     experiment = load_experiment("tiny", configs=[file])
     assert experiment.scorer == RelativeSize(power=2.0) and experiment.pairing == Deepest(skip=1)
-    assert experiment.method.objective == Huber(delta=0.5) and experiment.method == Gains(steps=3)
+    assert experiment.method.model_dump()["objective"] == {"kind": "huber", "delta": 0.5}
+    assert load_experiment("tiny", overrides=["method={kind: gains, steps: 3}"]).method == Gains(steps=3)
     assert Experiment.read(experiment.write(tmp_path / "experiment.json")) == experiment
     assert load_experiment("tiny", overrides=["pairing.kind=monotone"], configs=[file]).pairing.kind == "monotone"
     other = load_experiment("tiny", configs=[file], overrides=["scorer.power=3", "method.objective.delta=2"])
@@ -246,11 +248,11 @@ def test_components_that_return_something_else_leave_no_run(
             run_experiment(objective, tmp_path / "run")
     assert not (tmp_path / "run").exists()
     with monkeypatch.context() as patch:
-        patch.setattr("semalign_harness.run.inputs.check_objective", lambda *given, **more: None)
+        patch.setattr("semalign_harness.methods._semalign.check_objective", lambda *given, **more: None)
         with pytest.raises(SemalignError, match=r"the objective huber returned a tensor of shape \(\d+,\) from total"):
             run_experiment(objective, tmp_path / "run")
     assert not (tmp_path / "run").exists()
-    edited.install("return MethodReport(", "MethodReport(")
+    edited.install("return MethodReport.of(", "MethodReport.of(")
     method = load_experiment("tiny", overrides=[*overrides, "method.kind=gains"])
     with pytest.raises(SemalignError, match="^the method gains returned None from run: expected a MethodReport$"):
         run_experiment(method, tmp_path / "run")
