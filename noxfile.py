@@ -123,8 +123,8 @@ EVERY_METHOD = ("tiny", "--methods", "all", "--seeds", "0,1,2", "--jobs", "2", "
 # Each with its own learning rate: harness/LOG.md.
 RATES = (
     "train.learning_rate=1e-3",
-    *(f"{method}:method.learning_rate=3e-3" for method in ("sft_full", "kd_full", "pissa")),
-    *(f"{method}:method.learning_rate=1e-2" for method in ("sft", "kd", "hidden")),
+    *(f"{method}:train.learning_rate=3e-3" for method in ("sft_full", "kd_full", "pissa")),
+    *(f"{method}:train.learning_rate=1e-2" for method in ("sft", "kd", "hidden")),
 )
 
 

@@ -302,17 +302,17 @@ def test_a_target_that_is_larger_than_its_source(pair: tuple[Path, Path], doctor
     assert of(diagnosis, "sizes").remedy == f"semalign doctor {source} {target}"
     depth = of(diagnosis, "depth")
     assert depth.level == "warning" and "3 → 4 layers" in depth.message
-    assert str(depth.remedy).startswith("'train.layers=[2,3,4]'")
-    assert doctor(target, source, "train.layers=[2,3,4]").is_usable
+    assert str(depth.remedy).startswith("'method.layers=[2,3,4]'")
+    assert doctor(target, source, "method.layers=[2,3,4]").is_usable
 
 
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        (["train.layers=[7]"], "(7,), expected ascending numbers from 1 to 3"),
+        (["method.layers=[7]"], "(7,), expected ascending numbers from 1 to 3"),
         (["pairing.kind=manual", "pairing.layers=[1,2]"], "names 2 source layers for 3 target layers"),
         (["pairing.kind=manual", "pairing.layers=[1,2,5]"], "target layer 3 has source layer 5, expected 1 to 4"),
-        (["train.objective.kind=cosine", "transport.frame=none"], "the source has 40 and the target 24"),
+        (["method.objective.kind=cosine", "transport.frame=none"], "the source has 40 and the target 24"),
     ],
 )
 def test_settings_that_do_not_fit_the_pair_are_bad_input(
@@ -322,9 +322,9 @@ def test_settings_that_do_not_fit_the_pair_are_bad_input(
     assert words in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("more", [["train.weights.geometry=0"], ["method.kind=hidden"], ["method.kind=kd"]])
+@pytest.mark.parametrize("more", [["method.weights.geometry=0"], ["method.kind=hidden"], ["method.kind=kd"]])
 def test_an_objective_that_is_not_used_may_be_any(more: list[str], pair: tuple[Path, Path], doctor: Doctor) -> None:
-    assert doctor(*pair, "train.objective.kind=cosine", "transport.frame=none", *more).is_usable
+    assert doctor(*pair, "method.objective.kind=cosine", "transport.frame=none", *more).is_usable
 
 
 def test_float16_targets_are_refused(pair: tuple[Path, Path], other: Path, doctor: Doctor) -> None:

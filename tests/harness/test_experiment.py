@@ -67,7 +67,7 @@ def test_later_settings_win(tmp_path: Path) -> None:
         "supervision.output.k=32",
         "pairing.depth_weight=3.0",
         "scorer.aggregate=signed",
-        "train.objective.unit_tokens=true",
+        "method.objective.unit_tokens=true",
     ],
 )
 def test_every_setting_of_a_default_kind_can_be_overridden(override: str) -> None:
@@ -94,7 +94,7 @@ def test_overrides_are_read_as_yaml(rate: float, size: int) -> None:
     ("overrides", "words"),
     [
         (["train.lerning_rate=1"], ["train.lerning_rate", "learning_rate"]),
-        (["train.trainable.rnk=1", "train.trainable.kind=lora"], ["rnk"]),
+        (["method.trainable.rnk=1", "method.trainable.kind=lora"], ["rnk"]),
         (["sorce.path=x"], ["sorce", "source"]),
         (["train.batch_size=0"], ["train.batch_size", "0"]),
         (["transport.frame=cosin"], ["cosin", "cosine"]),

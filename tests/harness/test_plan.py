@@ -44,12 +44,12 @@ def test_counts_are_those_of_the_run(overrides: list[str], tmp_path: Path) -> No
     "more",
     [
         [],
-        ["train.weights.geometry=0", "train.weights.output=0", "train.weights.answer=1"],
-        ["train.weights.output=0"],
+        ["method.weights.geometry=0", "method.weights.output=0", "method.weights.answer=1"],
+        ["method.weights.output=0"],
         ["supervision.output.kind=final_hidden"],
-        ["train.layers=[1]"],
-        ["train.layers=[3]"],
-        ["train.recompute_suffix=true"],
+        ["method.layers=[1]"],
+        ["method.layers=[3]"],
+        ["train.recompute=true"],
         ["live=true"],
     ],
 )

@@ -35,7 +35,7 @@ KILLS = int(os.environ.get("SEMALIGN_KILLS", "3"))
 @pytest.fixture
 def longer(overrides: list[str]) -> list[str]:
     """A run with enough steps to be killed in the middle."""
-    return [*overrides, "train.steps=12", "train.checkpoint_steps=2", "train.trainable.kind=full"]
+    return [*overrides, "train.steps=12", "train.checkpoint_steps=2", "method.trainable.kind=full"]
 
 
 def run(folder: Path, settings: list[str], *more: str) -> int:
@@ -367,9 +367,9 @@ def test_an_interrupted_run_is_found_by_its_experiment(tmp_path: Path, overrides
 
 def test_differences_name_each_setting(overrides: list[str]) -> None:
     one = load_experiment("tiny", overrides=overrides)
-    other = load_experiment("tiny", overrides=[*overrides, "train.trainable.kind=lora", "data.seed=9"])
+    other = load_experiment("tiny", overrides=[*overrides, "method.trainable.kind=lora", "data.seed=9"])
     found = "; ".join(differences(one, other))
-    assert "data.seed is 0 there, 9 here" in found and "train.trainable.rank is None there, 16 here" in found
+    assert "data.seed is 0 there, 9 here" in found and "method.trainable.rank is None there, 16 here" in found
     assert differences(one, Experiment.parse(one.model_dump(mode="json"))) == []
 
 
@@ -398,6 +398,6 @@ def test_a_stage_that_is_undone_is_reported(
     tmp_path: Path, longer: list[str], pair: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     itself = [f"source.path={pair[1]}", "pairing.kind=uniform"]  # no step can improve on the source
-    settings = [*longer, *itself, "train.guards.rollback=0", "train.learning_rate=0.1"]
+    settings = [*longer, *itself, "method.rollback=0", "train.learning_rate=0.1"]
     assert run(tmp_path / "run", settings) == 0
     assert "undone, the held-out loss rose from" in capsys.readouterr().err

@@ -129,13 +129,13 @@ def test_the_same_experiment_gives_the_same_target(
     "more",
     [
         ["scorer.kind=ablation", "pairing.kind=nearest_critical", "transport.frame=cosine"],
-        ["scorer.kind=similarity", "pairing.kind=similarity", "transport.frame=dual", "train.objective.kind=fisher"],
+        ["scorer.kind=similarity", "pairing.kind=similarity", "transport.frame=dual", "method.objective.kind=fisher"],
         ["transport.frame=none", "supervision.residual=span", "supervision.output.kind=final_hidden"],
-        ["train.trainable.kind=lora", "train.trainable.rank=2", "train.objective.kind=cosine"],
+        ["method.trainable.kind=lora", "method.trainable.rank=2", "method.objective.kind=cosine"],
         ["source.load_in_4bit=true", "live=true", "train.checkpoint_steps=1"],
-        ["source.dtype=bfloat16", "target.dtype=bfloat16", "train.weights.output=0"],
-        ["pairing.kind=manual", "pairing.layers=[1, 1, 4]", "train.layers=[2]", "train.weights.answer=1"],
-        ["train.optimiser=muon", "train.train_final_norm=true", "train.weight_decay=0.1"],
+        ["source.dtype=bfloat16", "target.dtype=bfloat16", "method.weights.output=0"],
+        ["pairing.kind=manual", "pairing.layers=[1, 1, 4]", "method.layers=[2]", "method.weights.answer=1"],
+        ["train.optimiser=muon", "method.train_final_norm=true", "train.weight_decay=0.1"],
     ],
 )
 def test_every_choice_runs(more: list[str], tmp_path: Path, overrides: list[str]) -> None:
@@ -146,9 +146,9 @@ def test_settings_of_stages_that_a_method_leaves_out_are_told(
     tmp_path: Path, overrides: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     settings = [*overrides, "measure.answer_rows=0", "method.kind=kd"]
-    more = ("train.weights.geometry=1", "train.guards.rollback=0.1")
+    more = ("method.weights.geometry=1", "method.rollback=0.1")
     assert run(tmp_path, [*settings, *more]) == 0
-    assert "kd trains all layers at once, without train.weights, train.guards.rollback\n" in capsys.readouterr().err
+    assert "kd trains all layers at once, without method.weights, method.rollback\n" in capsys.readouterr().err
     assert run(tmp_path / "usual", settings) == 0
     assert "at once, without" not in capsys.readouterr().err
 
@@ -234,17 +234,19 @@ def test_bad_settings_are_one_sentence(
     tmp_path: Path, overrides: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert "did you mean 'learning_rate'" in refused(tmp_path, overrides, capsys, "train.lerning_rate=1")
-    assert "expected ascending numbers" in refused(tmp_path, overrides, capsys, "train.layers=[9]")
+    assert "expected ascending numbers" in refused(tmp_path, overrides, capsys, "method.layers=[9]")
     assert "every weight of the loss is 0" in refused(
-        tmp_path, overrides, capsys, "train.weights.output=0", "train.weights.geometry=0"
+        tmp_path, overrides, capsys, "method.weights.output=0", "method.weights.geometry=0"
     )
     exact = "supervision.output.kind=final_hidden"
-    assert "needs supervision by top entries" in refused(tmp_path, overrides, capsys, "train.divergence=reverse", exact)
+    assert "needs supervision by top entries" in refused(
+        tmp_path, overrides, capsys, "method.divergence=reverse", exact
+    )
     assert "has no figure on held-out rows" in refused(
-        tmp_path, overrides, capsys, "train.divergence=reverse", "train.guards.rollback=0.1"
+        tmp_path, overrides, capsys, "method.divergence=reverse", "method.rollback=0.1"
     )
     assert "method.critical_layer_only may leave out" in refused(
-        tmp_path, overrides, capsys, "method.critical_layer_only=true", "train.train_final_norm=true"
+        tmp_path, overrides, capsys, "method.critical_layer_only=true", "method.train_final_norm=true"
     )
     assert "cannot be in 4 bits" in refused(tmp_path, overrides, capsys, "target.load_in_4bit=true")
     assert "device 'cuba'" in refused(tmp_path, overrides, capsys, "device=cuba")
@@ -262,11 +264,11 @@ def test_settings_that_do_not_fit_the_pair_are_told_before_weights_are_read(
         tmp_path, overrides, capsys, "pairing.kind=manual", "pairing.layers=[1, 2]"
     )
     assert "compares vectors of one width, the source has" in refused(
-        tmp_path, overrides, capsys, "train.objective.kind=fisher", "transport.frame=none"
+        tmp_path, overrides, capsys, "method.objective.kind=fisher", "transport.frame=none"
     )
     adapters = "{kind: lora, modules: [fc1]}"
-    assert "named fc1: train.trainable.modules can name down_proj, gate_proj" in refused(
-        tmp_path, overrides, capsys, f"train.trainable={adapters}"
+    assert "named fc1: method.trainable.modules can name down_proj, gate_proj" in refused(
+        tmp_path, overrides, capsys, f"method.trainable={adapters}"
     )
     assert "named fc1: method.trainable.modules can name down_proj, gate_proj" in refused(
         tmp_path, overrides, capsys, f"method={{kind: kd, trainable: {adapters}}}"
@@ -327,7 +329,7 @@ def test_a_taken_folder_is_refused(tmp_path: Path, overrides: list[str], capsys:
 
 def test_a_folder_of_the_users_stays(tmp_path: Path, overrides: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "run").mkdir()
-    for wrong in ("data.train.path=nowhere.jsonl", "train.layers=[9]"):
+    for wrong in ("data.train.path=nowhere.jsonl", "method.layers=[9]"):
         assert run(tmp_path, [*overrides, wrong]) == 2
         assert not list((tmp_path / "run").iterdir()), "it is empty again"
 

@@ -72,7 +72,7 @@ def test_tensorboard_holds_what_the_metrics_hold(method: str, tmp_path: Path, ov
 def test_an_interrupted_run_goes_on_in_its_tracker(
     tmp_path: Path, overrides: list[str], recorders: list[Recorder], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = [*overrides, "train.steps=4", "train.checkpoint_steps=2", "train.guards.rollback=10"]
+    settings = [*overrides, "train.steps=4", "train.checkpoint_steps=2", "method.rollback=10"]
     step = FrontierTrainer._step
 
     def stopping(self: FrontierTrainer, layer: int, number: int, *arguments: Any) -> StepRecord:
