@@ -60,7 +60,7 @@ def run(options: argparse.Namespace) -> int:
     names = find_methods(options.methods)
     if options.against is not None and options.against not in names:
         raise SemalignError(f"--against {options.against}: name it among --methods too")
-    stray = [] if task in (None, *task_names()) else [task]  # a method, perhaps, without its comma
+    stray = [] if task is None or task in task_names() else [task]  # perhaps a method without its comma
     shared, own = overrides_of_methods([*stray, *overrides], names)
     experiment = read_experiment(options, "compare", overrides=shared)
     given = given_benchmarks(options)
