@@ -103,7 +103,7 @@ def docs(session: nox.Session) -> None:
 
 @nox.session(default=False)
 def demo(session: nox.Session) -> None:
-    """Run the smallest preset through the command line, on the CPU."""
+    """Run the smallest pair of models through the command line, on the CPU."""
     install(session, *with_siblings("harness"))
     session.run("semalign", "run", "tiny", *session.posargs)
 

@@ -120,7 +120,7 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> Runs:
                 raise KeyboardInterrupt
             runs.ran.append(name)
             if name in runs.failing:
-                submit._keep_reason(folder, name, runs.failing[name])
+                keep_reason(folder, name, runs.failing[name])
                 continue
             if runs.model is not None:
                 shutil.copytree(runs.model, folder / name / "model")

@@ -129,7 +129,7 @@ def test_pairs_are_listed_with_what_they_need_and_tasks_with_their_rows(capsys: 
 def test_pairs_of_the_paper_have_its_settings(name: str, task: str) -> None:
     experiment = load_experiment(name, task)
     rows, epochs, rate, aligned = PAPER[task]
-    data, train = experiment.data, experiment.train
+    data, train, method = experiment.data, experiment.train, experiment.method
     assert (data.train_rows, train.passes, train.learning_rate, data.attribution_rows) == (rows, epochs, rate, aligned)
     assert train.batch_size == 64 and isinstance(method.trainable, LoraLayer) and method.trainable.rank == 16
     assert sorted(method.trainable.modules) == ["down_proj", "o_proj", "up_proj", "v_proj"]
