@@ -25,7 +25,6 @@ from semalign_harness.comparison import Benchmarks, Comparison, ComparisonConfig
 from semalign_harness.evaluation import _run as evaluation
 from semalign_harness.evaluation import read_evaluation
 from semalign_harness.grid import submit
-from semalign_harness.grid.folder import keep_reason
 from semalign_harness.grid.matrix import Matrix
 from semalign_harness.methods import BASELINES, MethodReport, known_methods
 from semalign_harness.models.settings import ModelConfig
@@ -121,7 +120,7 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> Runs:
                 raise KeyboardInterrupt
             runs.ran.append(name)
             if name in runs.failing:
-                submit._keep_reason(folder, name, runs.failing[name])
+                keep_reason(folder, name, runs.failing[name])
                 continue
             if runs.model is not None:
                 shutil.copytree(runs.model, folder / name / "model")

@@ -129,10 +129,10 @@ def test_pairs_are_listed_with_what_they_need_and_tasks_with_their_rows(capsys: 
 def test_pairs_of_the_paper_have_its_settings(name: str, task: str) -> None:
     experiment = load_experiment(name, task)
     rows, epochs, rate, aligned = PAPER[task]
-    data, train = experiment.data, experiment.train
+    data, train, method = experiment.data, experiment.train, experiment.method
     assert (data.train_rows, train.passes, train.learning_rate, data.attribution_rows) == (rows, epochs, rate, aligned)
-    assert train.batch_size == 64 and isinstance(train.trainable, LoraLayer) and train.trainable.rank == 16
-    assert sorted(train.trainable.modules) == ["down_proj", "o_proj", "up_proj", "v_proj"]
+    assert train.batch_size == 64 and isinstance(method.trainable, LoraLayer) and method.trainable.rank == 16
+    assert sorted(method.trainable.modules) == ["down_proj", "o_proj", "up_proj", "v_proj"]
     assert {experiment.source.dtype, experiment.target.dtype} == {"bfloat16"} and experiment.device == "auto"
     assert accelerator(totals_of(experiment).memory) == "one of 80 GB"
 
@@ -351,14 +351,17 @@ def test_settings_change_what_a_run_needs() -> None:
     adapter = 16 * (2 * (4096 + 11008) + 2 * (4096 + 4096))
     assert base.training_state == adapter * 4 * (1 + 2 + 2 + 1), "weights, moments, gradients of two terms, their sum"
     assert needs("target.dtype=float32").saved == 2 * weights
-    assert needs("train.trainable.kind=full", "train.trainable={kind: full}").training_state > 50 * base.training_state
+    assert (
+        needs("method.trainable.kind=full", "method.trainable={kind: full}").training_state > 50 * base.training_state
+    )
     kinds = {"method.kind=kd": 32 * adapter, "method={kind: kd, trainable: {kind: full}}": weights // 2}
     for joint, trained in kinds.items():
-        assert needs(joint).training_state == trained * 4 * (1 + 2 + 2 + 1)
-        assert needs(joint, "train.recompute_suffix=true").target_phase < needs(joint).target_phase
+        assert needs(joint).training_state == trained * 4 * (1 + 2 + 2), "the gradient of a micro-batch, and the sum"
+        assert needs(joint, "train.checkpoint_minutes=null").scratch == 0, "nothing is replayed"
+        assert needs(joint, "train.recompute=true").target_phase < needs(joint).target_phase
     hidden, kd, seeking = (needs(f"method.kind={kind}") for kind in ("hidden", "kd", "seeking"))
     source = 13_015_864_320 * 2
-    factor = 4 * (1 + 2 + 2 + 1)
+    factor = 4 * (1 + 2 + 2)
     assert hidden.training_state == kd.training_state + 32 * 5120 * 4096 * factor, "a projection for each layer"
     stays = source - 32_000 * 5120 * 2
     assert hidden.target_phase - hidden.training_state == kd.target_phase - kd.training_state + stays
@@ -367,16 +370,13 @@ def test_settings_change_what_a_run_needs() -> None:
     assert laten.target_phase - laten.training_state == kd.target_phase - kd.training_state + stays
     assert seeking.training_state > 0
     assert seeking.source_phase > kd.source_phase + weights + 4 * 0.9 * source // 2, "a score for each of its weights"
-    assert needs("train.weights.geometry=0").training_state == adapter * 4 * (1 + 2 + 1 + 1)
+    assert needs("method.weights.geometry=0").training_state == adapter * 4 * (1 + 2 + 1 + 1)
     assert needs("supervision.dtype=float32").supervision > 1.9 * base.supervision
     with_target = needs("scorer.kind=similarity", "pairing.kind=similarity").source_phase
     assert with_target == base.source_phase + weights - 32_000 * 4096 * 2
     reloaded = needs("train.micro_batch_size=1", "data.max_length=2").target_phase
     assert reloaded == 2 * weights + 32_000 * 5120 * 2, "the saved copy stands beside the trained target and the head"
-    assert (
-        needs("train.recompute_suffix=true", "train.micro_batch_size=64").memory
-        < needs("train.micro_batch_size=64").memory
-    )
+    assert needs("train.recompute=true", "train.micro_batch_size=64").memory < needs("train.micro_batch_size=64").memory
     assert needs("train.micro_batch_size=64").memory > needs("train.micro_batch_size=8").memory > base.memory - 1
 
 

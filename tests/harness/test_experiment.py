@@ -1,7 +1,9 @@
 """Experiments from pairs and tasks, files and overrides; every mistake is one sentence with its remedy."""
 
+import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -10,6 +12,8 @@ from hypothesis import strategies as st
 from semalign_geometry import SemalignError
 from semalign_harness import Experiment, load_experiment
 from semalign_harness.loading import pair_names, task_names
+from semalign_harness.run.run_folder import leaves
+from semalign_harness.util.settings import merged
 
 
 @pytest.mark.parametrize("task", [None, *task_names()])
@@ -67,7 +71,7 @@ def test_later_settings_win(tmp_path: Path) -> None:
         "supervision.output.k=32",
         "pairing.depth_weight=3.0",
         "scorer.aggregate=signed",
-        "train.objective.unit_tokens=true",
+        "method.weights.geometry=0.5",
     ],
 )
 def test_every_setting_of_a_default_kind_can_be_overridden(override: str) -> None:
@@ -94,7 +98,7 @@ def test_overrides_are_read_as_yaml(rate: float, size: int) -> None:
     ("overrides", "words"),
     [
         (["train.lerning_rate=1"], ["train.lerning_rate", "learning_rate"]),
-        (["train.trainable.rnk=1", "train.trainable.kind=lora"], ["rnk"]),
+        (["method.trainable.rnk=1", "method.trainable.kind=lora"], ["rnk"]),
         (["sorce.path=x"], ["sorce", "source"]),
         (["train.batch_size=0"], ["train.batch_size", "0"]),
         (["transport.frame=cosin"], ["cosin", "cosine"]),
@@ -130,3 +134,49 @@ def test_places_that_hold_no_experiment_are_named(tmp_path: Path) -> None:
         load_experiment(broken)
     with pytest.raises(SemalignError, match="the value is not valid YAML: put a text with braces or colons in quotes"):
         load_experiment("tiny", overrides=["data.train.prompt={{question}}"])
+
+
+OLD = {
+    "train": {
+        "version": 1,
+        "objective": {"kind": "relation", "scope": "all", "unit_tokens": False},
+        "weights": {"geometry": 0.5, "output": 1.0, "answer": 0.0, "label": 0.0},
+        "trainable": {"kind": "full"},
+        "layers": [2],
+        "steps": [3],
+        "guards": {"max_skipped": 3, "rollback": 0.1, "drowned": 100.0},
+        "recompute_suffix": True,
+    },
+    "supervision": {"residual": "layer"},
+}
+"""Settings as run folders of earlier versions hold them."""
+
+
+@pytest.mark.parametrize(
+    ("method", "expected"),
+    [
+        (
+            {"kind": "semalign", "critical_layer_only": False},
+            {"method.layers": [2], "method.rollback": 0.1, "method.weights.geometry": 0.5, "train.learning_rate": 3e-3},
+        ),
+        (
+            {"kind": "kd", "trainable": {"kind": "lora"}, "learning_rate": 1e-4, "seconds": None, "answer": 0.5},
+            {"method.trainable.kind": "lora", "method.answer": 0.5, "train.learning_rate": 1e-4},
+        ),
+        ({"kind": "sft", "trainable": {"kind": "lora"}, "start": "pissa"}, {"method.trainable.start": "pissa"}),
+        ({"kind": "laten", "variant": "paper", "learning_rate": 1e-5}, {"method.learning_rate": 1e-5}),
+        ({"kind": "seeking", "trainable": {"kind": "lora"}, "warmup": 0.03}, {"train.warmup": 0.03}),
+    ],
+)
+def test_run_folders_of_earlier_versions_are_read(
+    method: dict[str, Any], expected: dict[str, Any], tmp_path: Path
+) -> None:
+    tree = merged(load_experiment("tiny").model_dump(mode="json", exclude={"method"}), {**OLD, "method": method})
+    del tree["train"]["recompute"]
+    file = tmp_path / "experiment.json"
+    file.write_text(json.dumps(tree), encoding="utf-8")
+    found = dict(leaves(Experiment.read(file).model_dump(mode="json")))
+    assert found["train.recompute"] and found["train.steps"] == 3
+    assert {key: found[key] for key in expected} == expected
+    with pytest.raises(SemalignError, match=r"train\.\w+ is now method\.\w+"):
+        Experiment.parse(tree)

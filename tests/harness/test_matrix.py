@@ -16,7 +16,7 @@ import pytest
 from filelock import FileLock
 from semalign_geometry import SemalignError
 from semalign_harness.cli.main import main
-from semalign_harness.grid import folder as grid
+from semalign_harness.grid import jobs as grid
 from semalign_harness.grid import submit
 from semalign_harness.grid.matrix import Matrix, read_matrix
 from semalign_harness.results.run import Environment

@@ -127,9 +127,7 @@ def test_a_failed_run_is_named_and_tried_again(tmp_path: Path, runs: Runs, capsy
     assert runs.ran == [0.1] and "training split: train.learning_rate=0.1" in capsys.readouterr().out
 
 
-def test_a_run_without_a_finite_kl_has_failed(
-    tmp_path: Path, runs: Runs, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_run_without_a_finite_kl_has_failed(tmp_path: Path, runs: Runs, capsys: pytest.CaptureFixture[str]) -> None:
     runs.kl = lambda experiment: math.nan if rate(experiment) == 1 else rate(experiment)
     assert swept(tmp_path, "--over", "train.learning_rate=1,0.1,0.2") == 2
     printed = capsys.readouterr().out

@@ -10,13 +10,18 @@ import torch
 from safetensors.torch import load_file, save_file
 from semalign_align import LiveSupervision, Ranks, Relation, Step, Supervision, supervise
 from semalign_train import (
+    AnswerLoss,
     DivergedError,
     FrontierConfig,
     FrontierTrainer,
     FullLayer,
     Guards,
+    JointConfig,
+    JointLoss,
+    JointTrainer,
     LoraLayer,
     LossWeights,
+    OutputLoss,
     StageRecord,
     StepRecord,
 )
@@ -36,6 +41,13 @@ CASES: dict[str, FrontierConfig] = {
     "sharded, recomputed": FrontierConfig(**COMMON, shard_frozen=True, recompute=True),
     "muon": FrontierConfig(**COMMON, optimiser="muon", shard_frozen=True),
     "one example a step": FrontierConfig(**(COMMON | {"batch_size": 1})),
+}
+
+
+JOINT_CASES: dict[str, tuple[JointConfig, JointLoss]] = {
+    "joint": (JointConfig(**COMMON, trainable=FullLayer()), OutputLoss(answer=0.5)),
+    "joint, lora": (JointConfig(**COMMON, optimiser="muon"), AnswerLoss()),
+    "joint, one example a step": (JointConfig(**(COMMON | {"batch_size": 1})), OutputLoss()),
 }
 
 
@@ -66,10 +78,31 @@ def train(folder: Path, store: Any, config: FrontierConfig, name: str, **more: A
     (folder / f"{name}-{ranks.rank}.json").write_text(json.dumps(curve), encoding="utf-8")
 
 
+def train_jointly(
+    folder: Path, store: Any, config: JointConfig, loss: JointLoss, name: str, kill_at: int = 0, **more: Any
+) -> None:
+    ranks, target = Ranks.current(), target_model()
+    curve: list[dict[str, float]] = []
+
+    def record(entry: StepRecord) -> None:
+        curve.append({**entry.losses, "norm": entry.gradient_norm, "step": entry.step})
+        if entry.step == kill_at:
+            raise KeyboardInterrupt
+
+    try:
+        JointTrainer(target, store, config, loss=loss, callback=record, **more).fit()
+    except KeyboardInterrupt:
+        return
+    save_file(target.state_dict(), folder / f"{name}-{ranks.rank}.safetensors")
+    (folder / f"{name}-{ranks.rank}.json").write_text(json.dumps(curve), encoding="utf-8")
+
+
 def all_cases(folder: Path) -> None:
     store = store_of(folder)
     for name, config in CASES.items():
         train(folder, store, config, name)
+    for name, (joint, loss) in JOINT_CASES.items():
+        train_jointly(folder, store, joint, loss, name)
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +136,7 @@ def test_two_processes_write_the_store_of_one(runs: tuple[Path, Path]) -> None:
     assert not list(runs[1].glob("*.partial")) and not list((runs[1] / "scratch").iterdir())
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", [*CASES, *JOINT_CASES])
 def test_two_processes_train_as_one(name: str, runs: tuple[Path, Path]) -> None:
     one, two = runs
     steps, expected = curve(two, name), curve(one, name)
@@ -136,6 +169,21 @@ def test_processes_that_share_no_machine_train_as_one(runs: tuple[Path, Path], t
         torch.testing.assert_close(value, together[key], rtol=1e-4, atol=1e-4)
 
 
+def interrupted_and_resumed(folder: Path) -> None:
+    store, (config, loss) = Supervision.open(folder / "store"), JOINT_CASES["joint"]
+    for kill_at in (2, 0):
+        train_jointly(folder, store, config, loss, "resumed", kill_at, checkpoints=folder / "kept")
+
+
+def test_joint_training_on_two_processes_resumes_to_the_same_bits(runs: tuple[Path, Path], tmp_path: Path) -> None:
+    (tmp_path / "store").symlink_to(runs[1] / "store")
+    assert run_processes(interrupted_and_resumed, tmp_path) == [0, 0]
+    assert [step["step"] for step in curve(tmp_path, "resumed")] == [3]
+    undisturbed = weights(runs[1], "joint")
+    for rank in (0, 1):
+        assert all(torch.equal(value, undisturbed[key]) for key, value in weights(tmp_path, "resumed", rank).items())
+
+
 class Faulty(Relation):
     """Never a number."""
 
@@ -145,7 +193,7 @@ class Faulty(Relation):
 
 def diverging(folder: Path) -> None:
     target = target_model()
-    config = CASES["sharded"].model_copy(update={"guards": Guards(max_skipped=0)})
+    config = CASES["sharded"].model_copy(update={"guards": Guards(max_skipped=0), "rollback": None})
     with pytest.raises(DivergedError):
         FrontierTrainer(target, Supervision.open(folder / "store"), config, objective=Faulty()).fit()
     for parameter, other in zip(target.parameters(), target_model().parameters(), strict=True):

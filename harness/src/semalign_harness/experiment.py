@@ -208,7 +208,8 @@ def upgraded(tree: dict[str, Any]) -> dict[str, Any]:
 
 def _section(tree: Any, place: str, *, make: bool = False) -> dict[str, Any]:
     """Return the mapping at a dotted place; an empty one where there is none, put there with `make`."""
+    section: dict[str, Any] = tree if isinstance(tree, dict) else {}
     for part in place.split("."):
-        inside = tree.setdefault(part, {}) if make else tree.get(part) if isinstance(tree, dict) else None
-        tree = inside if isinstance(inside, dict) else {}
-    return tree
+        inside = section.setdefault(part, {}) if make else section.get(part)
+        section = inside if isinstance(inside, dict) else {}
+    return section

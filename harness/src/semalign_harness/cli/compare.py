@@ -7,6 +7,7 @@ from semalign_geometry import SemalignError
 
 from ..comparison import Benchmarks, ComparisonConfig, compare, comparison_markdown, overrides_of_methods
 from ..experiment import Experiment
+from ..loading import task_names
 from ..methods import find_methods
 from ..methods._named import describe_methods
 from ..report.published import published_table
@@ -55,11 +56,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Run the methods, and print the table."""
     check_alone("compare")
-    _, _, overrides = named_experiment(options, "compare")
+    _, task, overrides = named_experiment(options, "compare")
     names = find_methods(options.methods)
     if options.against is not None and options.against not in names:
         raise SemalignError(f"--against {options.against}: name it among --methods too")
-    shared, own = overrides_of_methods(overrides, names)
+    stray = [] if task is None or task in task_names() else [task]  # perhaps a method without its comma
+    shared, own = overrides_of_methods([*stray, *overrides], names)
     experiment = read_experiment(options, "compare", overrides=shared)
     given = given_benchmarks(options)
     if given and "tasks" not in given:

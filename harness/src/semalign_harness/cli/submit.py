@@ -4,8 +4,9 @@ import argparse
 
 from ..grid.folder import matrix_table, write_table
 from ..grid.matrix import read_matrix
-from ..grid.submit import Target, look_ahead, parse_parameters, submit_matrix
+from ..grid.submit import Target, look_ahead, submit_matrix
 from ..run.tracking import find_trackers
+from ..util.settings import parse_overrides
 from ._options import (
     check_alone,
     console_of,
@@ -37,7 +38,7 @@ def run(options: argparse.Namespace) -> int:
     """Run or submit the cells that are not finished, and print the table."""
     check_alone("submit")
     base, task, overrides = named_experiment(options, "submit")
-    target = Target(options.executor, options.jobs, parse_parameters(options.slurm), find_trackers(options.track))
+    target = Target(options.executor, options.jobs, parse_overrides(options.slurm), find_trackers(options.track))
     matrix = read_matrix(base, task, over=options.over, configs=options.config, overrides=overrides)
     folder = folder_of(options, f"{matrix.name}-matrix")
     if options.dry_run:

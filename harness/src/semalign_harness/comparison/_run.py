@@ -291,7 +291,7 @@ def overrides_of_methods(given: Sequence[str], names: Sequence[str]) -> tuple[li
         head, colon, rest = text.partition(":")
         if not colon and "=" not in text:
             raise SemalignError(
-                f"{text!r} is not an override, such as train.batch_size=8: join methods with commas, as in "
+                f"{text!r} is not an override, such as train.batch_size=8, nor a task: join methods with commas, as in "
                 f"--methods {','.join([*names, text])}"
             )
         if not colon or "=" in head:

@@ -2,47 +2,26 @@
 
 import csv
 import io
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from filelock import FileLock, Timeout
-from semalign_geometry import Contract, SemalignError, Settings, replace_file
+from semalign_geometry import SemalignError, replace_file
 
-from ..results.files import RESULT
 from ..results.run import RunResult
 from ..run.environment import check_code
 from ..run.run_folder import decisive, differences
 from ..util.tables import aligned
+from .jobs import read_jobs
 from .matrix import Cell, Matrix, as_text, labels
 
-MATRIX, TABLE, LOGS, JOBS = "matrix.json", "matrix.csv", "logs", "jobs.json"
+MATRIX, TABLE, LOGS = "matrix.json", "matrix.csv", "logs"
 _LOCK = ".lock"
 _METRICS = {"KL before": ".4f", "KL after": ".4f", "NLL after": ".4f", "agreement": ".1%", "seconds": ".0f"}
 """Columns of the table, with their formats."""
-
-
-class JobRecord(Settings):
-    """The last job that was submitted for a cell."""
-
-    cluster: str
-    """`slurm`, or `local` for submitit's processes on this machine."""
-    id: str
-    """Its name on the cluster."""
-
-
-class Jobs(Contract):
-    """The jobs of a matrix."""
-
-    cells: dict[str, JobRecord]
-    """By the name of their cell."""
-
-
-def read_jobs(folder: Path) -> dict[str, JobRecord]:
-    """The jobs that were submitted, by the name of their cell."""
-    return Jobs.read(folder / JOBS).cells if (folder / JOBS).is_file() else {}
 
 
 @dataclass(frozen=True)
@@ -150,31 +129,6 @@ def keep_reason(folder: Path, name: str, reason: str) -> None:
     file = failure_file(folder, name)
     file.parent.mkdir(exist_ok=True)
     replace_file(file, reason + "\n")
-
-
-def standings(folder: Path, matrix: Matrix, *, running: Mapping[str, str], ended: Mapping[str, str]) -> list[Standing]:
-    """State of each cell.
-
-    Args:
-        folder: folder of the matrix; it need not exist.
-        matrix: its contents.
-        running: the job or process that runs a cell, by the cell's name.
-        ended: why a job ended with neither a result nor a reason, by the cell's name.
-    """
-    found = []
-    for cell in matrix.cells:
-        reason = failure_file(folder, cell.name)
-        if (folder / cell.name / RESULT).is_file():
-            found.append(Standing(cell, "finished", result=RunResult.read(folder / cell.name / RESULT)))
-        elif cell.name in running:
-            found.append(Standing(cell, "running", running[cell.name]))
-        elif reason.is_file():
-            found.append(Standing(cell, "failed", reason.read_text(encoding="utf-8").strip()))
-        elif cell.name in ended:
-            found.append(Standing(cell, "failed", ended[cell.name]))
-        else:
-            found.append(Standing(cell, "not run"))
-    return found
 
 
 def matrix_table(found: Sequence[Standing]) -> str:

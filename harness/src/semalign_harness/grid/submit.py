@@ -1,56 +1,34 @@
 """Run the cells of a matrix: in processes on this machine, or as an array of Slurm jobs through submitit."""
 
-import difflib
-import logging
 import os
 import shutil
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import psutil
 import torch
 import transformers
-import yaml
 from semalign_geometry import SemalignError
 
-from ..results.files import ENVIRONMENT
-from ..results.run import Environment
+from ..results.files import ENVIRONMENT, RESULT
+from ..results.run import Environment, RunResult
 from ..run.dry_run import DryRun
 from ..run.pipeline import run_experiment
 from ..run.run_folder import is_claimed
 from ..util.console import Console, interruptible, logged
-from .folder import (
-    JOBS,
-    LOGS,
-    MATRIX,
-    JobRecord,
-    Jobs,
-    Standing,
-    check_folder,
-    claimed_matrix,
-    failure_file,
-    keep_reason,
-    read_jobs,
-    standings,
-)
-from .matrix import Matrix
+from .folder import LOGS, MATRIX, Standing, check_folder, claimed_matrix, failure_file, keep_reason
+from .jobs import check_parameters, is_done, known_jobs, read_jobs, submit_jobs, write_jobs
+from .matrix import Cell, Matrix
 
 if TYPE_CHECKING:
-    from submitit import AutoExecutor, Job
+    from submitit import Job
     from submitit.core.utils import DelayedSubmission
 
 EXECUTORS = ("local", "slurm", "submitit-local")
-_JOB_FILES = "jobs"
-_TIMEOUTS = 20
-"""Times that a job may reach its time limit and resume."""
-_DEFAULTS = {"timeout_min": 240, "stderr_to_stdout": True}
-_ONE_PROCESS = ("nodes", "tasks_per_node", "ntasks_per_node")
 
 
 @dataclass(frozen=True)
@@ -83,9 +61,19 @@ class Target:
             raise SemalignError("--jobs has no effect on submitit-local, which starts all cells at once: leave it out")
         if "array_parallelism" in self.slurm and self.at_once is not None:
             raise SemalignError("--jobs and array_parallelism are the same setting: leave one of them out")
-        _check_parameters(self.slurm)
+        check_parameters(self.slurm)
         if self.executor == "slurm" and shutil.which("sbatch") is None:
             raise SemalignError("sbatch is not on this machine: submit from a login node, or choose --executor local")
+
+    @property
+    def cluster(self) -> str:
+        """Name of the cluster for submitit."""
+        return "slurm" if self.executor == "slurm" else "local"
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """Parameters for submitit."""
+        return {**self.slurm, **({} if self.at_once is None else {"array_parallelism": self.at_once})}
 
 
 def submit_matrix(
@@ -118,31 +106,42 @@ def submit_matrix(
         if names and target.executor == "local":
             _run_here(folder, names, target, console)
         elif names:
-            jobs = _submit(matrix, folder, names, target)
+            parameters = {"name": f"semalign-{matrix.name}", **target.parameters}
+            run = CellRun(str(folder.resolve()), target.trackers)
+            jobs = submit_jobs(run, names, folder, target.cluster, parameters)
             ids = sorted({job.job_id.partition("_")[0] for job in jobs.values()})
             console.note(f"submitted {len(names)} of {len(now)} cells: job {', '.join(ids)}")
     if wait:
-        jobs = {**_known_jobs(folder), **jobs}
-        while not all([_is_done(job) for job in jobs.values()]):
+        jobs = {**known_jobs(folder), **jobs}
+        while not all([is_done(job) for job in jobs.values()]):
             time.sleep(1)
     return look(matrix, folder)
 
 
 def look(matrix: Matrix, folder: Path) -> list[Standing]:
-    """State of each cell; nothing is run or written.
+    """State of each cell; nothing is run or written, and the folder need not exist.
 
     Raises:
         SemalignError: the folder holds something else, or submitit is missing although jobs were submitted.
     """
     check_folder(folder, matrix)
-    running = {cell.name: "in another process" for cell in matrix.cells if is_claimed(folder / cell.name)}
-    ended = {}
-    for name, job in _known_jobs(folder).items():
-        if _is_done(job):
-            ended[name] = f"job {job.job_id} ended without a result: see {job.paths.stdout}"
-        else:
-            running[name] = f"job {job.job_id}"
-    return standings(folder, matrix, running=running, ended=ended)
+    jobs = known_jobs(folder)
+    return [_look(cell, folder, jobs.get(cell.name)) for cell in matrix.cells]
+
+
+def _look(cell: Cell, folder: Path, job: "Job[None] | None") -> Standing:
+    place, reason = folder / cell.name, failure_file(folder, cell.name)
+    if (place / RESULT).is_file():
+        return Standing(cell, "finished", result=RunResult.read(place / RESULT))
+    if job is not None and not is_done(job):
+        return Standing(cell, "running", f"job {job.job_id}")
+    if is_claimed(place):
+        return Standing(cell, "running", "in another process")
+    if reason.is_file():
+        return Standing(cell, "failed", reason.read_text(encoding="utf-8").strip())
+    if job is not None:
+        return Standing(cell, "failed", f"job {job.job_id} ended without a result: see {job.paths.stdout}")
+    return Standing(cell, "not run")
 
 
 def look_ahead(matrix: Matrix, folder: Path) -> list[Standing]:
@@ -202,7 +201,7 @@ def _forget(folder: Path, names: Sequence[str]) -> None:
     for name in names:
         failure_file(folder, name).unlink(missing_ok=True)
     if before := read_jobs(folder):
-        Jobs(cells={name: record for name, record in before.items() if name not in names}).write(folder / JOBS)
+        write_jobs(folder, {name: record for name, record in before.items() if name not in names})
 
 
 def _run_here(folder: Path, names: Sequence[str], target: Target, console: Console) -> None:
@@ -268,106 +267,6 @@ def _threads(folder: Path, at_once: int) -> int:
     if (folder / ENVIRONMENT).is_file():
         return Environment.read(folder / ENVIRONMENT).threads
     return max(1, torch.get_num_threads() // at_once)
-
-
-def _submit(matrix: Matrix, folder: Path, names: Sequence[str], target: Target) -> "dict[str, Job[None]]":
-    """Submit one array of jobs, and add their names to `jobs.json`."""
-    from submitit.core.utils import FailedJobError, FailedSubmissionError
-
-    cluster = "slurm" if target.executor == "slurm" else "local"
-    parameters = {"name": f"semalign-{matrix.name}", **target.slurm}
-    if target.at_once is not None:
-        parameters["array_parallelism"] = target.at_once
-    executor = _executor(folder / _JOB_FILES, cluster, parameters)
-    try:
-        submitted = executor.map_array(CellRun(str(folder.resolve()), target.trackers), names)
-    except (FailedJobError, FailedSubmissionError) as error:
-        raise SemalignError(f"Slurm refused the jobs: {' '.join(str(error).split())}") from error
-    jobs = dict(zip(names, submitted, strict=True))
-    records = {name: JobRecord(cluster=cluster, id=job.job_id) for name, job in jobs.items()}
-    Jobs(cells={**read_jobs(folder), **records}).write(folder / JOBS)
-    return jobs
-
-
-def _known_jobs(folder: Path) -> "dict[str, Job[None]]":
-    if not (records := read_jobs(folder)):
-        return {}
-    _require_submitit()
-    from submitit import LocalJob, SlurmJob
-
-    kinds: dict[str, type[Job[None]]] = {"slurm": SlurmJob, "local": LocalJob}
-    return {name: kinds[record.cluster](folder / _JOB_FILES, record.id) for name, record in records.items()}
-
-
-def _is_done(job: "Job[None]") -> bool:
-    from submitit import LocalJob
-
-    if not job.done():
-        return False
-    # submitit takes a local job of another process for done while it runs.
-    return not isinstance(job, LocalJob) or job.paths.result_pickle.exists() or not _is_alive(int(job.job_id))
-
-
-def _is_alive(process: int) -> bool:
-    try:
-        return psutil.Process(process).status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
-
-
-def _executor(folder: Path, cluster: str, parameters: Mapping[str, Any]) -> "AutoExecutor":
-    from submitit import AutoExecutor
-
-    executor = AutoExecutor(folder, cluster=cluster, slurm_max_num_timeout=_TIMEOUTS)
-    shared = AutoExecutor._valid_parameters()
-    given = {name if name in shared else f"slurm_{name}": value for name, value in parameters.items()}
-    executor.update_parameters(**{**_DEFAULTS, **given})
-    return executor
-
-
-def _check_parameters(parameters: Mapping[str, Any]) -> None:
-    _require_submitit()
-    from submitit import AutoExecutor, SlurmExecutor
-
-    known = sorted(AutoExecutor._valid_parameters() | SlurmExecutor._valid_parameters())
-    for name in parameters:
-        if name in _ONE_PROCESS:
-            raise SemalignError(f"--slurm {name}: a cell runs in one process: leave it out")
-        if name not in known:
-            near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-            hint = f"did you mean {near[0]!r}?" if near else f"submitit knows {', '.join(known)}"
-            raise SemalignError(f"--slurm: unknown parameter {name!r}: {hint}")
-    try:
-        with tempfile.TemporaryDirectory() as scratch:
-            _executor(Path(scratch), "local", parameters)
-    except (AssertionError, NameError, TypeError, ValueError) as error:
-        raise SemalignError(f"--slurm: {' '.join(str(error).split())}") from error
-
-
-def _require_submitit() -> None:
-    try:
-        import submitit  # noqa: F401
-    except ImportError:
-        raise SemalignError('submitit is not installed: pip install "semalign-harness[slurm]"') from None
-    logging.getLogger("submitit").setLevel(logging.ERROR)  # it would write to standard output
-
-
-def parse_parameters(given: Sequence[str]) -> dict[str, Any]:
-    """Parse parameters of the form `key=value`, the values as YAML.
-
-    Raises:
-        SemalignError: one is not of that form.
-    """
-    found = {}
-    for text in given:
-        key, equals, value = text.partition("=")
-        try:
-            found[key] = yaml.safe_load(value)
-        except yaml.YAMLError:
-            equals = ""
-        if not key or not equals:
-            raise SemalignError(f"--slurm {text!r} is not of the form key=value, such as partition=gpu")
-    return found
 
 
 def _main() -> int:

@@ -3,7 +3,7 @@
 from typing import Any
 
 from semalign_attribution import DecoderView
-from semalign_train import FullLayer, JointConfig, JointLoss, JointReport, JointSettings, JointTrainer, TrainSettings
+from semalign_train import FullLayer, JointConfig, JointLoss, JointSettings, JointTrainer, TrainSettings
 
 from ..models.shape import ModelShape
 from ._method import Method, MethodContext, MethodNeeds, MethodReport, adapter_parameters, check_adapters
@@ -51,14 +51,4 @@ class JointMethod(JointSettings, Method):
             callback=context.callback,
             **given,
         )
-        return self.report(trainer.fit())
-
-    def report(self, found: JointReport) -> MethodReport:
-        """Return the report of the trainer as the method's."""
-        return MethodReport(
-            method=self.kind,
-            trained_parameters=found.trained_parameters,
-            steps=found.steps,
-            supervised_tokens=found.supervised_tokens,
-            seconds=found.seconds,
-        )
+        return MethodReport.of(self.kind, trainer.fit())

@@ -7,7 +7,15 @@ from typing import ClassVar, Literal, NamedTuple, Protocol, TypeVar, runtime_che
 
 from semalign_align import Supervision
 from semalign_geometry import Contract, SemalignError, Settings
-from semalign_train import AnySupervision, LoraLayer, StageRecord, StepRecord, TrainSettings, TransferReport
+from semalign_train import (
+    AnySupervision,
+    JointReport,
+    LoraLayer,
+    StageRecord,
+    StepRecord,
+    TrainSettings,
+    TransferReport,
+)
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..data.encoding import Example
@@ -82,6 +90,12 @@ class MethodReport(Contract):
     """Wall time of the training."""
     transfer: TransferReport | None = None
     """The stages of frontier training; None for methods without stages."""
+
+    @classmethod
+    def of(cls, kind: str, found: JointReport) -> "MethodReport":
+        """Return the report of a trainer as that of a method."""
+        shared = found.model_dump(include={"trained_parameters", "steps", "supervised_tokens", "seconds"})
+        return cls(method=kind, **shared)
 
 
 class Work(NamedTuple):

@@ -96,10 +96,12 @@ class SemAlign(FrontierSettings, Method):
 
     def needs(self, source: ModelShape, target: ModelShape, *, rows: int, tokens: int) -> MethodNeeds:
         """Return the needs of the largest stage; on disk, the inputs of the frontier layer and the trained stages."""
-        weights, lora = self.weights, isinstance(self.trainable, LoraLayer)
+        weights, trainable = self.weights, self.trainable
         terms = sum(weight > 0 for weight in (weights.geometry, weights.output, weights.answer, weights.label))
         return MethodNeeds(
-            trained=adapter_parameters(self.trainable, target) if lora else target.layer_parameters,
+            trained=adapter_parameters(trainable, target)
+            if isinstance(trainable, LoraLayer)
+            else target.layer_parameters,
             gradients=terms + 1,
             scratch=tokens * target.width + target.layers * target.layer_parameters,
         )

@@ -65,7 +65,9 @@ def with_written_answers(job: Job) -> Job:
         prompts = list(dict.fromkeys(row.prompt_ids for part in parts for row in rows[part]))
         written = _written(job, writer, prompts, unchecked)
         rows |= {part: _kept(job, part, rows[part], written) for part in parts}
-    return replace(job, inputs=replace(job.inputs, split=replace(split, **rows)))
+    return replace(
+        job, inputs=replace(job.inputs, split=replace(split, train=rows["train"], held_out=rows["held_out"]))
+    )
 
 
 def _kept(job: Job, part: str, rows: list[Example], written: dict[Prompt, list[int]]) -> list[Example]:

@@ -1,13 +1,8 @@
 """Training of a target on stored or live supervision: layer by layer, or all layers at once."""
 
 from ._batches import AnySupervision as AnySupervision
-from ._batches import micro_batches as micro_batches
 from ._batches import optimisation_batches as optimisation_batches
-from ._batches import rate_factor as rate_factor
 from ._checkpoint import KEPT_STATES as KEPT_STATES
-from ._checkpoint import Checkpoints as Checkpoints
-from ._checkpoint import State as State
-from ._checkpoint import fingerprint as fingerprint
 from ._checkpoint import kept_until as kept_until
 from ._frontier import Callback as Callback
 from ._frontier import FrontierTrainer as FrontierTrainer
@@ -42,7 +37,6 @@ __all__ = [
     "AnswerLoss",
     "AnySupervision",
     "Callback",
-    "Checkpoints",
     "DivergedError",
     "FrontierConfig",
     "FrontierSettings",
@@ -65,15 +59,11 @@ __all__ = [
     "OutputLoss",
     "PrefixCache",
     "StageRecord",
-    "State",
     "StepRecord",
     "TrainSettings",
     "TransferReport",
-    "fingerprint",
     "frontier",
     "kept_until",
-    "micro_batches",
     "optimisation_batches",
-    "rate_factor",
     "trained",
 ]

@@ -138,14 +138,12 @@ class FrontierTrainer:
         terms = [(weight, term) for weight, term in terms if weight > 0]
         names = [term.name for _, term in terms]
         if len(set(names)) < len(names):
-            raise SemalignError(
-                f"two terms of the loss have one name ({', '.join(names)}): give the own objective another"
-            )
+            raise SemalignError(f"two terms of the loss have one name ({', '.join(names)}): rename the own objective")
         silent = [term.name for _, term in terms if count_of(term, self.supervision.counts) == 0]
         if silent:
             problem = f"no training example has enough supervised tokens for {' or '.join(silent)}"
             if len(silent) == len(terms):
-                raise SemalignError(f"{problem}: supervise more tokens, or give another term of the loss a weight")
+                raise SemalignError(f"{problem}: supervise more tokens, or set the weight of another term above 0")
             LOGGER.warning("%s, which has no effect", problem)
         return terms
 

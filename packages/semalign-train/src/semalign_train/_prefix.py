@@ -16,7 +16,7 @@ class PrefixCache:
     """h_p of every token of an example, after the frozen layers 1 … p; layers up to p never run again on it.
 
     An example is advanced when a stage needs it, and never further: few passes cost less than a forward run.
-    Law: what is held is what a forward run gives, whichever examples were advanced when, as long as the layers that
+    Law: the streams equal those of a forward run, whichever examples were advanced when, as long as the layers that
     they have been through stay as they were. Because each layer is causal and only real tokens are kept, the stream
     does not depend on how examples were padded. The processes of a machine share one file, and the work of advancing
     it; without a file each holds all streams.
