@@ -120,7 +120,7 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> Runs:
                 raise KeyboardInterrupt
             runs.ran.append(name)
             if name in runs.failing:
-                submit._keep_reason(folder, name, runs.failing[name])
+                keep_reason(folder, name, runs.failing[name])
                 continue
             if runs.model is not None:
                 shutil.copytree(runs.model, folder / name / "model")
@@ -434,49 +434,13 @@ def test_another_experiment_is_refused_with_the_difference(
     runs.ran.clear()
     sentence = refused(tmp_path, capsys, "--methods", "semalign,sft,kd", "train.passes=1")
     assert "semalign_seed-0: train.passes is 12.0 there, 1.0 here" in sentence and "--out" in sentence
-    sentence = refused(tmp_path, capsys, "--methods", "semalign,sft", "sft:method.learning_rate=1e-4")
-    assert "sft_seed-0: method.learning_rate is None there, 0.0001 here" in sentence
+    sentence = refused(tmp_path, capsys, "--methods", "semalign,sft", "sft:train.learning_rate=1e-4")
+    assert "sft_seed-0: train.learning_rate is 0.003 there, 0.0001 here" in sentence
     assert not runs.ran
     # What never began may be mended.
     runs.failing = {}
     assert compared(tmp_path, "--methods", "semalign,kd", "kd:method.answer=0.5") == 0
     assert runs.ran == ["kd_seed-0"]
-
-
-def test_equal_time_is_that_of_semalign(tmp_path: Path, runs: Runs, capsys: pytest.CaptureFixture[str]) -> None:
-    call = ["--methods", "sft,kd,laten,frame_dual,frame_parseval,semalign", "--seeds", "0,1", "--equal", "time"]
-    assert compared(tmp_path, *call) == 0
-    experiments = settings_of(tmp_path)
-    for seed, result in enumerate(results(tmp_path, "semalign", [0, 1])):
-        assert result.training.seconds == 80 + seed
-        seconds = {
-            name: experiments[f"{name}_seed-{seed}"].method.model_dump().get("seconds") for name in ("sft", "kd")
-        }
-        # What the source left behind is part of the time; the method that needs it has paid for it already.
-        assert seconds == {"sft": result.training.seconds + 4.5, "kd": result.training.seconds}
-    assert experiments["frame_dual_seed-0"].method == experiments["semalign_seed-0"].method
-    assert "frame_parseval_seed-0" not in experiments
-    assert max(map(runs.ran.index, ("semalign_seed-0", "semalign_seed-1"))) < min(
-        runs.ran.index(name) for name in runs.ran if name.startswith(("sft", "kd"))
-    )
-    first = written(tmp_path)
-    assert "wall time of semalign" in first["md"].decode()
-    ran = len(runs.ran)
-    assert compared(tmp_path, *call) == 0
-    assert len(runs.ran) == ran and written(tmp_path) == first
-    capsys.readouterr()
-    # The same folder holds no comparison at equal tokens.
-    assert "sft_seed-0: method.seconds is 84.5 there, None here" in refused(tmp_path, capsys, *call[:4])
-
-
-def test_runs_with_equal_tokens_do_not_become_timed(
-    tmp_path: Path, runs: Runs, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert compared(tmp_path, "--methods", "kd") == 0
-    capsys.readouterr()
-    assert "holds runs with equal tokens" in refused(tmp_path, capsys, "--methods", "semalign,kd", "--equal", "time")
-    assert runs.ran == ["kd_seed-0"]
-    assert compared(tmp_path, "--methods", "semalign,sft", "--equal", "time") == 0
 
 
 def test_a_run_that_failed_may_keep_states_from_now_on(tmp_path: Path, runs: Runs) -> None:
@@ -485,25 +449,6 @@ def test_a_run_that_failed_may_keep_states_from_now_on(tmp_path: Path, runs: Run
     runs.failing = {}
     assert compared(tmp_path, "--methods", "semalign,kd", "train.checkpoint_steps=5") == 0
     assert runs.ran == ["semalign_seed-0", "kd_seed-0", "kd_seed-0"]
-
-
-def test_equal_time_needs_the_reference(tmp_path: Path, runs: Runs, capsys: pytest.CaptureFixture[str]) -> None:
-    equal = ["--equal", "time"]
-    assert "name it among --methods" in refused(tmp_path, capsys, "--methods", "sft,kd", *equal)
-    assert "method.seconds of sft is set" in refused(
-        tmp_path, capsys, "--methods", "semalign,sft", "sft:method.seconds=3", *equal
-    )
-    runs.failing = {"semalign_seed-1": "too slow"}
-    call = ["--methods", "semalign,semalign_fisher,sft", "--seeds", "0,1", *equal]
-    assert compared(tmp_path, *call) == 2
-    assert "sft_seed-0" in runs.ran and "sft_seed-1" not in runs.ran
-    methods = comparison(tmp_path).methods
-    assert methods["semalign"].missing == ("semalign_seed-1: too slow",)
-    assert methods["sft"].missing == ("sft_seed-1: it gets the wall time of semalign_seed-1, which has not finished",)
-    assert methods["semalign_fisher"].figures
-    runs.failing = {}
-    assert compared(tmp_path, *call) == 0
-    assert runs.ran[-2:] == ["semalign_seed-1", "sft_seed-1"]
 
 
 @pytest.mark.parametrize("names", ["semalign,frame_parseval", "frame_parseval,semalign"])
@@ -531,17 +476,17 @@ def test_random_pairings_are_drawn_by_the_seed(tmp_path: Path, runs: Runs) -> No
 
 
 def test_overrides_are_of_all_methods_or_of_one(tmp_path: Path, runs: Runs) -> None:
-    more = ["train.passes=2", "sft:method.learning_rate=1e-3", "sft:train.passes=1", "data.train.path=C:/rows.jsonl"]
+    more = ["train.passes=2", "sft:train.learning_rate=1e-3", "sft:train.passes=1", "data.train.path=C:/rows.jsonl"]
     assert compared(tmp_path, "--methods", "semalign,sft,kd", *more) == 0
     found = settings_of(tmp_path)
     assert [found[f"{name}_seed-0"].train.passes for name in ("semalign", "sft", "kd")] == [2, 1, 2]
-    assert [found[f"{name}_seed-0"].method.model_dump().get("learning_rate") for name in ("sft", "kd")] == [1e-3, None]
+    assert [found[f"{name}_seed-0"].train.learning_rate for name in ("sft", "kd")] == [1e-3, 3e-3]
     assert found["kd_seed-0"].data.train.path == "C:/rows.jsonl"
 
 
 def test_semalign_is_semalign_whatever_the_experiment_trains_with(tmp_path: Path, runs: Runs) -> None:
     names = "semalign,semalign_v1,frame_dual,sft"
-    assert compared(tmp_path, "--methods", names, "method.kind=sft", "method.learning_rate=0.5") == 0
+    assert compared(tmp_path, "--methods", names, "method.kind=sft", "train.learning_rate=0.5") == 0
     kinds = {
         name.partition("_seed")[0]: each.method.model_dump()["kind"] for name, each in settings_of(tmp_path).items()
     }
@@ -562,7 +507,7 @@ def test_the_seed_is_the_experiments_where_none_is_named(tmp_path: Path, runs: R
         (["--methods", "all,kd"], ["kd is named twice"]),
         (["--seeds", "0,x"], ["--seeds 0,x", "whole numbers"]),
         (["--seeds", "1,1"], ["names a seed twice"]),
-        (["--seeds", "1", "train.seed=2"], ["--seeds and train.seed say the same"]),
+        (["--seeds", "1", "train.seed=2"], ["--seeds and train.seed are the same setting"]),
         (["--tasks", "gsm9k"], ["'gsm9k'", "gsm8k"]),
         (["--tasks", "gsm8k", "--limit", "0"], ["limit", "greater than or equal to 1"]),
         (["--limit", "3"], ["--limit", "--tasks"]),
@@ -596,7 +541,7 @@ def test_without_an_experiment(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_methods_that_are_joined_by_blanks(tmp_path: Path, runs: Runs, capsys: pytest.CaptureFixture[str]) -> None:
-    assert compared(tmp_path, "--methods", "semalign", "kd", "kd:method.learning_rate=1e-3") == 2
+    assert compared(tmp_path, "--methods", "semalign", "kd", "kd:train.learning_rate=1e-3") == 2
     assert "'kd' is not an override" in (said := capsys.readouterr().err) and "--methods semalign,kd" in said
 
 
@@ -644,7 +589,7 @@ def test_models_that_changed_between_two_calls_are_not_compared(
     assert compared(tmp_path, "--methods", "semalign") == 0
     runs.models = " of another day"
     assert compared(tmp_path, "--methods", "semalign,sft") == 2
-    assert "a run of sft found other figures of the source" in capsys.readouterr().err
+    assert "a run of sft found other metrics of the source" in capsys.readouterr().err
 
 
 def test_a_baseline_is_the_rival_under_the_name_that_ran(tmp_path: Path, runs: Runs) -> None:
@@ -656,7 +601,7 @@ def test_a_baseline_is_the_rival_under_the_name_that_ran(tmp_path: Path, runs: R
 
 def test_a_variant_of_a_baseline_can_be_the_best_one(tmp_path: Path, runs: Runs) -> None:
     variants = ["kd.a", "kd.b", "kd.c"]
-    rates = [f"{name}:method.learning_rate={place}e-3" for place, name in enumerate(variants, 1)]
+    rates = [f"{name}:train.learning_rate={place}e-3" for place, name in enumerate(variants, 1)]
     assert compared(tmp_path, "--methods", ",".join(["semalign", *variants]), *rates) == 0
     found = comparison(tmp_path)
     kl = {name: found.methods[name].figures["KL"].estimate.value for name in variants}
@@ -704,7 +649,7 @@ def test_contracts_keep_the_laws(tmp_path: Path, runs: Runs) -> None:
     sft = found.methods["sft"]
     for value in (benchmarks, found, sft, sft.figures["KL"], found.metrics["KL"], read_published()):
         assert_keeps_the_laws(value)
-    assert_keeps_the_laws(config_of({"sft": ()}, benchmarks=benchmarks, seeds=(3,), equal="time"))
+    assert_keeps_the_laws(config_of({"sft": ()}, benchmarks=benchmarks, seeds=(3,)))
 
 
 def test_the_csv_equals_the_json(tmp_path: Path, runs: Runs) -> None:
@@ -1051,13 +996,12 @@ def test_runs_that_train(
                 submit.CellRun(str(folder))(name)
 
     monkeypatch.setattr(submit, "_run_here", run_here)
-    call = [*overrides, "--methods", "sft,kd,semalign", "kd:train.layers=[9]", "--equal", "time"]
+    call = [*overrides, "--methods", "sft,semalign.deep,semalign", "semalign.deep:method.layers=[9]"]
     assert compared(tmp_path, *call) == 2
-    assert ran == ["semalign_seed-0", "sft_seed-0", "kd_seed-0"]
+    assert ran == ["sft_seed-0", "semalign.deep_seed-0", "semalign_seed-0"]
     found, printed = comparison(tmp_path), capsys.readouterr().out
-    assert "- kd_seed-0: layers are (9,), expected ascending numbers from 1 to 3" in printed
+    assert "- semalign.deep_seed-0: layers are (9,), expected ascending numbers from 1 to 3" in printed
     semalign, sft = (found.methods[name] for name in ("semalign", "sft"))
-    assert sft.training_seconds >= semalign.training_seconds + semalign.source_seconds > 0
     assert sft.source_seconds == sft.stored_bytes == 0 < semalign.stored_bytes
     for name in ("semalign", "sft"):
         (result,) = results(tmp_path, name, [0])

@@ -66,7 +66,7 @@ MODELS: dict[str, tuple[Damage, str]] = {
 
 ROWS: dict[str, tuple[Any, str]] = {
     "half a character": ({"prompt": "a \ud800", "completion": "b"}, "line 1 holds half of a character"),
-    "a list": ({"prompt": [3], "completion": "b"}, "of type list: name a field of text"),
+    "a list": ({"prompt": [3], "completion": "b"}, "of type list"),
     "null": ({"prompt": None, "completion": "b"}, "its field 'prompt' is null"),
     "no fields": ({}, "has neither messages nor the field 'prompt'"),
     "text for messages": ({"messages": "x"}, "messages that are not role and content"),
@@ -219,7 +219,7 @@ def test_a_bug_ends_with_a_sentence_that_says_so(
     def fails(_: object) -> int:
         raise ZeroDivisionError
 
-    monkeypatch.setattr("semalign_harness.cli.main._presets", fails)
+    monkeypatch.setattr("semalign_harness.cli.presets.run", fails)
     assert main(["presets"]) == 3
     lines = capsys.readouterr().err.splitlines()
     assert lines[0] == "Traceback (most recent call last):"

@@ -158,7 +158,7 @@ def finished(pair: tuple[Path, Path], rows_file: Path, tmp_path_factory: pytest.
         "train.steps=2",
         "train.batch_size=8",
         "train.micro_batch_size=8",
-        "train.guards.rollback=0",
+        "method.rollback=0",
         "measure.answer_rows=8",
         "measure.max_new_tokens=4",
         "batch_size=8",
@@ -408,7 +408,7 @@ def test_what_was_not_measured_is_told_with_its_remedy(finished: Path, bare: Pat
     assert "was not measured" not in parsed(finished / "report.html").text
     edit(bare / "result.json", without)
     page = parsed(write_report([bare]))
-    assert "was not measured stage by stage; train.guards.rollback=0.05 does so" in page.text
+    assert "was not measured stage by stage; method.rollback=0.05 does so" in page.text
     source = Experiment.read(bare / "experiment.json").source.path
     assert f"semalign evaluate {source} --limit 200 --out {bare / 'evaluation-source'}" in page.text
     edit(bare / "experiment.json", lambda tree: tree["source"].update(path="generated:tiny-source"))

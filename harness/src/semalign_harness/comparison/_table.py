@@ -101,11 +101,6 @@ def _row(name: str, found: MethodFigures, metrics: dict[str, Metric]) -> Row:
 def _budget(comparison: Comparison) -> str:
     """What the methods had alike, and which of them had not."""
     finished = {name: found for name, found in comparison.methods.items() if found.figures}
-    if comparison.config.equal == "time":
-        return (
-            "methods that train all layers at once have the wall time of semalign, the making of the supervision "
-            "included; the others have the experiment's passes"
-        )
     (tokens, _), *others = Counter(found.supervised_tokens for found in finished.values()).most_common()
     if not others:
         return "the same supervised tokens for every method"

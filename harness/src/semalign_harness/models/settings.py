@@ -6,7 +6,7 @@ from semalign_geometry import Settings
 
 
 class ModelConfig(Settings):
-    """Where a model comes from."""
+    """Origin of a model, and the dtype of its weights."""
 
     path: str
     """Hub id, local folder, `.gguf` file, `catalogue:NAME` of `semalign models list`, or a generated model:

@@ -20,7 +20,6 @@ READING = (
     "closed, 0% nothing and 100% all of it; unbounded where the items cannot tell the gap itself from none. ↓ less is "
     "better, ↑ more is. KL to the source and NLL are in nats per token; agreement is top-1, with the source."
 )
-EQUAL = {"tokens": "the supervised tokens that the trainable part sees", "time": "the wall time of semalign"}
 
 
 def comparison_page(reported: ReportedComparison) -> Page:
@@ -60,7 +59,7 @@ def facts_of(comparison: "Comparison") -> dict[str, str]:
         "source → target": f"{experiment.source.path} → {experiment.target.path}",
         "rows": f"{comparison.train_rows()} of {describe_rows(experiment.data.train)}",
         "seeds": ", ".join(map(str, config.seeds)),
-        "equal for all": EQUAL[config.equal],
+        "equal for all": "the supervised tokens that the trainable part sees",
         "measured on": ", ".join(measured),
     }
 
@@ -195,7 +194,7 @@ def command_of(comparison: "Comparison", file: str) -> str:
     """The command, with the experiment in a file."""
     config = comparison.config
     words = ["semalign", "compare", file, "--methods", ",".join(config.methods)]
-    words += ["--seeds", ",".join(map(str, config.seeds)), "--equal", config.equal]
+    words += ["--seeds", ",".join(map(str, config.seeds))]
     words += [] if config.against is None else ["--against", config.against]
     if config.benchmarks is not None:
         words += ["--tasks", ",".join(config.benchmarks.tasks)]

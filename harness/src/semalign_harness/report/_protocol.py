@@ -11,7 +11,6 @@ from pydantic import JsonValue
 from ..data.row_files import is_file_name
 from ..data.settings import RowsConfig
 from ..experiment import Experiment
-from ..methods import as_method
 from ..results.files import EXPERIMENT
 from ..results.run import Environment
 from ._cells import many
@@ -23,16 +22,18 @@ Pairs = list[tuple[str, str]]
 
 
 def describe_method(experiment: Experiment) -> str:
-    """The method with what it can be set to; of frontier training, what it matches."""
-    kind, train = as_method(experiment.method).kind, experiment.train
-    if kind != "semalign":
-        own = {name: getattr(value, "kind", value) for name, value in experiment.method if name != "kind"}
-        shown = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in own.items() if value is not None)
-        return f"{kind}: {shown}" if shown else kind
-    return (
-        f"{kind}: {train.objective.kind} objective, {experiment.transport.frame} frame, {experiment.pairing.kind} "
-        f"pairing, {train.trainable.kind} training of each layer"
-    )
+    """Return the method with its settings; where it transports contributions, with frame and pairing."""
+    method = experiment.method
+    own = {name: getattr(value, "kind", value) for name, value in method if name != "kind"}
+    usual = {name: getattr(field.default, "kind", field.default) for name, field in type(method).model_fields.items()}
+    shown = [
+        f"{name.replace('_', ' ')} {value}"
+        for name, value in own.items()
+        if isinstance(value, str) or value != usual[name]
+    ]
+    if method.layer_use == "transported":
+        shown += [f"{experiment.transport.frame} frame", f"{experiment.pairing.kind} pairing"]
+    return f"{method.kind}: {', '.join(shown)}" if shown else method.kind
 
 
 def describe_rows(rows: RowsConfig) -> str:

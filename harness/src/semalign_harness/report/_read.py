@@ -11,7 +11,6 @@ from semalign_geometry import Contract, SemalignError
 from semalign_train import StageRecord, StepRecord
 
 from ..experiment import Experiment
-from ..methods import as_method, layer_use_of
 from ..results.fidelity import RunFidelity
 from ..results.files import ENVIRONMENT, EXPERIMENT, METRICS, RESULT, SIMILARITY
 from ..results.run import Environment, RunResult
@@ -119,7 +118,7 @@ def _read_run(folder: Path) -> ReportedRun:
     }
     model = folder / "model"
     experiment = Experiment.read(folder / EXPERIMENT)
-    use = layer_use_of(as_method(experiment.method))
+    use = experiment.method.layer_use
     return ReportedRun(
         folder=folder,
         experiment=experiment,

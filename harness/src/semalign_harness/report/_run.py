@@ -2,7 +2,6 @@
 
 import math
 
-from ..methods import as_method
 from ..util.text import gb
 from ._cells import NOTHING, many, seconds
 from ._evaluations import benchmark_blocks, example_blocks, missing_blocks
@@ -193,7 +192,7 @@ def _training(run: ReportedRun) -> list[Block]:
     elif run.stages:
         blocks.append(
             Text(
-                "The loss on held-out rows was not measured stage by stage; train.guards.rollback=0.05 does so, and "
+                "The loss on held-out rows was not measured stage by stage; method.rollback=0.05 does so, and "
                 "undoes each stage that raises it by more than 5%."
             )
         )
@@ -220,7 +219,7 @@ def cost_pairs(run: ReportedRun) -> list[tuple[str, str]]:
     if result.training_peak_bytes is not None:
         pairs.append(("peak memory of the training", gb(result.training_peak_bytes)))
     pairs.append(("peak memory of the run", gb(result.peak_bytes)))
-    if as_method(run.experiment.method).stored:
+    if run.experiment.method.stored:
         pairs.append(("supervision on disk", gb(result.supervision_bytes)))
     if run.model_bytes:
         pairs.append(("trained target on disk", gb(run.model_bytes)))

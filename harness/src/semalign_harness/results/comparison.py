@@ -1,6 +1,6 @@
 """What is compared, and what came of it."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any
 
 from pydantic import Field, field_validator, model_validator
 from semalign_geometry import Contract, Settings
@@ -8,8 +8,6 @@ from semalign_geometry import Contract, Settings
 from ..experiment import Experiment
 from ..statistics import Aggregate, Estimate, GapRecovered, PairedComparison
 from .evaluation import Name
-
-Equal = Literal["tokens", "time"]
 
 
 class Benchmarks(Settings):
@@ -36,13 +34,16 @@ class ComparisonConfig(Contract):
     """Overrides of each method's own, by its name (`METHOD`, or `METHOD.VARIANT`), in the order of the table."""
     seeds: Annotated[tuple[int, ...], Field(min_length=1)] = (0,)
     """Seeds of the order of the examples, and of what a method draws; each once."""
-    equal: Equal = "tokens"
-    """What the methods have alike: the supervised tokens that the trainable part sees, or the wall time of `semalign`,
-    the making of the supervision included, for the methods that have a wall time among their settings."""
     against: str | None = None
     """The method that every other one is tested against; None for the best baseline of each metric."""
     benchmarks: Benchmarks | None = None
     """Benchmarks; None for the held-out rows alone."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_earlier_versions(cls, tree: Any) -> Any:
+        """Read files that still name an equal budget."""
+        return {key: value for key, value in tree.items() if key != "equal"} if isinstance(tree, dict) else tree
 
     @model_validator(mode="after")
     def _against_is_compared(self) -> "ComparisonConfig":

@@ -1,4 +1,4 @@
-"""What arrived: the target against the source on held-out rows."""
+"""Measurements of a model against the source on held-out rows."""
 
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
@@ -12,14 +12,12 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, kl_div
 
 from ..data.encoding import Example
-from ..data.rows import Split
-from ..experiment import Experiment
 from ..generation import end_ids, generate
 from ..models.loading import LoadedModel
 from ..reading import answer_text, same_number
 from ..results.measurement import Measurement, RowFigures
-from ..util.console import Console
 from ..util.failures import naming
+from .job import Job
 
 TOKENS_AT_ONCE = 128
 """Supervised tokens whose full logits are in memory at a time."""
@@ -42,7 +40,7 @@ def measure(
         held_out: the source's states on rows.
         batch_size: rows at a time.
         is_source: whether it is the source itself, whose states are read from the store: its layers do not run again.
-        progress: passes the batches of this process on, and may show how far they are.
+        progress: passes the batches of this process on, and may show progress.
 
     Raises:
         SemalignError: the store keeps top entries only.
@@ -75,7 +73,7 @@ def measure(
 def _figures(
     logits: Float[Tensor, "n v"], labels: Int[Tensor, " n"], entries: Int[Tensor, " e"], source: Float[Tensor, "n e"]
 ) -> Float[Tensor, "n 3"]:
-    """NLL over the whole vocabulary; KL and agreement over the entries that both models have."""
+    """Return NLL over the whole vocabulary, and KL and agreement over the entries of both models."""
     nll = cross_entropy(logits, labels, reduction="none")
     ours, theirs = logits.index_select(1, entries), source
     agreement = ours.argmax(1) == theirs.argmax(1)
@@ -98,7 +96,7 @@ def right_answers(
     batch_size: int,
     progress: Callable[[Sequence[list[int]]], Iterable[list[int]]] = iter,
 ) -> list[bool]:
-    """Whether each greedily generated answer arrives at the number of the reference answer (see `reading`).
+    """Return whether each greedily generated answer has the number of the reference answer (see `reading`).
 
     The model was loaded with `generates`.
     """
@@ -118,34 +116,28 @@ def right_answers(
 
 
 def measured(
-    experiment: Experiment,
-    console: Console,
-    label: str,
-    loaded: LoadedModel,
-    held_out: Supervision,
-    split: Split,
-    *,
-    is_source: bool = False,
+    job: Job, label: str, loaded: LoadedModel, held_out: Supervision, *, is_source: bool = False
 ) -> Measurement:
-    """The figures of one model that an experiment asks for; `is_source` as in `measure`."""
+    """Measure one model by the settings of the experiment; `is_source` as in `measure`."""
+    wanted, batch_size = job.experiment.measure, job.experiment.batch_size
     with naming(f"{label}, {loaded.folder}, cannot be measured"):
         found = measure(
             DecoderView(loaded.model),
             held_out,
-            batch_size=experiment.batch_size,
+            batch_size=batch_size,
             is_source=is_source,
-            progress=partial(console.progress, f"measure {label}"),
+            progress=partial(job.console.progress, f"measure {label}"),
         )
-        wanted = split.held_out[: experiment.measure.answer_rows]
-        if not wanted:
+        rows = job.inputs.split.held_out[: wanted.answer_rows]
+        if not rows:
             return found
         right = right_answers(
             loaded,
-            wanted,
-            max_new_tokens=experiment.measure.max_new_tokens,
-            batch_size=4 * experiment.batch_size,
-            progress=partial(console.progress, f"{len(wanted)} answers of {label}"),
+            rows,
+            max_new_tokens=wanted.max_new_tokens,
+            batch_size=4 * batch_size,
+            progress=partial(job.console.progress, f"{len(rows)} answers of {label}"),
         )
     by_row = found.by_row.model_copy(update={"correct": tuple(right)})
     accuracy = sum(right) / len(right)
-    return found.model_copy(update={"accuracy": accuracy, "answer_rows": len(wanted), "by_row": by_row})
+    return found.model_copy(update={"accuracy": accuracy, "answer_rows": len(rows), "by_row": by_row})
