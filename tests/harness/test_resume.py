@@ -22,6 +22,7 @@ from semalign_harness.cli.main import main
 from semalign_harness.experiment import load_experiment
 from semalign_harness.methods import _semalign, settings_of
 from semalign_harness.methods._joint_training import _JointTrainer
+from semalign_harness.report import _write
 from semalign_harness.results.run import RunResult
 from semalign_harness.results.source_phase import SourcePhase
 from semalign_harness.run import pipeline, source_phase
@@ -54,7 +55,7 @@ def interrupt(monkeypatch: pytest.MonkeyPatch, at: Any, folder: Path, settings: 
             def stop(*arguments: object, **more: object) -> None:
                 raise KeyboardInterrupt
 
-            patch.setattr(_semalign if at == "_train" else pipeline, at, stop)
+            patch.setattr({"_train": _semalign, "write_report": _write}.get(at, pipeline), at, stop)
         else:
             step = FrontierTrainer._step
 
@@ -143,7 +144,7 @@ def test_an_interrupted_run_goes_on(
         ((1, 1), "at the first step of the training"),
         ("source_stores", "before the training, where finished answers and supervision are kept"),
         ("save_and_reload", "the training after layer 3"),
-        ("_report", "with the report of the finished run"),
+        ("write_report", "with the report of the finished run"),
     ],
 )
 def test_ctrl_c_says_where_the_command_resumes(

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field
 from scipy import stats  # type: ignore[import-untyped]
-from semalign_geometry import Contract, SemalignError
+from semalign_geometry import SemalignError, Settings
 
 Numbers = Sequence[float | int]
 """One number for each item; outcomes count as 0 and 1."""
@@ -34,7 +34,7 @@ NATS = (0.0, float("inf"))
 """Where a KL, a negative log-likelihood of tokens or their bits lie."""
 
 
-class Estimate(Contract):
+class Estimate(Settings):
     """A figure with its 95% interval."""
 
     value: float
@@ -49,7 +49,7 @@ class Estimate(Contract):
     """Items."""
 
 
-class PairedComparison(Contract):
+class PairedComparison(Settings):
     """Two models on the same items."""
 
     difference: Estimate
@@ -66,7 +66,7 @@ class PairedComparison(Contract):
     """Items."""
 
 
-class Aggregate(Contract):
+class Aggregate(Settings):
     """One figure over several training seeds."""
 
     mean: float
@@ -83,7 +83,7 @@ class Aggregate(Contract):
     """The figure of each seed."""
 
 
-class GapRecovered(Contract):
+class GapRecovered(Settings):
     """The share of the gap between source and target that a transfer closed."""
 
     value: float | None

@@ -20,6 +20,7 @@ from semalign_geometry import SemalignError
 from ..experiment import Experiment, load_experiment, preset_names
 from ..methods import as_method
 from ..models.shape import find_shape
+from ..report import report_run
 from ..report.result_tables import entries_table, result_table
 from ..run.dry_run import DryRun
 from ..run.estimate import describe, presets_table
@@ -326,7 +327,7 @@ def _report_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="HTML file (default: report.html in the folder; of several folders, here)",
     )
-    parser.add_argument("--figures", type=Path, metavar="DIR", help="write each figure into DIR too, as an SVG file")
+    parser.add_argument("--plots", type=Path, metavar="DIR", help="also write each plot as an SVG file into DIR")
 
 
 def _pair_arguments(parser: argparse.ArgumentParser) -> None:
@@ -420,8 +421,10 @@ def _run(options: argparse.Namespace) -> int:
     _hush()
     ranks, _ = join(experiment.device)
     folder = ranks.from_first(lambda: options.out or pick_folder(Path("runs"), experiment))
-    result = run_experiment(experiment, folder, console=Console(quiet=options.quiet), trackers=options.track)
+    console = Console(quiet=options.quiet)
+    result = run_experiment(experiment, folder, console=console, trackers=options.track)
     if ranks.is_first:
+        report_run(folder, console)
         print(result_table(result))
         print(f"run folder: {folder.resolve()}")
     return 0
@@ -437,6 +440,7 @@ def _whole_passes(experiment: Experiment) -> float:
 
 def _doctor(options: argparse.Namespace) -> int:
     from ..doctor import diagnose, diagnosis_text, read_settings
+    from ..report.plots import write_heat_map
 
     if options.out is not None and not options.deep:
         raise SemalignError("--out is the heat map of --deep: give --deep too, or leave --out out")
@@ -445,10 +449,13 @@ def _doctor(options: argparse.Namespace) -> int:
     diagnosis = diagnose(
         experiment,
         has_rows=has_rows,
-        heat_map=(options.out or Path("layers.svg")) if options.deep else None,
+        deep=options.deep,
         console=Console(),
     )
     print(diagnosis.model_dump_json(indent=2) if options.json else diagnosis_text(diagnosis))
+    if diagnosis.similarity:
+        file = write_heat_map(diagnosis.similarity, diagnosis.pairing, Path(options.out or "layers.svg"))
+        print(f"heat map: {file}", file=sys.stderr if options.json else sys.stdout)
     return 0 if diagnosis.is_usable else 1
 
 
@@ -603,7 +610,7 @@ def _evaluation_name(model: str) -> str:
 def _report(options: argparse.Namespace) -> int:
     from ..report import write_report
 
-    file = write_report(options.folders, options.out, figures=options.figures)
+    file = write_report(options.folders, options.out, plots=options.plots)
     print(f"report: {file.resolve()} and {file.with_suffix('.md').name}")
     return 0
 

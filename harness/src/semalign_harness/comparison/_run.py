@@ -18,17 +18,18 @@ from ..grid.matrix import MATRIX, Cell, Matrix, Standing, check_folder, measured
 from ..grid.submit import Target, submit_matrix
 from ..methods import BASELINES, as_method, find_methods, settings_of
 from ..models.settings import ModelConfig
-from ..results.comparison import Benchmarks, Comparison, ComparisonConfig, MethodFigures
-from ..results.files import RESULT
+from ..results.comparison import Benchmarks, Comparison, ComparisonConfig, MethodResult
+from ..results.evaluation import evaluation_file
+from ..results.files import COMPARISON
 from ..results.run import RunResult
 from ..util.console import Console
 from ..util.settings import merged, parse_overrides
-from ._figures import Run, describe_metrics, figures_of, metrics_of
-from ._table import comparison_csv, comparison_markdown
+from ._metrics import Run, describe_metrics, items_of, metrics_of_method
+from .tables import comparison_csv, comparison_markdown
 
 REFERENCE = "semalign"
 """The method whose wall time the others get, where times are equal."""
-RUNS, COMPARISON = "runs", "comparison.json"
+RUNS = "runs"
 ALIKE = 0.01
 """Share by which two runs may differ in the figures of a model that they did not train: rounding, nothing else."""
 
@@ -106,7 +107,7 @@ def _check_folder(folder: Path, config: ComparisonConfig) -> None:
     if any(place.name not in (RUNS, *models) for place in folder.iterdir()):
         raise SemalignError(f"{folder} is not empty, and holds no comparison: choose another folder with --out")
     for name, model in models.items():
-        if config.benchmarks is None or not (folder / name / RESULT).is_file():
+        if config.benchmarks is None or not evaluation_file(folder / name).is_file():
             continue
         if not _is_alike(read_evaluation(folder / name), _evaluation(model, config.experiment, config.benchmarks)):
             raise SemalignError(f"{folder / name} is not of this comparison: choose another folder with --out")
@@ -247,7 +248,7 @@ def _evaluated(
     if benchmarks is None:
         return None
     config = _evaluation(model, experiment, benchmarks)
-    there = read_evaluation(place) if (place / RESULT).is_file() else None
+    there = read_evaluation(place) if evaluation_file(place).is_file() else None
     if there is None or not _is_answered(there, config):
         if there is not None and (there.result.config.gold or there.result.config.source is not None):
             raise SemalignError(
@@ -312,20 +313,20 @@ def _summary(
     for name, of in whole.items():
         for run in of:
             _check_alike(name, run, any_run.result, untrained)
-    source = metrics_of(any_run.result.source, untrained[0])
-    before = metrics_of(any_run.result.before, untrained[1])
+    source = items_of(any_run.result.source, untrained[0])
+    before = items_of(any_run.result.before, untrained[1])
     metrics = describe_metrics(source, before, whole, _rivals(config, same))
     methods = {}
     for name in config.methods:
         first = same.get(name, name)
         if first not in whole:
             reasons_of = tuple(run for run in runs[first] if isinstance(run, str))
-            methods[name] = MethodFigures(figures={}, missing=reasons_of, same_as=same.get(name))
+            methods[name] = MethodResult(metrics={}, missing=reasons_of, same_as=same.get(name))
             continue
         results = [run.result for run in whole[first]]
         trainings = [result.training for result in results]
-        methods[name] = MethodFigures(
-            figures=figures_of(first, whole, metrics, source, before),
+        methods[name] = MethodResult(
+            metrics=metrics_of_method(first, whole, metrics, source, before),
             same_as=same.get(name),
             trained_parameters=round(fmean(training.trained_parameters for training in trainings)),
             steps=round(fmean(training.steps for training in trainings)),

@@ -15,6 +15,7 @@ from semalign_geometry import Contract, SemalignError, Settings, replace_file
 from ..experiment import load_experiment
 from ..grid.matrix import Matrix, Standing, measured_differently, read_matrix
 from ..grid.submit import Target, submit_matrix
+from ..results.metrics import KL, NLL, NOTHING
 from ..util.console import Console
 from ..util.tables import aligned
 
@@ -180,13 +181,10 @@ def _trial(standing: Standing, rung: int) -> Trial:
 def sweep_table(found: Sweep) -> str:
     """The trials of the last rung, the best first, and its settings as overrides."""
     last = [trial for trial in found.trials if trial.rung == found.best.rung]
-    rows = [(*found.over, "KL", "answer NLL", "seconds")]
+    rows = [(*found.over, KL.name, NLL.name, "seconds")]
     for trial in last:
-        figures = (trial.kl, trial.answer_nll, trial.seconds)
-        shown = [
-            "–" if value is None else format(value, form)
-            for value, form in zip(figures, (".4f", ".4f", ".0f"), strict=True)
-        ]
+        seconds = NOTHING if trial.seconds is None else format(trial.seconds, ".0f")
+        shown = (KL.text(trial.kl), NLL.text(trial.answer_nll), seconds)
         rows.append((*(_text(trial.values[key]) for key in found.over), *shown))
     overrides = " ".join(shlex.quote(f"{key}={_text(value)}") for key, value in found.best.values.items())
     lines = [aligned(rows)]

@@ -1,10 +1,8 @@
 """What only the weights tell: how alike the layers are, and what each frame keeps of it."""
 
 import gc
-import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from semalign_attribution import (
     DecoderView,
@@ -22,7 +20,6 @@ from semalign_geometry import (
     SemalignError,
     SemanticBasis,
     SharedVocabulary,
-    replace_file,
 )
 from torch import Tensor
 
@@ -31,7 +28,6 @@ from ..data.rows import batches
 from ..experiment import Experiment
 from ..generation import Way, check_generation
 from ..models.loading import LoadedModel
-from ..report.plots import draw_similarity, standalone
 from ..run.fidelity import fit_and_measure
 from ..run.inputs import load
 from ..run.similarity import Contributions, similarity_matrix
@@ -93,14 +89,6 @@ def check_layers(pair: Pair, shared: SharedVocabulary, console: Console) -> Dept
     weights = ok("weights", "both models load, are finite and causal, and their logits are understood")
     verdict = _verdict(pair.experiment, reports, len(examples))
     return Depths([weights, *texts, verdict], tuple(reports), rows, pairing)
-
-
-def draw_heat_map(depths: Depths, file: Path) -> Finding:
-    """CKA of source × target layers, with the pairing as dots, as an SVG file; the same figures give the same file."""
-    if importlib.util.find_spec("matplotlib") is None:
-        return warning("heat map", "not drawn, since matplotlib is not installed", "pip install matplotlib")
-    replace_file(file, standalone(draw_similarity(depths.similarity, depths.pairing)))
-    return ok("heat map", f"{file}, source × target layers, the pairing as dots")
 
 
 def _side(

@@ -1,7 +1,6 @@
 """All checks, in the order in which a person asks."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from semalign_geometry import SemalignError
 
@@ -12,7 +11,7 @@ from ..util.console import Console
 from ..util.resources import pick_device
 from ..util.settings import merged, parse_overrides
 from ._architecture import check_architecture
-from ._deep import check_layers, draw_heat_map
+from ._deep import check_layers
 from ._findings import Diagnosis, Finding
 from ._heads import check_adapters, check_head
 from ._machine import check_machine
@@ -53,22 +52,22 @@ def read_settings(source: str, target: str, data: str | None, overrides: Sequenc
 
 
 def diagnose(
-    experiment: Experiment, *, has_rows: bool, heat_map: Path | None = None, console: Console | None = None
+    experiment: Experiment, *, has_rows: bool, deep: bool = False, console: Console | None = None
 ) -> Diagnosis:
-    """Look for what would trouble a run; no weights are loaded, unless a heat map is asked for.
+    """Look for what would trouble a run; weights are loaded only for a deep diagnosis.
 
     A model as a GGUF file that was never used before is converted first, and the console is told.
 
     Args:
         experiment: what would run.
         has_rows: whether its rows are looked at.
-        heat_map: file of the picture; loads both models, one after the other, and compares their layers.
+        deep: whether both models are loaded, one after the other, and their layers compared.
         console: where progress is shown; None shows nothing.
 
     Raises:
         SemalignError: a model or the rows do not exist, rows are needed, or settings do not fit the pair.
     """
-    if heat_map is not None and not has_rows:
+    if deep and not has_rows:
         raise SemalignError("--deep compares layers on rows: give --data FILE")
     console = console or Console(quiet=True)
     device = pick_device(experiment.device)
@@ -105,11 +104,10 @@ def diagnose(
         check_head(target, tokenizer_ids(target) if shared is None else shared.target_ids),
         *check_machine(pair),
     ]
-    if heat_map is None or not diagnosis(findings).is_usable:
+    if not deep or not diagnosis(findings).is_usable:
         return diagnosis(findings)
     assert shared is not None
     depths = check_layers(pair, shared, console)
     findings += depths.findings
-    if depths.fidelity:
-        findings.append(draw_heat_map(depths, heat_map))
-    return diagnosis(findings).model_copy(update={"fidelity": depths.fidelity, "similarity": depths.similarity})
+    found = {"fidelity": depths.fidelity, "similarity": depths.similarity, "pairing": depths.pairing}
+    return diagnosis(findings).model_copy(update=found)

@@ -3,6 +3,7 @@
 from typing import Literal
 
 from pydantic import model_validator
+from semalign_attribution import LayerPairing
 from semalign_geometry import Contract, FidelityReport, Settings
 
 Level = Literal["ok", "warning", "error"]
@@ -35,13 +36,15 @@ class Diagnosis(Contract):
     target: str
     """The smaller model, as it was given."""
     device: str
-    """Device that the figures of memory and time are for."""
+    """Device that memory and time are estimated for."""
     findings: tuple[Finding, ...]
     """One or more of each check."""
     fidelity: tuple[FidelityReport, ...] = ()
     """What each frame keeps of the geometry, where the weights were loaded."""
     similarity: tuple[tuple[float, ...], ...] = ()
     """Linear CKA of the contributions: a row for each target layer, a column for each source layer; likewise."""
+    pairing: LayerPairing | None = None
+    """Pairing of the compared layers; likewise."""
 
     @property
     def is_usable(self) -> bool:

@@ -19,6 +19,7 @@ from semalign_geometry import Contract, SemalignError, Settings, replace_file
 
 from ..experiment import Experiment, load_experiment
 from ..results.files import RESULT
+from ..results.metrics import AGREEMENT, KL, NLL, NOTHING
 from ..results.run import RunResult
 from ..run.pipeline import check_code
 from ..run.run_folder import decisive, differences
@@ -27,8 +28,8 @@ from ..util.tables import aligned
 MATRIX, TABLE, LOGS = "matrix.json", "matrix.csv", "logs"
 _LOCK = ".lock"
 _LONGEST_VALUE, _LONGEST_NAME = 24, 100
-_FIGURES = ("KL before", "KL after", "NLL after", "agreement", "seconds")
-_FORMS = (".4f", ".4f", ".4f", ".1%", ".0f")
+_COLUMNS = ("KL before", "KL after", "NLL after", "agreement", "seconds")
+_FORMS = (KL.form, KL.form, NLL.form, AGREEMENT.form, ".0f")
 
 
 class Cell(Settings):
@@ -301,11 +302,13 @@ def matrix_table(found: Sequence[Standing]) -> str:
     """The varied values of each cell, and what it measured or why it failed."""
     keys = list(found[0].cell.values)
     labels = _labels(keys)
-    rows = [(*(labels[key] for key in keys), *_FIGURES)]
+    rows = [(*(labels[key] for key in keys), *_COLUMNS)]
     for each in found:
-        figures = [format(figure, form) for figure, form in zip(_figures(each), _FORMS, strict=False)]
-        figures += ["–"] * (len(_FIGURES) - len(figures))
-        rows.append((*(_text(each.cell.values[key]) for key in keys), *figures))
+        measured = _measured(each) or [None] * len(_COLUMNS)
+        cells = [
+            NOTHING if value is None else format(value, form) for value, form in zip(measured, _FORMS, strict=True)
+        ]
+        rows.append((*(_text(each.cell.values[key]) for key in keys), *cells))
     header, *lines = aligned(rows).splitlines()
     said = [each.state + (f": {each.note}" if each.note else "") for each in found]
     return "\n".join([header, *(line + "  " + text for line, text in zip(lines, said, strict=True))])
@@ -316,16 +319,16 @@ def write_table(folder: Path, found: Sequence[Standing]) -> Path:
     keys = list(found[0].cell.values)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["cell", *keys, *(name.lower().replace(" ", "_") for name in _FIGURES), "state", "note"])
+    writer.writerow(["cell", *keys, *(name.lower().replace(" ", "_") for name in _COLUMNS), "state", "note"])
     for each in found:
         values = [_text(each.cell.values[key]) for key in keys]
-        figures = [*map(repr, _figures(each))] or [""] * len(_FIGURES)
-        writer.writerow([each.cell.name, *values, *figures, each.state, each.note])
+        measured = [*map(repr, _measured(each))] or [""] * len(_COLUMNS)
+        writer.writerow([each.cell.name, *values, *measured, each.state, each.note])
     return replace_file(folder / TABLE, text.getvalue())
 
 
-def _figures(standing: Standing) -> list[float]:
-    """The figures of a finished cell; empty for any other."""
+def _measured(standing: Standing) -> list[float | None]:
+    """The metrics of a finished cell; empty for any other."""
     if (result := standing.result) is None:
         return []
-    return [result.before.kl, result.after.kl, result.after.answer_nll, result.after.agreement, result.seconds]
+    return [KL.value(result.before), *(metric.value(result.after) for metric in (KL, NLL, AGREEMENT)), result.seconds]

@@ -22,7 +22,7 @@ from ..experiment import Experiment
 from ..methods import KNOWN_METHODS, JointMethod, Method, MethodContext, MethodReport, as_method
 from ..models.loading import LoadedModel
 from ..models.saving import save_model
-from ..results.files import BEFORE, ENVIRONMENT, EXPERIMENT, REPORT, RESULT, SIMILARITY
+from ..results.files import BEFORE, ENVIRONMENT, EXPERIMENT, RESULT, SIMILARITY
 from ..results.measurement import Measurement
 from ..results.run import Environment, RunResult
 from ..results.similarity import LayerSimilarity, Matrix
@@ -97,7 +97,6 @@ def run_experiment(
             console.note(f"the run in {folder} is finished already")
             if ranks.is_first:
                 _tidy(folder)
-                _report(folder, console)
             return RunResult.read(folder / RESULT)
         if resumed:
             console.note(f"going on with the interrupted run in {folder}")
@@ -177,7 +176,6 @@ def run_experiment(
             result.write(folder / RESULT)
             metrics.add_result(result.model_dump(exclude={"training": {"transfer"}}))
             _tidy(folder)
-            _report(folder, console)
         ranks.wait()
     return result
 
@@ -250,21 +248,6 @@ def _metrics(
 def _tidy(folder: Path) -> None:
     """Drop what only an unfinished run needs."""
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-
-
-def _report(folder: Path, console: Console) -> None:
-    """Write the report, unless it is there; one that fails costs no result."""
-    try:
-        from ..report import write_report  # which needs the contracts above
-
-        if (folder / REPORT).is_file():
-            return
-        for left_over in folder.glob(".report.*"):  # by a process that was killed meanwhile
-            left_over.unlink()
-        with console.step("write the report"):
-            write_report([folder])
-    except Exception as error:
-        console.note(f"no report ({error}): `semalign report {folder}` tries again")
 
 
 def save_and_reload(trained: LoadedModel, folder: Path) -> LoadedModel:

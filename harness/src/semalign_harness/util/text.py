@@ -14,3 +14,13 @@ def duration(seconds: float) -> str:
         if seconds >= 1.5 * unit:
             return f"{seconds / unit:.2g} {name}"
     return f"{seconds:.0f} s"
+
+
+def seconds_text(value: float) -> str:
+    """Return a measured wall time as text."""
+    return f"{value:,.1f} s" if value < 100 else f"{value:,.0f} s"
+
+
+def many(count: int, one: str, more: str | None = None) -> str:
+    """Return a count with its noun."""
+    return f"{count:,} {one if count == 1 else more or one + 's'}"
