@@ -29,7 +29,7 @@ from semalign_harness.grid.matrix import Matrix
 from semalign_harness.methods import BASELINES, MethodReport, known_methods
 from semalign_harness.models.settings import ModelConfig
 from semalign_harness.report.published import published_table, read_published
-from semalign_harness.results.measurement import RowFigures
+from semalign_harness.results.measurement import RowMetrics
 from semalign_harness.statistics import compare_values, estimate_gap_recovered, proportion
 from semalign_harness.util.console import Console
 
@@ -79,7 +79,7 @@ def measurement(seed: str, *, rows: int, source: bool = False) -> Measurement:
         tokens=sum(tokens),
         rows=rows,
         answer_rows=rows,
-        by_row=RowFigures(tokens=tokens, nll=nll, kl=kl, agreement=agreement, correct=correct),
+        by_row=RowMetrics(tokens=tokens, nll=nll, kl=kl, agreement=agreement, correct=correct),
     )
 
 
@@ -202,7 +202,7 @@ def test_every_figure_follows_from_the_rows_of_the_runs(seeds: tuple[int, ...], 
         best = (min if described.lower_is_better else max)(baselines, key=value.__getitem__)
         assert described.rival == best
         for name in names:
-            figure = found.methods[name].figures[metric]
+            figure = found.methods[name].metrics[metric]
             assert figure.estimate.value == pytest.approx(value[name])
             assert figure.gap.value == pytest.approx((value[name] - weighted_mean(before, weights)) / gap)
             each_seed = [weighted_mean(*column(result.after, metric)) for result in of[name]]
@@ -218,7 +218,7 @@ def test_every_figure_follows_from_the_rows_of_the_runs(seeds: tuple[int, ...], 
                 assert figure.versus_rival.difference.value == pytest.approx(value[name] - value[best])
 
     # The interval of a weighted mean, the gap's, and the paired test, of one method.
-    figure, weights = found.methods["semalign"].figures["KL"], list(of["sft"][0].after.by_row.tokens)
+    figure, weights = found.methods["semalign"].metrics["KL"], list(of["sft"][0].after.by_row.tokens)
     ours = [sum(rows) / len(seeds) for rows in zip(*(r.after.by_row.kl for r in of["semalign"]), strict=True)]
     residual = [w * (x - weighted_mean(ours, weights)) for w, x in zip(weights, ours, strict=True)]
     error = math.sqrt(DIGITS / (DIGITS - 1) * sum(one**2 for one in residual)) / sum(weights)
@@ -232,7 +232,7 @@ def test_every_figure_follows_from_the_rows_of_the_runs(seeds: tuple[int, ...], 
     theirs = [sum(rows) / len(seeds) for rows in zip(*(r.after.by_row.kl for r in of[rivals["KL"]]), strict=True)]
     assert figure.versus_rival == compare_values(ours, theirs, weights=weights, seed=0)
     # Right and wrong answers: Wilson and McNemar where there is one seed; shares of seeds are values.
-    answers = found.methods["semalign"].figures["exact answers"]
+    answers = found.methods["semalign"].metrics["exact answers"]
     assert answers.versus_rival is not None
     if len(seeds) == 1:
         (mine,), (other,) = (
@@ -266,9 +266,9 @@ def test_variants_of_a_method_are_tested_against_the_one_that_is_named(tmp_path:
     assert found.methods["semalign.again"].same_as == "semalign"
     assert {metric.rival for metric in found.metrics.values()} == {"semalign"}  # whose runs those are
     for name in names[1:-1]:
-        figures = found.methods[name].figures.values()
+        figures = found.methods[name].metrics.values()
         assert all(figure.versus_rival is not None for figure in figures)
-    assert "Against semalign.again, paired" in (tmp_path / "out" / "comparison.md").read_text(encoding="utf-8")
+    assert "Each method − semalign.again, paired" in (tmp_path / "out" / "comparison.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(
@@ -286,7 +286,7 @@ def test_variants_that_cannot_be(
 
 def test_the_figures_of_one_run_are_its_result(tmp_path: Path, runs: Runs) -> None:
     assert compared(tmp_path, "--methods", "semalign") == 0
-    figures = comparison(tmp_path).methods["semalign"].figures
+    figures = comparison(tmp_path).methods["semalign"].metrics
     ((result,), found) = results(tmp_path, "semalign", [0]), {key: each.estimate.value for key, each in figures.items()}
     after = result.after
     assert [found[metric] for metric in METRICS] == pytest.approx(
@@ -316,7 +316,7 @@ def test_further_methods_and_seeds_extend_the_folder(tmp_path: Path, runs: Runs)
     assert runs.ran == ["semalign_seed-0", "sft_seed-1", "sft_seed-0", "semalign_seed-1"]
     both = comparison(tmp_path)
     assert list(both.methods) == ["sft", "semalign"] and both.config.seeds == (1, 0)
-    assert both.methods["semalign"].figures["KL"].over_seeds.values[1] == alone.figures["KL"].estimate.value
+    assert both.methods["semalign"].metrics["KL"].over_seeds.values[1] == alone.metrics["KL"].estimate.value
     assert compared(tmp_path, "--methods", "semalign") == 0
     assert len(runs.ran) == 4 and comparison(tmp_path).methods["semalign"] == alone
 
@@ -369,7 +369,7 @@ def test_a_comparison_that_was_interrupted_while_it_evaluated_goes_on(
 
     monkeypatch.setattr(evaluation._Runner, "_make", interrupted)
     assert compared(tmp_path, *call) == 130
-    assert (tmp_path / "out" / "evaluation-source" / "result.json").is_file()
+    assert (tmp_path / "out" / "evaluation-source" / "evaluation.json").is_file()
     monkeypatch.setattr(evaluation._Runner, "_make", make)
     assert compared(tmp_path, *call) == 0
     assert loaded == ["source", "target", "semalign_seed-0"]
@@ -385,13 +385,13 @@ def test_a_failed_run_stops_no_other_and_is_tried_again(
     found, printed = comparison(tmp_path), capsys.readouterr().out
     reason = "semalign_seed-1: the loss | is not finite"
     for name in ("semalign", "frame_parseval"):  # which shares its runs
-        assert found.methods[name].missing == (reason,) and not found.methods[name].figures
-    assert found.methods["sft"].figures and not found.methods["sft"].missing
+        assert found.methods[name].missing == (reason,) and not found.methods[name].metrics
+    assert found.methods["sft"].metrics and not found.methods["sft"].missing
     assert f"- {reason}\n" in printed
     assert [row[:2] for row in table(printed)[3:]] == [
-        ["semalign", "failed"],
+        ["semalign", "–"],
         ["sft", table(printed)[4][1]],
-        ["frame_parseval (= semalign)", "failed"],
+        ["frame_parseval (= semalign)", "–"],
     ]
     lines = list(csv.DictReader(io.StringIO(comparison_csv(found))))
     assert [line["note"] for line in lines if not line["value"]] == [reason] * 2
@@ -416,7 +416,7 @@ def test_a_run_whose_figures_are_not_finite_stops_no_other(
     assert compared(tmp_path, "--methods", "semalign,sft") == 2
     found = comparison(tmp_path)
     assert found.methods["semalign"].missing == ("semalign_seed-0: its KL or NLL is not finite on some rows",)
-    assert found.methods["sft"].figures
+    assert found.methods["sft"].metrics
 
 
 def test_nothing_finished_is_one_sentence(tmp_path: Path, runs: Runs, capsys: pytest.CaptureFixture[str]) -> None:
@@ -604,7 +604,7 @@ def test_a_variant_of_a_baseline_can_be_the_best_one(tmp_path: Path, runs: Runs)
     rates = [f"{name}:train.learning_rate={place}e-3" for place, name in enumerate(variants, 1)]
     assert compared(tmp_path, "--methods", ",".join(["semalign", *variants]), *rates) == 0
     found = comparison(tmp_path)
-    kl = {name: found.methods[name].figures["KL"].estimate.value for name in variants}
+    kl = {name: found.methods[name].metrics["KL"].estimate.value for name in variants}
     assert found.metrics["KL"].rival == min(kl, key=kl.__getitem__)
 
 
@@ -647,7 +647,7 @@ def test_contracts_keep_the_laws(tmp_path: Path, runs: Runs) -> None:
     benchmarks = Benchmarks(tasks=("mmlu",), data="here", limit=1, chat=False)
     found = compare(config_of({"semalign": (), "sft": ("train.passes=1",)}), tmp_path / "out")
     sft = found.methods["sft"]
-    for value in (benchmarks, found, sft, sft.figures["KL"], found.metrics["KL"], read_published()):
+    for value in (benchmarks, found, sft, sft.metrics["KL"], found.metrics["KL"], read_published()):
         assert_keeps_the_laws(value)
     assert_keeps_the_laws(config_of({"sft": ()}, benchmarks=benchmarks, seeds=(3,)))
 
@@ -666,7 +666,7 @@ def test_the_csv_equals_the_json(tmp_path: Path, runs: Runs) -> None:
 
     for line in lines:
         method = found.methods[line["method"]]
-        figure, best = method.figures[line["metric"]], found.metrics[line["metric"]].rival
+        figure, best = method.metrics[line["metric"]], found.metrics[line["metric"]].rival
         estimate, gap, versus = figure.estimate, figure.gap, figure.versus_rival
         assert [number(line[key]) for key in ("value", "low", "high", "spread", "gap", "gap_low", "gap_high")] == [
             estimate.value, estimate.low, estimate.high, figure.over_seeds.spread, gap.value, gap.low, gap.high,
@@ -697,26 +697,30 @@ def test_the_markdown_table_has_a_row_for_each_method(tmp_path: Path, runs: Runs
     assert compared(tmp_path, "--methods", "semalign,sft,kd,frame_parseval,laten", "--seeds", "0,1") == 0
     found, text = comparison(tmp_path), (tmp_path / "out" / "comparison.md").read_text(encoding="utf-8")
     header, *rows = table(text)
-    assert header == ["", "KL ↓", "answer NLL ↓", "agreement ↑", "exact answers ↑", "trained", "tokens", "seconds",
-                      "memory", "stored"]  # fmt: skip
+    assert header == ["", "KL ↓", "answer NLL ↓", "agreement ↑", "exact answers ↑"]
     names = ["semalign", "sft", "kd", "frame_parseval (= semalign)", "laten"]
     assert [row[0] for row in rows] == ["source", "target before", *names]
-    kl, answers = (found.methods["kd"].figures[key] for key in ("KL", "exact answers"))
-    share = f" {kl.gap.value:.0%}" if kl.gap.bounded else " –"
-    assert rows[4][1] == f"{kl.estimate.value:.3f} [{kl.estimate.low:.3f}, {kl.estimate.high:.3f}]{share}"
+    kl, answers = (found.methods["kd"].metrics[key] for key in ("KL", "exact answers"))
+    gap = f"{kl.gap.low:.0%}, {kl.gap.high:.0%}" if kl.gap.bounded else "unbounded"
+    value = f"{kl.estimate.value:.4f} [{kl.estimate.low:.4f}, {kl.estimate.high:.4f}]"
+    assert rows[4][1] == f"{value}; gap {kl.gap.value:.0%} [{gap}]"
     assert rows[4][4].startswith(f"{100 * answers.estimate.value:.1f}% [{100 * answers.estimate.low:.1f}%, ")
-    assert rows[4][5:] == ["2,000", "500", "20 + 4", "0.2 GB", "3.0 MB"]
-    assert rows[3][5:] == ["3,000", "500", "30", "0.2 GB", "none"]
+    costs = {row[0]: row[1:] for row in table(text, 1)}
+    assert list(costs) == ["", *names]
+    assert costs["kd"] == ["2,000", "7", "500", "20.5 s", "4.5 s", "0.2 GB", "3.0 MB"]
+    assert costs["sft"] == ["3,000", "7", "500", "30.5 s", "–", "0.2 GB", "none"]
     assert "Mean over 2 seeds" in text and "2,048 training rows" in text
     assert "Budget: 500 supervised tokens for every method but laten;" in text
-    assert [row[0] for row in table(text, 1)] == ["", "semalign", "sft", "kd", "laten"]
-    assert table(text, 1)[2][1] == f"{found.methods['sft'].figures['KL'].over_seeds.spread:.3f}"
+    spreads = {row[0]: row[1:] for row in table(text, 2)}
+    assert list(spreads) == ["", "semalign", "sft", "kd", "laten"]
+    over = found.methods["sft"].metrics["KL"].over_seeds
+    assert spreads["sft"][0] == f"{over.mean:.4f} ± {over.spread:.4f}; [{over.low:.4f}, {over.high:.4f}]"
     best = [metric.rival for metric in found.metrics.values()]
-    tests = table(text, 2)
+    tests = table(text, 3)
     assert tests[0][1:] == [f"{name} − {other}" for name, other in zip(METRICS, best, strict=True)]
-    versus = found.methods["semalign"].figures["KL"].versus_rival
+    versus = found.methods["semalign"].metrics["KL"].versus_rival
     assert versus is not None
-    assert tests[1][1].startswith(f"{versus.difference.value:+.3f} [") and f"p {versus.p_value:.3f}" in tests[1][1]
+    assert tests[1][1].startswith(f"{versus.difference.value:+.4f} [") and f"p {versus.p_value:.3f}" in tests[1][1]
     assert [row[1] for row in tests[1:] if row[0] == best[0]] == ["–"]
 
 
@@ -732,8 +736,8 @@ def test_what_is_unbounded_is_called_so(tmp_path: Path, runs: Runs) -> None:
     assert compared(tmp_path, "--methods", "semalign,sft") == 0
     text = (tmp_path / "out" / "comparison.md").read_text(encoding="utf-8")
     assert "inf" not in text and "nan" not in text
-    assert "[unbounded] –" in table(text)[3][1] and "[unbounded], p 1.000" in table(text, 1)[1][1]
-    assert "same supervised tokens for every method" in text and "Spread" not in text
+    assert table(text)[3][1].count("[unbounded]") == 2 and "[unbounded], p 1.000" in table(text, 2)[1][1]
+    assert "same supervised tokens for every method" in text and "standard deviation" not in text
     assert compared(tmp_path, "--methods", "semalign") == 0
     assert "baseline" not in (tmp_path / "out" / "comparison.md").read_text(encoding="utf-8")
 
@@ -762,7 +766,7 @@ def test_published_figures_are_those_of_the_paper() -> None:
     published = read_published()
     assert published.source == "arXiv 2510.24208v1"
     assert {table.target for table in published.tables} == {"meta-llama/Llama-2-7b-chat-hf"}
-    found = {table.source.rpartition("/")[2]: table.figures for table in published.tables}
+    found = {table.source.rpartition("/")[2]: table.metrics for table in published.tables}
     lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in PUBLISHED.strip().splitlines()]
     general: dict[str, dict[str, float]] = {
         name.lower(): {line[0]: float(line[place]) for line in lines[1:]} for place, name in enumerate(lines[0]) if name
@@ -785,8 +789,8 @@ def llama(source: str, metrics: Sequence[str], tmp_path: Path) -> Comparison:
     metric, methods = made.metrics["exact answers"], {}
     described = metric.model_copy(update={"source": shares["source"], "before": shares["before"]})
     for name, each in made.methods.items():
-        figure = each.figures["exact answers"].model_copy(update={"estimate": shares[name]})
-        methods[name] = each.model_copy(update={"figures": dict.fromkeys(metrics, figure)})
+        figure = each.metrics["exact answers"].model_copy(update={"estimate": shares[name]})
+        methods[name] = each.model_copy(update={"metrics": dict.fromkeys(metrics, figure)})
     return made.model_copy(
         update={
             "config": made.config.model_copy(update={"experiment": experiment}),
@@ -815,7 +819,7 @@ def test_paper_and_ours_stand_side_by_side(tmp_path: Path, runs: Runs) -> None:
 
 def test_a_method_that_failed_has_no_figure_beside_the_papers(tmp_path: Path, runs: Runs) -> None:
     whole = llama("meta-llama/Llama-2-13b-chat-hf", ["gsm8k"], tmp_path)
-    failed = whole.methods["semalign_v1"].model_copy(update={"figures": {}, "missing": ("because",)})
+    failed = whole.methods["semalign_v1"].model_copy(update={"metrics": {}, "missing": ("because",)})
     (text,) = published_table(whole.model_copy(update={"methods": whole.methods | {"semalign_v1": failed}}))
     assert "19.21 / –" in text
 
@@ -889,7 +893,7 @@ def test_benchmarks_enter_the_table(tmp_path: Path, runs: Runs, benched: Benched
     assert compared(tmp_path, *call, "gsm8k") == 0
     found = comparison(tmp_path)
     assert tuple(found.metrics) == (*METRICS, "gsm8k")
-    metric, figure = found.metrics["gsm8k"], found.methods["semalign"].figures["gsm8k"]
+    metric, figure = found.metrics["gsm8k"], found.methods["semalign"].metrics["gsm8k"]
     assert (metric.items, metric.source.value, metric.before.value, metric.rival) == (3, 1.0, 0.0, "sft")
     assert metric.percent and not metric.lower_is_better
     assert figure.estimate == proportion([True, True, False]) and figure.gap.value == pytest.approx(2 / 3)
@@ -941,7 +945,7 @@ def test_an_evaluation_that_was_put_differently_is_made_anew(
 ) -> None:
     call = [*benched.call, "--methods", "semalign", "--tasks", "gsm8k"]
     assert compared(tmp_path, *call) == 0
-    file = tmp_path / "out" / "evaluation-source" / "result.json"
+    file = tmp_path / "out" / "evaluation-source" / "evaluation.json"
     whole = json.loads(file.read_text(encoding="utf-8"))
     before = json.loads(json.dumps(whole))
     before["benchmarks"]["gsm8k"]["protocol"][part] = "otherwise" if part == "extraction" else 0
@@ -955,7 +959,7 @@ def test_an_evaluation_of_the_users_own_is_used_or_left_alone(
 ) -> None:
     call = [*benched.call, "--methods", "semalign", "--tasks"]
     assert compared(tmp_path, *call, "gsm8k", "--limit", "1") == 0
-    (file,) = (tmp_path / "out" / "runs").glob("semalign_seed-*/evaluation/result.json")
+    (file,) = (tmp_path / "out" / "runs").glob("semalign_seed-*/evaluation/evaluation.json")
     tree = json.loads(file.read_text(encoding="utf-8"))
     tree["config"]["gold"] = True
     file.write_text(json.dumps(tree), encoding="utf-8")
@@ -1005,7 +1009,7 @@ def test_runs_that_train(
     assert sft.source_seconds == sft.stored_bytes == 0 < semalign.stored_bytes
     for name in ("semalign", "sft"):
         (result,) = results(tmp_path, name, [0])
-        figures = found.methods[name].figures
+        figures = found.methods[name].metrics
         assert [figures[metric].estimate.value for metric in METRICS] == pytest.approx(
             [result.after.kl, result.after.answer_nll, result.after.agreement, result.after.accuracy]
         )

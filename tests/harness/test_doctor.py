@@ -688,7 +688,7 @@ def test_layers_are_compared_in_depth(
     assert diagnosis == doctor(*pair, "--data", rows_file, *SETTINGS, "--deep", "--out", picture).model_copy(
         update={"findings": diagnosis.findings}
     )
-    assert picture.read_text(encoding="utf-8") == first, "the same figures give the same file"
+    assert picture.read_text(encoding="utf-8") == first, "the same values give the same file"
 
     assert [report.frame for report in diagnosis.fidelity] == ["cosine", "dual", "parseval"]
     assert (len(diagnosis.similarity), len(diagnosis.similarity[0])) == (3, 4)

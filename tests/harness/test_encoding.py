@@ -31,7 +31,6 @@ from semalign_harness.experiment import Experiment
 from semalign_harness.models.opening import open_model
 from semalign_harness.models.settings import ModelConfig
 from semalign_harness.report._protocol import evaluation_blocks, experiment_facts
-from semalign_harness.report._read import ROLES
 from semalign_harness.results.comparison import Benchmarks
 from semalign_harness.run.inputs import read_inputs
 from semalign_harness.run.phase_cache import phase_key
@@ -472,7 +471,7 @@ def test_prompts_that_the_source_cannot_read_whole_are_cut_and_counted(data: Pat
     assert (found.truncated, found.truncated_to_compare) == (0, len(ROWS["mmlu"]))
     assert found.kl is not None and found.kl.value > 0
     alone = evaluate(config.model_copy(update={"source": None}), tmp_path / "alone")
-    assert alone is not None and alone.benchmarks["mmlu"].figure == found.figure
+    assert alone is not None and alone.benchmarks["mmlu"].headline == found.headline
 
 
 def test_a_solution_that_no_prompt_fits_before_is_refused_before_any_work(
@@ -499,7 +498,7 @@ def test_an_evaluation_keeps_its_template_settings(
         assert (protocol.chat_template, protocol.date) == ({"word": word}, "2024-07-26")
         assert protocol.encoding == ENCODING
         assert all(item.prompt.startswith(f"2024 {word} ") for item in evaluation.items["mmlu"])
-    shown = repr(evaluation_blocks({ROLES[-1]: found["now"]}))
+    shown = repr(evaluation_blocks(found["now"].result))
     assert 'yes, word="now"' in shown and "2024-07-26" in shown
     assert main(["compare-evaluations", str(tmp_path / "apples"), str(tmp_path / "now")]) == 2
     assert "put differently" in capsys.readouterr().err

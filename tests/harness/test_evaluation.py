@@ -119,7 +119,7 @@ def written(folder: Path, prompt: str) -> str:
 def test_figures_equal_plain_forward_passes(models: tuple[Path, Path], data: Path, tmp_path: Path) -> None:
     source, target = models
     result = evaluated(target, data, tmp_path / "out", source={"path": str(source)}, tasks=["gsm8k", "mmlu"])
-    assert EvaluationResult.read(tmp_path / "out" / "result.json") == result
+    assert EvaluationResult.read(tmp_path / "out" / "evaluation.json") == result
     bits = size = kl = agreement = tokens = 0.0
     nats_per_bit, shared = torch.tensor(2.0).log().item(), len(TOKENIZER)
     for item in read_evaluation(tmp_path / "out").items["gsm8k"]:
@@ -194,7 +194,9 @@ def test_a_model_that_knows_everything_scores_one(
 ) -> None:
     monkeypatch.setattr(runner._Runner, "_make", lambda self: Knowing(right))
     result = evaluated(models[1], data, tmp_path / "out", chat=False)
-    assert {name: found.figure.value for name, found in result.benchmarks.items()} == dict.fromkeys(ROWS, float(right))
+    assert {name: found.headline.value for name, found in result.benchmarks.items()} == dict.fromkeys(
+        ROWS, float(right)
+    )
     assert result.sandbox is not None and result.benchmarks["mbpp"].reasons == {
         "passed" if right else "failed": len(ROWS["mbpp"])
     }
@@ -507,8 +509,8 @@ def test_the_command_prints_tables(
     captured = capsys.readouterr()
     assert "second − first" in captured.out and "computed in" not in captured.err
     assert "+0.0000 [unbounded]" in captured.out and "inf" not in captured.out  # two documents
-    other = json.loads((tmp_path / "two" / "result.json").read_text(encoding="utf-8")) | {"dtype": "bfloat16"}
-    (tmp_path / "two" / "result.json").write_text(json.dumps(other), encoding="utf-8")
+    other = json.loads((tmp_path / "two" / "evaluation.json").read_text(encoding="utf-8")) | {"dtype": "bfloat16"}
+    (tmp_path / "two" / "evaluation.json").write_text(json.dumps(other), encoding="utf-8")
     assert main(["compare-evaluations", str(tmp_path / "one"), str(tmp_path / "two")]) == 0
     assert "they computed in bfloat16 and float32, which alone changes answers" in capsys.readouterr().err
     assert main(["compare-evaluations", *[str(tmp_path / name) for name in ("one", "two", "one")]]) == 0
@@ -526,7 +528,7 @@ def test_what_is_unbounded_is_called_so(models: tuple[Path, Path], data: Path, t
     first, source = (read_evaluation(tmp_path / name) for name in ("one", "source"))
     table = pair_table(pair(first, first, source=source))
     assert "+0.0000 [unbounded]" in table and " 0% [unbounded]\n" in table
-    assert table.endswith("\nunbounded: too few items, or a gap that they cannot tell from none")
+    assert table.endswith("\nunbounded: too few items, or a gap that they cannot distinguish from none")
 
 
 def test_answers_of_four_bits_are_others(models: tuple[Path, Path]) -> None:
@@ -671,7 +673,7 @@ def test_what_cannot_be_evaluated_is_one_sentence(
     shutil.copytree(models[1], bare)
     (bare / "chat_template.jinja").unlink()
     assert "no chat template" in refused(capsys, "evaluate", str(bare), "--data", str(data), "--chat")
-    assert "result.json" in refused(capsys, "compare-evaluations", str(tmp_path), str(tmp_path))
+    assert "evaluation.json" in refused(capsys, "compare-evaluations", str(tmp_path), str(tmp_path))
     assert not [entry for entry in (tmp_path / "evaluations").rglob("*") if entry.is_file()]
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field
 from scipy import stats  # type: ignore[import-untyped]
-from semalign_geometry import Contract, SemalignError
+from semalign_geometry import SemalignError, Settings
 
 Numbers = Sequence[float | int]
 """One number for each item; outcomes count as 0 and 1."""
@@ -35,7 +35,7 @@ NATS = (0.0, float("inf"))
 """Range of a KL, of a negative log-likelihood of tokens and of their bits."""
 
 
-class Estimate(Contract):
+class Estimate(Settings):
     """A metric with its 95% interval."""
 
     value: float
@@ -49,7 +49,7 @@ class Estimate(Contract):
     """Items."""
 
 
-class PairedComparison(Contract):
+class PairedComparison(Settings):
     """Two models on the same items."""
 
     difference: Estimate
@@ -66,7 +66,7 @@ class PairedComparison(Contract):
     """Items."""
 
 
-class Aggregate(Contract):
+class Aggregate(Settings):
     """One metric over several training seeds."""
 
     mean: float
@@ -81,7 +81,7 @@ class Aggregate(Contract):
     """The metric of each seed."""
 
 
-class GapRecovered(Contract):
+class GapRecovered(Settings):
     """The share of the gap between source and target that a transfer closed."""
 
     value: float | None

@@ -3,10 +3,10 @@
 import argparse
 from pathlib import Path
 
-from semalign_geometry import SemalignError, replace_file
+from semalign_geometry import SemalignError
 
 from ..doctor import diagnose, diagnosis_text, read_settings
-from ..report.plots import draw_similarity, standalone
+from ..report.plots import write_heat_map
 from ..util.console import Console
 from ._options import quiet_libraries
 
@@ -33,7 +33,6 @@ def run(options: argparse.Namespace) -> int:
     diagnosis = diagnose(experiment, has_rows=has_rows, deep=options.deep, console=console)
     print(diagnosis.model_dump_json(indent=2) if options.json else diagnosis_text(diagnosis))
     if diagnosis.similarity:
-        heat_map = Path(options.out or "layers.svg")
-        replace_file(heat_map, standalone(draw_similarity(diagnosis.similarity, diagnosis.pairing)))
+        heat_map = write_heat_map(diagnosis.similarity, diagnosis.pairing, Path(options.out or "layers.svg"))
         console.note(f"heat map: {heat_map}, source × target layers, the pairing as dots")
     return 0 if diagnosis.is_usable else 1

@@ -18,11 +18,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out", metavar="FILE", help="HTML file (default: report.html, in the folder if there is only one)"
     )
-    parser.add_argument("--figures", type=Path, metavar="DIR", help="also write each plot into DIR as an SVG file")
+    parser.add_argument("--plots", type=Path, metavar="DIR", help="also write each plot into DIR as an SVG file")
 
 
 def run(options: argparse.Namespace) -> int:
     """Write the page."""
-    file = write_report(options.folders, options.out, figures=options.figures)
+    file = write_report(options.folders, options.out, plots=options.plots)
     print(f"report: {file.resolve()} and {file.with_suffix('.md').name}")
     return 0

@@ -7,16 +7,14 @@ import yaml
 
 from ..experiment import Experiment
 from ..models.shape import find_shape
-from ..report import write_report
+from ..report import report_run
 from ..report.result_tables import result_table
-from ..results.files import REPORT
 from ..run.dry_run import DryRun
 from ..run.estimate import describe
 from ..run.pipeline import run_experiment
 from ..run.run_folder import pick_folder
 from ..run.tracking import find_trackers
 from ..run.written_answers import describe_writing
-from ..util.console import Console
 from ..util.resources import join
 from ._options import console_of, experiment_arguments, output_arguments, read_experiment, track_argument
 
@@ -43,7 +41,7 @@ def run(options: argparse.Namespace) -> int:
     folder = ranks.from_first(lambda: options.out or pick_folder(Path("runs"), experiment))
     result = run_experiment(experiment, folder, console=console, trackers=options.track)
     if ranks.is_first:
-        _report(folder, console)
+        report_run(folder, console)
         print(result_table(result))
         print(f"run folder: {folder.resolve()}")
     return 0
@@ -71,16 +69,3 @@ def _training(experiment: Experiment) -> str:
         steps, examples = experiment.method.work(train, shape.layers, rows)
         amount = f"{steps} steps, {examples / rows:.3g} passes"
     return f"train by {experiment.method.kind} ({amount})"
-
-
-def _report(folder: Path, console: Console) -> None:
-    """Write the report unless it is there; a failure keeps the result."""
-    try:
-        if (folder / REPORT).is_file():
-            return
-        for left_over in folder.glob(".report.*"):  # by a process that was killed
-            left_over.unlink()
-        with console.step("write the report"):
-            write_report([folder])
-    except Exception as error:
-        console.note(f"no report ({error}): `semalign report {folder}` tries again")

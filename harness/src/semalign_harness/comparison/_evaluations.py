@@ -12,7 +12,7 @@ from ..evaluation import Evaluated, EvaluationConfig, evaluate, protocol_of, rea
 from ..experiment import Experiment
 from ..models.settings import ModelConfig
 from ..results.comparison import Benchmarks
-from ..results.files import RESULT
+from ..results.evaluation import evaluation_file
 from ..util.console import Console
 
 
@@ -27,7 +27,7 @@ def evaluated(
     if benchmarks is None:
         return None
     config = _config(model, experiment, benchmarks)
-    there = read_evaluation(place) if (place / RESULT).is_file() else None
+    there = read_evaluation(place) if evaluation_file(place).is_file() else None
     if there is None or not _is_answered(there, config):
         if there is not None and (there.result.config.gold or there.result.config.source is not None):
             raise SemalignError(
@@ -51,7 +51,7 @@ def check_evaluation(model: ModelConfig, place: Path, experiment: Experiment, be
     Raises:
         SemalignError: it has one.
     """
-    if benchmarks is None or not (place / RESULT).is_file():
+    if benchmarks is None or not evaluation_file(place).is_file():
         return
     if not _is_alike(read_evaluation(place), _config(model, experiment, benchmarks)):
         raise SemalignError(f"{place} is not of this comparison: choose another folder with --out")

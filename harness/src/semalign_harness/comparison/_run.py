@@ -15,18 +15,19 @@ from ..grid.matrix import Cell, Matrix
 from ..grid.submit import Target, submit_matrix
 from ..methods import BASELINES, find_methods, settings_of
 from ..models.settings import ModelConfig
-from ..results.comparison import Comparison, ComparisonConfig, MethodFigures
+from ..results.comparison import Comparison, ComparisonConfig, MethodResult
+from ..results.files import COMPARISON
 from ..results.run import RunResult
 from ..run.run_folder import differences
 from ..util.console import Console
 from ..util.settings import merged, parse_overrides
 from ._evaluations import check_evaluation, evaluated
-from ._figures import Run, describe_metrics, figures_of, metrics_of
-from ._table import comparison_csv, comparison_markdown
+from ._metrics import Run, describe_metrics, items_of, metrics_of_method
+from .tables import comparison_csv, comparison_markdown
 
 _FIRST = "semalign"
 """The method whose name stands for the runs of those with the same settings."""
-RUNS, COMPARISON = "runs", "comparison.json"
+RUNS = "runs"
 _CLOSE = 0.01
 """Relative difference of rounding between two measurements of one model."""
 
@@ -199,7 +200,7 @@ def _summary(
             _check_measured_alike(name, run.result, first)
             _check_asked_alike(name, run, untrained)
     source, before = (
-        metrics_of(measured, evaluation)
+        items_of(measured, evaluation)
         for measured, evaluation in zip((first.source, first.before), untrained.values(), strict=True)
     )
     metrics = describe_metrics(source, before, whole, _rivals(config, same))
@@ -207,11 +208,11 @@ def _summary(
     for name in config.methods:
         of_name = same.get(name, name)
         if of_name not in whole:
-            methods[name] = MethodFigures(figures={}, missing=missing[of_name], same_as=same.get(name))
+            methods[name] = MethodResult(metrics={}, missing=missing[of_name], same_as=same.get(name))
             continue
-        figures = figures_of(of_name, whole, metrics, source, before)
+        found = metrics_of_method(of_name, whole, metrics, source, before)
         costs = _costs([run.result for run in whole[of_name]])
-        methods[name] = MethodFigures(figures=figures, same_as=same.get(name), **costs)
+        methods[name] = MethodResult(metrics=found, same_as=same.get(name), **costs)
     return Comparison(config=config, metrics=metrics, methods=methods)
 
 

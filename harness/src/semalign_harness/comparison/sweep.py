@@ -14,10 +14,11 @@ from semalign_geometry import SemalignError
 from ..grid.matrix import read_matrix
 from ..loading import load_experiment
 from ..results.comparison import Comparison, ComparisonConfig
+from ..results.metrics import KL, NLL, NOTHING
 from ..util.tables import aligned
 from ._run import measured_differently
 
-_COLUMNS = ("KL", "answer NLL")
+_COLUMNS = (KL, NLL)
 
 
 def sweep_config(
@@ -62,16 +63,19 @@ def sweep_table(found: Comparison) -> str:
     """The combinations of settings in lines of text, the best first, and the best as overrides."""
 
     def kl(name: str) -> float:
-        metrics = found.methods[name].figures
-        return metrics["KL"].estimate.value if metrics else math.inf
+        metrics = found.methods[name].metrics
+        return metrics[KL.name].estimate.value if metrics else math.inf
 
     best, *_ = ranked = sorted(found.methods, key=kl)
     settings = {name: [text.split("=", 1) for text in found.config.methods[name]] for name in ranked}
-    rows = [(*(key for key, _ in settings[best]), *_COLUMNS, "seconds")]
+    rows = [(*(key for key, _ in settings[best]), *(metric.name for metric in _COLUMNS), "seconds")]
     for name in ranked:
         method = found.methods[name]
-        metrics = [f"{method.figures[key].estimate.value:.4f}" if method.figures else "–" for key in _COLUMNS]
-        seconds = f"{method.training_seconds:.0f}" if method.figures else "–"
+        metrics = [
+            metric.text(method.metrics[metric.name].estimate.value) if method.metrics else NOTHING
+            for metric in _COLUMNS
+        ]
+        seconds = f"{method.training_seconds:.0f}" if method.metrics else NOTHING
         rows.append((*(value for _, value in settings[name]), *metrics, seconds))
     failed = dict.fromkeys(reason for method in found.methods.values() for reason in method.missing)
     chosen = " ".join(map(shlex.quote, found.config.methods[best]))

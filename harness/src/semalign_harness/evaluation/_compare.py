@@ -1,13 +1,12 @@
 """Two evaluations of the same items, and several of the same kind."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 from semalign_geometry import SemalignError
 
-from ..results.evaluation import BenchmarkResult, EvaluationResult, ItemRecord, Name
-from ..results.files import EXPERIMENT
+from ..results.evaluation import BenchmarkResult, Evaluated, Name
+from ..results.metrics import BITS
 from ..statistics import (
     Aggregate,
     GapRecovered,
@@ -17,14 +16,6 @@ from ..statistics import (
     compare_values,
     estimate_gap_recovered,
 )
-
-
-class Evaluated(NamedTuple):
-    """An evaluation folder, read."""
-
-    folder: Path
-    result: EvaluationResult
-    items: dict[Name, list[ItemRecord]]
 
 
 class Pair(NamedTuple):
@@ -39,43 +30,6 @@ class Pair(NamedTuple):
     """Share of the headline's gap to the source that the second closed; None without a source."""
     gap_bits: GapRecovered | None
     """The same of the bits per byte."""
-
-
-def read_evaluation(folder: Path) -> Evaluated:
-    """Read what `evaluate` wrote.
-
-    Raises:
-        SemalignError: the folder holds no evaluation, or a damaged one.
-    """
-    check_no_run(folder, remedy="give the folder of its evaluation")
-    if not (folder / "result.json").is_file():
-        raise SemalignError(f"{folder} holds no result.json: give the folder of a finished evaluation")
-    result = EvaluationResult.read(folder / "result.json")
-    return Evaluated(folder, result, {name: _items(folder, name) for name in result.benchmarks})
-
-
-def check_no_run(folder: Path, *, remedy: str) -> None:
-    """Refuse the folder of a run, whose `result.json` is another one."""
-    if (folder / EXPERIMENT).is_file():
-        raise SemalignError(f"{folder} holds a run, not an evaluation: {remedy}")
-
-
-def _items(folder: Path, name: Name) -> list[ItemRecord]:
-    file = folder / f"items-{name}.jsonl"
-    remedy = f"evaluate {name} again into {folder}"
-    try:
-        lines = file.read_bytes().split(b"\n")
-    except OSError as error:
-        raise SemalignError(f"{file} cannot be read ({error.strerror}): {remedy}") from error
-    items = []
-    for number, line in enumerate(lines, 1):
-        if not line:
-            continue
-        try:
-            items.append(ItemRecord.model_validate_json(line))
-        except ValueError as error:  # pydantic's, and ours of a nested section
-            raise SemalignError(f"{file}, line {number} is damaged: {remedy}") from error
-    return items
 
 
 def pair(first: Evaluated, second: Evaluated, *, source: Evaluated | None = None, seed: int = 0) -> list[Pair]:
@@ -131,10 +85,10 @@ def over_seeds(evaluations: Sequence[Evaluated]) -> dict[tuple[str, str], Aggreg
         for other in evaluations[1:]:
             _check_alike(name, first, other)
         results: list[BenchmarkResult] = [each.result.benchmarks[name] for each in evaluations]
-        found[name, first.result.benchmarks[name].protocol.metric] = across_seeds([r.figure.value for r in results])
+        found[name, first.result.benchmarks[name].protocol.metric] = across_seeds([r.headline.value for r in results])
         bits = [r.bits_per_byte.value for r in results if r.bits_per_byte is not None]
         if len(bits) == len(results):
-            found[name, "bits per byte"] = across_seeds(bits)
+            found[name, BITS.name] = across_seeds(bits)
     return found
 
 

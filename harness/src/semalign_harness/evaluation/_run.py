@@ -30,7 +30,16 @@ from ..generation import GENERATION
 from ..models.loading import load_model
 from ..models.opening import OpenedModel, check_tokenizers, identity, open_model
 from ..models.shape import row_bytes
-from ..results.evaluation import BenchmarkResult, EvaluationConfig, EvaluationResult, ItemRecord, Name
+from ..results.evaluation import (
+    BenchmarkResult,
+    EvaluationConfig,
+    EvaluationResult,
+    ItemRecord,
+    Name,
+    check_no_run,
+    evaluation_file,
+)
+from ..results.files import EVALUATION, RESULT
 from ..run.inputs import note_unused
 from ..sandbox import judge, probe
 from ..statistics import NATS, SHARE, Estimate, mean, proportion
@@ -40,7 +49,6 @@ from ..util.failures import naming
 from ..util.journal import Journal
 from ..util.resources import join
 from ._agreement import Agreement, Text, agreements, gold_example, missing_agreements
-from ._compare import check_no_run
 from ._encoded import EncodedLM, longest_input
 from ._journaled import JournaledLM
 
@@ -53,7 +61,7 @@ BITS = 1 / float(torch.log(torch.tensor(2.0)))
 
 
 def evaluate(config: EvaluationConfig, folder: Path, *, console: Console | None = None) -> EvaluationResult | None:
-    """Evaluate a model on benchmarks, into a folder with `result.json` and one `items-<benchmark>.jsonl` for each.
+    """Evaluate a model on benchmarks, into a folder with `evaluation.json` and one `items-<benchmark>.jsonl` for each.
 
     A folder that holds other benchmarks of the same evaluation gets these in addition.
 
@@ -165,7 +173,7 @@ def evaluate(config: EvaluationConfig, folder: Path, *, console: Console | None 
         packages={name: version(name) for name in PACKAGES} | KNOWN_TASKS.packages(*benchmarks),
         benchmarks=benchmarks,
     )
-    result.write(folder / "result.json")
+    result.write(folder / EVALUATION)
     return result
 
 
@@ -181,7 +189,7 @@ def _check_folder(folder: Path) -> None:
             raise SemalignError(f"{place} is a file: choose a new folder")
     check_no_run(folder, remedy="choose another folder with --out")
     names = [file.name for file in folder.iterdir()] if folder.is_dir() else []
-    ours = ("result.json", "items-", ".result.json.", ".items-")  # the hidden ones while they are written
+    ours = (EVALUATION, RESULT, "items-", f".{EVALUATION}.", ".items-")  # the hidden ones while they are written
     if names and not any(name.startswith(ours) for name in names):
         raise SemalignError(f"{folder} holds other files: choose a new folder")
 
@@ -190,9 +198,9 @@ def _earlier(
     folder: Path, config: EvaluationConfig, hashes: tuple[str, str | None], dtype: str
 ) -> EvaluationResult | None:
     """What the folder holds of the same evaluation; `hashes` of model and source."""
-    if not (folder / "result.json").is_file():
+    if not (file := evaluation_file(folder)).is_file():
         return None
-    earlier = EvaluationResult.read(folder / "result.json")
+    earlier = EvaluationResult.read(file)
     asked = config.model_copy(update={"tasks": earlier.config.tasks})
     differing = [key for key in EvaluationConfig.model_fields if getattr(earlier.config, key) != getattr(asked, key)]
     if not differing:
@@ -448,7 +456,7 @@ def _summary(
         protocol=protocol_of(benchmark, chat=encoder.chat, options=encoder.options, date=encoder.told_date),
         documents=len(documents),
         documents_sha256=hashlib.sha256(rows.encode()).hexdigest(),
-        figure=proportion([item.correct for item in items]),
+        headline=proportion([item.correct for item in items]),
         other={name: proportion([item.other[name] for item in items]) for name in benchmark.other_metrics},
         bits_per_byte=weighted([(item.bits_per_byte, item.gold_bytes) for item in items], NATS),
         kl=weighted([(item.kl, item.tokens) for item in items], NATS),

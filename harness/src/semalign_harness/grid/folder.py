@@ -11,6 +11,7 @@ from typing import Literal
 from filelock import FileLock, Timeout
 from semalign_geometry import SemalignError, replace_file
 
+from ..results.metrics import AGREEMENT, KL, NLL, NOTHING
 from ..results.run import RunResult
 from ..run.environment import check_code
 from ..run.run_folder import decisive, differences
@@ -20,7 +21,13 @@ from .matrix import Cell, Matrix, as_text, labels
 
 MATRIX, TABLE, LOGS = "matrix.json", "matrix.csv", "logs"
 _LOCK = ".lock"
-_METRICS = {"KL before": ".4f", "KL after": ".4f", "NLL after": ".4f", "agreement": ".1%", "seconds": ".0f"}
+_METRICS = {
+    "KL before": KL.form,
+    "KL after": KL.form,
+    "NLL after": NLL.form,
+    "agreement": AGREEMENT.form,
+    "seconds": ".0f",
+}
 """Columns of the table, with their formats."""
 
 
@@ -138,7 +145,7 @@ def matrix_table(found: Sequence[Standing]) -> str:
     rows = [(*(short[key] for key in keys), *_METRICS)]
     for each in found:
         metrics = [format(value, form) for value, form in zip(_metrics(each), _METRICS.values(), strict=False)]
-        rows.append((*(as_text(each.cell.values[key]) for key in keys), *(metrics or ["–"] * len(_METRICS))))
+        rows.append((*(as_text(each.cell.values[key]) for key in keys), *(metrics or [NOTHING] * len(_METRICS))))
     header, *lines = aligned(rows).splitlines()
     states = [each.state + (f": {each.note}" if each.note else "") for each in found]
     return "\n".join([header, *(f"{line}  {state}" for line, state in zip(lines, states, strict=True))])
@@ -157,8 +164,8 @@ def write_table(folder: Path, found: Sequence[Standing]) -> Path:
     return replace_file(folder / TABLE, text.getvalue())
 
 
-def _metrics(standing: Standing) -> list[float]:
+def _metrics(standing: Standing) -> list[float | None]:
     """The metrics of a finished cell; empty for any other."""
     if (result := standing.result) is None:
         return []
-    return [result.before.kl, result.after.kl, result.after.answer_nll, result.after.agreement, result.seconds]
+    return [KL.value(result.before), *(metric.value(result.after) for metric in (KL, NLL, AGREEMENT)), result.seconds]

@@ -49,7 +49,7 @@ def pull(model: KnownModel, *, console: Console | None = None) -> Path:
         if not folder.is_dir():
             partial.mkdir(parents=True, exist_ok=True)
             patterns = [model.file.name] if model.file else [*WANTED]
-            if console.is_quiet:
+            if console.quiet:
                 disable_progress_bars()
             with console.step(f"pull {model.name}"), _asking(model):
                 huggingface_hub.snapshot_download(

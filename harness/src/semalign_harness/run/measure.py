@@ -15,7 +15,7 @@ from ..data.encoding import Example
 from ..generation import end_ids, generate
 from ..models.loading import LoadedModel
 from ..reading import answer_text, same_number
-from ..results.measurement import Measurement, RowFigures
+from ..results.measurement import Measurement, RowMetrics
 from ..util.failures import naming
 from .job import Job
 
@@ -66,7 +66,7 @@ def measure(
     tokens = held_out.manifest.supervised_tokens
     nll, kl, agreement = (sums.sum(0) / tokens).tolist()
     columns = (sums / held_out.counts[:, None]).T.tolist()
-    by_row = RowFigures(tokens=held_out.counts.tolist(), nll=columns[0], kl=columns[1], agreement=columns[2])
+    by_row = RowMetrics(tokens=held_out.counts.tolist(), nll=columns[0], kl=columns[1], agreement=columns[2])
     return Measurement(answer_nll=nll, kl=kl, agreement=agreement, tokens=tokens, rows=len(held_out), by_row=by_row)
 
 
