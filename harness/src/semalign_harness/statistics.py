@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field
 from scipy import stats  # type: ignore[import-untyped]
-from semalign_geometry import SemalignError, Settings
+from semalign_geometry.base import SemalignError, Settings
 
 Numbers = Sequence[float | int]
 """One number for each item; outcomes count as 0 and 1."""

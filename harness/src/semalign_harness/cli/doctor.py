@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from semalign_geometry import SemalignError
+from semalign_geometry.base import SemalignError
 
 from ..doctor import diagnose, diagnosis_text, read_settings
 from ..report.plots import write_heat_map

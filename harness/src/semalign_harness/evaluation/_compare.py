@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from semalign_geometry import SemalignError
+from semalign_geometry.base import SemalignError
 
 from ..results.evaluation import BenchmarkResult, Evaluated, Name
 from ..results.metrics import BITS

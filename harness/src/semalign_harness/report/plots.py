@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from semalign_attribution import LayerPairing, LayerScores
-from semalign_geometry import replace_file
+from semalign_geometry.base import replace_file
 from semalign_train import StageRecord, StepRecord
 
 from ..results.fidelity import RunFidelity

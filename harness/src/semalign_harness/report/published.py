@@ -4,7 +4,7 @@ import importlib.resources
 from collections.abc import Iterator
 
 import yaml
-from semalign_geometry import Contract, Settings
+from semalign_geometry.base import Contract, Settings
 
 from ..results.comparison import Comparison
 from ..results.evaluation import Name

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import AfterValidator, Field, model_validator
-from semalign_geometry import Contract, SemalignError, Settings
+from semalign_geometry.base import Contract, SemalignError, Settings
 
 from ..benchmarks import BenchmarkProtocol, find_benchmark
 from ..data.encoding import DAY, TemplateOptions

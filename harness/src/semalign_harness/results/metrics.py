@@ -6,7 +6,7 @@ The terminal, matrices, sweeps, comparisons and reports read this table.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from semalign_geometry import SemalignError
+from semalign_geometry.base import SemalignError
 
 from ..statistics import (
     NATS,

@@ -1,6 +1,6 @@
 """Contracts of a run: its environment and its result."""
 
-from semalign_geometry import Contract
+from semalign_geometry.base import Contract
 
 from ..methods import MethodReport
 from .measurement import Measurement
