@@ -117,7 +117,7 @@ def test_an_edited_objective_does_not_resume(top: Supervision, tmp_path: Path, m
     """Under the same settings and version, given in a configuration or in Python."""
     text = inspect.getsource(Stretched)
     head = "from typing import Literal\nfrom pydantic import Field\nfrom semalign_align import Step\n"
-    head += "from semalign_geometry import Settings\nfrom torch import Tensor\n"
+    head += "from semalign_geometry.base import Settings\nfrom torch import Tensor\n"
     file = tmp_path / "written_objective.py"
     monkeypatch.syspath_prepend(str(tmp_path))
 

@@ -19,7 +19,7 @@ from semalign_harness.util.settings import merged, parse_overrides
 
 from ..components import bring
 from .projects import PROJECTS, ROOT, Project
-from .test_contributing import GROUPS
+from .test_extending import GROUPS
 
 DOCUMENTS = [
     *(ROOT / "README.md", ROOT / "CONTRIBUTING.md"),
@@ -52,7 +52,7 @@ def test_a_library_says_how_to_install_and_extend_it(project: Project) -> None:
     text = (project.folder / "README.md").read_text(encoding="utf-8")
     needed = [each for each in PROJECTS if each.name in {project.name, *project.requirements}]
     assert f"\npip install {' '.join(f'./{each.folder.relative_to(ROOT)}' for each in needed)}\n" in text
-    assert "](../../CONTRIBUTING.md#" in text
+    assert "](../../harness/docs/extending.md#" in text
 
 
 @each_document

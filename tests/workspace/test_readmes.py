@@ -1,4 +1,4 @@
-"""Every Python block in a README or in CONTRIBUTING.md runs, alone and in an empty folder.
+"""Every Python block in a document runs, alone and in an empty folder.
 
 A block that cannot run here (it needs a real model, say) opens with "```python no-run": it has to compile.
 """
@@ -7,7 +7,8 @@ from typing import NamedTuple
 
 import pytest
 
-from .projects import PROJECTS, ROOT
+from .projects import ROOT
+from .test_documents import DOCUMENTS
 
 
 class Block(NamedTuple):
@@ -18,8 +19,8 @@ class Block(NamedTuple):
 
 def python_blocks() -> list[Block]:
     blocks = []
-    for path in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(project.folder / "README.md" for project in PROJECTS)]:
-        lines = path.read_text().splitlines() if path.exists() else []
+    for path in DOCUMENTS:
+        lines = path.read_text(encoding="utf-8").splitlines()
         for start, line in enumerate(lines):
             info = line.removeprefix("```").split()
             if line.startswith("```python") and info[0] == "python":

@@ -1,4 +1,4 @@
-"""One component of every sort, as another package brings it; CONTRIBUTING.md explains each."""
+"""One component of every sort, as another package brings it; harness/docs/extending.md explains each."""
 
 from typing import Literal
 

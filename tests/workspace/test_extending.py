@@ -1,4 +1,4 @@
-"""What CONTRIBUTING.md shows is the package that the tests of the harness install and run."""
+"""The examples of extending.md are the package that the tests of the harness install and run."""
 
 import ast
 import re
@@ -12,7 +12,7 @@ from ..components import bring
 from ..harness.external import semalign_example
 from .projects import ROOT
 
-TEXT = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+TEXT = (ROOT / "harness/docs/extending.md").read_text(encoding="utf-8")
 EXAMPLE = ROOT / "tests/harness/external"
 GROUPS = {
     "semalign.scorers": [("relative_size", semalign_example.RelativeSize)],
@@ -45,7 +45,7 @@ def test_yaml_is_laid_over_an_experiment(block: str, monkeypatch: pytest.MonkeyP
     bring(monkeypatch, GROUPS)
     tiny = load_experiment("tiny").model_dump(mode="json")
     tree = merged(tiny, yaml.safe_load(block))
-    written = Experiment.parse(tree, origin="CONTRIBUTING.md").model_dump(mode="json")
+    written = Experiment.parse(tree, origin="extending.md").model_dump(mode="json")
     assert merged(written, yaml.safe_load(block)) == written != tiny
 
 
