@@ -1,6 +1,5 @@
 """The figures are those of a plain forward pass."""
 
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,8 +16,7 @@ from semalign_harness import arithmetic_rows, encode_rows, gap_recovered, load_m
 from semalign_harness.data.rows import batches
 from semalign_harness.models.loading import LoadedModel
 from semalign_harness.models.settings import ModelConfig
-from semalign_harness.run import measure
-from semalign_harness.run.measure import right_answers
+from semalign_harness.run.measure import measure, right_answers
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +36,7 @@ def test_figures_equal_a_plain_forward_pass(
     models: tuple[LoadedModel, LoadedModel], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source, target = models
-    monkeypatch.setattr(sys.modules[measure.__module__], "TOKENS_AT_ONCE", 5)  # cuts through rows
+    monkeypatch.setattr("semalign_harness.run.measure.TOKENS_AT_ONCE", 5)  # cuts through rows
     found = measure(DecoderView(target.model), store(source, tmp_path / "store", FinalHidden()), batch_size=4)
     rows = []
     for example in sorted(encode_rows(arithmetic_rows(6, seed=0, split="held_out"), source.tokenizer), key=len):
@@ -96,7 +94,7 @@ def test_a_model_that_knows_the_answers_scores_one(
     def generate(model: object, prompts: list[tuple[int, ...]], **settings: object) -> list[list[int]]:
         return [list(answers[prompt]) for prompt in prompts]
 
-    monkeypatch.setattr(sys.modules[measure.__module__], "generate", generate)
+    monkeypatch.setattr("semalign_harness.run.measure.generate", generate)
     assert all(right_answers(target, examples, max_new_tokens=20, batch_size=2))
     lengths = [len(example.prompt_ids) for example in examples]
     assert lengths != sorted(lengths)

@@ -124,7 +124,7 @@ def test_a_tracker_that_fails_later_is_left_behind_with_one_warning(
     with caplog.at_level(logging.WARNING):
         assert run(tmp_path / "run", overrides, "--track", "trackio") == 0
     told = [record.getMessage() for record in caplog.records if record.name == "semalign_harness.run.tracking"]
-    assert told == ["trackio fails, and is told no more: no network; metrics.jsonl holds every step"]
+    assert told == ["trackio fails and is dropped: no network; metrics.jsonl holds every step"]
     assert len(steps(tmp_path / "run")) == 6
 
 
