@@ -85,7 +85,7 @@ def test_a_process_that_dies_leaves_a_run_that_can_go_on(tmp_path: Path, overrid
     assert codes[1] == 9 and codes[0] != 0
     assert not (tmp_path / "run" / "result.json").exists()
     assert run_processes(command, tmp_path, [*arguments, str(tmp_path / "run")]) == [0, 0]
-    assert "going on with the interrupted run" in printed(tmp_path, "stderr", 0)
+    assert "resuming the interrupted run" in printed(tmp_path, "stderr", 0)
     whole, run = (tmp_path / name / "model" / "model.safetensors" for name in ("whole", "run"))
     assert whole.read_bytes() == run.read_bytes()
     lines = [(tmp_path / name / "metrics.jsonl").read_text().splitlines() for name in ("whole", "run")]
