@@ -7,8 +7,7 @@ from typing import Annotated
 from pydantic import Field, field_validator
 
 from ..reading import final_number, flexible_text, number_text, strict_number
-from ._benchmark import SPECIAL_STOPS, Benchmark, Document, Form, Reading, Row
-from ._judge import Judge
+from ._benchmark import SPECIAL_STOPS, Benchmark, Document, Form, Judge, Reading, Row
 
 PLAIN = "Q: {{ question }}\nA: Let's think step by step."
 # Asked to "end with" the phrase, small models give the phrase alone: the order of the two must be told.

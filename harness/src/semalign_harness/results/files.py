@@ -2,3 +2,4 @@
 
 EXPERIMENT, ENVIRONMENT, METRICS, RESULT = "experiment.json", "environment.json", "metrics.jsonl", "result.json"
 BEFORE, SIMILARITY, TRACKED, REPORT = "before.json", "similarity.json", "tracked.json", "report.html"
+EVALUATION = "evaluation.json"
