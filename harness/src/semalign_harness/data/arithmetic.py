@@ -10,7 +10,6 @@ from semalign_geometry import SemalignError
 
 Split = Literal["train", "held_out"]
 
-
 _NAMES = """
 Ada Adam Aisha Alan Amir Ana Anya Ari Arlo Ben Bela Boris Cara Carl Chen Cleo Dana Dario Demi Dina Edith Eli
 Elsa Emil Enzo Eva Farah Felix Finn Flora Gita Greta Gus Hana Hans Hugo Ida Igor Ines Iris Ivan Jana Joel
@@ -18,8 +17,6 @@ Jonas Juno Karim Kofi Lars Lena Leo Lila Luca Luis Maja Marco Mei Mia Milo Mina 
 Olga Omar Oscar Otto Paco Petra Pia Priya Quinn Raj Ravi Remy Rita Rosa Ruth Sami Sara Selma Sven Tara Theo
 Tilda Tom Uma Vera Viktor Wanda Wei Yara Yuki Zara Zeno Zoe
 """.split()
-
-
 _OBJECTS = """
 acorns apples bagels balls baskets beads bells berries blankets bolts books bottles bowls bricks brushes
 buckets buns buttons cakes candles caps cards carrots chairs cherries clocks coins combs cones corks crayons
@@ -29,49 +26,27 @@ mugs nails needles nuts olives onions papers peaches pears pebbles pencils pins 
 radishes ribbons rings ropes roses rulers scarves seeds shells shirts socks spoons stamps stickers stones
 tiles tulips turnips vases wheels whistles
 """.split()
-
-
 _PLACES = """
 attic bakery barn basement cabin cafe cellar classroom cottage courtyard den garage garden gym hall hut
 kitchen laundry library lodge market museum office orchard pantry park school shed shop stable studio
 workshop
 """.split()
-
-
 _START = (
     "{name} has {first} {object} .",
     "{name} finds {first} {object} .",
     "There are {first} {object} in the {place} .",
 )
-
-
 _GROUPS = (
     "{name} has {first} boxes with {second} {object} each .",
     "{name} fills {first} bags with {second} {object} .",
 )
-
-
 _ADD = ("{name} buys {count} more .", "{other} brings {count} more .", "Then {name} adds {count} .")
-
-
 _SUBTRACT = ("{name} loses {count} .", "{name} gives {other} {count} .", "{other} takes {count} away .")
-
-
 _QUESTION = ("How many {object} now ?", "How many {object} are there ?")
-
-
 _ANSWER = "The answer is"
-
-
 _LARGEST_NUMBER = 40
-
-
 _OPERATIONS: tuple[str, ...] = ("+", "-", "*", "++", "+-", "-+", "--", "*+", "*-")
-
-
 _OPERATION_WEIGHTS = (1.0, 1.0, 1.0, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5)
-
-
 _HELD_OUT_OF_256 = 51
 _START_RANGE, _FACTOR_RANGE, _CHANGE_RANGE = (2, 12), (2, 5), (1, 9)
 
@@ -89,21 +64,21 @@ class _Step:
 def arithmetic_rows(count: int, *, seed: int, split: Split) -> list[dict[str, Any]]:
     """Generate arithmetic word problems as chat rows.
 
-    A *problem* is its operations and its numbers; names, objects and wording dress it. A hash of the problem
-    decides its split, so no problem of `train` occurs in `held_out`, whatever the two seeds. Prompts do not
-    repeat within one call, problems do. Same arguments, same rows.
+    A *problem* is its operations and its numbers, without names, objects and wording. A hash of the
+    problem decides its split, so no problem of `train` occurs in `held_out`, whatever the two seeds.
+    Prompts do not repeat within one call, problems do. The same arguments return the same rows.
 
     Args:
-        count: Number of rows, at least 0.
-        seed: Seed of the draw; its own stream, the global random state is neither read nor changed.
-        split: About four fifths of all problems belong to `train`, the rest to `held_out`.
+        count: number of rows, at least 0.
+        seed: seed of the draw; the global random state is neither read nor changed.
+        split: about four fifths of all problems belong to `train`, the rest to `held_out`.
 
     Returns:
-        Rows with `messages` (a user turn, then an assistant turn such as `7 + 5 = 12 . The answer is 12`) and
-        `answer`, the digits of the result, which is also the last number of the assistant turn.
+        Rows with `messages` (a user turn, then an assistant turn such as
+        `7 + 5 = 12 . The answer is 12`) and `answer`, the digits of the result.
 
     Raises:
-        SemalignError: If `count` is negative or `split` is unknown.
+        SemalignError: `count` is negative, or `split` is unknown.
 
     Source:
         ours.
@@ -164,7 +139,7 @@ def _split_of(operations: str, steps: Sequence[_Step]) -> Split:
 
 
 def _tell(steps: Sequence[_Step], generator: random.Random) -> str:
-    """Dress the problem in words: who, what, where, and one of several wordings for every sentence."""
+    """Put the problem in words, with one of several wordings for every sentence."""
     name, other = generator.sample(_NAMES, 2)
     words: dict[str, str | int] = {
         "name": name,
