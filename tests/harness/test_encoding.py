@@ -304,7 +304,9 @@ def test_the_clock_stands_still() -> None:
     encoder = TextEncoder(tokenizer_of(READS_CLOCK))
     question = [{"role": "user", "content": "q"}]
     assert encoder.prompt(question).startswith("26 Jul 2024 ") and encoder.told_date == DAY
-    assert encoder.notes() == ["the chat template reads the clock, which stands at 2024-07-26: set date for another day"]
+    assert encoder.notes() == [
+        "the chat template reads the clock, which stands at 2024-07-26: set date for another day"
+    ]
     later = TextEncoder(tokenizer_of(READS_CLOCK), date=datetime.date(2026, 11, 30))
     assert later.prompt(question).startswith("30 Nov 2026 ") and later.key != encoder.key
     silent = TextEncoder(tokenizer_of(CHATML), date=datetime.date(2026, 11, 30))
