@@ -369,7 +369,7 @@ def test_a_comparison_that_was_interrupted_while_it_evaluated_goes_on(
 
     monkeypatch.setattr(evaluation._Runner, "_make", interrupted)
     assert compared(tmp_path, *call) == 130
-    assert (tmp_path / "out" / "evaluation-source" / "result.json").is_file()
+    assert (tmp_path / "out" / "evaluation-source" / "evaluation.json").is_file()
     monkeypatch.setattr(evaluation._Runner, "_make", make)
     assert compared(tmp_path, *call) == 0
     assert loaded == ["source", "target", "semalign_seed-0"]
@@ -996,7 +996,7 @@ def test_an_evaluation_that_was_put_differently_is_made_anew(
 ) -> None:
     call = [*benched.call, "--methods", "semalign", "--tasks", "gsm8k"]
     assert compared(tmp_path, *call) == 0
-    file = tmp_path / "out" / "evaluation-source" / "result.json"
+    file = tmp_path / "out" / "evaluation-source" / "evaluation.json"
     whole = json.loads(file.read_text(encoding="utf-8"))
     before = json.loads(json.dumps(whole))
     before["benchmarks"]["gsm8k"]["protocol"][part] = "otherwise" if part == "extraction" else 0
@@ -1010,7 +1010,7 @@ def test_an_evaluation_of_the_users_own_is_used_or_left_alone(
 ) -> None:
     call = [*benched.call, "--methods", "semalign", "--tasks"]
     assert compared(tmp_path, *call, "gsm8k", "--limit", "1") == 0
-    (file,) = (tmp_path / "out" / "runs").glob("semalign_seed-*/evaluation/result.json")
+    (file,) = (tmp_path / "out" / "runs").glob("semalign_seed-*/evaluation/evaluation.json")
     tree = json.loads(file.read_text(encoding="utf-8"))
     tree["config"]["gold"] = True
     file.write_text(json.dumps(tree), encoding="utf-8")

@@ -39,8 +39,7 @@ class Row(Settings):
     model_config = ConfigDict(extra="ignore", strict=True)
 
 
-@dataclass(frozen=True)
-class Form:
+class Form(Settings):
     """The way to put a benchmark to a model, with or without its chat template."""
 
     prompt: str
@@ -48,14 +47,14 @@ class Form:
     extraction: str
     """The way to read the response, in words."""
     stop: tuple[str, ...] = ()
-    """Texts that end the response."""
+    """Texts that end the response; none where nothing is generated."""
     max_new_tokens: int | None = None
-    """Longest response; None where nothing is generated."""
+    """Longest response in tokens; None where nothing is generated."""
     prefix: str = ""
     """Beginning of the response, which the model continues."""
 
 
-class BenchmarkProtocol(Contract):
+class BenchmarkProtocol(Form, Contract):
     """The way a benchmark was put to a model and read; stands in the report beside its metrics."""
 
     benchmark: str
@@ -71,21 +70,11 @@ class BenchmarkProtocol(Contract):
     chat_template: dict[str, JsonValue] = {}
     """Options of the chat template."""
     date: str | None = None
-    """The day that the chat template read as today; None where it does not read the clock."""
+    """Today's date in the chat template; None where it does not read the clock."""
     few_shot: int = 0
     """Solved examples in the prompt."""
-    prompt: str
-    """Jinja template of the prompt over the fields of a document."""
-    prefix: str
-    """Beginning of the response, which the model continues."""
     choices: tuple[str, ...]
     """Continuations whose log-likelihoods are compared; empty where a response is generated."""
-    stop: tuple[str, ...]
-    """Texts that end a generated response."""
-    max_new_tokens: int | None
-    """Longest generated response in tokens; None where nothing is generated."""
-    extraction: str
-    """The way to read the response, in words."""
     other_metrics: tuple[str, ...]
     """Metrics that are reported beside the headline."""
     code_sha256: str | None = None

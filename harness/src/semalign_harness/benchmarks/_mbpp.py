@@ -58,7 +58,7 @@ def _read(documents: list[Document], responses: list[str], judge: Judge | None) 
 def _called(tests: str) -> set[str]:
     """Names that the tests call and do not bind, built-in ones only where they call no other.
 
-    No name where the tests do not parse: the judge says so.
+    No name where the tests do not parse: the judge reports that.
     """
     try:
         nodes = list(ast.walk(ast.parse(tests)))

@@ -19,7 +19,7 @@ from ..grid.submit import Target, submit_matrix
 from ..methods import BASELINES, as_method, find_methods, settings_of
 from ..models.settings import ModelConfig
 from ..results.comparison import Benchmarks, Comparison, ComparisonConfig, MethodFigures
-from ..results.files import RESULT
+from ..results.files import EVALUATION
 from ..results.run import RunResult
 from ..util.console import Console
 from ..util.settings import merged, parse_overrides
@@ -106,7 +106,7 @@ def _check_folder(folder: Path, config: ComparisonConfig) -> None:
     if any(place.name not in (RUNS, *models) for place in folder.iterdir()):
         raise SemalignError(f"{folder} is not empty, and holds no comparison: choose another folder with --out")
     for name, model in models.items():
-        if config.benchmarks is None or not (folder / name / RESULT).is_file():
+        if config.benchmarks is None or not (folder / name / EVALUATION).is_file():
             continue
         if not _is_alike(read_evaluation(folder / name), _evaluation(model, config.experiment, config.benchmarks)):
             raise SemalignError(f"{folder / name} is not of this comparison: choose another folder with --out")
@@ -247,7 +247,7 @@ def _evaluated(
     if benchmarks is None:
         return None
     config = _evaluation(model, experiment, benchmarks)
-    there = read_evaluation(place) if (place / RESULT).is_file() else None
+    there = read_evaluation(place) if (place / EVALUATION).is_file() else None
     if there is None or not _is_answered(there, config):
         if there is not None and (there.result.config.gold or there.result.config.source is not None):
             raise SemalignError(

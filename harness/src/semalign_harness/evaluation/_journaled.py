@@ -13,6 +13,7 @@ from semalign_geometry import SemalignError
 
 from ..data.encoding import TextEncoder
 from ..util.journal import Answer, Journal, request_key
+from ._models import GreedyLM
 
 
 class JournaledLM(LM):  # type: ignore[misc]  # lm-eval is untyped
@@ -29,7 +30,6 @@ class JournaledLM(LM):  # type: ignore[misc]  # lm-eval is untyped
         batch_size: Callable[[str, int], int],
         progress: Callable[[str, int], Callable[[int], None]],
         state: PartialState,
-        answers_as_it_goes: bool = False,
     ) -> None:
         """Wrap a model.
 
@@ -41,11 +41,10 @@ class JournaledLM(LM):  # type: ignore[misc]  # lm-eval is untyped
             progress: given a label and the number of missing answers, returns a function that is
                 called with the number of further answers.
             state: the processes that share out the documents.
-            answers_as_it_goes: whether the model reports each text when it ends, as `GreedyLM` does.
         """
         super().__init__()
         self._make, self._journal, self._encoder = make, journal, encoder
-        self._batch_size, self._progress, self._answers_as_it_goes = batch_size, progress, answers_as_it_goes
+        self._batch_size, self._progress = batch_size, progress
         self._model: LM | None = None
         self._device, self._rank, self._world_size = state.device, state.process_index, state.num_processes
         self.barrier = state.wait_for_everyone
@@ -129,7 +128,7 @@ class JournaledLM(LM):  # type: ignore[misc]  # lm-eval is untyped
             before = now
             report(1)
 
-        if kind == "generate_until" and self._answers_as_it_goes:
+        if kind == "generate_until" and isinstance(model, GreedyLM):
             model.generate_until([*batch.values()], disable_tqdm=True, ended=ended)
             return
         values = getattr(model, kind)([*batch.values()], disable_tqdm=True)

@@ -259,7 +259,7 @@ class _Runner:
         kept = f"{_short(models.hashes[0])}-{precision}-{config.backend}-{GENERATION}-{models.encoder.key}"
         self.journals = cache_folder() / "evaluations" / kept
         self.journal = Journal(self.journals / f"answers-{self.state.process_index}.jsonl")
-        self._read_other_ranks()
+        self.journal.read_ranks()
         self.lm = JournaledLM(
             self._make,
             self.journal,
@@ -267,13 +267,7 @@ class _Runner:
             batch_size=self.batch_size,
             progress=console.counter,
             state=self.state,
-            answers_as_it_goes=config.backend == "transformers",
         )
-
-    def _read_other_ranks(self) -> None:
-        for file in sorted(self.journals.glob("answers-*.jsonl")):
-            if file != self.journal.path:
-                self.journal.read(file)
 
     def _make(self) -> LM:
         models = self.models
@@ -315,7 +309,7 @@ class _Runner:
         self.state.wait_for_everyone()
         if found is None:
             return []
-        self._read_other_ranks()
+        self.journal.read_ranks()
         samples = sorted(found["samples"][task.name], key=lambda entry: int(entry["doc_id"]))
         self._count_truncated(task.name, samples)
         records = []

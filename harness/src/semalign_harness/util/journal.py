@@ -49,6 +49,11 @@ class Journal:
                     self._answers[key] = Answer(value, seconds, batch)
         return len(torn)
 
+    def read_ranks(self) -> None:
+        """Add the answers of all ranks, whose files lie beside this one as `answers-<rank>.jsonl`."""
+        for file in sorted(self.path.parent.glob("answers-*.jsonl")):
+            self.read(file)
+
     def __len__(self) -> int:
         return len(self._answers)
 
