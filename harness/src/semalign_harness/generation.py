@@ -1,4 +1,4 @@
-"""Generation in batches that shrink, where a model's cache allows them, else row by row; checked for each model."""
+"""Generation in batches that shrink where a model's cache allows it, else row by row."""
 
 import enum
 import inspect
@@ -22,11 +22,11 @@ from transformers import (
 )
 
 GENERATION = 4
-"""Raised when the same prompt may get another text: cached answers are then generated again."""
+"""Raised when the same prompt may get another text: cached answers are then void."""
 CHECKED_EVERY = 8
 """Steps between two checks of the text of a row against the stop rules."""
 PROMPT_LENGTHS, ANSWER_LENGTHS = (5, 17, 11), (5, 2, 5)
-"""Tokens of the rows that a model is checked on: two prompts are padded, and one answer ends before the others."""
+"""Lengths of the rows of the check: two prompts are padded, and one answer ends early."""
 TOLERANCE = 0.01
 """Largest relative distance of logits that count as the same; in half precision it is 32 ε."""
 
@@ -35,9 +35,9 @@ class Way(enum.Enum):
     """Ways to generate, the fastest first."""
 
     BATCHES = "in batches"
-    """Prompts of different lengths together; a row that has ended costs nothing while the others continue."""
+    """Prompts of different lengths together; a row that has ended costs nothing."""
     ALONE = "one row at a time"
-    """By the `generate` of transformers, for models whose cache allows no padding or cannot drop a row."""
+    """By transformers, for models whose cache allows no padding or cannot drop a row."""
 
 
 Pick = Callable[[Tensor, list[int]], Tensor]
@@ -92,7 +92,7 @@ def generate(
 
 
 def check_generation(model: PreTrainedModel) -> Way:
-    """Find the fastest way in which a model obeys the law of `generate`, by about ten short forward runs.
+    """Find the fastest way in which a model obeys the law of `generate`, by about ten short runs.
 
     The tokens are fixed and the logits compared, so that near-ties are no failure. The logits of a
     row must agree at half of its steps or more: in half precision, rounding decides which experts a
@@ -146,7 +146,7 @@ def _in_batch(
     ended: Callable[[int, list[int]], None],
     pick: Pick,
 ) -> list[list[int]]:
-    """All rows together, by the model's own preparation of inputs, with the cache that its forward run returns."""
+    """All rows together, by the model's own preparation of inputs and its own cache."""
     found: list[list[int]] = [[] for _ in prompts]
     ids_BN, mask_BN = (part.to(model.device) for part in left_padded(prompts))
     known = inspect.signature(model.forward).parameters
@@ -226,7 +226,7 @@ def _alone(
 def _given_rows(entries: int) -> tuple[list[list[int]], list[list[int]]]:
     """Random prompts and answers; all answers end with one token, which occurs nowhere else.
 
-    Other tokens repeat only where they are too few. The ends of a vocabulary, often special, are left out.
+    Other tokens repeat only where they are too few. The vocabulary's ends, often special, are left out.
     """
     generator = torch.Generator().manual_seed(0)
     end, *others = (entries // 10 + torch.randperm(entries - entries // 5, generator=generator)).tolist()
@@ -239,7 +239,7 @@ def _given_rows(entries: int) -> tuple[list[list[int]], list[list[int]]]:
 
 
 def _logits_without_cache(model: PreTrainedModel, prompt: list[int], answer: list[int]) -> Float[Tensor, "s v"]:
-    """Logits before each token of an answer, by one run: a position of a causal model sees no later one."""
+    """Logits before each token of an answer, by one run without a cache."""
     ids = torch.tensor([[*prompt, *answer[:-1]]], device=model.device)
     logits: Tensor = model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits
     return logits[0, len(prompt) - 1 :].float()
@@ -262,7 +262,7 @@ def _logits_of(
 
 
 def _distance(found: list[Float[Tensor, "_ v"]], expected: list[Float[Tensor, "_ v"]]) -> float:
-    """Largest of all rows' medians over the steps of ‖found − expected‖ / ‖expected − mean‖."""
+    """Largest of the rows' medians over steps of ‖found − expected‖ / ‖expected − mean‖."""
     medians = [
         ((ours - theirs).norm(dim=1) / (theirs - theirs.mean(1, keepdim=True)).norm(dim=1)).median()
         for ours, theirs in zip(found, expected, strict=True)

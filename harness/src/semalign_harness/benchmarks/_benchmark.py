@@ -1,4 +1,4 @@
-"""The protocol of a benchmark: rows, prompt, stop rules, extraction, and the task of lm-eval made of them."""
+"""The protocol of a benchmark: rows, prompt, stop rules, extraction, and its task for lm-eval."""
 
 import random
 from collections import Counter
@@ -18,14 +18,14 @@ from ..sandbox import Program, Verdict
 Document = dict[str, Any]
 """One row of a benchmark, with exactly the fields that the benchmark reads."""
 Reading = dict[str, Any]
-"""The reading of one response: `extracted`, `correct`, other metrics; for programs `reason`, `detail`."""
+"""Reading of one response: `extracted`, `correct`, other metrics; for programs `reason`, `detail`."""
 Judge = Callable[[list[Program]], list[Verdict]]
 """Runs programs and returns one verdict for each, in their order."""
 Read = Callable[[list[Document], list[str], Judge | None], list[Reading]]
 """Reads all responses of a task at once, one per document."""
 
 SPECIAL_STOPS = ("</s>", "<|im_end|>", "<|endoftext|>", "<|eot_id|>")
-"""Ends of a turn, for models that write them as text or do not have them as end-of-sequence token."""
+"""Ends of a turn, for models that write them as text or have another end-of-sequence token."""
 CHOICES = ("A", "B", "C", "D")
 FILTER = "extract"
 """Name of the filter in lm-eval's results: `correct,extract` is the headline metric."""
@@ -43,7 +43,7 @@ class Form(Settings):
     """The way to put a benchmark to a model, with or without its chat template."""
 
     prompt: str
-    """Jinja template over the fields of a document; with the chat template, it is the user's message."""
+    """Jinja template over the fields of a document; the user's message with a chat template."""
     extraction: str
     """The way to read the response, in words."""
     stop: tuple[str, ...] = ()
@@ -60,7 +60,7 @@ class BenchmarkProtocol(Form, Contract):
     benchmark: str
     """Name of the benchmark."""
     benchmark_version: int
-    """Raised whenever a prompt, a stop rule or the extraction changes: metrics of two versions do not compare."""
+    """Raised when a prompt, a stop rule or the extraction changes: two versions do not compare."""
     metric: Literal["accuracy", "pass@1"]
     """Name of the share of correct documents."""
     chat: bool
@@ -78,11 +78,11 @@ class BenchmarkProtocol(Form, Contract):
     other_metrics: tuple[str, ...]
     """Metrics that are reported beside the headline."""
     code_sha256: str | None = None
-    """Hash of the code of a benchmark of an installed package; None for the built-in ones, which have a version."""
+    """Hash of the code of an installed package's benchmark; None for the built-in ones."""
 
 
 class Gold(NamedTuple):
-    """A document's reference solution, in the form that its prompt asks for."""
+    """The reference solution of a document, in the form of its answers."""
 
     prompt: str
     """The prompt; with the chat template, the user's message."""
@@ -99,7 +99,7 @@ class Outcome:
     prompt: str
     """Prompt of the model, chat template included."""
     output: str
-    """Text of the model up to the stop rule; the log-likelihood of each choice where nothing is generated."""
+    """Text up to the stop rule; the log-likelihood of each choice where nothing is generated."""
     extracted: str | None
     """Answer or program that was read out of it; None when there is none."""
     correct: bool
@@ -114,14 +114,14 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Benchmark:
-    """One benchmark, zero-shot. Its documents, prompts and readings do not depend on the place of its rows."""
+    """One benchmark, zero-shot. Its documents do not depend on the place of its rows."""
 
     name: str
     """Name, which is the folder of local copies and the name of the lm-eval task."""
     metric: Literal["accuracy", "pass@1"]
     """Name of the share of correct documents."""
     version: int
-    """Raised whenever a prompt, a stop rule or the extraction changes."""
+    """Raised when a prompt, a stop rule or the extraction changes."""
     hub: tuple[str, str | None]
     """Id and subset on the hub."""
     row: type[Row]
@@ -191,14 +191,14 @@ class Benchmark:
         )
 
     def gold(self, document: Document, *, chat: bool) -> Gold:
-        """Return the prompt of a document and the reference solution in the form that the prompt asks for."""
+        """Return the prompt of a document, and the reference solution in the form of its answers."""
         form = self.forms[chat]
         return Gold(TEMPLATES.from_string(form.prompt).render(document), self.answer(document, chat), form.prefix)
 
     def task(self, documents: Sequence[Document], *, chat: bool, judge: Judge | None = None) -> dict[str, Any]:
         """Make an lm-eval task over exactly these documents, for `simple_evaluate(tasks=[…])`.
 
-        Each logged sample holds `correct` and the other metrics, and `outcome` reads the rest of it.
+        Each logged sample holds the metrics, and `outcome` reads the rest of it.
 
         Args:
             documents: rows that `documents` returned, or a part of them.
@@ -221,7 +221,7 @@ class Benchmark:
         if self.runs_code:
             metrics.append({"metric": "reason", "aggregation": _counts, "higher_is_better": False})
 
-        # A closure, like those below: lm-eval copies a task's configuration deeply, but not functions.
+        # A closure: lm-eval copies a task's configuration deeply, but not functions.
         def custom_dataset(**_: Any) -> datasets.DatasetDict:
             return datasets.DatasetDict({"test": datasets.Dataset.from_list(rows)})
 
@@ -270,7 +270,7 @@ class Benchmark:
         }
 
     def _readings(self, found: object, wanted: int) -> list[Reading]:
-        """Check that `read` returned one reading for each document, with every metric of the benchmark."""
+        """Check that `read` returned one reading for each document, with every metric."""
         needed = {"extracted", "correct", *self.other_metrics}
         if not isinstance(found, list | tuple) or len(found) != wanted:
             returned = f"{len(found)} readings" if isinstance(found, list | tuple) else brief(found)
@@ -286,7 +286,7 @@ class Benchmark:
         return list(found)
 
     def outcome(self, sample: Mapping[str, Any]) -> Outcome:
-        """Read the outcome of one document out of a sample that lm-eval logged for this benchmark's task."""
+        """Read the outcome of one document from a sample that lm-eval logged for this task."""
         if self.read is None:
             scores = [float(score) for score, _ in sample["filtered_resps"]]
             best = _likeliest(scores)
@@ -306,7 +306,7 @@ class Benchmark:
 
 
 def sample(documents: Sequence[Document], limit: int | None, seed: int) -> list[int]:
-    """Draw `limit` documents without replacement; return their sorted indices, all when `limit` is None or larger.
+    """Draw `limit` documents without replacement, all for None; return their sorted indices.
 
     A smaller draw with the same seed is part of a larger one. The draw depends on the seed and on
     the number of documents alone, and is the same on every platform and version of Python.

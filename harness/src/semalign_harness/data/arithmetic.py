@@ -131,7 +131,7 @@ def _draw_steps(operations: str, generator: random.Random) -> list[_Step] | None
 
 
 def _split_of(operations: str, steps: Sequence[_Step]) -> Split:
-    # With this prefix the hash gives both splits every kind of problem (there are only 16 single products).
+    # With this prefix both splits get every kind of problem (there are only 16 single products).
     numbers = ":".join(str(number) for number in (steps[0].left, *(step.right for step in steps)))
     problem = f"problem:{operations}:{numbers}"
     byte = hashlib.sha256(problem.encode()).digest()[0]

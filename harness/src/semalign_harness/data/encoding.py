@@ -1,4 +1,4 @@
-"""The one way from text to token ids, for rows, written answers, exact answers, benchmarks and the doctor."""
+"""The one way from text to token ids, for rows, answers, benchmarks and the doctor."""
 
 import datetime
 import functools
@@ -19,9 +19,9 @@ from transformers import PreTrainedTokenizerBase
 from ..util.failures import naming
 
 ENCODING = 1
-"""Raised when the same text may become other token ids: cached answers of benchmarks are then computed again."""
+"""Raised when the same text may become other token ids: cached answers are then void."""
 DAY = datetime.date(2024, 7, 26)
-"""Default of today's date in a template that reads the clock: the date that Llama's templates fall back to.
+"""Default date of a template that reads the clock, which is that of Llama's templates.
 
 A fixed date makes a run the same on every day."""
 CLOCK = "strftime_now"
@@ -30,7 +30,7 @@ _THOUGHTS = ("reasoning_content", "thinking", "reasoning")
 """Keys of a message that hold the thoughts before its content, in the order of transformers."""
 
 Message = dict[str, Any]
-"""A turn: `role`, `content` and further keys, such as `tool_calls`, which the template may read."""
+"""A turn: `role`, `content` and further keys that the template may read, such as `tool_calls`."""
 
 
 def _checked(options: dict[str, JsonValue]) -> dict[str, JsonValue]:
@@ -127,7 +127,7 @@ class TextEncoder:
 
     @property
     def ignored_options(self) -> list[str]:
-        """Names of options that are ignored: the template never reads them, or prompts are plain text."""
+        """Names of options that the template never reads, or all where prompts are plain text."""
         return [name for name in self.options if not self.chat or name not in self._read.variables]
 
     def notes(self) -> list[str]:
@@ -143,7 +143,7 @@ class TextEncoder:
         return found
 
     def unread(self, conversation: Conversation) -> list[str]:
-        """Return the keys of a conversation that the template never reads, without `role` and `content`."""
+        """Return the keys of a conversation, besides role and content, that the template never reads."""
         given = {key for message in conversation.messages for key, value in message.items() if value}
         given |= {name for name in ("tools", "documents") if getattr(conversation, name)}
         names = self._read.names if self.chat else frozenset()
@@ -159,7 +159,7 @@ class TextEncoder:
     def render(
         self, messages: Sequence[Message], *, tools: Any = None, documents: Any = None, generation: bool = False
     ) -> str:
-        """Render turns with the chat template; with `generation`, up to the beginning of the answer."""
+        """Render turns with the template; with `generation`, up to the beginning of the answer."""
         more: dict[str, Any] = {**self.options}
         if self.told_date is not None:
             more["chat_template"] = _clock(self.told_date) + str(self.tokenizer.get_chat_template(tools=tools or None))
@@ -219,7 +219,7 @@ class TextEncoder:
 
     @property
     def _reads_thoughts(self) -> bool:
-        """Whether the template reads thoughts, which transformers passes to it under each of their names."""
+        """Whether the template reads thoughts; transformers passes them under each of their names."""
         return self.chat and not self._read.names.isdisjoint(_THOUGHTS)
 
     def _thoughts(self, message: Message) -> str:
@@ -228,7 +228,7 @@ class TextEncoder:
         return next(found, "") if self._reads_thoughts else ""
 
     def _ended(self, tail: str, kept: Sequence[str], name: str) -> str:
-        """Cut the tail of a prompt behind its one end token; it must hold the texts `kept`, in order."""
+        """Cut the tail of a prompt behind its end token; it must hold the texts `kept`, in order."""
         end, eos = 0, str(self.tokenizer.eos_token or "")
         for part in (part for text in kept for part in self._marks.split(text)):  # the space around marks may change
             if (place := tail.find(part.strip(), end)) < 0:
@@ -260,7 +260,7 @@ class TextEncoder:
 
     @functools.cached_property
     def _marks(self) -> re.Pattern[str]:
-        """Matches every token that is read as a whole wherever a text names it; a group, so that `split` keeps it."""
+        """Matches every token that a text may name; a group, so that `split` keeps it."""
         added = {*self._special, *(token.content for token in self.tokenizer.added_tokens_decoder.values())}
         longest_first = sorted(filter(str.strip, added), key=len, reverse=True)
         return re.compile(f"({'|'.join(map(re.escape, longest_first)) or '(?!)'})")

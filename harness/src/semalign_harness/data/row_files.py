@@ -29,12 +29,12 @@ _HALF_CHARACTER = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 def is_file_name(path: Path) -> bool:
-    """Return whether a path of rows ends like a file, not like a folder or the id of a data set on the hub."""
+    """Return whether a path ends like a file of rows, not like a folder or the id of a data set."""
     return path.suffix.lower() in {*_FORMATS, *_PACKERS, ".zip"}
 
 
 def read_local(path: Path, config: RowsConfig) -> list[Row]:
-    """Read all rows of a file, of the split of a folder, or of a data set that `save_to_disk` wrote.
+    """Read all rows of a file, of a folder's split, or of a data set that `save_to_disk` wrote.
 
     A folder has subsets and splits as it would have on the hub. Fields of CSV and TSV files are
     text. A missing field of a JSON row stays absent; Parquet and Arrow hold a null there.
@@ -160,7 +160,7 @@ def _parquet_rows(data: bytes, path: Path) -> list[Row]:
 
 
 def _arrow_rows(data: bytes, path: Path) -> list[Row]:
-    """Rows of Arrow's file format, which has a mark of its own, or of its stream format, which `datasets` caches."""
+    """Rows of Arrow's file format, which begins with a mark, or of its stream format."""
     from pyarrow import ipc
 
     reader = ipc.open_file(data) if data.startswith(b"ARROW1") else ipc.open_stream(data)
@@ -169,7 +169,7 @@ def _arrow_rows(data: bytes, path: Path) -> list[Row]:
 
 
 def _split_files(folder: Path, config: RowsConfig) -> list[Path]:
-    """Files of a split of a folder, by the rules of the hub: its README, else the names of files and folders."""
+    """Files of a folder's split, by the hub's rules: its README, else names of files and folders."""
     import datasets  # takes seconds to import
 
     with tempfile.TemporaryDirectory() as cache:

@@ -47,12 +47,12 @@ class Split:
 
 
 def read_rows(config: DataConfig) -> tuple[list[Row], ...]:
-    """Read the rows to draw from: those for training, and those held out where the experiment names others."""
+    """Read the pools of rows: for training, and held out where the experiment names others."""
     return tuple(load_rows(origin) for origin in (config.train, config.held_out) if origin is not None)
 
 
 def split_rows(config: DataConfig, pools: Sequence[list[Row]], encoder: TextEncoder) -> Split:
-    """Draw the train and held-out rows of an experiment from the pools of `read_rows`, and encode them.
+    """Draw train and held-out rows from the pools that `read_rows` returned, and encode them.
 
     Raises:
         SemalignError: too few rows, none short enough, or rows without a prompt or an answer.
@@ -140,7 +140,7 @@ def load_rows(config: RowsConfig) -> list[Row]:
 
 
 def comes_from_hub(config: RowsConfig) -> bool:
-    """Return whether rows come from a data set on the hub: they are neither generated nor in a local file."""
+    """Return whether rows come from the hub: they are neither generated nor in a local file."""
     path = Path(config.path).expanduser()
     return not (config.path.startswith("generated:") or is_file_name(path) or path.exists())
 
@@ -161,7 +161,7 @@ def _read_hub(config: RowsConfig) -> list[Row]:
 def encode_rows(
     rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, *, config: RowsConfig | None = None
 ) -> list[Example]:
-    """Encode rows that hold `messages`, or the prompt and completion fields that `config` names."""
+    """Encode rows that hold `messages`, or the fields that `config` names."""
     origin, encoder = config or RowsConfig(path="rows"), TextEncoder(tokenizer)
     return [encode_row(number, row, encoder, origin) for number, row in enumerate(rows, 1)]
 
@@ -177,7 +177,7 @@ def encode_row(number: int, row: Row, encoder: TextEncoder, config: RowsConfig) 
 
 
 def read_conversation(row: Row, config: RowsConfig, name: str) -> Conversation:
-    """Read the turns of a row, of which the last is its answer, and its tools and documents; errors call it `name`.
+    """Read the turns, tools and documents of a row; the last turn is its answer.
 
     Raises:
         SemalignError: the row has no prompt or no answer.
@@ -189,7 +189,7 @@ def read_conversation(row: Row, config: RowsConfig, name: str) -> Conversation:
 
 
 def _listed(row: Row, field: str) -> Any:
-    """A list beside the messages of a row; data sets whose columns cannot hold it write it as JSON."""
+    """A list beside the messages of a row, which some data sets write as JSON."""
     value = row.get(field)
     if isinstance(value, str):
         with contextlib.suppress(ValueError, RecursionError):
@@ -198,7 +198,7 @@ def _listed(row: Row, field: str) -> Any:
 
 
 def glued(example: Example, tokenizer: PreTrainedTokenizerBase) -> str | None:
-    """Return the text around the border of prompt and answer, where the answer's word follows a word or a stop.
+    """Return the text around a border where the answer's word directly follows a word or a stop.
 
     None where something is between them, as with every chat template.
     """
@@ -233,7 +233,7 @@ def _messages(row: Row, config: RowsConfig, name: str) -> list[Message]:
 
 
 def _turns(messages: Any, name: str) -> list[Message]:
-    """The messages of a row, each with text as content, which is empty where a turn that calls tools has none."""
+    """The messages of a row with text as content, empty where a turn only calls tools."""
     found: list[Message] = []
     for turn in messages if isinstance(messages, list) else [None]:
         turn = _without_nulls(turn)
@@ -276,7 +276,7 @@ def _filled(row: Row, template: str, name: str) -> str:
 
 
 def _without_nulls(value: Any, null: Any = None) -> Any:
-    """A value of a row as templates see it: a null field is missing, and a null in a list becomes `null`.
+    """A value of a row without null fields, and with `null` for a null in a list.
 
     Parquet has no missing fields.
     """

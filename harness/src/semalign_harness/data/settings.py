@@ -10,26 +10,26 @@ class RowsConfig(Settings):
     """Where rows come from, and which of their fields are prompt and answer."""
 
     path: str
-    """File of rows, a folder of such files, a folder that `save_to_disk` wrote, the id of a data set on the hub, or
-    `generated:arithmetic`. Files are `.jsonl` and `.json` (one object a line, or one array), `.csv` and `.tsv` with a
-    header, whose fields are text, `.parquet` or `.arrow`; each may be packed (`.gz`, `.zst`, `.bz2`, `.xz`, `.lz4`,
-    `.zip`)."""
+    """File or folder of rows, a folder that `save_to_disk` wrote, the id of a data set on the hub, or
+    `generated:arithmetic`. Files are `.jsonl` and `.json` (one object a line, or one array), `.csv`
+    and `.tsv` with a header, whose fields are text, `.parquet` or `.arrow`; each may be packed
+    (`.gz`, `.zst`, `.bz2`, `.xz`, `.lz4`, `.zip`)."""
     subset: str | None = None
     """Configuration name of a hub data set or a folder, such as `main` of openai/gsm8k."""
     split: str = "train"
     """Split of a hub data set or a folder, or of generated rows (`train`, `held_out`)."""
     prompt: str = "prompt"
-    """Field of the prompt, in rows without `messages`; or, with `{{`, a Jinja template over the fields. A null counts
-    as a missing field, in templates too."""
+    """Field of the prompt, in rows without `messages`, or with `{{` a Jinja template over the fields.
+    A null counts as a missing field, in templates too."""
     completion: str = "completion"
-    """Field of the answer, in rows without `messages`; or, with `{{`, a Jinja template over the fields."""
+    """Field of the answer, in rows without `messages`, or with `{{` a Jinja template over the fields."""
 
 
 class WritingConfig(Settings):
-    """How a model writes answers of rows."""
+    """Settings of a model that writes answers of rows."""
 
     keep: Literal["all", "correct"] = "all"
-    """Written answers to train on: all, or only those with the final number of the row's own answer."""
+    """Written answers to train on: all, or those with the final number of the row's own answer."""
     temperature: float = Field(0.0, ge=0)
     """0 writes the likeliest tokens; above it, tokens are drawn."""
     seed: int = 0
@@ -46,11 +46,11 @@ class DataConfig(Settings):
     held_out: RowsConfig | None = None
     """Rows to measure on; None takes other rows of `train`."""
     answers: Literal["gold", "source", "target"] = "gold"
-    """Answers of the training rows: their own, or those that the source or the untrained target writes."""
+    """Answers of the training rows: their own, or written by the source or the untrained target."""
     held_out_answers: Literal["gold", "source", "target"] = "gold"
     """The same for the rows to measure on: NLL, KL and agreement are of these answers."""
     writing: WritingConfig = WritingConfig()
-    """Settings of the model that writes answers."""
+    """Settings of a model that writes answers."""
     train_rows: int = Field(256, ge=1)
     """Rows to train on, drawn by `seed`."""
     held_out_rows: int = Field(48, ge=1)

@@ -38,7 +38,7 @@ class Agreement(NamedTuple):
 
 
 def gold_example(text: Text, encoder: TextEncoder, limit: int | None) -> Example:
-    """Encode a gold answer and its prompt, whose beginning is cut so that both fit into `limit` tokens.
+    """Encode a gold answer and its prompt, cut on the left so that both fit into `limit` tokens.
 
     The answer must be shorter than the limit.
     """
@@ -50,7 +50,7 @@ def gold_example(text: Text, encoder: TextEncoder, limit: int | None) -> Example
 
 
 class Comparer:
-    """Compares a model with its source on gold answers; loads both when a comparison is not kept yet."""
+    """Compares a model with its source on gold answers; loads both when a comparison is missing."""
 
     def __init__(
         self,
@@ -79,11 +79,11 @@ class Comparer:
 
     @functools.cached_property
     def _journal(self) -> Journal:
-        """Read on first use, on the one rank that compares: two would both mend a torn last line."""
+        """Read by the one rank that compares: two would both mend a torn last line."""
         return Journal(self._file)
 
     def check(self, examples: Sequence[Example]) -> None:
-        """Load and release the source if a comparison is missing, so that a broken one is refused early.
+        """Load and release the source if a comparison is missing: a broken one is refused early.
 
         Raises:
             SemalignError: the source cannot be used.

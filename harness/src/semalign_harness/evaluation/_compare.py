@@ -42,7 +42,7 @@ class Pair(NamedTuple):
 
 
 def evaluation_file(folder: Path) -> Path | None:
-    """Return the file of a folder's evaluation, None without one; version 0.1 called it `result.json`."""
+    """Return the file of a folder's evaluation, if any; older versions call it `result.json`."""
     names = (EVALUATION,) if (folder / EXPERIMENT).is_file() else (EVALUATION, RESULT)
     return next((folder / name for name in names if (folder / name).is_file()), None)
 
@@ -108,7 +108,7 @@ def _pair(name: Name, first: Evaluated, second: Evaluated, source: Evaluated | N
 
 
 def over_seeds(evaluations: Sequence[Evaluated]) -> dict[tuple[str, str], Aggregate]:
-    """Return mean and spread over evaluations of models that differ by training seed, by benchmark and metric.
+    """Return mean and spread over models that differ by training seed, by benchmark and metric.
 
     Raises:
         SemalignError: they were asked different documents or in different ways, or have no benchmark

@@ -17,7 +17,7 @@ from ._models import GreedyLM
 
 
 class JournaledLM(LM):  # type: ignore[misc]  # lm-eval is untyped
-    """A language model of lm-eval whose answers are kept in a journal; it is made when an answer is missing."""
+    """A model of lm-eval whose answers are kept in a journal; it is made when one is missing."""
 
     all_gather = staticmethod(gather)
 
@@ -70,7 +70,7 @@ class JournaledLM(LM):  # type: ignore[misc]  # lm-eval is untyped
         return str(self._encoder.tokenizer.chat_template or "") if chat_template else ""
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        """Render messages as a prompt; without a generation prompt, the last one is the answer's beginning."""
+        """Render messages; without a generation prompt, the last one begins the answer."""
         if add_generation_prompt:
             return self._encoder.prompt(chat_history)
         *before, begun = chat_history
@@ -137,7 +137,7 @@ class JournaledLM(LM):  # type: ignore[misc]  # lm-eval is untyped
         report(len(batch))
 
     def _batches(self, kind: str, missing: dict[str, Instance]) -> Iterator[list[str]]:
-        """Keys in batches of alike length, the longest first; continuations of one context stay together."""
+        """Keys in batches, the longest first; continuations of one context stay together."""
         lengths = {key: self.tokens(request.args) for key, request in missing.items()}
         order = sorted(missing, key=lambda key: (-lengths[key], missing[key].args[0]))
         contexts = [missing[key].args[0] for key in order]

@@ -20,7 +20,7 @@ UNLIMITED = 10**9
 
 
 def longest_input(opened: OpenedModel) -> int | None:
-    """Return the most tokens that a model reads at once, by its configuration, else by its tokenizer.
+    """Return the longest input of a model in tokens, by its configuration, else by its tokenizer.
 
     None stands for no limit.
     """
@@ -31,7 +31,7 @@ def longest_input(opened: OpenedModel) -> int | None:
 
 
 class EncodedLM:
-    """Tokenisation for a model of lm-eval; a subclass names it before that model among its bases."""
+    """Tokenisation for a model of lm-eval, which follows it among the bases of a class."""
 
     encoder: TextEncoder
     """Turns texts into token ids."""
@@ -61,7 +61,7 @@ class EncodedLM:
 
 
 class GreedyLM(EncodedLM, HFLM):  # type: ignore[misc]  # lm-eval is untyped
-    """Generates greedily with `semalign_harness.generation`, and reports each text when it ends."""
+    """Generates greedily with our own `generate`, and reports each text when it ends."""
 
     def __init__(
         self, loaded: LoadedModel, encoder: TextEncoder, *, batch_size: int = 1, max_length: int | None = None

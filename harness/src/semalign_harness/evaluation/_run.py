@@ -55,7 +55,7 @@ BITS = 1 / float(torch.log(torch.tensor(2.0)))
 
 
 def evaluate(config: EvaluationConfig, folder: Path, *, console: Console | None = None) -> EvaluationResult | None:
-    """Evaluate a model on benchmarks, into a folder with `evaluation.json` and an `items-<benchmark>.jsonl` for each.
+    """Evaluate a model; write `evaluation.json` and one `items-<benchmark>.jsonl` per benchmark.
 
     A folder that holds other benchmarks of the same evaluation gets these in addition.
 
@@ -230,7 +230,7 @@ def _check_positions(tasks: Sequence[_Task], models: _Models) -> None:
 
 
 def _texts(task: _Task, models: _Models) -> list[Text]:
-    """Return the gold answers of documents with their prompts; refuse one that leaves no room for its prompt."""
+    """Return gold answers with their prompts; refuse one that leaves no room for its prompt."""
     texts, encoder, limit = [], models.encoder, models.limit_of_both
     for index in task.indices:
         with naming(f"the benchmark {task.name} has no prompt and solution of document {index}"):
@@ -280,7 +280,7 @@ class _Runner:
             return GreedyLM(loaded, models.encoder, batch_size=LARGEST_BATCH, max_length=models.limit)
 
     def batch_size(self, kind: str, tokens: int) -> int:
-        """Return the number of documents of some length that run together: as set, or by the free memory."""
+        """Return the number of documents that run together: as set, or by the free memory."""
         if self.config.batch_size is not None:
             return self.config.batch_size
         if self.models.device.type == "cuda":
@@ -292,7 +292,7 @@ class _Runner:
         return int(2 ** (size.bit_length() - 1))  # few sizes, so that results repeat
 
     def run(self, task: _Task) -> list[dict[str, Any]]:
-        """Return the records of one benchmark, as dictionaries; none on every rank but the first."""
+        """Return the records of one benchmark; none on every rank but the first."""
         benchmark, chat = task.benchmark, self.models.encoder.chat
         judged = functools.partial(judge, allow_weak=self.config.allow_weak_sandbox) if benchmark.runs_code else None
         made = benchmark.task(task.rows, chat=chat, judge=judged)
@@ -377,7 +377,7 @@ def _summary(
     encoder, other = models.encoder, task.benchmark.other_metrics
 
     def weighted(pairs: list[tuple[float | None, int | None]], within: tuple[float, float]) -> Estimate | None:
-        """Mean over all tokens or bytes; None when it was not measured, or is not finite somewhere."""
+        """Mean over all tokens or bytes; None when some value is missing or not finite."""
         measured = [(value, size) for value, size in pairs if value is not None and math.isfinite(value) and size]
         if len(measured) < len(pairs):
             return None

@@ -13,4 +13,4 @@ from ._thoughts import after_thoughts as after_thoughts
 from ._thoughts import answer_text as answer_text
 
 READING = 1
-"""Raised when the same text may be read as another answer: cached exact answers are then computed again."""
+"""Raised when the same text may be read as another answer: cached readings are then void."""

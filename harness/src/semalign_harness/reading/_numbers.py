@@ -142,7 +142,7 @@ class _Number(NamedTuple):
 
 
 def final_number(text: str) -> Fraction | None:
-    """Return the final number of a worked solution, by the rules above; None when it holds none."""
+    """Return the final number of a worked solution, by the rules above; None without one."""
     exercises = _exercises(text)
     for read in (_marked, _last_sentence):
         for exercise in exercises:
@@ -152,7 +152,7 @@ def final_number(text: str) -> Fraction | None:
 
 
 def strict_number(text: str) -> Fraction | None:
-    """Return the number of the first line `#### n`, else of the last "the answer is n"; None without either."""
+    """Return the number of the first line `#### n`, else of the last "the answer is n", if any."""
     for exercise in _exercises(text):
         if (value := _hashes(exercise)) is not None:
             return value
@@ -170,7 +170,7 @@ def same_number(text: str, reference: str) -> bool:
 
 
 def flexible_text(text: str) -> str:
-    """Return the last text that looks like a number, as lm-eval's flexible-extract cleans it; empty without one.
+    """Return the last text like a number as lm-eval's flexible-extract cleans it; empty without one.
 
     It reads `$18.00` as 18.00, which is not 18, and the dots of "18 dollars..." as an answer. It is
     reported for comparison with published metrics; thoughts are dropped here too.
@@ -216,7 +216,7 @@ def _marked(text: str) -> Fraction | None:
 
 
 def _hashes(text: str) -> Fraction | None:
-    """The number of the first line `####` that holds a number and at most a unit, which a heading does not."""
+    """The number of the first line `####` that holds a number and at most a unit."""
     for line in _HASHES.finditer(text):
         match = _NUMBER.match(line[1])
         if match and _UNIT.fullmatch(line[1], match.end()) and (value := _value(match)) is not None:
@@ -276,7 +276,7 @@ def _claim(sentence: str) -> str:
 
 
 def _equal(part: str) -> Fraction | None:
-    """The value furthest to the right in an equation; None without an equals sign, or where all are calculations."""
+    """The value furthest to the right in an equation; None where there is none."""
     *lefts, right = part.split("=")
     if lefts:
         numbers = _numbers(_MINUS.sub("-", right))
@@ -310,7 +310,7 @@ def _numbers(part: str) -> list[_Number]:
 
 
 def _value(match: re.Match[str]) -> Fraction | None:
-    """The value of a number; None for a division by zero and for what is longer than `LONGEST_NUMBER`."""
+    """The value of a number; None for a division by zero, and beyond `LONGEST_NUMBER`."""
     if match.end() - match.start() > LONGEST_NUMBER:
         return None
     try:

@@ -138,7 +138,7 @@ def _unindented(block: str, indent: str) -> str:
 
 
 def _defined(code: str, names: Collection[str]) -> dict[str, bool]:
-    """Names among `names` (functions, without any) that a module binds at its top level, each True unless a stub."""
+    """Those of `names` (without any, the functions) that a module binds; False marks a stub."""
     try:
         found: list[ast.AST] = [ast.parse(code)]
     except (SyntaxError, ValueError, RecursionError, MemoryError):
@@ -194,7 +194,7 @@ def _joined(head: str, code: str) -> str:
 
 
 def _best(head: str, candidates: list[str]) -> str:
-    """Cut the candidate of which most lines compile after `head` to them; the first one whole when none does."""
+    """Candidate of which most lines compile after `head`, cut to these; the first when none does."""
     kept = [_compiling_lines(head, candidate) for candidate in candidates]
     longest = max(kept, key=len)
     return "\n".join(longest) or candidates[0]
@@ -215,7 +215,7 @@ def _compiling_lines(head: str, code: str) -> list[str]:
 
 
 def _wrong_line(source: str) -> int | None:
-    """The number of the line that does not compile, or of the last when that is unknown; None when all do."""
+    """Number of the line that does not compile, the last if it is unknown; None when all do."""
     if unreadable := _UNREADABLE.search(source):
         return source.count("\n", 0, unreadable.start()) + 1
     with warnings.catch_warnings():

@@ -23,7 +23,7 @@ def after_thoughts(text: str) -> str:
 
 
 def answer_text(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
-    """Decode an answer without special tokens, but with the marks of thoughts, which `after_thoughts` needs.
+    """Decode an answer without special tokens, but with the marks that `after_thoughts` needs.
 
     The marks are special tokens in some models.
 

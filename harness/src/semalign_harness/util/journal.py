@@ -1,4 +1,4 @@
-"""Answers of a model, kept on disk as they come: they are never computed twice, and an interrupted call resumes."""
+"""Answers of a model, kept on disk as they come, so that an interrupted call resumes."""
 
 import hashlib
 import json
@@ -14,7 +14,7 @@ class Answer(NamedTuple):
     value: Any
     """Text of a generation; [log-likelihood, greedy] of a continuation."""
     seconds: float
-    """Wall time since the answer before it, where a batch answers as it goes; else its share of its batch's."""
+    """Wall time since the answer before it, or its share of a batch that is answered at once."""
     batch: int
     """Requests that ran together."""
 
@@ -37,7 +37,7 @@ class Journal:
             os.truncate(path, path.stat().st_size - torn)
 
     def read(self, file: Path) -> int:
-        """Add the answers of a file, such as another rank's; return the size of a torn last line, in bytes."""
+        """Add the answers of a file; return the size of a torn last line, in bytes."""
         whole, _, torn = (file.read_bytes() if file.exists() else b"").rpartition(b"\n")
         for line in whole.split(b"\n") if whole else []:
             try:
@@ -50,7 +50,7 @@ class Journal:
         return len(torn)
 
     def read_ranks(self) -> None:
-        """Add the answers of all ranks, whose files lie beside this one as `answers-<rank>.jsonl`."""
+        """Add the answers of all ranks, from the files `answers-<rank>.jsonl` beside this one."""
         for file in sorted(self.path.parent.glob("answers-*.jsonl")):
             self.read(file)
 
