@@ -26,7 +26,7 @@ from semalign_harness.evaluation import EvaluationConfig, evaluate, read_evaluat
 from semalign_harness.evaluation import _run as runner
 from semalign_harness.evaluation._agreement import Text, gold_example
 from semalign_harness.evaluation._journaled import JournaledLM
-from semalign_harness.evaluation._models import GreedyLM, vllm_model
+from semalign_harness.evaluation._models import GreedyLM, Models, vllm_model
 from semalign_harness.experiment import Experiment
 from semalign_harness.grid.matrix import measured_differently
 from semalign_harness.models.opening import open_model
@@ -192,7 +192,8 @@ def test_vllm_is_given_the_same_ids(pair: tuple[Path, Path], monkeypatch: pytest
     VLLM.__abstractmethods__ = frozenset()
     monkeypatch.setitem(sys.modules, "lm_eval.models.vllm_causallms", SimpleNamespace(VLLM=VLLM))
     encoder = TextEncoder(tokenizer_of(CHATML))
-    lm: Any = vllm_model(open_model(ModelConfig(path=str(pair[1]))), None, encoder, "float32")
+    opened = open_model(ModelConfig(path=str(pair[1])))
+    lm: Any = vllm_model(Models(opened, None, None, encoder, torch.device("cpu")))
     assert isinstance(lm, VLLM) and lm.tok_encode(("a", "bc")) == [encoder.ids("a"), encoder.ids("bc")]
     assert lm._encode_pair("a", " b") == encoder.pair_ids("a", " b")
 

@@ -44,6 +44,7 @@ from semalign_harness.evaluation import _agreement as agreement
 from semalign_harness.evaluation import _run as runner
 from semalign_harness.evaluation._agreement import Text, gold_example
 from semalign_harness.evaluation._journaled import JournaledLM
+from semalign_harness.evaluation._models import Models
 from semalign_harness.generation import Way, end_ids, generate
 from semalign_harness.models.loading import LoadedModel, load_model
 from semalign_harness.models.opening import open_model
@@ -276,7 +277,7 @@ def test_a_failure_is_named_by_what_failed(models: tuple[Path, Path], tmp_path: 
     failing = dataclasses.replace(BENCHMARKS["gsm8k"], name="mine", answer=names["answer"])
     encoder, rows = TextEncoder(build_tokenizer(), chat=True), [*map(dict, ROWS["gsm8k"])]
     opened = dataclasses.replace(open_model(ModelConfig(path=str(models[1]))), tokenizer=encoder.tokenizer)
-    of = runner._Models(opened, None, None, encoder, torch.device("cpu"))
+    of = Models(opened, None, None, encoder, torch.device("cpu"))
     with pytest.raises(SemalignError, match=r"^the benchmark mine has no prompt and .* document 1: KeyError: 'nope'"):
         runner._texts(runner._Task(failing, rows, [1]), of)
     encoder.tokenizer.chat_template = "{{ raise_exception('no users') }}"

@@ -1,6 +1,8 @@
 """Distance of a model's distribution from its source's on gold answers."""
 
 import functools
+import hashlib
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -12,11 +14,11 @@ from semalign_geometry import SharedVocabulary, output_divergence
 from ..data.encoding import Example, TextEncoder
 from ..data.rows import batches
 from ..models.loading import load_model
-from ..models.opening import OpenedModel
 from ..run.measure import TOKENS_AT_ONCE
 from ..util.console import Console
 from ..util.failures import naming
 from ..util.journal import Answer, Journal, request_key
+from ._models import Models
 
 
 class Text(NamedTuple):
@@ -49,56 +51,66 @@ def gold_example(text: Text, encoder: TextEncoder, limit: int | None) -> Example
     return Example(tuple(prompt_ids), tuple(answer_ids), text.answer)
 
 
+def short(sha256: str) -> str:
+    """Hash of a hash, short enough for the name of a file."""
+    return hashlib.sha256(sha256.encode()).hexdigest()[:16]
+
+
 class Comparer:
     """Compares a model with its source on gold answers; loads both when a comparison is missing."""
 
-    def __init__(
-        self,
-        source: OpenedModel,
-        target: OpenedModel,
-        shared: SharedVocabulary,
-        *,
-        journal: Path,
-        device: torch.device,
-        batch_size: Callable[[str, int], int],
-        console: Console,
-    ) -> None:
+    def __init__(self, models: Models, journals: Path, batch_size: Callable[[str, int], int], console: Console) -> None:
         """Read no file yet.
 
         Args:
-            source: the source.
-            target: the model.
-            shared: entries of both vocabularies.
-            journal: file that keeps the comparisons.
-            device: device of both models.
+            models: the model and its source.
+            journals: folder that keeps the comparisons.
             batch_size: examples that run together, by kind and tokens.
             console: shows the progress.
         """
-        self._models, self._shared, self._file = (source, target), shared, journal
-        self._device, self._batch_size, self._console = device, batch_size, console
+        assert models.source is not None and models.shared is not None
+        self._models, self._shared, self._device = (models.source, models.opened), models.shared, models.device
+        precision = models.source.precision(models.device)
+        self._file = journals / f"agreement-{short(str(models.hashes[1]))}-{precision}.jsonl"
+        self._encoder, self._limit = models.encoder, models.limit_of_both
+        self._batch_size, self._console = batch_size, console
+        self.truncated: Counter[str] = Counter()
+        """Prompts that were cut on the left, by benchmark."""
 
     @functools.cached_property
     def _journal(self) -> Journal:
         """Read by the one rank that compares: two would both mend a torn last line."""
         return Journal(self._file)
 
-    def check(self, examples: Sequence[Example]) -> None:
+    def check(self, texts: Sequence[Text]) -> None:
         """Load and release the source if a comparison is missing: a broken one is refused early.
 
         Raises:
             SemalignError: the source cannot be used.
         """
-        if self._missing(examples):
+        if self._missing(self._examples(texts)):
             with self._console.step("load the source, to check it"):
                 load_model(self._models[0], device=self._device)
 
-    def compare(self, examples: Sequence[Example]) -> list[Agreement]:
-        """Return KL to the source and top-1 agreement on each gold answer."""
+    def compare(self, benchmark: str, texts: Sequence[Text]) -> list[Agreement]:
+        """Return KL to the source and top-1 agreement on each gold answer of a benchmark."""
+        examples = self._examples(texts)
+        pairs = zip(texts, examples, strict=True)
+        cut = sum(len(self._encoder.ids(text.prompt)) > len(example.prompt_ids) for text, example in pairs)
+        self.truncated[benchmark] = cut
+        if cut:
+            self._console.note(
+                f"{cut} prompts of {benchmark} with their solutions are longer than both models read, and were cut on "
+                "the left for the comparison with the source"
+            )
         if missing := self._missing(examples):
             source, target = (opened.settings.path for opened in self._models)
             with naming(f"{target} cannot be compared with {source}"):
                 self._fill(missing)
         return [Agreement(*answer.value) for answer in self._journal.found(map(_key, examples))]
+
+    def _examples(self, texts: Sequence[Text]) -> list[Example]:
+        return [gold_example(text, self._encoder, self._limit) for text in texts]
 
     @functools.cached_property
     def _views(self) -> list[DecoderView]:

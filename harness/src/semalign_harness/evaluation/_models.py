@@ -1,19 +1,25 @@
-"""Models of lm-eval that read and generate text as a run does."""
+"""The models of an evaluation, opened; models of lm-eval that read and generate text as a run does."""
 
+import functools
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+import torch
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
 from lm_eval.models.huggingface import HFLM
 from lm_eval.models.utils import handle_stop_sequences, postprocess_generated_text
-from semalign_geometry import SemalignError
+from semalign_geometry import SemalignError, SharedVocabulary
 
 from ..data.encoding import TextEncoder
 from ..generation import end_ids, generate
 from ..models.loading import LoadedModel
-from ..models.opening import OpenedModel
+from ..models.opening import OpenedModel, check_tokenizers, identity, open_model
+from ..models.settings import ModelConfig
 from ..reading import answer_text
+from ..results.evaluation import EvaluationConfig
+from ..util.console import Console
 
 UNLIMITED = 10**9
 """Tokens: a tokenizer that declares so many or more declares no limit."""
@@ -28,6 +34,59 @@ def longest_input(opened: OpenedModel) -> int | None:
         return opened.positions
     declared = opened.tokenizer.model_max_length
     return int(declared) if 0 < declared < UNLIMITED else None
+
+
+@dataclass(frozen=True)
+class Models:
+    """A model and the source that it is compared with, before their weights are read."""
+
+    opened: OpenedModel
+    source: OpenedModel | None
+    shared: SharedVocabulary | None
+    """Entries of both vocabularies."""
+    encoder: TextEncoder
+    """Turns texts into token ids, by the model's tokenizer and template."""
+    device: torch.device
+
+    @functools.cached_property
+    def hashes(self) -> tuple[str, str | None]:
+        """Hashes of the model and the source."""
+        return identity(self.opened), identity(self.source) if self.source else None
+
+    @functools.cached_property
+    def limit(self) -> int | None:
+        """Longest input of the model, in tokens."""
+        return longest_input(self.opened)
+
+    @functools.cached_property
+    def limit_of_both(self) -> int | None:
+        """Longest input of the model and the source, in tokens."""
+        limits = [self.limit, longest_input(self.source) if self.source else None]
+        return min((limit for limit in limits if limit is not None), default=None)
+
+    @property
+    def dtype(self) -> str:
+        """Name of the dtype that the model computes in."""
+        return str(self.opened.dtype(self.device)).removeprefix("torch.")
+
+
+def open_models(config: EvaluationConfig, device: torch.device, console: Console) -> Models:
+    """Open the models of an evaluation.
+
+    Raises:
+        SemalignError: they are not found, do not fit each other, or lack a setting's requirement.
+    """
+
+    def opened(settings: ModelConfig, role: str) -> OpenedModel:
+        return open_model(settings, progress=console.ticker(f"pre-train the {role}"), note=console.note)
+
+    model, source = opened(config.model, "model"), opened(config.source, "source") if config.source else None
+    if config.chat and model.tokenizer.chat_template is None:
+        raise SemalignError(f"{config.model.path} has no chat template: set chat=false, or leave it out")
+    if config.backend == "vllm" and config.model.load_in_4bit:
+        raise SemalignError("the backend vllm does not load in 4 bits: set backend=transformers, or leave that out")
+    encoder = TextEncoder(model.tokenizer, options=config.chat_template, date=config.date, chat=config.chat)
+    return Models(model, source, check_tokenizers(source, model, []) if source else None, encoder, device)
 
 
 class EncodedLM:
@@ -131,7 +190,7 @@ class GreedyLM(EncodedLM, HFLM):  # type: ignore[misc]  # lm-eval is untyped
         return [text_of(row) for row in rows]
 
 
-def vllm_model(opened: OpenedModel, limit: int | None, encoder: TextEncoder, dtype: str) -> LM:
+def vllm_model(models: Models) -> LM:
     """Make a model that vLLM runs on the encoder's token ids.
 
     Raises:
@@ -140,8 +199,14 @@ def vllm_model(opened: OpenedModel, limit: int | None, encoder: TextEncoder, dty
     try:
         from lm_eval.models.vllm_causallms import VLLM
 
-        model = type("EncodedVLLM", (EncodedLM, VLLM), {"encoder": encoder})
-        return model(opened.place, revision=opened.commit, dtype=dtype, max_model_len=limit, trust_remote_code=False)
+        model, opened = type("EncodedVLLM", (EncodedLM, VLLM), {"encoder": models.encoder}), models.opened
+        return model(
+            opened.place,
+            revision=opened.commit,
+            dtype=models.dtype,
+            max_model_len=models.limit,
+            trust_remote_code=False,
+        )
     except ImportError as error:
         raise SemalignError(
             f"the backend vllm is not installed ({error}): pip install 'semalign-harness[vllm]', or set "

@@ -22,14 +22,12 @@ from lm_eval.api.model import LM
 from lm_eval.evaluator import evaluate as run_tasks
 from lm_eval.tasks import TaskManager
 from pydantic import JsonValue
-from semalign_geometry import SemalignError, SharedVocabulary, replace_file
+from semalign_geometry import SemalignError, replace_file
 
 from ..benchmarks import KNOWN_BENCHMARKS, Benchmark, BenchmarkProtocol, Document, find_benchmark, sample
-from ..data.encoding import ENCODING, Example, TextEncoder
+from ..data.encoding import ENCODING
 from ..generation import GENERATION
 from ..models.loading import load_model
-from ..models.opening import OpenedModel, check_tokenizers, identity, open_model
-from ..models.settings import ModelConfig
 from ..models.shape import row_bytes
 from ..results.evaluation import BenchmarkResult, EvaluationConfig, EvaluationResult, ItemRecord, Name
 from ..results.files import EVALUATION, EXPERIMENT, RESULT
@@ -41,10 +39,10 @@ from ..util.console import Console
 from ..util.failures import naming
 from ..util.journal import Journal
 from ..util.resources import join
-from ._agreement import Comparer, Text, gold_example
+from ._agreement import Comparer, Text, short
 from ._compare import evaluation_file
 from ._journaled import JournaledLM
-from ._models import GreedyLM, longest_input, vllm_model
+from ._models import GreedyLM, Models, open_models, vllm_model
 
 PACKAGES = ("semalign-harness", "lm-eval", "torch", "transformers")
 LARGEST_BATCH = 128
@@ -76,18 +74,17 @@ def evaluate(config: EvaluationConfig, folder: Path, *, console: Console | None 
     console = console if console is not None and ranks.is_first else Console(quiet=True)
     with console.step("read rows, tokenizers and configurations"):
         tasks = [_draw(find_benchmark(name), config) for name in config.tasks]
-        models = _open(config, device, console)
+        models = open_models(config, device, console)
     level = _sandbox(tasks, config)
     _check_positions(tasks, models)
     for note in models.encoder.notes():
         console.note(note)
     runner = _Runner(config, models, console)
     gold = {task.name: _texts(task, models) if config.gold or models.source else [] for task in tasks}
-    comparer = _comparer(models, runner)
-    examples = {name: models.examples(texts) if comparer else [] for name, texts in gold.items()}
+    comparer = Comparer(models, runner.journals, runner.batch_size, console) if models.source else None
     _earlier(folder, config, models)  # refuses another evaluation before hours are spent
     if comparer is not None:
-        ranks.from_first(functools.partial(comparer.check, [each for of in examples.values() for each in of]))
+        ranks.from_first(functools.partial(comparer.check, [text for texts in gold.values() for text in texts]))
 
     records = {task.name: runner.run(task) for task in tasks}
     if not ranks.is_first:
@@ -98,13 +95,14 @@ def evaluate(config: EvaluationConfig, folder: Path, *, console: Console | None 
                 _add_gold(records[name], texts, runner.lm)
     runner.lm.release()
     if comparer is not None:
-        for name in records:
-            for record, value in zip(records[name], comparer.compare(examples[name]), strict=True):
+        for name, texts in gold.items():
+            for record, value in zip(records[name], comparer.compare(name, texts), strict=True):
                 record |= value._asdict()
-    benchmarks = {}
-    for task in tasks:
-        cut = _note_cut(task.name, gold[task.name], examples[task.name], models, console)
-        benchmarks[task.name] = _summary(task, records[task.name], folder, models, runner.truncated[task.name], cut)
+    cut = comparer.truncated if comparer is not None else Counter[str]()
+    benchmarks = {
+        task.name: _summary(task, records[task.name], folder, models, runner.truncated[task.name], cut[task.name])
+        for task in tasks
+    }
     return _written(benchmarks, folder, config, models, level)
 
 
@@ -126,57 +124,9 @@ class _Task:
         return [self.documents[index] for index in self.indices]
 
 
-@dataclass(frozen=True)
-class _Models:
-    """A model and the source that it is compared with, before their weights are read."""
-
-    opened: OpenedModel
-    source: OpenedModel | None
-    shared: SharedVocabulary | None
-    encoder: TextEncoder
-    device: torch.device
-
-    @functools.cached_property
-    def hashes(self) -> tuple[str, str | None]:
-        """Of the model and the source."""
-        return identity(self.opened), identity(self.source) if self.source else None
-
-    @functools.cached_property
-    def limit(self) -> int | None:
-        """Longest input of the model, in tokens."""
-        return longest_input(self.opened)
-
-    @functools.cached_property
-    def limit_of_both(self) -> int | None:
-        """Longest input of the model and the source, in tokens."""
-        limits = [self.limit, longest_input(self.source) if self.source else None]
-        return min((limit for limit in limits if limit is not None), default=None)
-
-    @property
-    def dtype(self) -> str:
-        return str(self.opened.dtype(self.device)).removeprefix("torch.")
-
-    def examples(self, texts: list[Text]) -> list[Example]:
-        """Gold answers with as much of their prompts as both models read."""
-        return [gold_example(text, self.encoder, self.limit_of_both) for text in texts]
-
-
 def _draw(benchmark: Benchmark, config: EvaluationConfig) -> _Task:
     documents = benchmark.documents(Path(config.data) if config.data else None)
     return _Task(benchmark, documents, sample(documents, config.limit, config.seed))
-
-
-def _open(config: EvaluationConfig, device: torch.device, console: Console) -> _Models:
-    def opened(settings: ModelConfig, role: str) -> OpenedModel:
-        return open_model(settings, progress=console.ticker(f"pre-train the {role}"), note=console.note)
-
-    model, source = opened(config.model, "model"), opened(config.source, "source") if config.source else None
-    if config.chat and model.tokenizer.chat_template is None:
-        raise SemalignError(f"{config.model.path} has no chat template: set chat=false, or leave it out")
-    if config.backend == "vllm" and config.model.load_in_4bit:
-        raise SemalignError("the backend vllm does not load in 4 bits: set backend=transformers, or leave that out")
-    encoder = TextEncoder(model.tokenizer, options=config.chat_template, date=config.date, chat=config.chat)
-    return _Models(model, source, check_tokenizers(source, model, []) if source else None, encoder, device)
 
 
 def _sandbox(tasks: Sequence[_Task], config: EvaluationConfig) -> Level | None:
@@ -201,7 +151,7 @@ def _check_folder(folder: Path) -> None:
         raise SemalignError(f"{folder} holds other files: choose a new folder")
 
 
-def _earlier(folder: Path, config: EvaluationConfig, models: _Models) -> EvaluationResult | None:
+def _earlier(folder: Path, config: EvaluationConfig, models: Models) -> EvaluationResult | None:
     """Read the folder's earlier benchmarks of the same evaluation; refuse those of another one."""
     if (file := evaluation_file(folder)) is None:
         return None
@@ -219,7 +169,7 @@ def _earlier(folder: Path, config: EvaluationConfig, models: _Models) -> Evaluat
     return earlier
 
 
-def _check_positions(tasks: Sequence[_Task], models: _Models) -> None:
+def _check_positions(tasks: Sequence[_Task], models: Models) -> None:
     for task in tasks:
         generated = task.benchmark.protocol(chat=models.encoder.chat).max_new_tokens or 0
         if models.limit is not None and models.limit <= generated:
@@ -229,7 +179,7 @@ def _check_positions(tasks: Sequence[_Task], models: _Models) -> None:
             )
 
 
-def _texts(task: _Task, models: _Models) -> list[Text]:
+def _texts(task: _Task, models: Models) -> list[Text]:
     """Return gold answers with their prompts; refuse one that leaves no room for its prompt."""
     texts, encoder, limit = [], models.encoder, models.limit_of_both
     for index in task.indices:
@@ -251,12 +201,12 @@ def _texts(task: _Task, models: _Models) -> list[Text]:
 class _Runner:
     """One model with its journal, which answers one benchmark after another."""
 
-    def __init__(self, config: EvaluationConfig, models: _Models, console: Console) -> None:
+    def __init__(self, config: EvaluationConfig, models: Models, console: Console) -> None:
         self.config, self.models, self.console = config, models, console
         self.state = PartialState(cpu=models.device.type == "cpu")
         self.truncated: Counter[str] = Counter()
         precision = models.opened.precision(models.device)
-        kept = f"{_short(models.hashes[0])}-{precision}-{config.backend}-{GENERATION}-{models.encoder.key}"
+        kept = f"{short(models.hashes[0])}-{precision}-{config.backend}-{GENERATION}-{models.encoder.key}"
         self.journals = cache_folder() / "evaluations" / kept
         self.journal = Journal(self.journals / f"answers-{self.state.process_index}.jsonl")
         self.journal.read_ranks()
@@ -273,7 +223,7 @@ class _Runner:
         models = self.models
         with self.console.step("load the model"):
             if self.config.backend == "vllm":
-                return vllm_model(models.opened, models.limit, models.encoder, models.dtype)
+                return vllm_model(models)
             generates = any(find_benchmark(name).read is not None for name in self.config.tasks)
             loaded = load_model(models.opened, device=models.device, generates=generates)
             note_unused(self.console, "model", loaded)
@@ -330,21 +280,6 @@ class _Runner:
             )
 
 
-def _comparer(models: _Models, runner: _Runner) -> Comparer | None:
-    if models.source is None or models.shared is None:
-        return None
-    name = f"agreement-{_short(str(models.hashes[1]))}-{models.source.precision(models.device)}.jsonl"
-    return Comparer(
-        models.source,
-        models.opened,
-        models.shared,
-        journal=runner.journals / name,
-        device=models.device,
-        batch_size=runner.batch_size,
-        console=runner.console,
-    )
-
-
 def _add_gold(records: Sequence[dict[str, Any]], texts: Sequence[Text], lm: JournaledLM) -> None:
     requests = [
         Instance(request_type="loglikelihood", doc={}, arguments=tuple(text), idx=0, metadata=("gold", place, 1))
@@ -354,22 +289,8 @@ def _add_gold(records: Sequence[dict[str, Any]], texts: Sequence[Text], lm: Jour
         record |= {"gold_bits": -score * BITS, "gold_bytes": len(text.answer.encode())}
 
 
-def _note_cut(name: str, texts: list[Text], examples: list[Example], models: _Models, console: Console) -> int:
-    """Count the prompts that the comparison with the source cut, and note them."""
-    ids = models.encoder.ids
-    cut = sum(
-        len(ids(text.prompt)) > len(each.prompt_ids) for text, each in zip(texts, examples, strict=bool(examples))
-    )
-    if cut:
-        console.note(
-            f"{cut} prompts of {name} with their solutions are longer than both models read, and were cut on the left "
-            "for the comparison with the source"
-        )
-    return cut
-
-
 def _summary(
-    task: _Task, records: list[dict[str, Any]], folder: Path, models: _Models, truncated: int, truncated_to_compare: int
+    task: _Task, records: list[dict[str, Any]], folder: Path, models: Models, truncated: int, truncated_to_compare: int
 ) -> BenchmarkResult:
     """Write the items of a benchmark, and sum them up."""
     items = [ItemRecord.model_validate(record) for record in records]
@@ -403,7 +324,7 @@ def _written(
     benchmarks: dict[Name, BenchmarkResult],
     folder: Path,
     config: EvaluationConfig,
-    models: _Models,
+    models: Models,
     level: Level | None,
 ) -> EvaluationResult:
     """Write the result, together with the benchmarks that the folder holds already."""
@@ -441,7 +362,3 @@ def protocol_of(
         "code_sha256": next(iter(KNOWN_BENCHMARKS.code(benchmark).values()), None),
     }
     return benchmark.protocol(chat=chat).model_copy(update=encoded)
-
-
-def _short(sha256: str) -> str:
-    return hashlib.sha256(sha256.encode()).hexdigest()[:16]
