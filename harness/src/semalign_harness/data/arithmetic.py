@@ -1,35 +1,32 @@
 """Generated arithmetic problems."""
 
-import dataclasses
 import hashlib
 import random
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from semalign_geometry import SemalignError
 
 Split = Literal["train", "held_out"]
 
 _NAMES = """
-Ada Adam Aisha Alan Amir Ana Anya Ari Arlo Ben Bela Boris Cara Carl Chen Cleo Dana Dario Demi Dina Edith Eli
-Elsa Emil Enzo Eva Farah Felix Finn Flora Gita Greta Gus Hana Hans Hugo Ida Igor Ines Iris Ivan Jana Joel
-Jonas Juno Karim Kofi Lars Lena Leo Lila Luca Luis Maja Marco Mei Mia Milo Mina Nadia Nils Nina Noah Nora
-Olga Omar Oscar Otto Paco Petra Pia Priya Quinn Raj Ravi Remy Rita Rosa Ruth Sami Sara Selma Sven Tara Theo
-Tilda Tom Uma Vera Viktor Wanda Wei Yara Yuki Zara Zeno Zoe
+Ada Adam Aisha Alan Amir Ana Anya Ari Arlo Ben Bela Boris Cara Carl Chen Cleo Dana Dario Demi Dina Edith Eli Elsa Emil
+Enzo Eva Farah Felix Finn Flora Gita Greta Gus Hana Hans Hugo Ida Igor Ines Iris Ivan Jana Joel Jonas Juno Karim Kofi
+Lars Lena Leo Lila Luca Luis Maja Marco Mei Mia Milo Mina Nadia Nils Nina Noah Nora Olga Omar Oscar Otto Paco Petra
+Pia Priya Quinn Raj Ravi Remy Rita Rosa Ruth Sami Sara Selma Sven Tara Theo Tilda Tom Uma Vera Viktor Wanda Wei Yara
+Yuki Zara Zeno Zoe
 """.split()
 _OBJECTS = """
-acorns apples bagels balls baskets beads bells berries blankets bolts books bottles bowls bricks brushes
-buckets buns buttons cakes candles caps cards carrots chairs cherries clocks coins combs cones corks crayons
-crates cups dates dolls drums eggs envelopes feathers figs flags flutes forks gloves grapes hats herbs hooks
-jars kettles keys kites knots ladders lamps leaves lemons letters limes magnets maps marbles melons mirrors
-mugs nails needles nuts olives onions papers peaches pears pebbles pencils pins plates plums posters pots
-radishes ribbons rings ropes roses rulers scarves seeds shells shirts socks spoons stamps stickers stones
-tiles tulips turnips vases wheels whistles
+acorns apples bagels balls baskets beads bells berries blankets bolts books bottles bowls bricks brushes buckets buns
+buttons cakes candles caps cards carrots chairs cherries clocks coins combs cones corks crayons crates cups dates
+dolls drums eggs envelopes feathers figs flags flutes forks gloves grapes hats herbs hooks jars kettles keys kites
+knots ladders lamps leaves lemons letters limes magnets maps marbles melons mirrors mugs nails needles nuts olives
+onions papers peaches pears pebbles pencils pins plates plums posters pots radishes ribbons rings ropes roses rulers
+scarves seeds shells shirts socks spoons stamps stickers stones tiles tulips turnips vases wheels whistles
 """.split()
 _PLACES = """
-attic bakery barn basement cabin cafe cellar classroom cottage courtyard den garage garden gym hall hut
-kitchen laundry library lodge market museum office orchard pantry park school shed shop stable studio
-workshop
+attic bakery barn basement cabin cafe cellar classroom cottage courtyard den garage garden gym hall hut kitchen
+laundry library lodge market museum office orchard pantry park school shed shop stable studio workshop
 """.split()
 _START = (
     "{name} has {first} {object} .",
@@ -51,8 +48,7 @@ _HELD_OUT_OF_256 = 51
 _START_RANGE, _FACTOR_RANGE, _CHANGE_RANGE = (2, 12), (2, 5), (1, 9)
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class _Step:
+class _Step(NamedTuple):
     """One line of the chain of thought, `left operation right = result`."""
 
     left: int
@@ -132,9 +128,8 @@ def _draw_steps(operations: str, generator: random.Random) -> list[_Step] | None
 
 def _split_of(operations: str, steps: Sequence[_Step]) -> Split:
     # With this prefix both splits get every kind of problem (there are only 16 single products).
-    numbers = ":".join(str(number) for number in (steps[0].left, *(step.right for step in steps)))
-    problem = f"problem:{operations}:{numbers}"
-    byte = hashlib.sha256(problem.encode()).digest()[0]
+    numbers = ":".join(map(str, (steps[0].left, *(step.right for step in steps))))
+    byte = hashlib.sha256(f"problem:{operations}:{numbers}".encode()).digest()[0]
     return "held_out" if byte < _HELD_OUT_OF_256 else "train"
 
 
