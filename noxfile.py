@@ -103,7 +103,7 @@ def docs(session: nox.Session) -> None:
 
 @nox.session(default=False)
 def demo(session: nox.Session) -> None:
-    """Run the smallest preset through the command line, on the CPU."""
+    """Run the smallest pair of models through the command line, on the CPU."""
     install(session, *with_siblings("harness"))
     session.run("semalign", "run", "tiny", *session.posargs)
 
@@ -123,8 +123,8 @@ EVERY_METHOD = ("tiny", "--methods", "all", "--seeds", "0,1,2", "--jobs", "2", "
 # Each with its own learning rate: harness/LOG.md.
 RATES = (
     "train.learning_rate=1e-3",
-    *(f"{method}:method.learning_rate=3e-3" for method in ("sft_full", "kd_full", "pissa")),
-    *(f"{method}:method.learning_rate=1e-2" for method in ("sft", "kd", "hidden")),
+    *(f"{method}:train.learning_rate=3e-3" for method in ("sft_full", "kd_full", "pissa")),
+    *(f"{method}:train.learning_rate=1e-2" for method in ("sft", "kd", "hidden")),
 )
 
 

@@ -7,8 +7,17 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from semalign_align import FinalStates, LiveSupervision, SupervisedBatch, SupervisionSettings, supervise
-from semalign_geometry import SemalignError, TopEntries
+from semalign_align import (
+    FinalStates,
+    LiveSupervision,
+    SupervisedBatch,
+    SupervisionSettings,
+    SupervisionSource,
+    supervise,
+)
+from semalign_attribution import supervised
+from semalign_geometry import TopEntries
+from semalign_geometry.base import SemalignError
 
 from ..attribution.snapshot import snapshot, unsettle
 from ..models import ARCHITECTURES, collate
@@ -51,17 +60,26 @@ def assert_same(one: SupervisedBatch, other: SupervisedBatch, *, rtol: float) ->
         assert torch.equal(ours.head.weight, theirs.head.weight)
 
 
-@pytest.mark.parametrize("residual", ["layer", "span"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
 @pytest.mark.parametrize("base", [TOP, EXACT], ids=["top_k", "final_hidden"])
-def test_values_are_those_of_a_store(base: Any, dtype: str, residual: str, tmp_path: Path) -> None:
-    wanted = base.model_copy(update={"dtype": dtype, "residual": residual})
+def test_values_are_those_of_a_store(base: Any, dtype: str, tmp_path: Path) -> None:
+    wanted = base.model_copy(update={"dtype": dtype})
     stored, live = both(tmp_path / "store", wanted)
     assert len(live) == len(stored) and torch.equal(live.entries, stored.entries)
     assert torch.equal(live.lengths, stored.lengths) and torch.equal(live.counts, stored.counts)
     rtol = {"float32": 1e-5, "bfloat16": 1e-2, "int8": 2e-2}[dtype]
     for layer in (None, *range(1, TARGET_DEPTH + 1)):
         assert_same(live.collate([4, 0, 2], layer=layer), stored.collate([4, 0, 2], layer=layer), rtol=rtol)
+
+
+def test_both_follow_the_protocol_with_the_positions_of_their_tokens(tmp_path: Path) -> None:
+    for supervision in both(tmp_path / "store", TOP):
+        assert isinstance(supervision, SupervisionSource)
+        data = supervision.collate([5, 1])
+        expected = supervised(data.batch)
+        for name in ("mask", "labels", "counts"):
+            assert torch.equal(getattr(data.positions, name), getattr(expected, name))
+        assert torch.equal(data.positions.counts, supervision.counts[[5, 1]])
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

@@ -23,7 +23,8 @@ from semalign_align import (
     supervise,
 )
 from semalign_attribution import view_of
-from semalign_geometry import Divergence, Head, SemalignError, TopEntries, Transport, cell_divergence, relation_distance
+from semalign_geometry import Divergence, Head, TopEntries, Transport, categorical_divergence, relation_distance
+from semalign_geometry.base import SemalignError
 from torch import Tensor
 
 from ..models import collate
@@ -33,7 +34,6 @@ WIDTH, ENTRIES = 6, 11
 
 ON_LAYER: dict[str, Objective] = {
     "relation": Relation(),
-    "unit tokens": Relation(unit_tokens=True),
     "cosine": Cosine(),
     "fisher": Fisher(),
 }
@@ -158,14 +158,13 @@ def test_gradients_are_finite_for_tokens_that_do_not_vary(objective: Objective, 
 def test_names_and_needs() -> None:
     assert [objective.name for objective in OBJECTIVES.values()] == [
         "relation",
-        "relation",
         "cosine",
         "fisher",
         "output",
         "answer",
         "label",
     ]
-    assert [objective.needs_output for objective in OBJECTIVES.values()] == [False] * 4 + [True] * 3
+    assert [objective.needs_output for objective in OBJECTIVES.values()] == [False] * 3 + [True] * 3
     # Layer objectives work without what the target feeds its head.
     for objective in ON_LAYER.values():
         objective.total(replace(random_step(0, [2, 3]), hidden=None))
@@ -175,17 +174,15 @@ def test_names_and_needs() -> None:
 def test_units_are_tokens_or_sequences_with_a_relation(counts: list[int]) -> None:
     tensor = torch.tensor(counts)
     assert Relation().count(tensor) == sum(count >= 3 for count in counts)
-    for objective in (Relation(scope="batch"), Cosine(), Fisher(), OutputKL(), AnswerNLL()):
+    for objective in (Cosine(), Fisher(), OutputKL(), AnswerNLL()):
         assert objective.count(tensor) == sum(counts)
 
 
-@given(seeds, counts_of, st.sampled_from(["sequence", "batch"]), st.booleans(), st.integers(1, 9))
-def test_relation_is_the_relation_distance(
-    seed: int, counts: list[int], scope: Any, unit_tokens: bool, width: int
-) -> None:
+@given(seeds, counts_of, st.integers(1, 9))
+def test_relation_is_the_relation_distance(seed: int, counts: list[int], width: int) -> None:
     step = random_step(seed, counts, reference_width=width)
-    objective = Relation(scope=scope, unit_tokens=unit_tokens)
-    expected = relation_distance(step.residual, step.reference, mask=step.mask, scope=scope, unit_tokens=unit_tokens)
+    objective = Relation()
+    expected = relation_distance(step.residual, step.reference, mask=step.mask)
     torch.testing.assert_close(objective.total(step) / max(1, objective.count(torch.tensor(counts))), expected)
 
 
@@ -292,7 +289,7 @@ def test_other_divergences_are_those_of_the_cells_and_need_top_entries(kind: Div
     tail = q.scatter(1, step.output.ids, -torch.inf).logsumexp(1)
     log_q = torch.cat([q.gather(1, step.output.ids), tail[:, None]], 1)
     log_p = torch.cat([step.output.log_probs, step.output.tail[:, None]], 1)
-    expected = cell_divergence(log_p, log_q, kind=kind).sum()
+    expected = categorical_divergence(log_p, log_q, kind=kind).sum()
     torch.testing.assert_close(objective.total(step), expected)
     assert not torch.isclose(expected, OutputKL().total(step))
     with pytest.raises(SemalignError, match=f"no {kind} divergence: supervise by top entries"):

@@ -1,4 +1,4 @@
-"""A supervision that was interrupted goes on after its last whole shard."""
+"""An interrupted supervision resumes after its last whole shard."""
 
 import shutil
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from semalign_align import Supervision, supervise
 from semalign_attribution import view_of
-from semalign_geometry import SemalignError, sha256_of
+from semalign_geometry.base import SemalignError, sha256_of
 
 from ..models import collate
 from .chain import EXACT, EXAMPLES, TOP, pair, source_model, target_model, transport_between
@@ -127,7 +127,7 @@ def test_a_store_is_hashed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         hashed.append(file)
         return sha256_of(file)
 
-    for module in ("align._supervise", "geometry._artifact"):
+    for module in ("align._supervise", "geometry.base._artifact"):
         monkeypatch.setattr(f"semalign_{module}.sha256_of", watched)
     store = call(tmp_path / "store")
     assert store is not None and len(hashed) == len(store.manifest.files)

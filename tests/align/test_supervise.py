@@ -18,11 +18,11 @@ from semalign_align import (
     SupervisionSettings,
     TopK,
     position_mask,
-    source_spans,
     supervise,
 )
 from semalign_attribution import IGNORE, view_of
-from semalign_geometry import SemalignError, TopEntries, Transport, coarse_divergence, output_divergence
+from semalign_geometry import TopEntries, Transport, kl_divergence, top_k_divergence
+from semalign_geometry.base import SemalignError
 from torch import Tensor
 
 from ..attribution.snapshot import snapshot, unsettle
@@ -31,7 +31,6 @@ from .chain import (
     EXACT,
     EXAMPLES,
     PAIRED,
-    SOURCE_DEPTH,
     SOURCE_WIDTH,
     TARGET_DEPTH,
     TARGET_WIDTH,
@@ -48,11 +47,8 @@ from .chain import (
 
 SOURCE, TARGET = source_model(), target_model()
 TRANSPORT = transport_between(SOURCE, TARGET)
-SPANS = {"layer": {1: (0, 1), 3: (2, 3), 6: (5, 6)}, "span": {1: (0, 1), 3: (1, 3), 6: (3, 6)}}
 LAYERS = range(1, TARGET_DEPTH + 1)
 BATCH = collate(EXAMPLES)
-
-each_residual = pytest.mark.parametrize("residual", ["layer", "span"])
 
 
 def stored(folder: Path, *, batches: Any = None, source: Any = SOURCE, **more: Any) -> Supervision:
@@ -62,13 +58,13 @@ def stored(folder: Path, *, batches: Any = None, source: Any = SOURCE, **more: A
 
 
 @torch.no_grad()
-def expected_residuals(model: Any, transport: Transport, residual: str, layer: int) -> list[Tensor]:
-    """M (h_b − h_a) at the supervised positions of each example, each run alone."""
-    below, above = SPANS[residual][PAIRED[layer - 1]]
+def expected_residuals(model: Any, transport: Transport, layer: int) -> list[Tensor]:
+    """M (h_ℓ − h_{ℓ−1}) at the supervised positions of each example, each run alone."""
+    paired = PAIRED[layer - 1]
     result = []
     for example in EXAMPLES:
         hidden = run_plainly(model, collate([example])).hidden
-        result.append((hidden[above] - hidden[below])[0, supervised_of(example)].float() @ transport.matrix.T)
+        result.append((hidden[paired] - hidden[paired - 1])[0, supervised_of(example)].float() @ transport.matrix.T)
     return result
 
 
@@ -98,21 +94,19 @@ def assert_same_store(one: Supervision, other: Supervision, **tolerance: float) 
 # What is stored
 
 
-@each_residual
-def test_stored_residuals_are_the_transported_contributions(residual: str, tmp_path: Path) -> None:
-    store = stored(tmp_path / "store", settings=SupervisionSettings(residual=residual, dtype="float32"))
+def test_stored_residuals_are_the_transported_contributions(tmp_path: Path) -> None:
+    store = stored(tmp_path / "store", settings=SupervisionSettings(dtype="float32"))
     for layer in LAYERS:
-        expected = expected_residuals(SOURCE, TRANSPORT, residual, layer)
+        expected = expected_residuals(SOURCE, TRANSPORT, layer)
         for index, values in enumerate(expected):
             found = tokens_of(store, index, layer)
             assert found.dtype == torch.float32
             torch.testing.assert_close(found, values, rtol=1e-4, atol=1e-4)
 
 
-@each_residual
-def test_half_precision_stores_are_the_rounded_float32_ones(residual: str, tmp_path: Path) -> None:
-    half = stored(tmp_path / "half", settings=SupervisionSettings(residual=residual, output=FinalHidden()))
-    full = stored(tmp_path / "full", settings=EXACT.model_copy(update={"residual": residual}))
+def test_half_precision_stores_are_the_rounded_float32_ones(tmp_path: Path) -> None:
+    half = stored(tmp_path / "half", settings=SupervisionSettings(output=FinalHidden()))
+    full = stored(tmp_path / "full", settings=EXACT)
     for index in range(len(EXAMPLES)):
         for layer in LAYERS:
             found, exact = tokens_of(half, index, layer), tokens_of(full, index, layer)
@@ -130,20 +124,11 @@ def test_a_float16_source_gives_the_float32_store_but_for_rounding(tmp_path: Pat
         torch.testing.assert_close(found, exact, rtol=0, atol=0.02 * float(exact.abs().max()))
 
 
-def test_spans_start_at_the_next_shallower_paired_layer() -> None:
-    for residual, spans in SPANS.items():
-        assert source_spans(pair(), residual) == list(spans.values())
-    assert source_spans(pair([6, 6]), "span") == [(0, 6)]
-    # The spans of a pairing that ends at the last layer add up to what the whole source did.
-    assert sum(above - below for below, above in source_spans(pair([2, 2, 4, 6]), "span")) == SOURCE_DEPTH
-
-
-@each_residual
-def test_target_layers_that_share_a_source_layer_share_its_bytes(residual: str, tmp_path: Path) -> None:
-    store = stored(tmp_path / "store", settings=TOP.model_copy(update={"residual": residual}))
+def test_target_layers_that_share_a_source_layer_share_its_bytes(tmp_path: Path) -> None:
+    store = stored(tmp_path / "store")
     with safe_open(store.folder / store.manifest.shards[0].file, framework="pt") as shard:
         names = [name for name in shard.keys() if name.startswith("residual.")]  # noqa: SIM118
-    assert sorted(names) == [f"residual.{a}-{b}" for a, b in sorted(SPANS[residual].values())]
+    assert sorted(names) == ["residual.1", "residual.3", "residual.6"]
     assert torch.equal(tokens_of(store, 0, 2), tokens_of(store, 0, 3))
     assert not torch.equal(tokens_of(store, 0, 1), tokens_of(store, 0, 2))
 
@@ -242,9 +227,9 @@ def test_both_ways_to_keep_the_output_give_the_exact_divergence(
         hidden = view.trace(data.batch).final[data.positions.mask]
         if isinstance(data.output, TopEntries):
             assert data.output.ids.shape[1] == store.manifest.entries
-            found = coarse_divergence(data.output, hidden, head, temperature=1.5)
+            found = top_k_divergence(data.output, hidden, head, temperature=1.5)
         else:
-            found = output_divergence(data.output.hidden, data.output.head, hidden, head, temperature=1.5)
+            found = kl_divergence(data.output.hidden, data.output.head, hidden, head, temperature=1.5)
     p, q = dense_log_probs(source, 1.5, entries), dense_log_probs(target, 1.5, entries)
     torch.testing.assert_close(found, (p.exp() * (p - q)).sum(1), rtol=1e-3, atol=1e-4)
 
@@ -252,14 +237,16 @@ def test_both_ways_to_keep_the_output_give_the_exact_divergence(
 @pytest.mark.parametrize("architecture", ["gemma2", "phi", "llama"])
 def test_the_stored_head_is_the_source_head(architecture: str, tmp_path: Path) -> None:
     source, target = source_model(architecture), target_model(architecture)
-    head, own = make_store(source, target, tmp_path, settings=EXACT).head_on(torch.device("cpu")), view_of(source).head
-    assert head is not None and torch.equal(head.weight, own.weight)
+    output, own = make_store(source, target, tmp_path, settings=EXACT).collate([0]).output, view_of(source).head
+    assert isinstance(output, FinalStates) and torch.equal(output.head.weight, own.weight)
+    head = output.head
     assert (head.scale, head.softcap, head.bias is None) == (own.scale, own.softcap, own.bias is None)
     assert own.bias is None or torch.equal(head.bias, own.bias)
 
 
 def test_a_store_of_top_entries_has_no_head(tmp_path: Path) -> None:
-    assert stored(tmp_path / "store").head_on(torch.device("cpu")) is None
+    with safe_open(stored(tmp_path / "store").folder / "vocabulary.safetensors", framework="pt") as file:
+        assert list(file.keys()) == ["entries"]
 
 
 # What the store does not depend on
@@ -397,7 +384,7 @@ def test_a_folder_that_does_not_exist_is_named(tmp_path: Path) -> None:
 def test_examples_and_layers_out_of_range_are_refused(tmp_path: Path) -> None:
     store = stored(tmp_path / "store")
     for index in (-1, len(EXAMPLES)):
-        with pytest.raises(SemalignError, match=f"example {index} does not exist: the store has examples 0 to 6"):
+        with pytest.raises(SemalignError, match=f"example {index} does not exist: there are examples 0 to 6"):
             store.collate([0, index])
     for layer in (0, TARGET_DEPTH + 1):
         with pytest.raises(SemalignError, match=f"target layer {layer} does not exist"):

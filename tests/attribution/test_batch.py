@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from semalign_attribution import IGNORE, supervised
-from semalign_geometry import SemalignError
+from semalign_geometry.base import SemalignError
 
 from ..models import random_batch, random_examples
 

@@ -18,7 +18,7 @@ from semalign_attribution import (
     SimilarityPairing,
     Uniform,
 )
-from semalign_geometry import Settings
+from semalign_geometry.base import Settings
 
 from ..contracts import assert_keeps_the_laws, settings_of
 

@@ -22,7 +22,7 @@ from semalign_attribution import (
     Uniform,
     pair_layers,
 )
-from semalign_geometry import ComponentError, SemalignError
+from semalign_geometry.base import ComponentError, SemalignError
 
 Matrix = Sequence[Sequence[float]]
 
@@ -256,7 +256,7 @@ def test_a_target_has_layers(target_depth: int) -> None:
 
 
 def test_similarity_needs_the_scores_of_this_target() -> None:
-    with pytest.raises(SemalignError, match="needs a row of scores for each of 2 target layers, and given gives none"):
+    with pytest.raises(SemalignError, match="needs a row of scores for each of 2 target layers, and given has none"):
         pair_layers(scores_of([0.0] * 3), 2, policy="similarity")
     with pytest.raises(SemalignError, match="for each of 2 target layers"):
         pair_layers(scores_of([0.0] * 3, [[0.0] * 3]), 2, policy="similarity")

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from semalign_attribution import Batch, DecoderView, GradientActivation, LayerScores, attribute_layers
 from semalign_attribution._scores import _spearman
-from semalign_geometry import SemalignError
+from semalign_geometry.base import SemalignError
 from torch import Tensor, nn
 
 from ..models import random_batch, tiny_model
@@ -184,14 +184,14 @@ def test_the_bootstrap_needs_samples(bootstrap: int) -> None:
 def test_scores_that_are_not_finite_are_refused(bad: float) -> None:
     values = random_values(7, 3, 4)
     values[1, 2] = bad
-    with pytest.raises(SemalignError, match="given gave scores that are not finite"):
+    with pytest.raises(SemalignError, match="given returned scores that are not finite"):
         scores_of(values)
 
 
 @pytest.mark.parametrize("shape", [(3,), (2, 4), (2, 5, 4), (1, 3), (3, 3), (2, 1, 1, 3)])
 def test_scores_of_another_shape_are_refused(shape: tuple[int, ...]) -> None:
     model, batch = tiny_model("llama", seed=0, depth=3), random_batch(0, examples=2)
-    told = f"given gave scores of shape {shape} for 2 examples and 3 source layers: expected (examples, layers) or"
+    told = f"given returned scores of shape {shape} for 2 examples and 3 source layers: expected (examples, layers) or"
     with pytest.raises(SemalignError, match=re.escape(told)):
         attribute_layers(model, [batch], scorer=Given(torch.ones(shape)))
 
@@ -200,7 +200,7 @@ def test_damaged_weights_are_refused() -> None:
     model = tiny_model("llama", seed=0)
     model.model.layers[1].mlp.down_proj.weight.data[0, 0] = torch.nan
     with pytest.raises(
-        SemalignError, match=r"gradient_activation\(residual, absolute\) gave scores that are not finite"
+        SemalignError, match=r"gradient_activation\(residual, absolute\) returned scores that are not finite"
     ):
         attribute_layers(model, [BATCH], scorer=GradientActivation())
 

@@ -11,16 +11,8 @@ from dataclasses import dataclass
 
 import torch
 from hypothesis import strategies as st
-from semalign_geometry import (
-    ArtifactManifest,
-    BasisManifest,
-    Contract,
-    FidelityReport,
-    Frame,
-    Head,
-    LayerFidelity,
-    TransportManifest,
-)
+from semalign_geometry import BasisManifest, FidelityReport, Frame, Head, LayerFidelity, TransportManifest
+from semalign_geometry.base import ArtifactManifest, Contract
 from torch import Tensor
 
 seeds = st.integers(0, 2**32 - 1)

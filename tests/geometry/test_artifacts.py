@@ -11,14 +11,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from semalign_geometry import (
+from semalign_geometry import BasisManifest, SemanticBasis, Transport, TransportManifest
+from semalign_geometry.base import (
     MANIFEST,
     ArtifactManifest,
-    BasisManifest,
     SemalignError,
-    SemanticBasis,
-    Transport,
-    TransportManifest,
     check_replaceable,
     new_folder,
     read_artifact,

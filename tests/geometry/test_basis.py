@@ -4,7 +4,8 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from semalign_geometry import SemalignError, SemanticBasis
+from semalign_geometry import SemanticBasis
+from semalign_geometry.base import SemalignError
 from torch import Tensor
 from torch.testing import assert_close
 

@@ -9,7 +9,8 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from semalign_geometry import FRAMES, KNOWN_FRAMES, Components, code_sha256
+from semalign_geometry import FRAMES, KNOWN_FRAMES
+from semalign_geometry.base import Components, code_sha256
 
 NAMES = ("written", "helping", "other", "grouped")
 

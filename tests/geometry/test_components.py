@@ -5,7 +5,8 @@ from typing import Annotated, Any, Literal
 import pytest
 import torch
 from pydantic import Field, SerializeAsAny, ValidationError, WrapValidator, model_validator
-from semalign_geometry import FRAMES, Contract, Frame, Kinds, SemalignError, SemanticBasis, Settings, fit_transport
+from semalign_geometry import FRAMES, Frame, SemanticBasis, fit_transport
+from semalign_geometry.base import Contract, Kinds, SemalignError, Settings
 
 from ..components import bring
 
@@ -114,7 +115,7 @@ def test_what_a_package_brings_is_parsed_and_survives_json(star: list[str]) -> N
         ({"kind": "star", "points": 3, "edges": [{}] * 4}, "'picture.shape': there are more edges than points"),
         (
             {"kind": "sta"},
-            "unknown shape 'sta': choose one of circle, square, star, or install the package that brings it",
+            "unknown shape 'sta': choose one of circle, square, star, or install the package that adds it",
         ),
         ({"kind": 3}, "'picture.shape' is {'kind': 3}: input tag '3' found"),
         (3, "'picture.shape' is 3: input should be"),
@@ -155,8 +156,8 @@ def test_instances_pass_where_they_fit() -> None:
         ([("star", Settings)], "is no class of settings with kind, area"),
         ([("star", Star())], "is no class of settings with kind, area"),
         ([("star", Flat)], "is no class of settings with kind, area"),
-        ([("star", Called)], "the shape star of extras 1.5 calls itself 'other': give it the name of its entry point"),
-        ([("star", Star)] * 2, "has the name of another shape: give its entry point another name"),
+        ([("star", Called)], "the shape star of extras 1.5 calls itself 'other': rename it to its entry point"),
+        ([("star", Star)] * 2, "has the name of another shape: rename its entry point"),
         ([("star", ImportError("no such module"))], "cannot be imported (ImportError: no such module): uninstall it"),
     ],
 )

@@ -9,16 +9,16 @@ from semalign_geometry import (
     PairedResiduals,
     SemanticBasis,
     answer_nll,
-    coarse_divergence,
     decompose,
     fit_transport,
+    kl_divergence,
     linear_cka,
     measure_fidelity,
-    output_divergence,
     quadratic_divergence,
     recompose,
     relation_distance,
     top_entries,
+    top_k_divergence,
 )
 from torch import Tensor
 from torch.testing import assert_close
@@ -117,16 +117,15 @@ def test_transports_of_one_head_in_float64(name: str, widths: str) -> None:
 
 
 @elsewhere
-@pytest.mark.parametrize("scope", ["sequence", "batch"])
 @pytest.mark.parametrize("route", ["token", "feature"])
-def test_relations(name: str, scope: str, route: str) -> None:
+def test_relations(name: str, route: str) -> None:
     x, y = normal(0, 2, 5, 3).float(), normal(1, 2, 5, 4).float()
     mask = torch.tensor([[True] * 5, [True, True, True, False, False]])
 
     def results(device: torch.device) -> list[Tensor]:
         moved = x.clone().to(device).requires_grad_()
         for use in (mask.to(device), None):
-            relation_distance(moved, y.to(device), mask=use, scope=scope, route=route, unit_tokens=True).backward()
+            relation_distance(moved, y.to(device), mask=use, route=route).backward()
         assert moved.grad is not None
         return [moved.grad.cpu(), linear_cka(x[0].to(device), y[0].to(device)).cpu()]
 
@@ -138,8 +137,8 @@ def test_relations(name: str, scope: str, route: str) -> None:
 
 Divergence = Callable[[Tensor, Head, Tensor, Head], Tensor]
 DIVERGENCES: dict[str, Divergence] = {
-    "exact": lambda s, source, t, target: output_divergence(s, source, t, target, temperature=2.0, chunk=16),
-    "coarse": lambda s, source, t, target: coarse_divergence(top_entries(s, source, 5, chunk=16), t, target, chunk=16),
+    "exact": lambda s, source, t, target: kl_divergence(s, source, t, target, temperature=2.0, chunk=16),
+    "coarse": lambda s, source, t, target: top_k_divergence(top_entries(s, source, 5, chunk=16), t, target, chunk=16),
     "quadratic": lambda s, source, t, target: quadratic_divergence(t, s, target, chunk=16),
     "answer": lambda s, source, t, target: answer_nll(t, target, torch.arange(6, device=t.device), chunk=16),
 }

@@ -11,17 +11,17 @@ from hypothesis import strategies as st
 from semalign_geometry import (
     Divergence,
     Head,
-    SemalignError,
     TopEntries,
     _divergence,
     answer_nll,
-    cell_divergence,
-    coarse_divergence,
-    head_statistics,
-    output_divergence,
+    categorical_divergence,
+    kl_divergence,
     quadratic_divergence,
     top_entries,
+    top_k_divergence,
 )
+from semalign_geometry._divergence import head_statistics
+from semalign_geometry.base import SemalignError
 from torch import Tensor
 from torch.autograd import gradcheck
 from torch.nn import functional as F
@@ -46,7 +46,7 @@ def assert_same_gradient(mine: Callable[[Tensor], Tensor], dense: Callable[[Tens
 
 
 def exact(case: Outputs) -> Callable[[Tensor], Tensor]:
-    return lambda hidden: output_divergence(
+    return lambda hidden: kl_divergence(
         case.source,
         case.source_head,
         hidden,
@@ -70,7 +70,7 @@ def kept(case: Outputs, k: int) -> TopEntries:
 
 
 def coarse(case: Outputs, top: TopEntries, kind: Divergence = "forward") -> Callable[[Tensor], Tensor]:
-    return lambda hidden: coarse_divergence(
+    return lambda hidden: top_k_divergence(
         top, hidden, case.target_head, temperature=case.temperature, kind=kind, chunk=case.chunk
     )
 
@@ -124,7 +124,7 @@ def test_exact_divergence_passes_gradcheck(case: Outputs) -> None:
 @given(outputs())
 def test_exact_divergence_is_not_negative_and_zero_for_equal_logits(case: Outputs) -> None:
     assert (exact(case)(case.target) >= 0).all()
-    same = output_divergence(
+    same = kl_divergence(
         case.source,
         case.source_head,
         case.source,
@@ -139,7 +139,7 @@ def test_exact_divergence_is_not_negative_and_zero_for_equal_logits(case: Output
 def test_a_constant_on_all_logits_changes_nothing(case: Outputs, shift: float) -> None:
     head = Head(case.source_head.weight)
     bias = torch.full((case.entries,), shift, dtype=torch.float64)
-    shifted = output_divergence(case.source, head, case.source, Head(head.weight, bias), chunk=case.chunk)
+    shifted = kl_divergence(case.source, head, case.source, Head(head.weight, bias), chunk=case.chunk)
     assert_close(shifted, torch.zeros_like(shifted), **TIGHT)
 
 
@@ -154,7 +154,7 @@ def test_chunks_and_micro_batches_change_nothing(case: Outputs, chunk: int, k: i
         some = TopEntries(top.ids[at], top.log_probs[at], top.tail[at])
         values = torch.stack(
             [
-                output_divergence(
+                kl_divergence(
                     case.source[at],
                     case.source_head,
                     hidden,
@@ -162,7 +162,7 @@ def test_chunks_and_micro_batches_change_nothing(case: Outputs, chunk: int, k: i
                     temperature=case.temperature,
                     chunk=chunk,
                 ),
-                coarse_divergence(some, hidden, case.target_head, temperature=case.temperature, chunk=chunk),
+                top_k_divergence(some, hidden, case.target_head, temperature=case.temperature, chunk=chunk),
                 quadratic_divergence(hidden, case.target[at] * 0.5, case.target_head, chunk=chunk),
             ]
         )
@@ -231,17 +231,17 @@ def test_coarse_divergence_grows_with_k_up_to_the_exact_one(kind: Divergence, ca
 @given(seeds, seeds, st.integers(1, 5), st.integers(1, 9), st.floats(0.1, 30))
 def test_cell_divergences_swap_their_sides(first: int, second: int, rows: int, cells: int, spread: float) -> None:
     p, q = (F.log_softmax(spread * normal(seed, rows, cells), dim=1) for seed in (first, second))
-    assert_close(cell_divergence(p, q, kind="reverse"), cell_divergence(q, p))
-    mixed = cell_divergence(p, q, kind="jensen_shannon")
-    assert_close(mixed, cell_divergence(q, p, kind="jensen_shannon"))
+    assert_close(categorical_divergence(p, q, kind="reverse"), categorical_divergence(q, p))
+    mixed = categorical_divergence(p, q, kind="jensen_shannon")
+    assert_close(mixed, categorical_divergence(q, p, kind="jensen_shannon"))
     assert (mixed <= math.log(2) + 1e-9).all()
     for kind in KINDS:
-        assert (cell_divergence(p, q, kind=kind) >= 0).all()
-        assert_close(cell_divergence(p, p, kind=kind), torch.zeros(rows, dtype=p.dtype), **TIGHT)
+        assert (categorical_divergence(p, q, kind=kind) >= 0).all()
+        assert_close(categorical_divergence(p, p, kind=kind), torch.zeros(rows, dtype=p.dtype), **TIGHT)
         empty = torch.full((rows, 1), -torch.inf, dtype=p.dtype)  # a tail without entries
         assert_close(
-            cell_divergence(torch.cat([p, empty], 1), torch.cat([q, empty], 1), kind=kind),
-            cell_divergence(p, q, kind=kind),
+            categorical_divergence(torch.cat([p, empty], 1), torch.cat([q, empty], 1), kind=kind),
+            categorical_divergence(p, q, kind=kind),
         )
 
 
@@ -299,7 +299,7 @@ def test_quadratic_divergence_is_the_dense_one(head: Head, seed: int, chunk: int
 def test_quadratic_divergence_approximates_kl(seed: int, size: float) -> None:
     head, reference = Head(normal(seed, 7, 3)), normal(seed + 1, 4, 3)
     target = reference + size * normal(seed + 2, 4, 3)
-    kl = output_divergence(reference, head, target, head)
+    kl = kl_divergence(reference, head, target, head)
     quadratic = quadratic_divergence(target, reference, head)
     u = (target - reference) @ head.weight.T
     spread = u.amax(1) - u.amin(1)
@@ -319,7 +319,7 @@ def test_quadratic_divergence_has_no_gradient_to_the_reference() -> None:
 def test_narrow_heads_agree_with_float64_on_the_same_logits(seed: int, chunk: int, dtype: torch.dtype) -> None:
     source_head, target_head = (Head(normal(seed + i, 40, 4).to(dtype)) for i in (0, 1))
     source, target = normal(seed + 2, 3, 4).to(dtype), normal(seed + 3, 3, 4).to(dtype).requires_grad_()
-    value = output_divergence(source, source_head, target, target_head, chunk=chunk)
+    value = kl_divergence(source, source_head, target, target_head, chunk=chunk)
     s, t = source_head.logits(source).double(), target_head.logits(target).detach().double()
     expected = (s.softmax(1) * (s.log_softmax(1) - t.log_softmax(1))).sum(1)
     assert value.dtype == torch.float32
@@ -338,7 +338,7 @@ def test_the_gradient_vanishes_with_the_divergence_in_bfloat16(seed: int, chunk:
     bias = (1e-3 * normal(seed + 1, 40)).float()
     hidden = normal(seed + 2, 3, 4).bfloat16()
     target = hidden.float().requires_grad_()
-    output_divergence(hidden, head, target, Head(head.weight, bias), chunk=chunk).sum().backward()
+    kl_divergence(hidden, head, target, Head(head.weight, bias), chunk=chunk).sum().backward()
     s = head.logits(hidden).double()
     gradient = ((s + bias.double()).softmax(1) - s.softmax(1)) @ head.weight.double()
     assert target.grad is not None
@@ -351,7 +351,7 @@ def test_autocast_leaves_the_gradient_alone() -> None:
     def gradient(autocast: bool) -> Tensor:
         target = states[1].clone().requires_grad_()
         with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-            values = output_divergence(states[0], heads[0], target, heads[1], chunk=16)
+            values = kl_divergence(states[0], heads[0], target, heads[1], chunk=16)
             values = values + answer_nll(target, heads[1], torch.arange(3), chunk=16)
         values.sum().backward()
         assert target.grad is not None
@@ -368,7 +368,7 @@ def test_the_gradient_is_summed_only_if_it_is_needed(needed: bool, monkeypatch: 
     head, hidden = Head(normal(0, 5, 3)), normal(1, 2, 3)
     target = hidden.clone().requires_grad_()
     with torch.set_grad_enabled(needed):
-        output_divergence(hidden, head, target, head)
+        kl_divergence(hidden, head, target, head)
         answer_nll(target, head, torch.arange(2))
     assert len(calls) == (3 if needed else 0)
 
@@ -376,8 +376,8 @@ def test_the_gradient_is_summed_only_if_it_is_needed(needed: bool, monkeypatch: 
 def test_peaked_distributions_stay_finite() -> None:
     head = Head(torch.eye(4) * 1e4)
     target = torch.eye(4).roll(1, 0).requires_grad_()
-    value = output_divergence(torch.eye(4), head, target, head, chunk=3)
-    coarse_value = coarse_divergence(top_entries(torch.eye(4), head, 2), target, head)
+    value = kl_divergence(torch.eye(4), head, target, head, chunk=3)
+    coarse_value = top_k_divergence(top_entries(torch.eye(4), head, 2), target, head)
     (value + coarse_value).sum().backward()
     assert_close(value, torch.full((4,), 1e4), rtol=1e-5, atol=0)
     assert torch.isfinite(coarse_value).all()
@@ -388,11 +388,11 @@ def test_peaked_distributions_stay_finite() -> None:
 def test_temperatures_that_are_not_positive_are_refused(temperature: float) -> None:
     hidden, head = normal(0, 2, 3), Head(normal(1, 5, 3))
     with pytest.raises(SemalignError, match="expected more than 0"):
-        output_divergence(hidden, head, hidden, head, temperature=temperature)
+        kl_divergence(hidden, head, hidden, head, temperature=temperature)
     with pytest.raises(SemalignError, match="expected more than 0"):
         top_entries(hidden, head, 2, temperature=temperature)
     with pytest.raises(SemalignError, match="expected more than 0"):
-        coarse_divergence(top_entries(hidden, head, 2), hidden, head, temperature=temperature)
+        top_k_divergence(top_entries(hidden, head, 2), hidden, head, temperature=temperature)
 
 
 def test_different_tokens_are_refused() -> None:
@@ -407,4 +407,4 @@ def test_different_tokens_are_refused() -> None:
 def test_different_entry_counts_are_refused() -> None:
     hidden = normal(0, 2, 3)
     with pytest.raises(SemalignError, match="source head has 5 entries, the target head 6"):
-        output_divergence(hidden, Head(normal(1, 5, 3)), hidden, Head(normal(1, 6, 3)))
+        kl_divergence(hidden, Head(normal(1, 5, 3)), hidden, Head(normal(1, 6, 3)))

@@ -6,7 +6,8 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from semalign_geometry import Head, SemalignError, SemanticBasis, accumulation_dtype, final_norm, norm_gain
+from semalign_geometry import Head, SemanticBasis, accumulation_dtype, final_norm, norm_gain
+from semalign_geometry.base import SemalignError
 from torch import Tensor, nn
 from torch.testing import assert_close
 

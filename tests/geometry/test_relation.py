@@ -4,20 +4,14 @@ import pytest
 import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from semalign_geometry import (
-    SemalignError,
-    linear_cka,
-    linear_cka_matrix,
-    relation_distance,
-    relation_distances,
-    unit_rows,
-)
+from semalign_geometry import linear_cka, linear_cka_matrix, relation_distance, relation_distances, unit_rows
 from semalign_geometry._relation import _alignments
+from semalign_geometry.base import SemalignError
 from torch import Tensor
 from torch.autograd import gradcheck
 from torch.testing import assert_close
 
-from .strategies import Sides, conditioned, elementwise, from_svd, matrices, normal, rotation, seeds, sides
+from .strategies import Sides, conditioned, from_svd, matrices, normal, rotation, seeds, sides
 
 TIGHT = {"rtol": 0.0, "atol": 1e-9}
 routes = st.sampled_from(["auto", "token", "feature"])
@@ -74,25 +68,22 @@ def test_rotation_translation_scale_and_token_order_change_nothing(
     assert_close(relation_distance(x[order], y[order]), expected, **TIGHT)
 
 
-@given(sides(), seeds, st.booleans())
-def test_token_and_feature_routes_agree(case: Sides, seed: int, unit: bool) -> None:
+@given(sides(), seeds)
+def test_token_and_feature_routes_agree(case: Sides, seed: int) -> None:
     mask = torch.rand(len(case.x), generator=torch.Generator().manual_seed(seed)) < 0.7
-    values = [
-        relation_distance(case.x, case.y, mask=mask, unit_tokens=unit, route=route)
-        for route in ("token", "feature", "auto")
-    ]
+    values = [relation_distance(case.x, case.y, mask=mask, route=route) for route in ("token", "feature", "auto")]
     assert_close(values[0], values[1], **TIGHT)
     assert_close(values[0], values[2], **TIGHT)
 
 
-@given(sides(), st.data(), routes, st.booleans())
-def test_masked_tokens_are_removed_whatever_they_hold(case: Sides, data: st.DataObject, route: str, unit: bool) -> None:
+@given(sides(), st.data(), routes)
+def test_masked_tokens_are_removed_whatever_they_hold(case: Sides, data: st.DataObject, route: str) -> None:
     tokens = len(case.x)
     mask = torch.tensor(data.draw(st.lists(st.booleans(), min_size=tokens, max_size=tokens)))
     junk = data.draw(st.sampled_from([float("nan"), float("inf"), -float("inf"), 1e300]))
     x, y = (torch.where(mask[:, None], side, junk).requires_grad_() for side in (case.x, case.y))
-    distance = relation_distance(x, y, mask=mask, route=route, unit_tokens=unit)
-    kept = relation_distance(case.x[mask], case.y[mask], route=route, unit_tokens=unit)
+    distance = relation_distance(x, y, mask=mask, route=route)
+    kept = relation_distance(case.x[mask], case.y[mask], route=route)
     assert_close(distance, kept, **TIGHT)
     distance.backward()
     for side in (x, y):
@@ -101,38 +92,19 @@ def test_masked_tokens_are_removed_whatever_they_hold(case: Sides, data: st.Data
         assert_close(side.grad[~mask], torch.zeros_like(side.grad[~mask]))
 
 
-@given(st.data(), st.booleans())
-def test_sequences_average_over_those_with_three_tokens(data: st.DataObject, unit: bool) -> None:
+@given(st.data())
+def test_sequences_average_over_those_with_three_tokens(data: st.DataObject) -> None:
     x = torch.stack([data.draw(matrices(4, 2)) for _ in range(3)])
     y = torch.stack([data.draw(matrices(4, 3)) for _ in range(3)])
     flags = data.draw(st.lists(st.booleans(), min_size=12, max_size=12))
     mask = torch.tensor(flags).reshape(3, 4)
-    each = [relation_distance(x[b][mask[b]], y[b][mask[b]], unit_tokens=unit) for b in range(3) if mask[b].sum() >= 3]
+    each = [relation_distance(x[b][mask[b]], y[b][mask[b]]) for b in range(3) if mask[b].sum() >= 3]
     expected = torch.stack(each).mean() if each else torch.tensor(0.0, dtype=torch.float64)
-    assert_close(relation_distance(x, y, mask=mask, unit_tokens=unit), expected, **TIGHT)
-    distances, counted = relation_distances(x, y, mask=mask, unit_tokens=unit)
+    assert_close(relation_distance(x, y, mask=mask), expected, **TIGHT)
+    distances, counted = relation_distances(x, y, mask=mask)
     assert counted.tolist() == (mask.sum(1) >= 3).tolist()
     for value, expected in zip(distances[counted], each, strict=True):
         assert_close(value, expected, **TIGHT)
-
-
-@given(st.data(), st.booleans())
-def test_scope_batch_relates_all_tokens(data: st.DataObject, unit: bool) -> None:
-    x, y = data.draw(matrices(6, 2)), data.draw(matrices(6, 3))
-    mask = torch.tensor(data.draw(st.lists(st.booleans(), min_size=6, max_size=6)))
-    batch = relation_distance(
-        x.reshape(2, 3, 2), y.reshape(2, 3, 3), mask=mask.reshape(2, 3), scope="batch", unit_tokens=unit
-    )
-    assert_close(batch, relation_distance(x, y, mask=mask, unit_tokens=unit), **TIGHT)
-
-
-@given(sides(min_tokens=3, kind=elementwise), st.lists(st.floats(0.1, 10), min_size=7, max_size=7))
-def test_unit_tokens_is_normalising_first(case: Sides, scales: list[float]) -> None:
-    factors = torch.tensor(scales, dtype=torch.float64)[: len(case.x), None]
-    unit = [torch.nn.functional.normalize(side, dim=1) for side in (case.x, case.y)]
-    expected = dense(*unit)
-    assert_close(relation_distance(case.x, case.y, unit_tokens=True), expected, rtol=0, atol=1e-8)
-    assert_close(relation_distance(factors * case.x, case.y, unit_tokens=True), expected, rtol=0, atol=1e-8)
 
 
 @given(matrices(4, 2), st.floats(-5, 5), routes)
@@ -165,7 +137,7 @@ def test_any_two_tokens_are_related_alike(x: Tensor, y: Tensor) -> None:
 )
 def test_a_mask_of_another_shape_is_refused(mask: Tensor) -> None:
     with pytest.raises(SemalignError, match=r"one truth value for each token, shape \(4, 6\), got"):
-        _alignments(normal(0, 4, 6, 8), normal(1, 4, 6, 3), mask, "sequence", False, "auto")
+        _alignments(normal(0, 4, 6, 8), normal(1, 4, 6, 3), mask, "auto")
 
 
 def test_all_masked_has_distance_zero_and_no_gradient() -> None:
@@ -176,23 +148,21 @@ def test_all_masked_has_distance_zero_and_no_gradient() -> None:
     assert x.grad is not None and not x.grad.any()
 
 
-@given(sides(min_tokens=1), routes, st.booleans(), st.sampled_from([torch.float64, torch.float32]))
-def test_gradients_are_finite_everywhere(case: Sides, route: str, unit: bool, dtype: torch.dtype) -> None:
+@given(sides(min_tokens=1), routes, st.sampled_from([torch.float64, torch.float32]))
+def test_gradients_are_finite_everywhere(case: Sides, route: str, dtype: torch.dtype) -> None:
     x, y = case.x.to(dtype).requires_grad_(), case.y.to(dtype).requires_grad_()
-    relation_distance(x, y, route=route, unit_tokens=unit).backward()
+    relation_distance(x, y, route=route).backward()
     for side in (x, y):
         assert side.grad is not None
         assert torch.isfinite(side.grad).all()
 
 
-@given(smooth_sides(), routes, st.booleans())
-def test_gradients_equal_finite_differences(case: Sides, route: str, unit: bool) -> None:
+@given(smooth_sides(), routes)
+def test_gradients_equal_finite_differences(case: Sides, route: str) -> None:
     x, y = (side / side.norm(dim=1).min().clamp_min(0.1) for side in (case.x, case.y))
-    assume(not unit or min(float(side.norm(dim=1).min()) for side in (x, y)) > 0.1)
-    assume(not unit or min(x.shape[1], y.shape[1]) > 1)
 
     def distance(a: Tensor, b: Tensor) -> Tensor:
-        return relation_distance(a, b, route=route, unit_tokens=unit)
+        return relation_distance(a, b, route=route)
 
     assert gradcheck(
         distance, (x.clone().requires_grad_(), y.clone().requires_grad_()), atol=1e-4, rtol=1e-3, fast_mode=True
@@ -204,15 +174,12 @@ def test_gradients_of_batches_equal_finite_differences(seed: int) -> None:
     x, y = normal(seed, 2, 4, 3).requires_grad_(), normal(seed + 1, 2, 4, 2)
     mask = torch.tensor([[True, True, True, False], [True, True, True, True]])
     assert gradcheck(lambda a: relation_distance(a, y, mask=mask), (x,), atol=1e-5, fast_mode=True)
-    assert gradcheck(lambda a: relation_distance(a, y, mask=mask, scope="batch"), (x,), atol=1e-5, fast_mode=True)
 
 
-@given(seeds, st.integers(-46, -28), routes, st.booleans(), st.sampled_from([torch.float32, torch.bfloat16]))
-def test_gradients_of_denormal_vectors_are_finite(
-    seed: int, power: int, route: str, unit: bool, dtype: torch.dtype
-) -> None:
+@given(seeds, st.integers(-46, -28), routes, st.sampled_from([torch.float32, torch.bfloat16]))
+def test_gradients_of_denormal_vectors_are_finite(seed: int, power: int, route: str, dtype: torch.dtype) -> None:
     x = (normal(seed, 6, 4) * 10.0**power).to(dtype).requires_grad_()
-    distance = relation_distance(x, normal(seed + 1, 6, 3).float(), route=route, unit_tokens=unit)
+    distance = relation_distance(x, normal(seed + 1, 6, 3).float(), route=route)
     distance.backward()
     assert x.grad is not None and torch.isfinite(x.grad).all()
     if power < -32:
@@ -231,13 +198,13 @@ def test_vectors_near_the_largest_number_do_not_overflow() -> None:
     assert huge.grad is not None and torch.isfinite(huge.grad).all()
 
 
-@given(seeds, st.integers(-15, 12), st.integers(-15, 12), routes, st.booleans())
-def test_huge_and_tiny_float32_vectors(seed: int, x_power: int, y_power: int, route: str, unit: bool) -> None:
+@given(seeds, st.integers(-15, 12), st.integers(-15, 12), routes)
+def test_huge_and_tiny_float32_vectors(seed: int, x_power: int, y_power: int, route: str) -> None:
     x, y = from_svd(seed, 6, 4, 10.0), from_svd(seed + 1, 6, 3, 10.0)
     scaled_x = (x * 10.0**x_power).float().requires_grad_()
     scaled_y = (y * 10.0**y_power).float()
-    distance = relation_distance(scaled_x, scaled_y, route=route, unit_tokens=unit)
-    expected = relation_distance(x, y, unit_tokens=unit).float()
+    distance = relation_distance(scaled_x, scaled_y, route=route)
+    expected = relation_distance(x, y).float()
     assert distance.dtype == torch.float32
     assert_close(distance, expected, rtol=0, atol=1e-5)
     distance.backward()

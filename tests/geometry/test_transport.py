@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 from semalign_geometry import (
     Frame,
     PairedResiduals,
-    SemalignError,
     SemanticBasis,
     Transport,
     decompose,
@@ -19,6 +18,7 @@ from semalign_geometry import (
     measure_fidelity,
     recompose,
 )
+from semalign_geometry.base import SemalignError
 from torch import Tensor
 from torch.testing import assert_close
 
@@ -207,7 +207,7 @@ def test_a_head_that_does_not_read_every_direction_is_named(caplog: pytest.LogCa
     basis = SemanticBasis.from_head(torch.cat([w, w[:, :1]], 1))
     fit_transport(basis, SemanticBasis.from_head(w))
     assert caplog.messages == [
-        "the source's head has rank 3 of 4 over the shared entries: the transport leaves out what it cannot read"
+        "the source's head has rank 3 of 4 over the shared entries: the transport drops what it cannot read"
     ]
     assert basis.rounding() == 0
 

@@ -4,7 +4,8 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from semalign_geometry import SemalignError, SemanticBasis, align_vocabularies
+from semalign_geometry import SemanticBasis, align_vocabularies
+from semalign_geometry.base import SemalignError
 
 from .strategies import normal, seeds, vocabularies
 

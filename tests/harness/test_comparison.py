@@ -18,7 +18,7 @@ import pytest
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
 from scipy import stats
-from semalign_geometry import SemalignError
+from semalign_geometry.base import SemalignError
 from semalign_harness import Experiment, Measurement, RunResult, load_experiment
 from semalign_harness.cli.main import main
 from semalign_harness.comparison import Benchmarks, Comparison, ComparisonConfig, compare, comparison_csv
@@ -29,7 +29,7 @@ from semalign_harness.grid.matrix import Matrix
 from semalign_harness.methods import BASELINES, MethodReport, known_methods
 from semalign_harness.models.settings import ModelConfig
 from semalign_harness.report.published import published_table, read_published
-from semalign_harness.results.measurement import RowFigures
+from semalign_harness.results.measurement import RowMetrics
 from semalign_harness.statistics import compare_values, estimate_gap_recovered, proportion
 from semalign_harness.util.console import Console
 
@@ -79,7 +79,7 @@ def measurement(seed: str, *, rows: int, source: bool = False) -> Measurement:
         tokens=sum(tokens),
         rows=rows,
         answer_rows=rows,
-        by_row=RowFigures(tokens=tokens, nll=nll, kl=kl, agreement=agreement, correct=correct),
+        by_row=RowMetrics(tokens=tokens, nll=nll, kl=kl, agreement=agreement, correct=correct),
     )
 
 
@@ -120,7 +120,7 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> Runs:
                 raise KeyboardInterrupt
             runs.ran.append(name)
             if name in runs.failing:
-                submit._keep_reason(folder, name, runs.failing[name])
+                keep_reason(folder, name, runs.failing[name])
                 continue
             if runs.model is not None:
                 shutil.copytree(runs.model, folder / name / "model")
@@ -202,7 +202,7 @@ def test_every_figure_follows_from_the_rows_of_the_runs(seeds: tuple[int, ...], 
         best = (min if described.lower_is_better else max)(baselines, key=value.__getitem__)
         assert described.rival == best
         for name in names:
-            figure = found.methods[name].figures[metric]
+            figure = found.methods[name].metrics[metric]
             assert figure.estimate.value == pytest.approx(value[name])
             assert figure.gap.value == pytest.approx((value[name] - weighted_mean(before, weights)) / gap)
             each_seed = [weighted_mean(*column(result.after, metric)) for result in of[name]]
@@ -218,7 +218,7 @@ def test_every_figure_follows_from_the_rows_of_the_runs(seeds: tuple[int, ...], 
                 assert figure.versus_rival.difference.value == pytest.approx(value[name] - value[best])
 
     # The interval of a weighted mean, the gap's, and the paired test, of one method.
-    figure, weights = found.methods["semalign"].figures["KL"], list(of["sft"][0].after.by_row.tokens)
+    figure, weights = found.methods["semalign"].metrics["KL"], list(of["sft"][0].after.by_row.tokens)
     ours = [sum(rows) / len(seeds) for rows in zip(*(r.after.by_row.kl for r in of["semalign"]), strict=True)]
     residual = [w * (x - weighted_mean(ours, weights)) for w, x in zip(weights, ours, strict=True)]
     error = math.sqrt(DIGITS / (DIGITS - 1) * sum(one**2 for one in residual)) / sum(weights)
@@ -232,7 +232,7 @@ def test_every_figure_follows_from_the_rows_of_the_runs(seeds: tuple[int, ...], 
     theirs = [sum(rows) / len(seeds) for rows in zip(*(r.after.by_row.kl for r in of[rivals["KL"]]), strict=True)]
     assert figure.versus_rival == compare_values(ours, theirs, weights=weights, seed=0)
     # Right and wrong answers: Wilson and McNemar where there is one seed; shares of seeds are values.
-    answers = found.methods["semalign"].figures["exact answers"]
+    answers = found.methods["semalign"].metrics["exact answers"]
     assert answers.versus_rival is not None
     if len(seeds) == 1:
         (mine,), (other,) = (
@@ -266,9 +266,9 @@ def test_variants_of_a_method_are_tested_against_the_one_that_is_named(tmp_path:
     assert found.methods["semalign.again"].same_as == "semalign"
     assert {metric.rival for metric in found.metrics.values()} == {"semalign"}  # whose runs those are
     for name in names[1:-1]:
-        figures = found.methods[name].figures.values()
+        figures = found.methods[name].metrics.values()
         assert all(figure.versus_rival is not None for figure in figures)
-    assert "Against semalign.again, paired" in (tmp_path / "out" / "comparison.md").read_text(encoding="utf-8")
+    assert "Each method − semalign.again, paired" in (tmp_path / "out" / "comparison.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(
@@ -286,7 +286,7 @@ def test_variants_that_cannot_be(
 
 def test_the_figures_of_one_run_are_its_result(tmp_path: Path, runs: Runs) -> None:
     assert compared(tmp_path, "--methods", "semalign") == 0
-    figures = comparison(tmp_path).methods["semalign"].figures
+    figures = comparison(tmp_path).methods["semalign"].metrics
     ((result,), found) = results(tmp_path, "semalign", [0]), {key: each.estimate.value for key, each in figures.items()}
     after = result.after
     assert [found[metric] for metric in METRICS] == pytest.approx(
@@ -316,7 +316,7 @@ def test_further_methods_and_seeds_extend_the_folder(tmp_path: Path, runs: Runs)
     assert runs.ran == ["semalign_seed-0", "sft_seed-1", "sft_seed-0", "semalign_seed-1"]
     both = comparison(tmp_path)
     assert list(both.methods) == ["sft", "semalign"] and both.config.seeds == (1, 0)
-    assert both.methods["semalign"].figures["KL"].over_seeds.values[1] == alone.figures["KL"].estimate.value
+    assert both.methods["semalign"].metrics["KL"].over_seeds.values[1] == alone.metrics["KL"].estimate.value
     assert compared(tmp_path, "--methods", "semalign") == 0
     assert len(runs.ran) == 4 and comparison(tmp_path).methods["semalign"] == alone
 
@@ -385,13 +385,13 @@ def test_a_failed_run_stops_no_other_and_is_tried_again(
     found, printed = comparison(tmp_path), capsys.readouterr().out
     reason = "semalign_seed-1: the loss | is not finite"
     for name in ("semalign", "frame_parseval"):  # which shares its runs
-        assert found.methods[name].missing == (reason,) and not found.methods[name].figures
-    assert found.methods["sft"].figures and not found.methods["sft"].missing
+        assert found.methods[name].missing == (reason,) and not found.methods[name].metrics
+    assert found.methods["sft"].metrics and not found.methods["sft"].missing
     assert f"- {reason}\n" in printed
     assert [row[:2] for row in table(printed)[3:]] == [
-        ["semalign", "failed"],
+        ["semalign", "–"],
         ["sft", table(printed)[4][1]],
-        ["frame_parseval (= semalign)", "failed"],
+        ["frame_parseval (= semalign)", "–"],
     ]
     lines = list(csv.DictReader(io.StringIO(comparison_csv(found))))
     assert [line["note"] for line in lines if not line["value"]] == [reason] * 2
@@ -416,7 +416,7 @@ def test_a_run_whose_figures_are_not_finite_stops_no_other(
     assert compared(tmp_path, "--methods", "semalign,sft") == 2
     found = comparison(tmp_path)
     assert found.methods["semalign"].missing == ("semalign_seed-0: its KL or NLL is not finite on some rows",)
-    assert found.methods["sft"].figures
+    assert found.methods["sft"].metrics
 
 
 def test_nothing_finished_is_one_sentence(tmp_path: Path, runs: Runs, capsys: pytest.CaptureFixture[str]) -> None:
@@ -434,49 +434,13 @@ def test_another_experiment_is_refused_with_the_difference(
     runs.ran.clear()
     sentence = refused(tmp_path, capsys, "--methods", "semalign,sft,kd", "train.passes=1")
     assert "semalign_seed-0: train.passes is 12.0 there, 1.0 here" in sentence and "--out" in sentence
-    sentence = refused(tmp_path, capsys, "--methods", "semalign,sft", "sft:method.learning_rate=1e-4")
-    assert "sft_seed-0: method.learning_rate is None there, 0.0001 here" in sentence
+    sentence = refused(tmp_path, capsys, "--methods", "semalign,sft", "sft:train.learning_rate=1e-4")
+    assert "sft_seed-0: train.learning_rate is 0.003 there, 0.0001 here" in sentence
     assert not runs.ran
     # What never began may be mended.
     runs.failing = {}
     assert compared(tmp_path, "--methods", "semalign,kd", "kd:method.answer=0.5") == 0
     assert runs.ran == ["kd_seed-0"]
-
-
-def test_equal_time_is_that_of_semalign(tmp_path: Path, runs: Runs, capsys: pytest.CaptureFixture[str]) -> None:
-    call = ["--methods", "sft,kd,laten,frame_dual,frame_parseval,semalign", "--seeds", "0,1", "--equal", "time"]
-    assert compared(tmp_path, *call) == 0
-    experiments = settings_of(tmp_path)
-    for seed, result in enumerate(results(tmp_path, "semalign", [0, 1])):
-        assert result.training.seconds == 80 + seed
-        seconds = {
-            name: experiments[f"{name}_seed-{seed}"].method.model_dump().get("seconds") for name in ("sft", "kd")
-        }
-        # What the source left behind is part of the time; the method that needs it has paid for it already.
-        assert seconds == {"sft": result.training.seconds + 4.5, "kd": result.training.seconds}
-    assert experiments["frame_dual_seed-0"].method == experiments["semalign_seed-0"].method
-    assert "frame_parseval_seed-0" not in experiments
-    assert max(map(runs.ran.index, ("semalign_seed-0", "semalign_seed-1"))) < min(
-        runs.ran.index(name) for name in runs.ran if name.startswith(("sft", "kd"))
-    )
-    first = written(tmp_path)
-    assert "wall time of semalign" in first["md"].decode()
-    ran = len(runs.ran)
-    assert compared(tmp_path, *call) == 0
-    assert len(runs.ran) == ran and written(tmp_path) == first
-    capsys.readouterr()
-    # The same folder holds no comparison at equal tokens.
-    assert "sft_seed-0: method.seconds is 84.5 there, None here" in refused(tmp_path, capsys, *call[:4])
-
-
-def test_runs_with_equal_tokens_do_not_become_timed(
-    tmp_path: Path, runs: Runs, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert compared(tmp_path, "--methods", "kd") == 0
-    capsys.readouterr()
-    assert "holds runs with equal tokens" in refused(tmp_path, capsys, "--methods", "semalign,kd", "--equal", "time")
-    assert runs.ran == ["kd_seed-0"]
-    assert compared(tmp_path, "--methods", "semalign,sft", "--equal", "time") == 0
 
 
 def test_a_run_that_failed_may_keep_states_from_now_on(tmp_path: Path, runs: Runs) -> None:
@@ -485,25 +449,6 @@ def test_a_run_that_failed_may_keep_states_from_now_on(tmp_path: Path, runs: Run
     runs.failing = {}
     assert compared(tmp_path, "--methods", "semalign,kd", "train.checkpoint_steps=5") == 0
     assert runs.ran == ["semalign_seed-0", "kd_seed-0", "kd_seed-0"]
-
-
-def test_equal_time_needs_the_reference(tmp_path: Path, runs: Runs, capsys: pytest.CaptureFixture[str]) -> None:
-    equal = ["--equal", "time"]
-    assert "name it among --methods" in refused(tmp_path, capsys, "--methods", "sft,kd", *equal)
-    assert "method.seconds of sft is set" in refused(
-        tmp_path, capsys, "--methods", "semalign,sft", "sft:method.seconds=3", *equal
-    )
-    runs.failing = {"semalign_seed-1": "too slow"}
-    call = ["--methods", "semalign,semalign_fisher,sft", "--seeds", "0,1", *equal]
-    assert compared(tmp_path, *call) == 2
-    assert "sft_seed-0" in runs.ran and "sft_seed-1" not in runs.ran
-    methods = comparison(tmp_path).methods
-    assert methods["semalign"].missing == ("semalign_seed-1: too slow",)
-    assert methods["sft"].missing == ("sft_seed-1: it gets the wall time of semalign_seed-1, which has not finished",)
-    assert methods["semalign_fisher"].figures
-    runs.failing = {}
-    assert compared(tmp_path, *call) == 0
-    assert runs.ran[-2:] == ["semalign_seed-1", "sft_seed-1"]
 
 
 @pytest.mark.parametrize("names", ["semalign,frame_parseval", "frame_parseval,semalign"])
@@ -531,17 +476,17 @@ def test_random_pairings_are_drawn_by_the_seed(tmp_path: Path, runs: Runs) -> No
 
 
 def test_overrides_are_of_all_methods_or_of_one(tmp_path: Path, runs: Runs) -> None:
-    more = ["train.passes=2", "sft:method.learning_rate=1e-3", "sft:train.passes=1", "data.train.path=C:/rows.jsonl"]
+    more = ["train.passes=2", "sft:train.learning_rate=1e-3", "sft:train.passes=1", "data.train.path=C:/rows.jsonl"]
     assert compared(tmp_path, "--methods", "semalign,sft,kd", *more) == 0
     found = settings_of(tmp_path)
     assert [found[f"{name}_seed-0"].train.passes for name in ("semalign", "sft", "kd")] == [2, 1, 2]
-    assert [found[f"{name}_seed-0"].method.model_dump().get("learning_rate") for name in ("sft", "kd")] == [1e-3, None]
+    assert [found[f"{name}_seed-0"].train.learning_rate for name in ("sft", "kd")] == [1e-3, 3e-3]
     assert found["kd_seed-0"].data.train.path == "C:/rows.jsonl"
 
 
 def test_semalign_is_semalign_whatever_the_experiment_trains_with(tmp_path: Path, runs: Runs) -> None:
     names = "semalign,semalign_v1,frame_dual,sft"
-    assert compared(tmp_path, "--methods", names, "method.kind=sft", "method.learning_rate=0.5") == 0
+    assert compared(tmp_path, "--methods", names, "method.kind=sft", "train.learning_rate=0.5") == 0
     kinds = {
         name.partition("_seed")[0]: each.method.model_dump()["kind"] for name, each in settings_of(tmp_path).items()
     }
@@ -562,7 +507,7 @@ def test_the_seed_is_the_experiments_where_none_is_named(tmp_path: Path, runs: R
         (["--methods", "all,kd"], ["kd is named twice"]),
         (["--seeds", "0,x"], ["--seeds 0,x", "whole numbers"]),
         (["--seeds", "1,1"], ["names a seed twice"]),
-        (["--seeds", "1", "train.seed=2"], ["--seeds and train.seed say the same"]),
+        (["--seeds", "1", "train.seed=2"], ["--seeds and train.seed are the same setting"]),
         (["--tasks", "gsm9k"], ["'gsm9k'", "gsm8k"]),
         (["--tasks", "gsm8k", "--limit", "0"], ["limit", "greater than or equal to 1"]),
         (["--limit", "3"], ["--limit", "--tasks"]),
@@ -596,7 +541,7 @@ def test_without_an_experiment(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_methods_that_are_joined_by_blanks(tmp_path: Path, runs: Runs, capsys: pytest.CaptureFixture[str]) -> None:
-    assert compared(tmp_path, "--methods", "semalign", "kd", "kd:method.learning_rate=1e-3") == 2
+    assert compared(tmp_path, "--methods", "semalign", "kd", "kd:train.learning_rate=1e-3") == 2
     assert "'kd' is not an override" in (said := capsys.readouterr().err) and "--methods semalign,kd" in said
 
 
@@ -644,7 +589,7 @@ def test_models_that_changed_between_two_calls_are_not_compared(
     assert compared(tmp_path, "--methods", "semalign") == 0
     runs.models = " of another day"
     assert compared(tmp_path, "--methods", "semalign,sft") == 2
-    assert "a run of sft found other figures of the source" in capsys.readouterr().err
+    assert "a run of sft found other metrics of the source" in capsys.readouterr().err
 
 
 def test_a_baseline_is_the_rival_under_the_name_that_ran(tmp_path: Path, runs: Runs) -> None:
@@ -656,10 +601,10 @@ def test_a_baseline_is_the_rival_under_the_name_that_ran(tmp_path: Path, runs: R
 
 def test_a_variant_of_a_baseline_can_be_the_best_one(tmp_path: Path, runs: Runs) -> None:
     variants = ["kd.a", "kd.b", "kd.c"]
-    rates = [f"{name}:method.learning_rate={place}e-3" for place, name in enumerate(variants, 1)]
+    rates = [f"{name}:train.learning_rate={place}e-3" for place, name in enumerate(variants, 1)]
     assert compared(tmp_path, "--methods", ",".join(["semalign", *variants]), *rates) == 0
     found = comparison(tmp_path)
-    kl = {name: found.methods[name].figures["KL"].estimate.value for name in variants}
+    kl = {name: found.methods[name].metrics["KL"].estimate.value for name in variants}
     assert found.metrics["KL"].rival == min(kl, key=kl.__getitem__)
 
 
@@ -702,9 +647,9 @@ def test_contracts_keep_the_laws(tmp_path: Path, runs: Runs) -> None:
     benchmarks = Benchmarks(tasks=("mmlu",), data="here", limit=1, chat=False)
     found = compare(config_of({"semalign": (), "sft": ("train.passes=1",)}), tmp_path / "out")
     sft = found.methods["sft"]
-    for value in (benchmarks, found, sft, sft.figures["KL"], found.metrics["KL"], read_published()):
+    for value in (benchmarks, found, sft, sft.metrics["KL"], found.metrics["KL"], read_published()):
         assert_keeps_the_laws(value)
-    assert_keeps_the_laws(config_of({"sft": ()}, benchmarks=benchmarks, seeds=(3,), equal="time"))
+    assert_keeps_the_laws(config_of({"sft": ()}, benchmarks=benchmarks, seeds=(3,)))
 
 
 def test_the_csv_equals_the_json(tmp_path: Path, runs: Runs) -> None:
@@ -721,7 +666,7 @@ def test_the_csv_equals_the_json(tmp_path: Path, runs: Runs) -> None:
 
     for line in lines:
         method = found.methods[line["method"]]
-        figure, best = method.figures[line["metric"]], found.metrics[line["metric"]].rival
+        figure, best = method.metrics[line["metric"]], found.metrics[line["metric"]].rival
         estimate, gap, versus = figure.estimate, figure.gap, figure.versus_rival
         assert [number(line[key]) for key in ("value", "low", "high", "spread", "gap", "gap_low", "gap_high")] == [
             estimate.value, estimate.low, estimate.high, figure.over_seeds.spread, gap.value, gap.low, gap.high,
@@ -752,26 +697,30 @@ def test_the_markdown_table_has_a_row_for_each_method(tmp_path: Path, runs: Runs
     assert compared(tmp_path, "--methods", "semalign,sft,kd,frame_parseval,laten", "--seeds", "0,1") == 0
     found, text = comparison(tmp_path), (tmp_path / "out" / "comparison.md").read_text(encoding="utf-8")
     header, *rows = table(text)
-    assert header == ["", "KL ↓", "answer NLL ↓", "agreement ↑", "exact answers ↑", "trained", "tokens", "seconds",
-                      "memory", "stored"]  # fmt: skip
+    assert header == ["", "KL ↓", "answer NLL ↓", "agreement ↑", "exact answers ↑"]
     names = ["semalign", "sft", "kd", "frame_parseval (= semalign)", "laten"]
     assert [row[0] for row in rows] == ["source", "target before", *names]
-    kl, answers = (found.methods["kd"].figures[key] for key in ("KL", "exact answers"))
-    share = f" {kl.gap.value:.0%}" if kl.gap.bounded else " –"
-    assert rows[4][1] == f"{kl.estimate.value:.3f} [{kl.estimate.low:.3f}, {kl.estimate.high:.3f}]{share}"
+    kl, answers = (found.methods["kd"].metrics[key] for key in ("KL", "exact answers"))
+    gap = f"{kl.gap.low:.0%}, {kl.gap.high:.0%}" if kl.gap.bounded else "unbounded"
+    value = f"{kl.estimate.value:.4f} [{kl.estimate.low:.4f}, {kl.estimate.high:.4f}]"
+    assert rows[4][1] == f"{value}; gap {kl.gap.value:.0%} [{gap}]"
     assert rows[4][4].startswith(f"{100 * answers.estimate.value:.1f}% [{100 * answers.estimate.low:.1f}%, ")
-    assert rows[4][5:] == ["2,000", "500", "20 + 4", "0.2 GB", "3.0 MB"]
-    assert rows[3][5:] == ["3,000", "500", "30", "0.2 GB", "none"]
+    costs = {row[0]: row[1:] for row in table(text, 1)}
+    assert list(costs) == ["", *names]
+    assert costs["kd"] == ["2,000", "7", "500", "20.5 s", "4.5 s", "0.2 GB", "3.0 MB"]
+    assert costs["sft"] == ["3,000", "7", "500", "30.5 s", "–", "0.2 GB", "none"]
     assert "Mean over 2 seeds" in text and "2,048 training rows" in text
     assert "Budget: 500 supervised tokens for every method but laten;" in text
-    assert [row[0] for row in table(text, 1)] == ["", "semalign", "sft", "kd", "laten"]
-    assert table(text, 1)[2][1] == f"{found.methods['sft'].figures['KL'].over_seeds.spread:.3f}"
+    spreads = {row[0]: row[1:] for row in table(text, 2)}
+    assert list(spreads) == ["", "semalign", "sft", "kd", "laten"]
+    over = found.methods["sft"].metrics["KL"].over_seeds
+    assert spreads["sft"][0] == f"{over.mean:.4f} ± {over.spread:.4f}; [{over.low:.4f}, {over.high:.4f}]"
     best = [metric.rival for metric in found.metrics.values()]
-    tests = table(text, 2)
+    tests = table(text, 3)
     assert tests[0][1:] == [f"{name} − {other}" for name, other in zip(METRICS, best, strict=True)]
-    versus = found.methods["semalign"].figures["KL"].versus_rival
+    versus = found.methods["semalign"].metrics["KL"].versus_rival
     assert versus is not None
-    assert tests[1][1].startswith(f"{versus.difference.value:+.3f} [") and f"p {versus.p_value:.3f}" in tests[1][1]
+    assert tests[1][1].startswith(f"{versus.difference.value:+.4f} [") and f"p {versus.p_value:.3f}" in tests[1][1]
     assert [row[1] for row in tests[1:] if row[0] == best[0]] == ["–"]
 
 
@@ -787,8 +736,8 @@ def test_what_is_unbounded_is_called_so(tmp_path: Path, runs: Runs) -> None:
     assert compared(tmp_path, "--methods", "semalign,sft") == 0
     text = (tmp_path / "out" / "comparison.md").read_text(encoding="utf-8")
     assert "inf" not in text and "nan" not in text
-    assert "[unbounded] –" in table(text)[3][1] and "[unbounded], p 1.000" in table(text, 1)[1][1]
-    assert "same supervised tokens for every method" in text and "Spread" not in text
+    assert table(text)[3][1].count("[unbounded]") == 2 and "[unbounded], p 1.000" in table(text, 2)[1][1]
+    assert "same supervised tokens for every method" in text and "standard deviation" not in text
     assert compared(tmp_path, "--methods", "semalign") == 0
     assert "baseline" not in (tmp_path / "out" / "comparison.md").read_text(encoding="utf-8")
 
@@ -817,7 +766,7 @@ def test_published_figures_are_those_of_the_paper() -> None:
     published = read_published()
     assert published.source == "arXiv 2510.24208v1"
     assert {table.target for table in published.tables} == {"meta-llama/Llama-2-7b-chat-hf"}
-    found = {table.source.rpartition("/")[2]: table.figures for table in published.tables}
+    found = {table.source.rpartition("/")[2]: table.metrics for table in published.tables}
     lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in PUBLISHED.strip().splitlines()]
     general: dict[str, dict[str, float]] = {
         name.lower(): {line[0]: float(line[place]) for line in lines[1:]} for place, name in enumerate(lines[0]) if name
@@ -840,8 +789,8 @@ def llama(source: str, metrics: Sequence[str], tmp_path: Path) -> Comparison:
     metric, methods = made.metrics["exact answers"], {}
     described = metric.model_copy(update={"source": shares["source"], "before": shares["before"]})
     for name, each in made.methods.items():
-        figure = each.figures["exact answers"].model_copy(update={"estimate": shares[name]})
-        methods[name] = each.model_copy(update={"figures": dict.fromkeys(metrics, figure)})
+        figure = each.metrics["exact answers"].model_copy(update={"estimate": shares[name]})
+        methods[name] = each.model_copy(update={"metrics": dict.fromkeys(metrics, figure)})
     return made.model_copy(
         update={
             "config": made.config.model_copy(update={"experiment": experiment}),
@@ -870,7 +819,7 @@ def test_paper_and_ours_stand_side_by_side(tmp_path: Path, runs: Runs) -> None:
 
 def test_a_method_that_failed_has_no_figure_beside_the_papers(tmp_path: Path, runs: Runs) -> None:
     whole = llama("meta-llama/Llama-2-13b-chat-hf", ["gsm8k"], tmp_path)
-    failed = whole.methods["semalign_v1"].model_copy(update={"figures": {}, "missing": ("because",)})
+    failed = whole.methods["semalign_v1"].model_copy(update={"metrics": {}, "missing": ("because",)})
     (text,) = published_table(whole.model_copy(update={"methods": whole.methods | {"semalign_v1": failed}}))
     assert "19.21 / –" in text
 
@@ -944,7 +893,7 @@ def test_benchmarks_enter_the_table(tmp_path: Path, runs: Runs, benched: Benched
     assert compared(tmp_path, *call, "gsm8k") == 0
     found = comparison(tmp_path)
     assert tuple(found.metrics) == (*METRICS, "gsm8k")
-    metric, figure = found.metrics["gsm8k"], found.methods["semalign"].figures["gsm8k"]
+    metric, figure = found.metrics["gsm8k"], found.methods["semalign"].metrics["gsm8k"]
     assert (metric.items, metric.source.value, metric.before.value, metric.rival) == (3, 1.0, 0.0, "sft")
     assert metric.percent and not metric.lower_is_better
     assert figure.estimate == proportion([True, True, False]) and figure.gap.value == pytest.approx(2 / 3)
@@ -1051,17 +1000,16 @@ def test_runs_that_train(
                 submit.CellRun(str(folder))(name)
 
     monkeypatch.setattr(submit, "_run_here", run_here)
-    call = [*overrides, "--methods", "sft,kd,semalign", "kd:train.layers=[9]", "--equal", "time"]
+    call = [*overrides, "--methods", "sft,semalign.deep,semalign", "semalign.deep:method.layers=[9]"]
     assert compared(tmp_path, *call) == 2
-    assert ran == ["semalign_seed-0", "sft_seed-0", "kd_seed-0"]
+    assert ran == ["sft_seed-0", "semalign.deep_seed-0", "semalign_seed-0"]
     found, printed = comparison(tmp_path), capsys.readouterr().out
-    assert "- kd_seed-0: layers are (9,), expected ascending numbers from 1 to 3" in printed
+    assert "- semalign.deep_seed-0: layers are (9,), expected ascending numbers from 1 to 3" in printed
     semalign, sft = (found.methods[name] for name in ("semalign", "sft"))
-    assert sft.training_seconds >= semalign.training_seconds + semalign.source_seconds > 0
     assert sft.source_seconds == sft.stored_bytes == 0 < semalign.stored_bytes
     for name in ("semalign", "sft"):
         (result,) = results(tmp_path, name, [0])
-        figures = found.methods[name].figures
+        figures = found.methods[name].metrics
         assert [figures[metric].estimate.value for metric in METRICS] == pytest.approx(
             [result.after.kl, result.after.answer_nll, result.after.agreement, result.after.accuracy]
         )

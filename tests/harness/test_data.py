@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from semalign_attribution import IGNORE
-from semalign_geometry import SemalignError
+from semalign_geometry.base import SemalignError
 from semalign_harness import arithmetic_rows, build_tokenizer, encode_rows, load_experiment, load_rows
 from semalign_harness.data.encoding import TextEncoder
 from semalign_harness.data.row_files import FORMS
@@ -294,7 +294,7 @@ def test_numbers_are_text(value: float) -> None:
 
 
 def test_a_template_makes_text_of_several_fields() -> None:
-    config = load_experiment("llama-2-mmlu").data.train
+    config = load_experiment("llama-2-13b-7b", "mmlu").data.train
     row = {"question": " 1 + 1? ", "subject": "abstract_algebra", "choices": ["1", "2", "3", "None"], "answer": 1}
     fields = RowsConfig(path="rows", prompt="question", completion="answer")
     text = (

@@ -1,6 +1,5 @@
 """Trouble with a pair is named before a run, with the remedy, and without reading any weights that are not needed."""
 
-import importlib.util
 import json
 import shutil
 from collections.abc import Callable, Iterator
@@ -19,25 +18,26 @@ from semalign_geometry import (
     FidelityReport,
     LayerFidelity,
     PairedResiduals,
-    SemalignError,
     SemanticBasis,
     fit_transport,
     measure_fidelity,
 )
+from semalign_geometry.base import SemalignError
 from semalign_harness import build_tokenizer, load_experiment, load_model, run_experiment
 from semalign_harness.cli.main import main
-from semalign_harness.data.rows import batches, encode_rows, load_rows
+from semalign_harness.data.encoding import TextEncoder
+from semalign_harness.data.rows import batches, encode_rows, load_rows, read_rows, split_rows
 from semalign_harness.data.settings import RowsConfig
-from semalign_harness.doctor import Diagnosis, Finding, _pair, diagnosis_text
+from semalign_harness.doctor import Diagnosis, Finding, diagnosis_text
 from semalign_harness.doctor import _deep as deep
 from semalign_harness.doctor import _heads as heads
 from semalign_harness.doctor import _machine as machine
-from semalign_harness.doctor._pair import Candidate, open_candidate
 from semalign_harness.experiment import Experiment
 from semalign_harness.generation import Way
+from semalign_harness.models.opening import open_model
 from semalign_harness.models.settings import ModelConfig
 from semalign_harness.report.plots import draw_similarity, standalone
-from semalign_harness.run import plan
+from semalign_harness.run.checks import Pair, encoder_of
 from tokenizers.normalizers import Lowercase
 from tokenizers.processors import TemplateProcessing
 from transformers import (
@@ -59,11 +59,6 @@ from .external.semalign_example import BETWEEN
 Doctor = Callable[..., Diagnosis]
 SETTINGS = ("data.train_rows=16", "data.held_out_rows=8", "data.max_length=64")
 """Enough for the sixty rows."""
-
-
-@pytest.fixture(autouse=True)
-def _short_probe(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plan, "PROBE_SECONDS", 0.0)
 
 
 @pytest.fixture
@@ -125,13 +120,13 @@ def test_a_good_pair_has_no_findings(
     checks = [finding.check for finding in diagnosis.findings]
     assert checks == [
         *("source", "target", "embeddings", "logits", "attention", "depth", "width", "dtype", "tokenizers"),
-        *("special tokens", "chat template", "rows", "source head", "target head", "memory", "disk", "time"),
+        *("special tokens", "chat template", "rows", "source head", "target head", "memory", "disk"),
     ]
     assert "310 entries shared" in of(diagnosis, "tokenizers").message
     assert "10 rows of the source's head and 10 of the target's are padding" in of(diagnosis, "tokenizers").message
-    assert "of 60 rows" in of(diagnosis, "rows").message and "16 rows like these" in of(diagnosis, "time").message
+    assert of(diagnosis, "rows").message.startswith("16 training rows (")
     assert of(diagnosis, "attention").message.startswith("source 4 heads grouped on 2 of keys and values, target 4")
-    assert (diagnosis.fidelity, diagnosis.similarity) == ((), ())
+    assert (diagnosis.fidelity, diagnosis.similarity, diagnosis.pairing) == ((), (), None)
 
 
 def test_what_the_doctor_accepts_runs(
@@ -165,9 +160,8 @@ def test_entries_with_other_ids_are_shown(pair: tuple[Path, Path], other: Path, 
     ids = build_tokenizer().get_vocab()
     found = of(doctor(pair[0], other), "tokenizers")
     assert found.level == "error" and found.remedy is not None and "semalign presets" in found.remedy
-    assert "310 entries shared, 6 of them with other ids" in found.message
+    assert "6 of 310 shared entries have other ids" in found.message
     assert f"'answer' is {ids['answer']} in the source and {ids['apples']} in the target" in found.message
-    assert found.message.endswith("and 3 more")
 
 
 def test_entries_of_one_side_matter_only_when_rows_use_them(
@@ -175,7 +169,7 @@ def test_entries_of_one_side_matter_only_when_rows_use_them(
 ) -> None:
     resave(other, lambda tokenizer: tokenizer.add_tokens(["gherkins"]))
     blind = of(doctor(pair[0], other), "tokenizers")
-    assert blind.level == "warning" and "target: 'gherkins'" in blind.message and "--data" in str(blind.remedy)
+    assert blind.level == "warning" and "('gherkins' of the target)" in blind.message and "--data" in str(blind.remedy)
     seen = doctor(pair[0], other, "--data", rows_file, *SETTINGS)
     assert of(seen, "tokenizers").level == "ok" and of(seen, "rows").level == "ok"
 
@@ -183,7 +177,7 @@ def test_entries_of_one_side_matter_only_when_rows_use_them(
     rows = [{"prompt": f"{i} How many {name} now ?", "completion": "The answer is 7"} for i, name in enumerate(names)]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     used = of(doctor(pair[0], other, "--data", tmp_path / "rows.jsonl", *SETTINGS), "rows")
-    assert used.level == "error" and "that the models do not share, such as 'gherkins', entry 310" in used.message
+    assert used.level == "error" and "the rows use 'gherkins', entry 310" in used.message
     assert used.message.endswith("which only the target knows")
     edit(other / "config.json", lambda data: data.update(vocab_size=310))
     used = of(doctor(pair[0], other, "--data", tmp_path / "rows.jsonl", *SETTINGS), "rows")
@@ -222,7 +216,7 @@ def test_rows_that_are_split_differently(
     source = Path(shutil.copytree(pair[0], tmp_path / "lower"))
     resave(source, lower)
     found = of(doctor(source, pair[1], "--data", rows_file, *SETTINGS), "tokenizers")
-    assert found.level == "error" and "the tokenizers split" in found.message and "choose" not in found.message
+    assert found.level == "error" and "the tokenizers split" in found.message
 
 
 def test_texts_that_are_split_differently(
@@ -232,7 +226,7 @@ def test_texts_that_are_split_differently(
     assert of(doctor(pair[0], other), "tokenizers").level == "ok", "the tiny tokenizer knows no word of the probes"
     found = of(doctor(pair[0], other, "--data", rows_file, *SETTINGS), "tokenizers")
     assert found.level == "warning" and "differently" in found.message, "what the target decodes hides it"
-    monkeypatch.setattr("semalign_harness.doctor._tokens.PROBES", ["Ada has 7 apples ."])
+    monkeypatch.setattr("semalign_harness.run.checks.PROBES", ["Ada has 7 apples ."])
     found = of(doctor(pair[0], other), "tokenizers")
     assert found.level == "warning" and "split 'Ada has 7 apples .' differently" in found.message
 
@@ -281,7 +275,7 @@ PLAIN = "{% for message in messages %}{{ message['content'] + ' ' }}{% endfor %}
         (PLAIN, PLAIN.replace("' '", '" "'), "ok", "not the same text"),
         (PLAIN, PLAIN.replace("' '", "'!'"), "warning", "differently"),
         ("{{ raise_exception('never') }}", PLAIN, "warning", "the source's template refuses"),
-        (PLAIN, "{{ raise_exception('never') }}", "error", "the chat template refuses"),
+        (PLAIN, "{{ raise_exception('never') }}", "warning", "the chat template refuses"),
     ],
 )
 def test_chat_templates(
@@ -292,8 +286,6 @@ def test_chat_templates(
         resave(folder, lambda tokenizer, template=template: setattr(tokenizer, "chat_template", template))
     found = of(doctor(source, other), "chat template")
     assert found.level == level and words in found.message
-    if (ours, theirs) == (PLAIN, None):
-        assert found.remedy == f"cp '{source / 'chat_template.jinja'}' {other}/"
 
 
 def test_a_target_that_is_larger_than_its_source(pair: tuple[Path, Path], doctor: Doctor, rows_file: Path) -> None:
@@ -302,29 +294,29 @@ def test_a_target_that_is_larger_than_its_source(pair: tuple[Path, Path], doctor
     assert of(diagnosis, "sizes").remedy == f"semalign doctor {source} {target}"
     depth = of(diagnosis, "depth")
     assert depth.level == "warning" and "3 → 4 layers" in depth.message
-    assert str(depth.remedy).startswith("'train.layers=[2,3,4]'")
-    assert doctor(target, source, "train.layers=[2,3,4]").is_usable
+    assert str(depth.remedy).startswith("'method.layers=[2,3,4]'")
+    assert doctor(target, source, "method.layers=[2,3,4]").is_usable
 
 
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        (["train.layers=[7]"], "(7,), expected ascending numbers from 1 to 3"),
+        (["method.layers=[7]"], "(7,), expected ascending numbers from 1 to 3"),
         (["pairing.kind=manual", "pairing.layers=[1,2]"], "names 2 source layers for 3 target layers"),
         (["pairing.kind=manual", "pairing.layers=[1,2,5]"], "target layer 3 has source layer 5, expected 1 to 4"),
-        (["train.objective.kind=cosine", "transport.frame=none"], "the source has 40 and the target 24"),
+        (["method.objective.kind=cosine", "transport.frame=none"], "the source has 40 and the target 24"),
     ],
 )
-def test_settings_that_do_not_fit_the_pair_are_bad_input(
-    settings: list[str], words: str, pair: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+def test_settings_that_do_not_fit_the_pair_are_errors(
+    settings: list[str], words: str, pair: tuple[Path, Path], doctor: Doctor
 ) -> None:
-    assert main(["doctor", *map(str, pair), *settings]) == 2
-    assert words in capsys.readouterr().err
+    found = of(doctor(*pair, *settings), "settings")
+    assert found.level == "error" and words in found.message
 
 
-@pytest.mark.parametrize("more", [["train.weights.geometry=0"], ["method.kind=hidden"], ["method.kind=kd"]])
-def test_an_objective_that_is_not_used_may_be_any(more: list[str], pair: tuple[Path, Path], doctor: Doctor) -> None:
-    assert doctor(*pair, "train.objective.kind=cosine", "transport.frame=none", *more).is_usable
+def test_an_objective_that_is_not_used_may_be_any(pair: tuple[Path, Path], doctor: Doctor) -> None:
+    more = ("method.objective.kind=cosine", "transport.frame=none", "method.weights.geometry=0")
+    assert doctor(*pair, *more).is_usable
 
 
 def test_float16_targets_are_refused(pair: tuple[Path, Path], other: Path, doctor: Doctor) -> None:
@@ -342,8 +334,8 @@ def test_float16_targets_are_refused(pair: tuple[Path, Path], other: Path, docto
     [
         (("data.max_length=44",), "ok", None),
         (("data.max_length=40",), "warning", "data.max_length="),
-        (("data.max_length=8",), "error", "data.max_length="),
-        (("data.max_length=64", "data.train_rows=200"), "error", "data.train_rows=52 data.held_out_rows=8"),
+        (("data.max_length=8",), "error", "raise data.max_length"),
+        (("data.max_length=64", "data.train_rows=200"), "error", "lower data.train_rows"),
     ],
 )
 def test_rows_are_measured(
@@ -354,71 +346,48 @@ def test_rows_are_measured(
     level: str,
     remedy: str | None,
 ) -> None:
-    found = of(doctor(*pair, "--data", rows_file, *SETTINGS[:2], *settings), "rows")
-    assert found.level == level
-    if remedy is None:
-        return
-    assert found.remedy is not None and found.remedy.startswith(remedy)
-    cured = doctor(*pair, "--data", rows_file, *SETTINGS[:2], *settings, *found.remedy.split())
-    assert of(cured, "rows").level == "ok"
+    given = (*pair, "--data", rows_file, "data.train_rows=20", "data.held_out_rows=8", *settings)
+    found = of(doctor(*given), "rows")
+    assert found.level == level and str(found.remedy).startswith(str(remedy))
+    if level == "warning":
+        assert of(doctor(*given, str(found.remedy)), "rows").level == "ok"
 
 
 def test_rows_are_held_against_positions(pair: tuple[Path, Path], other: Path, rows_file: Path, doctor: Doctor) -> None:
     assert of(doctor(*pair, "data.max_length=512"), "rows").remedy == "data.max_length=128"
     edit(other / "config.json", lambda data: data.update(max_position_embeddings=41))
-    found = of(doctor(pair[0], other, "--data", rows_file, *SETTINGS), "rows")
+    few = ("data.train_rows=30", "data.held_out_rows=8", "data.max_length=64")
+    found = of(doctor(pair[0], other, "--data", rows_file, *few), "rows")
     assert found.level == "error" and found.remedy == "data.max_length=41"
-    cured = of(doctor(pair[0], other, "--data", rows_file, *SETTINGS, "data.max_length=41"), "rows")
+    cured = of(doctor(pair[0], other, "--data", rows_file, *few, "data.max_length=41"), "rows")
     assert cured.level == "warning" and cured.remedy == "shorter rows, or models that read longer ones"
-
-
-def test_rows_that_are_short_enough_are_counted(
-    pair: tuple[Path, Path], rows_file: Path, doctor: Doctor, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    asked = ("--data", rows_file, "data.max_length=40", "data.train_rows=52", "data.held_out_rows=8")
-    few = doctor(*pair, *asked)
-    assert (
-        not few.is_usable
-        and "of them short enough and with other prompts, of the 60 that are asked for" in of(few, "rows").message
-    )
-    remedy = str(of(few, "rows").remedy)
-    assert doctor(*pair, *asked[:3], *remedy.split()).is_usable
-    twice = rows_file.with_name("twice.jsonl")
-    twice.write_text(rows_file.read_text("utf-8").splitlines()[0] + "\n" + rows_file.read_text("utf-8").splitlines()[0])
-    repeated = doctor(*pair, "--data", twice, "data.train_rows=1", "data.held_out_rows=1")
-    assert "has 2 rows, 1 of them short enough and with other prompts, of the 2" in of(repeated, "rows").message
-    for part in ("train", "held_out"):
-        own = f"data.held_out={{path: {rows_file}}}"
-        others = ("data.train_rows=4", "data.held_out_rows=4", f"data.{part}_rows=61")
-        found = of(doctor(*pair, "--data", rows_file, own, "data.max_length=64", *others), "rows")
-        assert (found.level, found.remedy) == ("error", f"data.{part}_rows=60")
-    monkeypatch.setattr("semalign_harness.doctor._pair.SAMPLED", 30)
-    found = of(doctor(*pair, *asked), "rows")
-    assert found.level == "warning", "what some rows make likely is no error"
-    some = next(f.message for f in doctor(*pair, *asked).findings if f.check == "rows")
-    assert some.startswith("of 60 rows, 30 of which were read, the median has")
 
 
 def test_prompts_leave_room_for_what_is_generated(pair: tuple[Path, Path], rows_file: Path, doctor: Doctor) -> None:
     asked = ("--data", rows_file, *SETTINGS, "measure.answer_rows=4", "measure.max_new_tokens=120")
     found = of(doctor(*pair, *asked), "rows")
-    assert found.level == "warning" and "a model reads at most 128" in found.message
+    assert found.level == "error" and "reads at most 128" in found.message
     assert of(doctor(*pair, *asked, str(found.remedy)), "rows").level == "ok"
 
 
-def test_fields_of_the_rows_are_settings(
-    pair: tuple[Path, Path], tmp_path: Path, doctor: Doctor, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_keys_that_the_template_never_reads_are_told(pair: tuple[Path, Path], tmp_path: Path, doctor: Doctor) -> None:
+    turns = [{"role": "user", "content": "How many ?", "name": "Ada"}, {"role": "assistant", "content": "7"}]
+    rows = [{"messages": [{**turns[0], "content": f"How many {i} ?"}, turns[1]]} for i in range(24)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    found = of(doctor(*pair, "--data", tmp_path / "rows.jsonl", *SETTINGS), "rows")
+    assert found.level == "warning"
+    assert found.message == "the chat template never reads name (24 rows), left out of prompts and answers"
+
+
+def test_fields_of_the_rows_are_settings(pair: tuple[Path, Path], tmp_path: Path, doctor: Doctor) -> None:
     rows = [{"question": f"How many {i} ?", "reply": f"The answer is {i}"} for i in range(30)]
     file = tmp_path / "rows.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     named = ("data.train.prompt=question", "data.train.completion=reply", *SETTINGS)
-    assert of(doctor(*pair, "--data", file, *named), "rows").message.startswith("of 30 rows")
-    assert of(doctor(*pair, f"data.train.path={file}", *named), "rows").message.startswith("of 30 rows")
-    held_out = (f"data.held_out={{path: {file}, prompt: question, completion: reply}}",)
-    assert of(doctor(*pair, "--data", file, *named, *held_out), "rows").message.startswith("of 60 rows")
-    assert main(["doctor", *map(str, pair), "--data", str(file), *SETTINGS]) == 2
-    assert "data.train.prompt" in capsys.readouterr().err
+    for given in (("--data", file), (f"data.train.path={file}",)):
+        assert "16 training rows" in of(doctor(*pair, *given, *named), "rows").message
+    found = of(doctor(*pair, "--data", file, *SETTINGS), "rows")
+    assert found.level == "error" and "data.train.prompt" in str(found)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -540,9 +509,10 @@ def test_heads_that_cannot_be_read_alone_are_noted(pair: tuple[Path, Path], othe
 def test_heads_of_hub_models_are_read_when_they_are_here(
     pair: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = open_candidate("source", ModelConfig(path=str(pair[0])), torch.device("cpu"))
-    assert isinstance(found, Candidate)
-    hub = replace(found, opened=replace(found.opened, place="somebody/source", commit="5e"))
+    found = open_model(ModelConfig(path=str(pair[0])))
+    hub = replace(found, place="somebody/source", commit="5e")
+    experiment = load_experiment("tiny")
+    pair_of = Pair(experiment, hub, found, encoder_of(experiment, found))
     here = {"model.safetensors": pair[0] / "model.safetensors"}
 
     def cached(place: str, name: str, *, revision: str, local_files_only: bool) -> str:
@@ -552,9 +522,10 @@ def test_heads_of_hub_models_are_read_when_they_are_here(
         return str(here[name])
 
     monkeypatch.setattr(heads, "cached_file", cached)
-    assert "rank 40 of 40" in heads.check_head(hub, torch.arange(310)).message
+    assert "rank 40 of 40" in heads.check_head("source", hub, pair_of).message
     here.clear()
-    assert heads.check_head(hub, torch.arange(310)).message == "not measured: the checkpoint is not downloaded yet"
+    told = "not measured: the checkpoint is not downloaded yet"
+    assert heads.check_head("source", hub, pair_of).message == told
 
 
 @pytest.mark.parametrize(
@@ -580,9 +551,10 @@ def test_the_remedy_for_memory_is_enough(
     assert of(doctor(*pair, *settings, str(found.remedy)), "memory").level == "ok"
 
 
-def test_memory_is_for_the_longest_row_that_was_seen(pair: tuple[Path, Path], rows_file: Path, doctor: Doctor) -> None:
+def test_memory_is_for_the_longest_row_of_a_run(pair: tuple[Path, Path], rows_file: Path, doctor: Doctor) -> None:
     seen = encode_rows(load_rows(RowsConfig(path=str(rows_file))), load_model(ModelConfig(path=str(pair[1]))).tokenizer)
-    found = of(doctor(*pair, "--data", rows_file, "data.train_rows=2", *SETTINGS[1:]), "memory")
+    all_rows = ("data.train_rows=52", "data.held_out_rows=8", "data.max_length=64")
+    found = of(doctor(*pair, "--data", rows_file, *all_rows), "memory")
     assert f"for rows of {max(map(len, seen))} tokens" in found.message
 
 
@@ -597,33 +569,13 @@ def test_disk(pair: tuple[Path, Path], doctor: Doctor, monkeypatch: pytest.Monke
     assert live.partition(" of supervision")[0] != found.message.partition(" of supervision")[0]
 
 
-def test_time(pair: tuple[Path, Path], doctor: Doctor, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine, "matrix_speed", lambda device, dtype: 1e9)
-    assert of(doctor(*pair), "time").level == "ok"
-    monkeypatch.setattr(machine, "matrix_speed", lambda device, dtype: 1e3)
-    found = of(doctor(*pair), "time")
-    assert found.level == "warning" and "data.train_rows" in str(found.remedy)
-
-
-def test_time_says_what_it_is_of(pair: tuple[Path, Path], doctor: Doctor) -> None:
-    told = of(doctor(*pair), "time").message
-    assert "of frontier training (" in told and ", loading aside" in told
-    assert "loading and the writing of answers aside" in of(doctor(*pair, "data.answers=target"), "time").message
-    other = of(doctor(*pair, "method.kind=kd"), "time").message
-    assert other.startswith("not estimated") and other.endswith("method.kind=kd")
-
-
-@pytest.mark.parametrize("sampled", [512, 3])
-def test_a_row_is_named_as_a_run_names_it(
-    pair: tuple[Path, Path], tmp_path: Path, sampled: int, capsys: pytest.CaptureFixture[str], monkeypatch: Any
-) -> None:
-    """Also where few rows of many are encoded: of nine and at most three, the first, fourth and seventh."""
-    monkeypatch.setattr(_pair, "SAMPLED", sampled)
+def test_a_row_is_named_as_a_run_names_it(pair: tuple[Path, Path], tmp_path: Path, doctor: Doctor) -> None:
     rows = [{"prompt": f"question {i}", "completion": "" if i == 7 else "yes"} for i in range(1, 10)]
     file = tmp_path / "rows.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    assert main(["doctor", *map(str, pair), "--data", str(file), *SETTINGS]) == 2
-    assert f"row 7 of {file} has no answer or prompt: its field 'completion' is empty" in capsys.readouterr().err
+    found = of(doctor(*pair, "--data", file, *SETTINGS), "rows")
+    told = f"row 7 of {file} has no answer or prompt: its field 'completion' is empty"
+    assert (found.level, found.message) == ("error", told)
 
 
 @pytest.mark.parametrize("family", ["mamba", "gemma4_text"])
@@ -651,7 +603,7 @@ def test_models_of_another_kind_are_refused(
     build_tokenizer().save_pretrained(tmp_path / "encoder")
     diagnosis = doctor(tmp_path / "encoder", pair[1])
     assert [finding.check for finding in diagnosis.findings] == ["source"]
-    assert "decoder-only" in diagnosis.findings[0].message
+    assert "decoder-only" in str(diagnosis.findings[0])
     assert "semalign models list" in str(diagnosis.findings[0].remedy)
     both = doctor(tmp_path / "encoder", tmp_path / "encoder")
     assert [finding.level for finding in both.findings] == ["error", "error"]
@@ -728,7 +680,7 @@ def test_layers_are_compared_in_depth(
 ) -> None:
     picture = tmp_path / "new" / "layers.svg"
     diagnosis = doctor(*pair, "--data", rows_file, *SETTINGS, "--deep", "--out", picture)
-    assert of(diagnosis, "weights").level == "ok" and str(picture) in of(diagnosis, "heat map").message
+    assert of(diagnosis, "weights").level == "ok"
     first = picture.read_text(encoding="utf-8")
     assert first == heat_map(diagnosis)
     assert ElementTree.fromstring(first).tag == "{http://www.w3.org/2000/svg}svg"
@@ -736,7 +688,7 @@ def test_layers_are_compared_in_depth(
     assert diagnosis == doctor(*pair, "--data", rows_file, *SETTINGS, "--deep", "--out", picture).model_copy(
         update={"findings": diagnosis.findings}
     )
-    assert picture.read_text(encoding="utf-8") == first, "the same figures give the same file"
+    assert picture.read_text(encoding="utf-8") == first, "the same values give the same file"
 
     assert [report.frame for report in diagnosis.fidelity] == ["cosine", "dual", "parseval"]
     assert (len(diagnosis.similarity), len(diagnosis.similarity[0])) == (3, 4)
@@ -757,24 +709,27 @@ def test_layers_are_compared_in_depth(
     assert (tmp_path / "kept.svg").read_text(encoding="utf-8") == first, "a new file takes the place of the old one"
 
 
-def test_a_heat_map_without_a_name_is_layers_svg(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[Path | None] = []
+def test_a_heat_map_without_a_name_is_layers_svg(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def diagnose(experiment: Experiment, *, deep: bool, **_: Any) -> Diagnosis:
+        assert deep
+        pairing = LayerPairing(policy="uniform", source_depth=1, source_layers=(1,))
+        common = {"source": "source", "target": "target", "device": "cpu"}
+        finding = Finding(check="depth", level="ok", message="one layer each")
+        return Diagnosis(**common, findings=(finding,), similarity=((0.5,),), pairing=pairing)
 
-    def diagnose(experiment: Experiment, *, heat_map: Path | None, **_: Any) -> Diagnosis:
-        asked.append(heat_map)
-        raise SemalignError("enough")
-
-    monkeypatch.setattr("semalign_harness.doctor.diagnose", diagnose)
-    for more in ([], ["--deep"], ["--deep", "--out", "mine.svg"]):
-        assert main(["doctor", "source", "target", *more]) == 2
-    assert asked == [None, Path("layers.svg"), Path("mine.svg")]
+    monkeypatch.setattr("semalign_harness.cli.doctor.diagnose", diagnose)
+    monkeypatch.chdir(tmp_path)
+    for more, written in (([], {"layers.svg"}), (["--out", "mine.svg"], {"layers.svg", "mine.svg"})):
+        assert main(["doctor", "source", "target", "--deep", *more]) == 0
+        assert {file.name for file in tmp_path.iterdir()} == written
 
 
 def heat_map(diagnosis: Diagnosis) -> str:
-    """The picture of the layers with the pairing that the fidelity was measured by."""
+    """Draw the layers with the pairing that the fidelity was measured by."""
+    assert diagnosis.pairing is not None
     paired = tuple(layer.source_layer for layer in diagnosis.fidelity[0].layers)
-    pairing = LayerPairing(policy="any", source_depth=len(diagnosis.similarity[0]), source_layers=paired)
-    return standalone(draw_similarity(diagnosis.similarity, pairing))
+    assert diagnosis.pairing.source_layers == paired
+    return standalone(draw_similarity(diagnosis.similarity, diagnosis.pairing))
 
 
 def test_the_fidelity_is_that_of_a_run(
@@ -787,7 +742,10 @@ def test_the_fidelity_is_that_of_a_run(
     bases = [SemanticBasis.from_model(each.model, entries=torch.arange(310)) for each in loaded]
     within = fit_transport(bases[0], bases[0], frame="parseval", fold_gain=True)
     views = [DecoderView(each.model) for each in loaded]
-    rows = batches(encode_rows(load_rows(RowsConfig(path=str(rows_file)))[:8], loaded[1].tokenizer), 1)
+    more = [f"target.path={pair[1]}", f"data.train.path={rows_file}", "data.held_out=null", *settings[:2]]
+    data = load_experiment("tiny", overrides=more).data
+    split = split_rows(data, read_rows(data), TextEncoder(loaded[1].tokenizer))
+    rows = batches(split.train[:8], 1)
     masks = [supervised(batch).mask for batch in rows]
     with torch.no_grad():
         traces = [[view.trace(batch, keep=range(1, view.depth + 1)) for batch in rows] for view in views]
@@ -820,14 +778,15 @@ def test_a_frame_of_another_package_is_compared_too(
         assert [report.frame for report in found] == ["cosine", "dual", "parseval", *more]
 
 
-def test_a_picture_needs_matplotlib(
+def test_a_window_that_was_not_checked_is_told(
     pair: tuple[Path, Path], rows_file: Path, doctor: Doctor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    find = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *more: None if name == "matplotlib" else find(name))
-    picture = tmp_path / "layers.svg"
-    found = of(doctor(*pair, "--data", rows_file, *SETTINGS, "--deep", "--out", picture), "heat map")
-    assert found.level == "warning" and found.remedy == "pip install matplotlib" and not picture.exists()
+    more = ("--data", rows_file, *SETTINGS, "--deep", "--out", tmp_path / "layers.svg")
+    assert "target window" not in [finding.check for finding in doctor(*pair, *more).findings]
+    told = "LlamaForCausalLM was checked on rows of 64 tokens, and not past its sliding_window of 5000"
+    monkeypatch.setattr(DecoderView, "verify", lambda view: told)
+    found = of(doctor(*pair, *more), "target window")
+    assert found.level == "warning" and found.message == told
 
 
 def test_weights_that_cannot_be_used_are_an_error(
@@ -853,7 +812,16 @@ def test_a_model_that_cannot_generate_is_an_error_where_it_has_to(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    more = ("--data", rows_file, *SETTINGS, f"measure.answer_rows={rows}", "--deep", "--out", tmp_path / "layers.svg")
+    more = (
+        "--data",
+        rows_file,
+        *SETTINGS,
+        f"measure.answer_rows={rows}",
+        "measure.max_new_tokens=4",
+        "--deep",
+        "--out",
+        tmp_path / "layers.svg",
+    )
     assert of(doctor(*pair, *more), "target generation").message.endswith("in batches")
 
     def refuse(model: object) -> Way:

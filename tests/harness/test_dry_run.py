@@ -50,9 +50,9 @@ WRONG: dict[str, Wrong] = {
     "rows without a prompt": unusable_rows,
     "too few rows": lambda folder: ["data.train_rows=1000"],
     "rows that are too long": lambda folder: ["data.max_length=3"],
-    "a layer too many": lambda folder: ["train.layers=[9]"],
+    "a layer too many": lambda folder: ["method.layers=[9]"],
     "a pairing of another depth": lambda folder: ["pairing.kind=manual", "pairing.layers=[1, 2]"],
-    "an adapter without a module": lambda folder: ["train.trainable={kind: lora, modules: [none]}"],
+    "an adapter without a module": lambda folder: ["method.trainable={kind: lora, modules: [none]}"],
     "a target in float16": lambda folder: ["target.dtype=float16"],
     "a folder with other files": foreign_folder,
     "a folder with another experiment": other_experiment,
@@ -158,7 +158,7 @@ def test_a_dry_run_of_a_matrix_names_the_cells_that_would_be_refused(
 
     read, calls = dry_run.read_inputs, []
     monkeypatch.setattr(dry_run, "read_inputs", lambda *given: calls.append(0) or read(*given))
-    call = ["submit", "tiny", *overrides, "--over", "train.layers=[[9],[1],[2]]", "--over", "train.seed=0,1"]
+    call = ["submit", "tiny", *overrides, "--over", "method.layers=[[9],[1],[2]]", "--over", "train.seed=0,1"]
     before = everything(tmp_path)
     assert main([*call, "--out", str(tmp_path / "matrix"), "--dry-run"]) == 2
     out = capsys.readouterr().out

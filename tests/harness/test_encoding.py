@@ -14,25 +14,23 @@ import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from lm_eval.api.model import TemplateLM
-from semalign_geometry import SemalignError
+from semalign_geometry.base import SemalignError
 from semalign_harness import build_tokenizer, encode_rows, load_experiment
 from semalign_harness.cli.main import main
 from semalign_harness.comparison import _run as comparing
+from semalign_harness.comparison._run import measured_differently
 from semalign_harness.data.encoding import CLOCK, DAY, ENCODING, Conversation, TextEncoder
-from semalign_harness.data.rows import encode_row, load_rows, split_rows
+from semalign_harness.data.rows import encode_row, split_rows
 from semalign_harness.data.settings import DataConfig, RowsConfig
-from semalign_harness.doctor._pair import draw_sample
 from semalign_harness.evaluation import EvaluationConfig, evaluate, read_evaluation
 from semalign_harness.evaluation import _run as runner
 from semalign_harness.evaluation._agreement import Text, gold_example
 from semalign_harness.evaluation._journaled import JournaledLM
 from semalign_harness.evaluation._models import GreedyLM, Models, vllm_model
 from semalign_harness.experiment import Experiment
-from semalign_harness.grid.matrix import measured_differently
 from semalign_harness.models.opening import open_model
 from semalign_harness.models.settings import ModelConfig
 from semalign_harness.report._protocol import evaluation_blocks, experiment_facts
-from semalign_harness.report._read import ROLES
 from semalign_harness.results.comparison import Benchmarks
 from semalign_harness.run.inputs import read_inputs
 from semalign_harness.run.phase_cache import phase_key
@@ -145,15 +143,6 @@ def test_what_stands_before_a_text_is_known_also_where_the_text_is_the_same_toke
     ids = [("<s>", 0), ("</s>", 1)]
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single=ADDED[added], special_tokens=ids)
     assert TextEncoder(tokenizer).start == ((0,) if "<s>" in ADDED[added] else ())
-
-
-def test_the_doctor_reads_the_prompts_of_a_run(tmp_path: Path) -> None:
-    file = tmp_path / "rows.jsonl"
-    file.write_text("".join(json.dumps(row_of(q, "b")) + "\n" for q in ("a", "a b", "\u00e9")), encoding="utf-8")
-    encoder = TextEncoder(tokenizer_of(THINKS), options={"enable_thinking": False})
-    config = DataConfig(train=RowsConfig(path=str(file)), train_rows=2, held_out_rows=1)
-    split = split_rows(config, [load_rows(config.train)], encoder)
-    assert {*draw_sample(config, encoder).examples} == {*split.train, *split.held_out}
 
 
 @pytest.mark.parametrize("added", ADDED)
@@ -414,7 +403,7 @@ def test_a_run_names_what_is_left_out(
     more = [f"data.train.path={tmp_path / 'odd.jsonl'}", "chat_template.enable_thinking=false"]
     read_inputs(load_experiment("tiny", overrides=[*overrides, *more]), Console())
     noted = capsys.readouterr().err
-    assert "the chat template never reads name (24 rows): left out" in noted
+    assert "the chat template never reads name (24 rows), left out" in noted
     assert "24 rows have several answers, of which the last is trained on" in noted
     assert "24 answers name '<eos>' before their end" in noted
     assert "the chat template never reads enable_thinking of chat_template" in noted
@@ -485,7 +474,7 @@ def test_prompts_that_the_source_cannot_read_whole_are_cut_and_counted(data: Pat
     assert (found.truncated, found.truncated_to_compare) == (0, len(ROWS["mmlu"]))
     assert found.kl is not None and found.kl.value > 0
     alone = evaluate(config.model_copy(update={"source": None}), tmp_path / "alone")
-    assert alone is not None and alone.benchmarks["mmlu"].figure == found.figure
+    assert alone is not None and alone.benchmarks["mmlu"].headline == found.headline
 
 
 def test_a_solution_that_no_prompt_fits_before_is_refused_before_any_work(
@@ -512,7 +501,7 @@ def test_an_evaluation_keeps_its_template_settings(
         assert (protocol.chat_template, protocol.date) == ({"word": word}, "2024-07-26")
         assert protocol.encoding == ENCODING
         assert all(item.prompt.startswith(f"2024 {word} ") for item in evaluation.items["mmlu"])
-    shown = repr(evaluation_blocks({ROLES[-1]: found["now"]}))
+    shown = repr(evaluation_blocks(found["now"].result))
     assert 'yes, word="now"' in shown and "2024-07-26" in shown
     assert main(["compare-evaluations", str(tmp_path / "apples"), str(tmp_path / "now")]) == 2
     assert "put differently" in capsys.readouterr().err

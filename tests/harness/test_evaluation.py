@@ -25,7 +25,7 @@ from hypothesis import strategies as st
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
 from safetensors.torch import load_file, save_file
-from semalign_geometry import SemalignError
+from semalign_geometry.base import SemalignError
 from semalign_harness import build_tokenizer
 from semalign_harness.benchmarks import BENCHMARKS
 from semalign_harness.cli.main import main
@@ -196,7 +196,9 @@ def test_a_model_that_knows_everything_scores_one(
 ) -> None:
     monkeypatch.setattr(runner._Runner, "_make", lambda self: Knowing(right))
     result = evaluated(models[1], data, tmp_path / "out", chat=False)
-    assert {name: found.figure.value for name, found in result.benchmarks.items()} == dict.fromkeys(ROWS, float(right))
+    assert {name: found.headline.value for name, found in result.benchmarks.items()} == dict.fromkeys(
+        ROWS, float(right)
+    )
     assert result.sandbox is not None and result.benchmarks["mbpp"].reasons == {
         "passed" if right else "failed": len(ROWS["mbpp"])
     }
@@ -541,7 +543,7 @@ def test_what_is_unbounded_is_called_so(models: tuple[Path, Path], data: Path, t
     first, source = (read_evaluation(tmp_path / name) for name in ("one", "source"))
     table = pair_table(pair(first, first, source=source))
     assert "+0.0000 [unbounded]" in table and " 0% [unbounded]\n" in table
-    assert table.endswith("\nunbounded: too few items, or a gap that they cannot tell from none")
+    assert table.endswith("\nunbounded: too few items, or a gap that they cannot distinguish from none")
 
 
 def test_answers_of_four_bits_are_others(models: tuple[Path, Path]) -> None:

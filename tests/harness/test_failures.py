@@ -11,7 +11,7 @@ import jinja2
 import pytest
 import torch
 import transformers
-from semalign_geometry import SemalignError
+from semalign_geometry.base import SemalignError
 from semalign_harness.cli.main import main
 from semalign_harness.util.failures import naming
 
@@ -66,7 +66,7 @@ MODELS: dict[str, tuple[Damage, str]] = {
 
 ROWS: dict[str, tuple[Any, str]] = {
     "half a character": ({"prompt": "a \ud800", "completion": "b"}, "line 1 holds half of a character"),
-    "a list": ({"prompt": [3], "completion": "b"}, "of type list: name a field of text"),
+    "a list": ({"prompt": [3], "completion": "b"}, "of type list"),
     "null": ({"prompt": None, "completion": "b"}, "its field 'prompt' is null"),
     "no fields": ({}, "has neither messages nor the field 'prompt'"),
     "text for messages": ({"messages": "x"}, "messages that are not role and content"),
@@ -167,7 +167,7 @@ def test_a_forward_run_that_fails_names_the_model(
     script = "def forward(self, input_ids=None, **more):\n    if input_ids.shape[1] > 8: raise IndexError(text)\n"
     space = {"__name__": "modeling_other", "text": "index out of range in self"}
     exec(f"{script}    return own(self, input_ids=input_ids, **more)", space | {"own": own}, space)
-    monkeypatch.setattr("semalign_harness.models.opening.DecoderView.verify", lambda self: None)
+    monkeypatch.setattr("semalign_attribution.DecoderView.verify", lambda self: None)
     monkeypatch.setattr(transformers.models.llama.modeling_llama.LlamaModel, "forward", space["forward"])
     told = refused(["run", "tiny", *overrides, "--quiet"], capsys)
     assert f"through the target {pair[1]}: IndexError: index out of range in self" in told
@@ -219,7 +219,7 @@ def test_a_bug_ends_with_a_sentence_that_says_so(
     def fails(_: object) -> int:
         raise ZeroDivisionError
 
-    monkeypatch.setattr("semalign_harness.cli.main._presets", fails)
+    monkeypatch.setattr("semalign_harness.cli.presets.run", fails)
     assert main(["presets"]) == 3
     lines = capsys.readouterr().err.splitlines()
     assert lines[0] == "Traceback (most recent call last):"

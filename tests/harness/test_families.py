@@ -8,7 +8,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from semalign_geometry import SemalignError
+from semalign_geometry.base import SemalignError
 from semalign_harness.models import opening as models
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
@@ -35,10 +35,10 @@ def test_a_refused_family_says_why(checks: Any) -> None:
 def test_a_family_whose_sizes_cannot_be_told_is_not_usable(checks: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """No run estimates its memory, and no evaluation its batches."""
 
-    def unable(config: object) -> None:
+    def unable(*given: object) -> None:
         raise SemalignError("no sizes")
 
-    monkeypatch.setattr(models, "shape_of", unable)
+    monkeypatch.setattr(models, "shape_of_view", unable)
     assert checks.check_family("llama") == {"refused": "llama: no sizes"}
     monkeypatch.undo()
     monkeypatch.setattr(checks, "row_bytes", lambda config, tokens, all_logits: config.no_such_size)

@@ -12,17 +12,19 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from semalign_geometry import SemalignError
+from semalign_geometry.base import SemalignError
 from semalign_harness import Experiment, RunResult, load_experiment
 from semalign_harness.benchmarks import find_benchmark
 from semalign_harness.evaluation import EvaluationConfig, protocol_of
-from semalign_harness.experiment import preset_names
-from semalign_harness.grid.matrix import check_folder, claimed_matrix, read_matrix
+from semalign_harness.grid.folder import check_folder, claimed_matrix
+from semalign_harness.grid.matrix import read_matrix
+from semalign_harness.loading import pair_names
 from semalign_harness.results.fidelity import RunFidelity
 from semalign_harness.results.run import Environment
+from semalign_harness.run.environment import code_of
 from semalign_harness.run.inputs import read_inputs
 from semalign_harness.run.phase_cache import phase_key
-from semalign_harness.run.pipeline import code_of, run_experiment
+from semalign_harness.run.pipeline import run_experiment
 from semalign_harness.run.run_folder import differences
 from semalign_harness.util.console import Console
 
@@ -42,7 +44,7 @@ TREE = {
     "scorer": {"kind": "relative_size", "power": 2.0},
     "pairing": {"kind": "deepest", "skip": 1},
     "transport": {"frame": "between"},
-    "train": {"objective": {"kind": "huber", "delta": 0.5}},
+    "method": {"objective": {"kind": "huber", "delta": 0.5}},
 }
 CHOSEN = ["scorer.kind=relative_size", "pairing.kind=deepest", "transport.frame=between"]
 
@@ -54,16 +56,17 @@ def installed(monkeypatch: pytest.MonkeyPatch, version: str = "1.5") -> list[str
 def test_experiments_with_foreign_components_round_trip(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     installed(monkeypatch)
     file = tmp_path / "foreign.yaml"
-    file.write_text(yaml.safe_dump({**TREE, "method": {"kind": "gains", "steps": 3}}), encoding="utf-8")
+    file.write_text(yaml.safe_dump(TREE), encoding="utf-8")
     experiment = load_experiment("tiny", configs=[file])
     assert experiment.scorer == RelativeSize(power=2.0) and experiment.pairing == Deepest(skip=1)
-    assert experiment.train.objective == Huber(delta=0.5) and experiment.method == Gains(steps=3)
+    assert experiment.method.model_dump()["objective"] == {"kind": "huber", "delta": 0.5}
+    assert load_experiment("tiny", overrides=["method={kind: gains, steps: 3}"]).method == Gains(steps=3)
     assert Experiment.read(experiment.write(tmp_path / "experiment.json")) == experiment
     assert load_experiment("tiny", overrides=["pairing.kind=monotone"], configs=[file]).pairing.kind == "monotone"
-    other = load_experiment("tiny", configs=[file], overrides=["scorer.power=3", "train.objective.delta=2"])
+    other = load_experiment("tiny", configs=[file], overrides=["scorer.power=3", "method.objective.delta=2"])
     assert differences(experiment, other) == [
         "scorer.power is 2.0 there, 3.0 here",
-        "train.objective.delta is 0.5 there, 2.0 here",
+        "method.objective.delta is 0.5 there, 2.0 here",
     ]
 
 
@@ -72,13 +75,13 @@ def test_experiments_with_foreign_components_round_trip(monkeypatch: pytest.Monk
     [
         (["scorer.kind=relative_size", "scorer.powr=1"], "unknown key 'scorer.powr': did you mean 'power'?"),
         (["pairing.kind=deepest", "pairing.skip=-1"], "'pairing.skip' is -1: input should be greater than or equal to"),
-        (["train.objective={kind: huber, dlta: 1}"], "unknown key 'train.objective.dlta': did you mean 'delta'?"),
+        (["method.objective={kind: huber, dlta: 1}"], "unknown key 'method.objective.dlta': did you mean 'delta'?"),
         (["method={kind: gains, stps: 1}"], "unknown key 'method.stps': did you mean 'steps'?"),
         (
             ["scorer.kind=relative"],
             "unknown scorer 'relative': choose one of gradient_activation, ablation, similarity, ",
         ),
-        (["pairing.kind=deep"], "similarity, manual, random, deepest, or install the package that brings it"),
+        (["pairing.kind=deep"], "similarity, manual, random, deepest, or install the package that adds it"),
         (["transport.frame=betwen"], "unknown frame 'betwen': choose one of cosine, dual, parseval, none, between, or"),
         (["method.kind=gain"], "unknown method 'gain': choose one of semalign, "),
     ],
@@ -92,7 +95,7 @@ def test_mistakes_are_one_sentence(overrides: list[str], message: str, monkeypat
 
 def test_experiments_of_our_own_need_no_look_at_packages(monkeypatch: pytest.MonkeyPatch, overrides: list[str]) -> None:
     asked = installed(monkeypatch)
-    for name in preset_names():
+    for name in pair_names():
         load_experiment(name)
     EvaluationConfig.parse({"model": {"path": "x"}})
     key(overrides)
@@ -112,7 +115,7 @@ def test_foreign_settings_and_versions_decide_the_key(overrides: list[str], monk
         key(overrides, *CHOSEN, "pairing.skip=1"),
     ]
     assert keys[0] == key(overrides, *CHOSEN)
-    assert keys[0] == key(overrides, *CHOSEN, "train.objective.kind=huber"), "training decides nothing"
+    assert keys[0] == key(overrides, *CHOSEN, "method.objective.kind=huber"), "training decides nothing"
     alone = [key(overrides, each) for each in CHOSEN]
     installed(monkeypatch, version="1.6")
     newer = [key(overrides, each) for each in CHOSEN]
@@ -180,7 +183,7 @@ def test_runs_of_another_code_are_refused_before_anything_is_read(
     edited.install()
     words = "the code of the {} changed since the run in .* began: restore it, or choose another folder with --out"
     for sort, chosen in (
-        ("objective huber", "train.objective.kind=huber"),
+        ("objective huber", "method.objective.kind=huber"),
         ("method gains", "method.kind=gains"),
         ("scorer relative_size", "scorer.kind=relative_size"),
     ):
@@ -203,7 +206,7 @@ def test_runs_of_another_code_are_refused_before_anything_is_read(
 
 def test_a_matrix_does_not_mix_two_codes(overrides: list[str], tmp_path: Path, edited: Edited) -> None:
     edited.install()
-    call = {"over": ["train.seed=0,1"], "overrides": [*overrides, "train.objective.kind=huber"]}
+    call = {"over": ["train.seed=0,1"], "overrides": [*overrides, "method.objective.kind=huber"]}
     matrix = read_matrix("tiny", **call)
     with claimed_matrix(tmp_path / "matrix", matrix):
         pass
@@ -213,12 +216,10 @@ def test_a_matrix_does_not_mix_two_codes(overrides: list[str], tmp_path: Path, e
     environment = {"packages": {}, "python": "", "platform": "", "device": "cpu", "dtypes": [], "threads": 1}
     environment |= {"data_sha256": {}, "models": [], "supervision_key": "", "code": code_of(cell.experiment)}
     Environment.parse(environment).write(folder / "environment.json")
-    for extend in (False, True):
-        check_folder(tmp_path / "matrix", matrix, extend=extend)
-        edited.install("from typing", "# an edit\nfrom typing")
-        with pytest.raises(SemalignError, match="the code of the objective huber changed since the run in .*seed-0"):
-            check_folder(tmp_path / "matrix", read_matrix("tiny", **call), extend=extend)
-        edited.install()
+    check_folder(tmp_path / "matrix", matrix)
+    edited.install("from typing", "# an edit\nfrom typing")
+    with pytest.raises(SemalignError, match="the code of the objective huber changed since the run in .*seed-0"):
+        check_folder(tmp_path / "matrix", read_matrix("tiny", **call))
 
 
 def test_evaluations_by_another_code_do_not_compare(edited: Edited) -> None:
@@ -239,18 +240,18 @@ def test_components_that_return_something_else_leave_no_run(
 ) -> None:
     """An objective is refused before the source works for it; a method when it returns."""
     edited.install("losses.mean(-1).sum()", "losses.mean(-1)")
-    objective = load_experiment("tiny", overrides=[*overrides, "train.objective.kind=huber"])
+    objective = load_experiment("tiny", overrides=[*overrides, "method.objective.kind=huber"])
     with monkeypatch.context() as patch:
         patch.setattr("semalign_harness.run.pipeline.source_stores", None)
         with pytest.raises(SemalignError, match=r"the objective huber returned a tensor of shape \(8,\) from total"):
             run_experiment(objective, tmp_path / "run")
     assert not (tmp_path / "run").exists()
     with monkeypatch.context() as patch:
-        patch.setattr("semalign_harness.run.inputs.check_objective", lambda *given, **more: None)
+        patch.setattr("semalign_harness.methods._semalign.check_objective", lambda *given, **more: None)
         with pytest.raises(SemalignError, match=r"the objective huber returned a tensor of shape \(\d+,\) from total"):
             run_experiment(objective, tmp_path / "run")
     assert not (tmp_path / "run").exists()
-    edited.install("return MethodReport(", "MethodReport(")
+    edited.install("return MethodReport.of(", "MethodReport.of(")
     method = load_experiment("tiny", overrides=[*overrides, "method.kind=gains"])
     with pytest.raises(SemalignError, match="^the method gains returned None from run: expected a MethodReport$"):
         run_experiment(method, tmp_path / "run")

@@ -4,7 +4,6 @@ import copy
 import json
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
@@ -13,30 +12,28 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from semalign_attribution import DecoderView
-from semalign_geometry import SemalignError
+from semalign_geometry.base import SemalignError
 from semalign_harness.data.arithmetic import arithmetic_rows
 from semalign_harness.data.encoding import Example
 from semalign_harness.data.rows import batches, encode_rows
-from semalign_harness.methods import Method, MethodContext, MethodReport, _neurons
+from semalign_harness.methods import Method, MethodContext, MethodReport
+from semalign_harness.methods.baselines import neurons
 from semalign_harness.methods.baselines.laten import LaTen, _hypernetworks
 from semalign_harness.methods.baselines.neurons import Lens, Located, locate, observe, parts_of, places, until_last_word
 from semalign_harness.models.tiny import build_tokenizer
-from semalign_harness.run.tracking import Metrics
-from semalign_harness.util.console import Console
-from semalign_train import TransferConfig
+from semalign_train import TrainSettings
 from torch import Tensor
 from torch.testing import assert_close
 
 from ..devices import elsewhere, usable
 from ..models import tiny_model
+from . import contexts
 
 VOCABULARY = 320
 TOKENIZER = build_tokenizer()
-QUIET = Console(quiet=True)
 seeds = st.integers(0, 2**32 - 1)
 llama_family = st.sampled_from(["llama", "smollm", "qwen2", "qwen3"])
 each_architecture = pytest.mark.parametrize("architecture", ["llama", "qwen2", "qwen3"])
-each_variant = pytest.mark.parametrize("variant", ["paper", "as_released"])
 
 
 def model_of(architecture: str = "llama", *, seed: int = 0, dtype: torch.dtype = torch.float64, **more: Any) -> Any:
@@ -55,9 +52,9 @@ def cut_rows(count: int, seed: int = 0) -> list[Example]:
 class ByHand:
     """One row through a model of the Llama family, its attention written out from the weights of eager attention."""
 
-    def __init__(self, model: Any, example: Example, variant: str) -> None:
+    def __init__(self, model: Any, example: Example) -> None:
         ids = torch.tensor([example.prompt_ids + example.answer_ids])
-        self.model, self.variant, self.token = model, variant, int(ids[0, -1])
+        self.model, self.token = model, int(ids[0, -1])
         eager = copy.deepcopy(model)
         eager.set_attn_implementation("eager")
         with torch.no_grad():
@@ -69,11 +66,7 @@ class ByHand:
         self.weights = found.attentions
 
     def f(self, stream: Tensor) -> Tensor:
-        if self.variant == "paper":
-            normed = self.model.model.norm(stream)
-        else:
-            deviation = (self.states[-1][0, -1].var(unbiased=False) + 1e-5).sqrt()
-            normed = self.model.model.norm.weight * stream / (deviation + 1e-6).sqrt()
+        normed = self.model.model.norm(stream)
         found: Tensor = self.model.lm_head(normed).log_softmax(-1)[self.token]
         return found
 
@@ -84,8 +77,7 @@ class ByHand:
         values = attention.v_proj(layer.input_layernorm(states)).unflatten(-1, (-1, attention.head_dim))
         values = values.repeat_interleave(attention.num_key_value_groups, 1)
         summed = torch.einsum("hs,shd->hd", weights[:, -1], values).flatten()
-        alone = (weights[:, -1, -1, None] * values[-1]).flatten()
-        return states[-1], attention.o_proj(summed), summed if self.variant == "paper" else alone
+        return states[-1], attention.o_proj(summed), summed
 
     def network(self, number: int) -> tuple[Tensor, Tensor, Tensor]:
         """r, what down_proj gives, and the factors on its columns."""
@@ -107,23 +99,23 @@ class ByHand:
         return torch.stack([self.f(stream) - self.f(before) for stream in moved])
 
 
-def located_in(model: Any, examples: list[Example], variant: Any = "paper", **counts: int) -> Located:
+def located_in(model: Any, examples: list[Example], **counts: int) -> Located:
     numbers = {"layers": 3, "feed_forward": 5, "attention": 4} | counts
-    return locate(DecoderView(model), batches(examples, 2), variant=variant, console=QUIET, label="locate", **numbers)  # type: ignore[arg-type]
+    return locate(DecoderView(model), batches(examples, 2), **numbers)
 
 
 @settings(max_examples=8)
-@given(llama_family, st.sampled_from(["paper", "as_released"]), seeds, st.integers(1, 40))
+@given(llama_family, seeds, st.integers(1, 40))
 @torch.no_grad()
-def test_scores_are_those_of_streams_edited_by_hand(architecture: str, variant: Any, seed: int, chunk: int) -> None:
+def test_scores_are_those_of_streams_edited_by_hand(architecture: str, seed: int, chunk: int) -> None:
     model, examples = model_of(architecture, seed=seed, depth=2), cut_rows(3, seed)
     view = DecoderView(model)
-    streams = observe(view, parts_of(view), batches(examples, 2), variant)
-    lens = Lens.of(view, streams, variant)
-    by_hand = [ByHand(model, example, variant) for example in sorted(examples, key=len)]
+    streams = observe(view, parts_of(view), batches(examples, 2))
+    lens = Lens.of(view, streams)
+    by_hand = [ByHand(model, example) for example in sorted(examples, key=len)]
     for number, (layer, part) in enumerate(zip(streams.layers, parts_of(view), strict=True), 1):
         middle = layer.before + layer.attention
-        with mock.patch.object(_neurons, "CHUNK", chunk):
+        with mock.patch.object(neurons, "CHUNK", chunk):
             networks = lens.increases(middle, layer.activations, part.down_proj.weight.T)
             heads = lens.increases(layer.before, layer.values, part.o_proj.weight.T)
         for found, which, weight in (
@@ -147,7 +139,7 @@ def test_scores_are_those_of_streams_edited_by_hand(architecture: str, variant: 
 @torch.no_grad()
 def test_what_the_neurons_of_a_layer_add_sums_to_what_the_layer_adds(architecture: str, seed: int) -> None:
     view = DecoderView(model_of(architecture, seed=seed))
-    streams = observe(view, parts_of(view), batches(cut_rows(3, seed), 2), "paper")
+    streams = observe(view, parts_of(view), batches(cut_rows(3, seed), 2))
     for layer, part in zip(streams.layers, parts_of(view), strict=True):
         for factors, module, whole in (
             (layer.values, part.o_proj, layer.attention),
@@ -157,21 +149,20 @@ def test_what_the_neurons_of_a_layer_add_sums_to_what_the_layer_adds(architectur
             assert_close(each.sum(1) + (0 if module.bias is None else module.bias), whole)
 
 
-@each_variant
 @torch.no_grad()
-def test_the_best_neurons_of_the_best_layers_in_order(variant: Any) -> None:
+def test_the_best_neurons_of_the_best_layers_in_order() -> None:
     model, examples = model_of(seed=5, depth=4), cut_rows(3)
-    by_hand = [ByHand(model, example, variant) for example in examples]
-    located = located_in(model, examples, variant, layers=2)
+    by_hand = [ByHand(model, example) for example in examples]
+    located = located_in(model, examples, layers=2)
     for found, which, count in ((located.feed_forward, "network", 5), (located.attention, "heads", 4)):
         scores = [sum(each.layer_score(getattr(each, which), n) for each in by_hand) for n in range(1, 5)]
         assert list(found) == sorted(sorted(range(1, 5), key=lambda n: -scores[n - 1])[:2])
-        for number, neurons in found.items():
+        for number, best in found.items():
             part = parts_of(DecoderView(model))[number - 1]
             weight = part.down_proj.weight if which == "network" else part.o_proj.weight
             ranked = sum(each.neuron_scores(getattr(each, which), number, weight) for each in by_hand)
             assert isinstance(ranked, Tensor)
-            assert neurons.tolist() == ranked.argsort(descending=True)[:count].tolist()
+            assert best.tolist() == ranked.argsort(descending=True)[:count].tolist()
 
 
 @each_architecture
@@ -205,40 +196,25 @@ def test_injected_neurons_compute_what_fused_ones_do(architecture: str, seed: in
     generator = torch.Generator().manual_seed(seed)
     for kind, found in onto.items():
         for place in found:
-            neurons = 0.1 * torch.randn(len(place.index), view.width, generator=generator, dtype=torch.float64)
-            with place.added(torch.zeros_like(neurons)):
+            more = 0.1 * torch.randn(len(place.index), view.width, generator=generator, dtype=torch.float64)
+            with place.added(torch.zeros_like(more)):
                 assert_close(view.trace(batch).final, before, rtol=0, atol=0)
-            with place.added(neurons):
+            with place.added(more):
                 injected = view.trace(batch).final
             assert_close(view.trace(batch).final, before, rtol=0, atol=0)
             read = place.read()
-            place.fuse(neurons)
+            place.fuse(more)
             before = view.trace(batch).final
             assert before is not None
             assert_close(before, injected)
             if kind != "v_proj":  # whose rows may be shared
-                assert_close(place.read(), read + neurons)
+                assert_close(place.read(), read + more)
 
 
-class Context(MethodContext):
-    """With a source that is there already."""
-
-    source: Any
-
-    def load_source(self) -> Any:
-        return self.source
-
-
-def context_of(folder: Path, source: Any, target: Any, **train: Any) -> Context:
-    experiment = SimpleNamespace(
-        data=SimpleNamespace(attribution_rows=3), batch_size=2, train=TransferConfig(**{"micro_batch_size": 5} | train)
+def context_of(folder: Path, source: Any, target: Any, **train: Any) -> MethodContext:
+    return contexts.context_of(
+        folder, target, lambda: source, rows_of(16), TOKENIZER, **{"micro_batch_size": 5} | train
     )
-    inputs = SimpleNamespace(split=SimpleNamespace(train=rows_of(16)))
-    loaded, other = SimpleNamespace(model=target, tokenizer=TOKENIZER), SimpleNamespace()
-    parts: Any = (experiment, inputs, loaded, other, other, folder, QUIET, torch.device("cpu"), Metrics(folder))
-    context = Context(*parts)
-    object.__setattr__(context, "source", SimpleNamespace(model=source, tokenizer=TOKENIZER))
-    return context
 
 
 def pair_of(dtype: torch.dtype = torch.float64) -> tuple[Any, Any]:
@@ -276,13 +252,9 @@ def test_the_paper_changes_the_located_rows_and_columns_alone(tmp_path: Path, dt
             assert_close(changed, named[name])
 
 
-def test_as_released_trains_and_leaves_the_target_as_it_was(tmp_path: Path) -> None:
-    source, target = pair_of(torch.float32)
-    before = parameters_of(target)
-    report = LaTen(variant="as_released").run(context_of(tmp_path, source, target))
-    for name, parameter in target.named_parameters():
-        assert torch.equal(parameter, before[name])
-    assert report.steps == len(losses_in(tmp_path)) == 4
+def test_the_report_counts_the_hypernetworks_and_the_tokens(tmp_path: Path) -> None:
+    report = LaTen().run(context_of(tmp_path, *pair_of(torch.float32)))
+    assert report.steps == len(losses_in(tmp_path)) == LaTen().work(TrainSettings(), 3, 16).steps == 4
     assert report.trained_parameters == 4 * (40 * 40 + 40 * 24)
     assert report.supervised_tokens == 4 * sum(len(row.answer_ids) for row in rows_of(16))
     assert report.seconds > 0
@@ -345,9 +317,9 @@ def test_the_jth_neuron_of_the_source_is_added_onto_the_jth_of_the_target(tmp_pa
         (("v_proj", "o_proj"), ours.attention, theirs.attention),
     ):
         assert len(here) == len(there) == 3
-        for (number, onto), (origin, neurons) in zip(here.items(), there.items(), strict=True):
+        for (number, onto), (origin, best) in zip(here.items(), there.items(), strict=True):
             for kind in kinds:
-                found = weights(source, origin)[kind][neurons]
+                found = weights(source, origin)[kind][best]
                 network = _hypernetworks(
                     dict.fromkeys(("up_proj", "down_proj", "v_proj", "o_proj"), found), 24, 0.3, seed=0
                 )
@@ -411,8 +383,7 @@ def test_micro_batches_do_not_change_the_result(tmp_path: Path) -> None:
 
 
 @elsewhere
-@each_variant
-def test_a_run_on_a_device_is_that_of_the_cpu(tmp_path: Path, name: str, variant: Any) -> None:
+def test_a_run_on_a_device_is_that_of_the_cpu(tmp_path: Path, name: str) -> None:
     results = []
     for place in ("cpu", name):
         folder = tmp_path / place
@@ -420,7 +391,7 @@ def test_a_run_on_a_device_is_that_of_the_cpu(tmp_path: Path, name: str, variant
         with usable(place) as device:
             source, target = (model.to(device) for model in pair_of(torch.float32))
             context = context_of(folder, source, target, micro_batch_size=16)
-            LaTen(variant=variant, start=0.1, steps=1).run(context)
+            LaTen(start=0.1, steps=1).run(context)
             results.append({key: value.cpu() for key, value in parameters_of(target).items()})
     assert_close(results[0], results[1], rtol=1e-3, atol=1e-5)
 
@@ -461,4 +432,4 @@ def test_the_last_word_is_no_punctuation_and_no_end_of_sequence() -> None:
 def test_laten_is_a_method() -> None:
     assert isinstance(LaTen(), Method) and not LaTen().stored
     with pytest.raises(SemalignError, match="variant"):
-        LaTen.parse({"kind": "laten", "variant": "other"}, origin="method")
+        LaTen.parse({"kind": "laten", "variant": "paper"}, origin="method")

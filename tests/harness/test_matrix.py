@@ -14,8 +14,9 @@ from typing import Any
 
 import pytest
 from filelock import FileLock
-from semalign_geometry import SemalignError
+from semalign_geometry.base import SemalignError
 from semalign_harness.cli.main import main
+from semalign_harness.grid import jobs as grid
 from semalign_harness.grid import submit
 from semalign_harness.grid.matrix import Matrix, read_matrix
 from semalign_harness.results.run import Environment
@@ -24,7 +25,7 @@ from semalign_train import FrontierTrainer, StepRecord
 from submitit.core.submission import process_job
 
 SEEDS = ("--over", "train.seed=0,1")
-ONE_FAILS = ("--over", "train.layers=[[1], [9]]")
+ONE_FAILS = ("--over", "method.layers=[[1], [9]]")
 
 
 def submitted(tmp_path: Path, overrides: list[str], *more: str) -> int:
@@ -52,15 +53,15 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def test_cells_are_the_product(tmp_path: Path) -> None:
-    over = ["train.passes=1,2", "train.layers=[[1, 2], [3]]", "pairing={kind: uniform},{kind: random, seed: 4}"]
+    over = ["train.passes=1,2", "method.layers=[[1, 2], [3]]", "pairing={kind: uniform},{kind: random, seed: 4}"]
     matrix = read_matrix("tiny", over=over, overrides=["train.seed=7"])
     assert [
-        (c.experiment.train.passes, c.experiment.train.layers, c.experiment.pairing.kind) for c in matrix.cells
+        (c.experiment.train.passes, c.experiment.method.layers, c.experiment.pairing.kind) for c in matrix.cells
     ] == [(passes, layers, kind) for passes in (1, 2) for layers in ((1, 2), (3,)) for kind in ("uniform", "random")]
     assert all(cell.experiment.train.seed == 7 for cell in matrix.cells)
     assert matrix.cells[-1].values == {
         "train.passes": 2,
-        "train.layers": [3],
+        "method.layers": [3],
         "pairing": {"kind": "random", "seed": 4},
     }
     assert Matrix.read(matrix.write(tmp_path / "matrix.json")) == matrix
@@ -68,7 +69,7 @@ def test_cells_are_the_product(tmp_path: Path) -> None:
 
 def test_a_list_in_brackets_holds_the_values() -> None:
     assert read_matrix("tiny", over=["train.seed=[4, 5]"]).over == read_matrix("tiny", over=["train.seed=4,5"]).over
-    assert read_matrix("tiny", over=["train.layers=[1, 2],[3]"]).over == {"train.layers": [[1, 2], [3]]}
+    assert read_matrix("tiny", over=["method.layers=[1, 2],[3]"]).over == {"method.layers": [[1, 2], [3]]}
 
 
 def test_names_are_readable_safe_and_unique() -> None:
@@ -83,7 +84,7 @@ def test_names_are_readable_safe_and_unique() -> None:
     odd = names("source.path=a/b.gguf,a:b.gguf,../../b,A,a,é,''," + "x" * 200)
     assert len({name.casefold() for name in odd}) == 8
     long = names(*(f"{key}={'y' * 24}" for key in ("source.path", "target.path", "data.train.path", "device", "name")))
-    for name in [*odd, *long, *names("train.layers=[[1, 2], [3]]")]:
+    for name in [*odd, *long, *names("method.layers=[[1, 2], [3]]")]:
         assert re.fullmatch(r"[\w+-][\w.+-]{0,120}", name, re.ASCII)
 
 
@@ -101,7 +102,7 @@ def test_names_are_readable_safe_and_unique() -> None:
         (("--over", "train.learning_rate=1e-3,0.001"), ["same experiment"]),
         (("--over", "name=a,b"), ["same experiment"]),
         ((*SEEDS, "--over", "train.seed=2"), ["train.seed twice"]),
-        ((*SEEDS, "train.seed=2"), ["train.seed is varied by --over and set besides"]),
+        ((*SEEDS, "train.seed=2"), ["train.seed is both varied by --over and set"]),
         ((*SEEDS, "--over", "train={passes: 1}"), ["varies both train and train.seed"]),
         ((*SEEDS, "train.lerning_rate=1"), ["learning_rate"]),
         ((*SEEDS, "--jobs", "0"), ["--jobs 0", "at least 1"]),
@@ -157,7 +158,7 @@ def test_a_failed_cell_stops_no_other_and_finished_ones_are_kept(
     reason = "layers are (9,), expected ascending numbers from 1 to 3"
     assert [line.rpartition("  ")[2] for line in printed[1:5]] == ["finished", f"failed: {reason}"] * 2
     rows = table(tmp_path)
-    assert [(row["train.seed"], row["train.layers"], row["state"], row["note"]) for row in rows] == [
+    assert [(row["train.seed"], row["method.layers"], row["state"], row["note"]) for row in rows] == [
         (seed, layers, state, note)
         for seed in "01"
         for layers, state, note in (("[1]", "finished", ""), ("[9]", "failed", reason))
@@ -193,20 +194,18 @@ def test_other_folders_are_refused(
         assert {path: path.stat().st_mtime_ns for path in sorted((tmp_path / "matrix").rglob("*"))} == before
         return capsys.readouterr().err
 
-    assert submitted(tmp_path, overrides, "--over", "train.layers=[[9]]") == 2
+    assert submitted(tmp_path, overrides, "--over", "method.layers=[[9]]") == 2
+    (ran_before,) = ran
     capsys.readouterr()
-    assert "--over train.layers is [[9]] there, [[8]] here" in refused("--over", "train.layers=[[8]]")
-    assert "--over train.layers is [[9]] there, None here; --over train.seed" in refused(*SEEDS)
-    assert "train.seed is 0 there, 5 here" in refused("--over", "train.layers=[[9]]", "train.seed=5")
+    assert "varies method.layers there, train.seed here" in refused(*SEEDS)
+    (tmp_path / "matrix" / ran_before).mkdir()
+    assert f"{ran_before}: train.seed is 0 there, 5 here" in refused("--over", "method.layers=[[9]]", "train.seed=5")
     with FileLock(tmp_path / "matrix" / ".lock"):
-        assert "another process works on" in refused("--over", "train.layers=[[9]]")
-    tree = json.loads((tmp_path / "matrix" / "matrix.json").read_text(encoding="utf-8"))
-    (tmp_path / "matrix" / "matrix.json").write_text(json.dumps(tree | {"cells": []}), encoding="utf-8")
-    assert "it has 0 cells there, 1 here" in refused("--over", "train.layers=[[9]]")  # as a later rung of a sweep
+        assert "another process works on" in refused("--over", "method.layers=[[9]]")
     (tmp_path / "matrix" / "matrix.json").write_text("{", encoding="utf-8")
-    assert "cannot be read as JSON" in refused("--over", "train.layers=[[9]]")
+    assert "cannot be read as JSON" in refused("--over", "method.layers=[[9]]")
     (tmp_path / "matrix" / "matrix.json").unlink()
-    assert "is not empty, and holds no matrix.json" in refused("--over", "train.layers=[[9]]")
+    assert "is not empty, and holds no matrix.json" in refused("--over", "method.layers=[[9]]")
     file = tmp_path / "file"
     file.touch()
     assert main(["submit", "tiny", *SEEDS, "--out", str(file)]) == 2
@@ -215,10 +214,18 @@ def test_other_folders_are_refused(
     assert "cannot be used" in capsys.readouterr().err
 
 
+def test_further_values_extend_a_matrix(tmp_path: Path, overrides: list[str], ran: list[str]) -> None:
+    assert submitted(tmp_path, overrides, "--over", "train.seed=0") == 0
+    assert submitted(tmp_path, overrides, "--over", "train.seed=1,0") == 0
+    assert ran == ["seed-0", "seed-1"] and [row["cell"] for row in table(tmp_path)] == ["seed-1", "seed-0"]
+    matrix = Matrix.read(tmp_path / "matrix" / "matrix.json")
+    assert matrix.over == {"train.seed": [0, 1]} and [cell.name for cell in matrix.cells] == ran
+
+
 def test_a_cell_that_another_process_runs_is_left_alone(
     tmp_path: Path, overrides: list[str], ran: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    call = ["--over", "train.layers=[[8], [9]]"]
+    call = ["--over", "method.layers=[[8], [9]]"]
     assert submitted(tmp_path, overrides, *call) == 2
     first, second = ran
     ran.clear()
@@ -426,7 +433,7 @@ def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def job_ids(tmp_path: Path) -> list[str]:
-    return [record.id for record in submit.Jobs.read(tmp_path / "matrix" / "jobs.json").cells.values()]
+    return [record.id for record in grid.Jobs.read(tmp_path / "matrix" / "jobs.json").cells.values()]
 
 
 def test_an_array_of_jobs(

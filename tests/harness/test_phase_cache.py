@@ -35,7 +35,7 @@ def test_training_settings_share_the_supervision(
     assert run(tmp_path / "one", overrides) == 0
     monkeypatch.setattr(source_phase, "_make", None)  # the source does not run again
     capsys.readouterr()
-    more = ["train.learning_rate=0.01", "train.steps=1", "name=other", "train.objective.kind=cosine"]
+    more = ["train.learning_rate=0.01", "train.steps=1", "name=other", "method.objective.kind=cosine"]
     assert run(tmp_path / "two", overrides, *more) == 0
     said = capsys.readouterr().err
     assert "measure target before" not in said and "measure target after" in said

@@ -36,7 +36,7 @@ def same_weights(one: Path, other: Path) -> bool:
     return all(torch.allclose(ours[name], theirs[name], rtol=1e-3, atol=1e-4) for name in ours)
 
 
-@pytest.mark.parametrize("more", [[], ["train.shard_frozen=true"], ["live=true"]], ids=["", "sharded", "live"])
+@pytest.mark.parametrize("more", [[], ["method.shard_frozen=true"], ["live=true"]], ids=["", "sharded", "live"])
 def test_two_processes_run_an_experiment_together(
     more: list[str], tmp_path: Path, overrides: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

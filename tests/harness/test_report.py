@@ -1,4 +1,4 @@
-"""The report: its figures are those of the files, HTML and Markdown hold the same ones, and nothing is made up."""
+"""The report: its metrics are those of the files, and HTML and Markdown hold the same tables."""
 
 import html.parser
 import json
@@ -11,8 +11,9 @@ from xml.etree import ElementTree
 
 import pytest
 from semalign_attribution import LayerPairing
-from semalign_geometry import FidelityReport, LayerFidelity, SemalignError
-from semalign_harness import Experiment, RunResult, load_experiment, report
+from semalign_geometry import FidelityReport, LayerFidelity
+from semalign_geometry.base import SemalignError
+from semalign_harness import Experiment, RunResult, load_experiment
 from semalign_harness.benchmarks import find_benchmark
 from semalign_harness.cli.main import main
 from semalign_harness.comparison import Comparison, ComparisonConfig
@@ -20,8 +21,7 @@ from semalign_harness.data.settings import RowsConfig
 from semalign_harness.evaluation import BenchmarkResult, EvaluationConfig, EvaluationResult, ItemRecord, read_evaluation
 from semalign_harness.models.settings import ModelConfig
 from semalign_harness.report import _page as page_parts
-from semalign_harness.report import write_report
-from semalign_harness.report._comparison import EQUAL
+from semalign_harness.report import report_run, write_report
 from semalign_harness.report._evaluations import QUESTION, benchmark_blocks, example_blocks
 from semalign_harness.report._protocol import experiment_facts
 from semalign_harness.report._read import ROLES
@@ -35,10 +35,9 @@ from semalign_harness.report.plots import (
     draw_fidelity,
     draw_similarity,
 )
-from semalign_harness.results.comparison import Benchmarks, Figure, MethodFigures, Metric
+from semalign_harness.results.comparison import Benchmarks, ComparedMetric, MethodMetric, MethodResult
 from semalign_harness.results.fidelity import RunFidelity
 from semalign_harness.results.similarity import LayerSimilarity
-from semalign_harness.run import pipeline
 from semalign_harness.statistics import (
     Estimate,
     across_seeds,
@@ -158,7 +157,7 @@ def finished(pair: tuple[Path, Path], rows_file: Path, tmp_path_factory: pytest.
         "train.steps=2",
         "train.batch_size=8",
         "train.micro_batch_size=8",
-        "train.guards.rollback=0",
+        "method.rollback=0",
         "measure.answer_rows=8",
         "measure.max_new_tokens=4",
         "batch_size=8",
@@ -178,7 +177,7 @@ def run(finished: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def bare(run: Path) -> Path:
-    """The copy without what most figures are drawn of, which takes their time."""
+    """The copy without the files of most plots, which take time."""
     for name in ("attribution.json", "fidelity.json", "similarity.json", "metrics.jsonl"):
         (run / name).unlink()
     return run
@@ -203,7 +202,7 @@ def write_evaluation(folder: Path, path: str, digest: str, outcomes: Sequence[bo
         protocol=find_benchmark("gsm8k").protocol(chat=False),
         documents=1319,
         documents_sha256="ab" * 32,
-        figure=proportion(outcomes),
+        headline=proportion(outcomes),
         other={},
         bits_per_byte=None,
         kl=None,
@@ -222,7 +221,7 @@ def write_evaluation(folder: Path, path: str, digest: str, outcomes: Sequence[bo
         sandbox=None,
         packages={},
         benchmarks={"gsm8k": result},
-    ).write(folder / "result.json")
+    ).write(folder / "evaluation.json")
     return folder
 
 
@@ -357,14 +356,14 @@ def test_of_methods_without_layers_only_the_comparison_is_shown(method: dict[str
     (layers, losses) = page.captions
     tokens = LayerSimilarity.read(run / "similarity.json").tokens
     assert layers == (
-        "Linear CKA of what target layers and source layers add, before and after training, over "
+        "Linear CKA of the contributions of target layers and source layers, before and after training, over "
         f"{tokens:,} held-out tokens; 1: the same geometry."
     )
     similarity = LayerSimilarity.read(run / "similarity.json")
     assert draw_before_and_after(similarity, None) in file.read_text(encoding="utf-8"), "without dots"
     assert losses.startswith("Terms of the loss, each step on its own batch")
     assert len(tables(file)) == 1, "nothing layer by layer"
-    assert not re.search(r"stability|pairing,|paired|recomposition|score", page.text.partition("To repeat it")[0])
+    assert not re.search(r"[Ss]tability|pairing,|paired|recomposition|score", page.text.partition("To repeat it")[0])
     assert ("supervision on disk" in page.text) == (method["kind"] == "kd"), "which others do without"
 
 
@@ -377,7 +376,7 @@ def test_of_a_method_that_pairs_layers_the_pairing_is_shown(run: Path) -> None:
         "Linear CKA",
         "Terms",
     ]
-    assert "Dots: the pairing, on average" in page.captions[2] and "stability" in page.text
+    assert "Dots: the pairing, on average" in page.captions[2] and "Stability of the ranking" in page.text
     assert page.tables[1][0] == ["target layer", "source layer", "score"], "nothing is transported"
 
 
@@ -386,7 +385,7 @@ def trained_by(run: Path, method: dict[str, Any]) -> None:
     edit(run / "result.json", lambda tree: tree["training"].update(method=method["kind"], transfer=None))
 
 
-def test_captions_hold_what_figures_alone_do_not(finished: Path) -> None:
+def test_captions_hold_what_plots_alone_do_not(finished: Path) -> None:
     captions = parsed(finished / "report.html").captions
     pairing, found = (json.loads((finished / f"{name}.json").read_text()) for name in ("pairing", "similarity"))
     places = [found["source_layers"].index(layer) for layer in pairing["source_layers"]]
@@ -408,7 +407,7 @@ def test_what_was_not_measured_is_told_with_its_remedy(finished: Path, bare: Pat
     assert "was not measured" not in parsed(finished / "report.html").text
     edit(bare / "result.json", without)
     page = parsed(write_report([bare]))
-    assert "was not measured stage by stage; train.guards.rollback=0.05 does so" in page.text
+    assert "was not measured stage by stage; method.rollback=0.05 measures it" in page.text
     source = Experiment.read(bare / "experiment.json").source.path
     assert f"semalign evaluate {source} --limit 200 --out {bare / 'evaluation-source'}" in page.text
     edit(bare / "experiment.json", lambda tree: tree["source"].update(path="generated:tiny-source"))
@@ -473,7 +472,7 @@ def test_a_single_row_bounds_nothing(bare: Path) -> None:
     assert rows[1][2].endswith("[unbounded]") and rows[1][4].endswith("[unbounded]")
 
 
-def test_losses_that_are_not_finite_are_no_figure(run: Path) -> None:
+def test_losses_that_are_not_finite_have_no_interval(run: Path) -> None:
     def diverged(tree: dict[str, Any]) -> None:
         tree["after"].update(answer_nll="NaN", kl="Infinity")
         tree["after"]["by_row"].update(nll=["NaN"] * 8, kl=["Infinity"] * 8)
@@ -488,8 +487,8 @@ def test_losses_that_are_not_finite_are_no_figure(run: Path) -> None:
 
 def test_commands_say_whether_prompts_go_through_the_template(bare: Path, comparison: Path) -> None:
     write_evaluation(bare / "evaluation", str(bare / "model"), "cd", OUTCOMES["after"])
-    edit(bare / "evaluation" / "result.json", lambda tree: tree["config"].update(chat=False))
-    assert "--tasks gsm8k --seed 0 --plain --out" in parsed(write_report([bare])).text
+    edit(bare / "evaluation" / "evaluation.json", lambda tree: tree["config"].update(chat=False))
+    assert "--seed 0 --tasks gsm8k --plain --out" in parsed(write_report([bare])).text
     edit(
         comparison / "comparison.json",
         lambda tree: tree["config"]["benchmarks"].update(chat=True, allow_weak_sandbox=True),
@@ -509,7 +508,7 @@ def test_an_evaluation_in_the_run_is_reported(bare: Path) -> None:
     digests = json.loads((bare / "environment.json").read_text(encoding="utf-8"))["models"]
     for role, digest, outcomes in zip(("source", "target"), digests, ("source", "before"), strict=True):
         place = bare / f"evaluation-{role}"
-        assert re.search(rf"semalign evaluate \S+ --tasks gsm8k --seed 0 --out {place}\n", page.text)
+        assert re.search(rf"semalign evaluate \S+ --seed 0 --tasks gsm8k --out {place}\n", page.text)
         write_evaluation(place, role, digest, OUTCOMES[outcomes])
     assert f"semalign report {bare}\n" in page.text
     page = parsed(write_report([bare]))
@@ -540,19 +539,24 @@ def test_evaluations_of_its_models_belong_to_a_run(bare: Path, tmp_path: Path) -
 def test_documents_that_differ_are_no_examples(bare: Path, tmp_path: Path) -> None:
     evaluations = write_evaluations(bare, tmp_path)
     edit(
-        evaluations[0] / "result.json",
+        evaluations[0] / "evaluation.json",
         lambda tree: tree["benchmarks"]["gsm8k"].update(documents=99, documents_sha256="other"),
     )
     found = {role: read_evaluation(place) for role, place in zip(ROLES, evaluations, strict=True)}
     assert example_blocks(found) == []
     del found["target before"]
-    (table,) = [block for block in benchmark_blocks(found) if isinstance(block, page_parts.Table)]
+    blocks = benchmark_blocks({role: each.result for role, each in found.items()})
+    (table,) = [block for block in blocks if isinstance(block, page_parts.Table)]
+    assert (
+        page_parts.Text("Documents or prompts differ between the models: these values do not compare directly.")
+        in blocks
+    )
     assert table.rows[0][-1] == "8 of 99, 8 of 1319"
 
 
 def test_commands_load_a_model_as_the_run_did(bare: Path) -> None:
     write_evaluation(bare / "evaluation", str(bare / "model"), "cd", OUTCOMES["after"])
-    edit(bare / "evaluation" / "result.json", lambda tree: tree["config"].update(allow_weak_sandbox=True))
+    edit(bare / "evaluation" / "evaluation.json", lambda tree: tree["config"].update(allow_weak_sandbox=True))
     edit(bare / "experiment.json", lambda tree: tree["source"].update(revision="abc", load_in_4bit=True))
     words = "--allow-weak-sandbox 'model.revision=\"abc\"' model.load_in_4bit=true --out "
     assert words + str(bare / "evaluation-source") in parsed(write_report([bare])).text
@@ -586,15 +590,13 @@ def test_runs_stand_side_by_side(run: Path, tmp_path: Path, capsys: pytest.Captu
     file = tmp_path / "out" / "two.html"
     result, before, settings, benchmarks, cost = tables(file)
     names = ["", "tiny", "other <b>"]
-    assert all(table[0] == names for table in (result, before, settings, benchmarks, cost))
+    assert all(table[0] == names for table in (result, before, settings, cost))
+    assert benchmarks[0] == ["benchmark ↑", *names[1:], "documents"]
     measured = RunResult.read(run / "result.json")
     assert result[1][1].startswith(f"{measured.after.answer_nll:.4f} [") and result[1][1] == result[1][2]
     assert before[1][1].startswith(f"{measured.before.answer_nll:.4f} [")
     assert {row[0]: row[1:] for row in settings[1:]} == {
-        "method": [
-            "semalign: relation objective, parseval frame, similarity pairing, full training of each layer",
-            "semalign: relation objective, parseval frame, manual pairing, full training of each layer",
-        ],
+        "method": [f"semalign: frame parseval, pairing {pairing}" for pairing in ("similarity", "manual")],
         "pairing.kind": ["similarity", "manual"],
         "pairing.depth_weight": [
             str(json.loads((run / "experiment.json").read_text())["pairing"]["depth_weight"]),
@@ -603,10 +605,10 @@ def test_runs_stand_side_by_side(run: Path, tmp_path: Path, capsys: pytest.Captu
         "pairing.layers": ["–", "1, 1, 4"],
         "train.learning_rate": ["0.003", "0.5"],
     }
-    assert benchmarks[1][:2] == ["gsm8k accuracy ↑", "–"]
+    assert benchmarks[1][:2] == ["gsm8k accuracy", "–"] and benchmarks[1][3] == "8 of 1319"
     assert dict((row[0], row[1]) for row in cost[1:])["training"] == f"{measured.training.seconds:.1f} s"
     page = parsed(file)
-    assert page.headings == ["Result", "Settings that differ", "Figures", "Benchmarks", "Cost", "Protocol"]
+    assert page.headings == ["Result", "Settings that differ", "Plots", "Benchmarks", "Cost", "Protocol"]
     assert "do not compare directly" not in page.text and page.tags.count("svg") == 5
     assert not (run / "report.html").exists()
 
@@ -642,13 +644,13 @@ def comparison(run: Path, tmp_path: Path) -> Path:
     methods = {"semalign": [1.0, 0.7, 0.9, 0.8, 1.1, 0.4], "sft": [1.3, 0.8, 1.2, 0.9, 1.4, 0.9]}
     figures = {
         name: {
-            "KL": Figure(
+            "KL": MethodMetric(
                 estimate=mean(values),
                 over_seeds=across_seeds([mean(values).value, mean(values).value + 0.125]),
                 gap=estimate_gap_recovered(columns["source"], columns["before"], values, seed=0),
                 versus_rival=None if name == "sft" else compare_values(values, methods["sft"], seed=0),
             ),
-            "gsm8k": Figure(
+            "gsm8k": MethodMetric(
                 estimate=proportion(OUTCOMES["after"]),
                 over_seeds=across_seeds([0.5, 0.75]),
                 gap=estimate_gap_recovered(*(8 * outcomes for outcomes in OUTCOMES.values()), seed=0),
@@ -675,13 +677,13 @@ def comparison(run: Path, tmp_path: Path) -> Path:
             benchmarks=Benchmarks(tasks=("gsm8k",), limit=8),
         ),
         metrics={
-            "KL": Metric(lower_is_better=True, percent=False, items=6, rival="sft", **estimates),
-            "gsm8k": Metric(lower_is_better=False, percent=True, items=8, rival=None, **shares),
+            "KL": ComparedMetric(lower_is_better=True, percent=False, items=6, rival="sft", **estimates),
+            "gsm8k": ComparedMetric(lower_is_better=False, percent=True, items=8, rival=None, **shares),
         },
         methods={
             **{
-                name: MethodFigures(
-                    figures=found,
+                name: MethodResult(
+                    metrics=found,
                     trained_parameters=1234,
                     steps=7,
                     supervised_tokens=4321,
@@ -692,7 +694,7 @@ def comparison(run: Path, tmp_path: Path) -> Path:
                 )
                 for name, found in figures.items()
             },
-            "kd": MethodFigures(figures={}, missing=("kd_seed-3: the disk <is> full",)),
+            "kd": MethodResult(metrics={}, missing=("kd_seed-3: the disk <is> full",)),
         },
     ).write(folder / "comparison.json")
     return folder
@@ -707,7 +709,7 @@ def test_a_comparison_is_reported(comparison: Path, capsys: pytest.CaptureFixtur
     assert [row[0] for row in result[1:]] == ["source", "target before", "semalign", "sft", "kd"]
     for row in result[3:5]:
         for cell, metric in zip(row[1:], ("KL", "gsm8k"), strict=True):
-            figure, form = found.methods[row[0]].figures[metric], "{:.1%}" if metric == "gsm8k" else "{:.4f}"
+            figure, form = found.methods[row[0]].metrics[metric], "{:.1%}" if metric == "gsm8k" else "{:.4f}"
             value, low, high = (
                 form.format(each) for each in (figure.estimate.value, figure.estimate.low, figure.estimate.high)
             )
@@ -715,11 +717,11 @@ def test_a_comparison_is_reported(comparison: Path, capsys: pytest.CaptureFixtur
             ends = "unbounded" if gap.low is None else f"{gap.low:.0%}, {gap.high:.0%}"
             assert cell == f"{value} [{low}, {high}]; gap {gap.value:.0%} [{ends}]"
     assert result[5] == ["kd", "–", "–"]
-    versus = found.methods["semalign"].figures["KL"].versus_rival
+    versus = found.methods["semalign"].metrics["KL"].versus_rival
     assert versus is not None
-    assert tests[0] == ["", "KL, − sft"] and tests[1][1].startswith(f"{versus.difference.value:+.4f} [")
+    assert tests[0] == ["", "KL − sft"] and tests[1][1].startswith(f"{versus.difference.value:+.4f} [")
     assert tests[1][1].endswith(f", p {versus.p_value:.3f}") and tests[2] == ["sft", "–"]
-    spread = found.methods["semalign"].figures["KL"].over_seeds
+    spread = found.methods["semalign"].metrics["KL"].over_seeds
     assert spreads[1][1].startswith(f"{spread.mean:.4f} ± {spread.spread:.4f}; [")
     assert costs[1] == ["semalign", "1,234", "7", "4,321", "12.5 s", "2.5 s", "3.0 GB", "none"]
     assert costs[2][-2] == "–", "the memory of its training is not known"
@@ -727,16 +729,16 @@ def test_a_comparison_is_reported(comparison: Path, capsys: pytest.CaptureFixtur
     assert page.tags.count("svg") == 2 and "kd_seed-3: the disk <is> full" in page.text
     assert page.headings[-3:] == ["Cost", "Examples", "Protocol"] and "Target after: semalign, seed 3." in page.text
     assert (
-        "semalign compare experiment.yaml --methods semalign,sft,kd --seeds 3,4 --equal tokens --tasks gsm8k --limit 8 "
+        "semalign compare experiment.yaml --methods semalign,sft,kd --seeds 3,4 --tasks gsm8k --limit 8 "
         "sft:train.learning_rate=0.5" in page.text
     )
 
 
-def test_figures_are_files_too(comparison: Path, tmp_path: Path) -> None:
-    assert main(["report", str(comparison), "--figures", str(tmp_path / "figures")]) == 0
-    files = sorted((tmp_path / "figures").iterdir())
+def test_plots_are_files_too(comparison: Path, tmp_path: Path) -> None:
+    assert main(["report", str(comparison), "--plots", str(tmp_path / "plots")]) == 0
+    files = sorted((tmp_path / "plots").iterdir())
     page = (comparison / "report.html").read_text(encoding="utf-8")
-    assert {file.name for file in files} == {f"figure-{n}.svg" for n in range(1, 1 + page.count("<figure "))} != set()
+    assert {file.name for file in files} == {f"plot-{n}.svg" for n in range(1, 1 + page.count("<figure "))} != set()
     for file in files:
         root = ElementTree.parse(file).getroot()  # whole on its own
         assert root.tag == "{http://www.w3.org/2000/svg}svg"
@@ -744,10 +746,10 @@ def test_figures_are_files_too(comparison: Path, tmp_path: Path) -> None:
         assert named and named <= set(re.findall(r"(--\w+):#", root.attrib["style"]))
 
 
-def test_a_file_is_no_place_for_figures(comparison: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_file_is_no_place_for_plots(comparison: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "file").write_text("mine")
-    assert main(["report", str(comparison), "--figures", str(tmp_path / "file")]) == 2
-    assert f"{tmp_path / 'file'} is a file: name a folder with --figures" in capsys.readouterr().err
+    assert main(["report", str(comparison), "--plots", str(tmp_path / "file")]) == 2
+    assert f"{tmp_path / 'file'} is a file: name a folder with --plots" in capsys.readouterr().err
 
 
 def test_a_comparison_without_seeds_tests_and_evaluations_leaves_them_out(comparison: Path) -> None:
@@ -758,7 +760,7 @@ def test_a_comparison_without_seeds_tests_and_evaluations_leaves_them_out(compar
         tree["metrics"]["KL"].update(rival=None)
 
     edit(comparison / "comparison.json", plain)
-    assert parsed(write_report([comparison])).headings == ["Result", "Figures", "Cost", "Protocol"]
+    assert parsed(write_report([comparison])).headings == ["Result", "Plots", "Cost", "Protocol"]
 
 
 def test_comparisons_are_reported_side_by_side(comparison: Path, tmp_path: Path) -> None:
@@ -769,7 +771,7 @@ def test_comparisons_are_reported_side_by_side(comparison: Path, tmp_path: Path)
         tree["config"]["methods"]["sft"] = []
         tree["methods"]["sft"]["same_as"] = "semalign"
         del tree["config"]["methods"]["kd"], tree["methods"]["kd"]
-        for of in (tree["metrics"], *(found["figures"] for found in tree["methods"].values())):
+        for of in (tree["metrics"], *(found["metrics"] for found in tree["methods"].values())):
             of["agreement"] = of["KL"]  # which is left to the report of each
 
     edit(other / "comparison.json", renamed)
@@ -780,9 +782,11 @@ def test_comparisons_are_reported_side_by_side(comparison: Path, tmp_path: Path)
     assert both[0] == ["", *(f"{of}: {key}" for of in (name, "elsewhere") for key in ("KL ↓", "gsm8k ↑"))]
     assert both[1:5] == [[*one, *two[1:3]] for one, two in zip(first[1:5], second[1:5], strict=True)]
     assert both[5] == ["kd", "–", "–", "–", "–"]
-    assert page.text.count("source → target") == 2 and page.text.count(EQUAL["tokens"]) == 2
-    assert "Not the same settings of its own in all comparisons: sft." in page.text
-    assert f"{name}, without figures: kd_seed-3" in page.text and "elsewhere, without" not in page.text
+    assert (
+        page.text.count("source → target") == 2 and page.text.count("the same supervised tokens for every method") == 2
+    )
+    assert "With different overrides per comparison: sft." in page.text
+    assert f"{name}, without metrics: kd_seed-3" in page.text and "elsewhere, without" not in page.text
     assert "elsewhere: sft is semalign, by the same runs." in page.text
     assert "semalign compare elsewhere.yaml --methods semalign,sft --seeds" in page.text
     assert f"# elsewhere.yaml: the experiment in {other}/comparison.json" in page.text
@@ -793,10 +797,37 @@ def test_comparisons_are_reported_side_by_side(comparison: Path, tmp_path: Path)
     assert kl.count(">elsewhere<") == kl.count(">target before<") == kl.count(">semalign<") == 1
 
 
+def older(value: Any) -> Any:
+    """The JSON of a result as earlier versions wrote it: other keys, and a format version in every part."""
+    if isinstance(value, list):
+        return [older(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    names = {"headline": "figure"} | ({"metrics": "figures"} if "missing" in value else {})
+    version = {"version": 1} if {"tasks", "seeds", "standard_error", "bounded", "spread"} & value.keys() else {}
+    return {names.get(key, key): older(item) for key, item in value.items()} | version
+
+
+def test_results_of_earlier_versions_are_read(comparison: Path) -> None:
+    now = Comparison.read(comparison / "comparison.json"), read_evaluation(comparison / "evaluation-source")
+    for file, name in ((comparison / "comparison.json",) * 2, evaluation_files(comparison / "evaluation-source")):
+        text = json.dumps(older(json.loads(file.read_text(encoding="utf-8"))))
+        assert text.count('"version"') > 2 and '"figure' in text
+        file.unlink()
+        name.write_text(text, encoding="utf-8")
+    assert now == (Comparison.read(comparison / "comparison.json"), read_evaluation(comparison / "evaluation-source"))
+    assert "Examples" in parsed(write_report([comparison])).headings
+
+
+def evaluation_files(folder: Path) -> tuple[Path, Path]:
+    """The file of an evaluation, and the one that earlier versions wrote."""
+    return folder / "evaluation.json", folder / "result.json"
+
+
 def test_comparisons_that_agree_have_no_notes(comparison: Path, tmp_path: Path) -> None:
     other = shutil.copytree(comparison, tmp_path / "other")
     page = parsed(write_report([comparison, other], tmp_path / "both.html"))
-    assert "Not the same settings" not in page.text and "by the same runs" not in page.text
+    assert "different overrides" not in page.text and "by the same runs" not in page.text
 
 
 def test_folders_that_cannot_be_reported_are_told_in_a_sentence(
@@ -822,7 +853,7 @@ def test_folders_that_cannot_be_reported_are_told_in_a_sentence(
         ([comparison, run], f"leave out {run}"),
         ([run, foreign], "none of the models of"),
         ([run, evaluation, again], "evaluate the same model (source)"),
-        ([run, "--out", tmp_path / "report.txt"], "ends in .html"),
+        ([run, "--out", tmp_path / "report.txt"], "does not end in .html"),
     ):
         assert main(["report", *map(str, folders)]) == 2
         (line,) = capsys.readouterr().err.splitlines()
@@ -837,15 +868,15 @@ def test_a_report_that_fails_costs_no_result(
         raise SemalignError("no room")
 
     with monkeypatch.context() as patch:
-        patch.setattr(report, "write_report", fail)
-        pipeline._report(run, Console())
+        patch.setattr("semalign_harness.report._write.write_report", fail)
+        report_run(run, Console())
     assert f"no report (no room): `semalign report {run}` tries again" in capsys.readouterr().err
     for name in (".report.html.x", "report.md"):
         (run / name).write_text("cut o", encoding="utf-8")  # by a process that was killed
-    pipeline._report(run, Console())
+    report_run(run, Console())
     assert len(tables(run / "report.html")) == 2 and not (run / ".report.html.x").exists()
     (run / "report.html").write_text("mine", encoding="utf-8")
-    pipeline._report(run, Console())
+    report_run(run, Console())
     assert (run / "report.html").read_text(encoding="utf-8") == "mine", "a report that is there stays"
 
 
@@ -870,7 +901,7 @@ def test_small_p_values_are_not_zero() -> None:
     assert [chance(value) for value in (0.0, 0.0004, 0.0006, 0.25)] == ["p < 0.001", "p < 0.001", "p 0.001", "p 0.250"]
 
 
-def test_figures_take_their_colours_from_the_page() -> None:
+def test_plots_take_their_colours_from_the_page() -> None:
     svg = draw_dots([Panel("KL ↓", [Dot("漢字 $x$", mean([1, 2, 3]))], [Line("source", 0.5)], percent=False)])
     assert "var(--blue)" in svg and "var(--ink)" in svg and not re.search(r"#0b0c0d|#0072b2|xmlns", svg)
     assert ">漢字 $x$</text>" in svg, "text stays text"

@@ -1,4 +1,4 @@
-"""A run that is killed and repeated goes on, to the same weights; a folder has one experiment and one process."""
+"""A run that is killed and repeated resumes, to the same weights; a folder has one experiment and one process."""
 
 import contextlib
 import json
@@ -19,14 +19,15 @@ import torch
 from filelock import FileLock
 from semalign_harness import Experiment
 from semalign_harness.cli.main import main
-from semalign_harness.experiment import load_experiment
+from semalign_harness.loading import load_experiment
 from semalign_harness.methods import _semalign, settings_of
-from semalign_harness.methods._joint_training import _JointTrainer
+from semalign_harness.report import _write
 from semalign_harness.results.run import RunResult
 from semalign_harness.results.source_phase import SourcePhase
 from semalign_harness.run import pipeline, source_phase
 from semalign_harness.run.run_folder import claimed, cut_metrics, differences, pick_folder, steps_of
-from semalign_train import FrontierTrainer, StepRecord
+from semalign_train import StepRecord
+from semalign_train._loop import Loop
 
 KILLS = int(os.environ.get("SEMALIGN_KILLS", "3"))
 """Kills of the test that kills; each costs some seconds."""
@@ -35,7 +36,7 @@ KILLS = int(os.environ.get("SEMALIGN_KILLS", "3"))
 @pytest.fixture
 def longer(overrides: list[str]) -> list[str]:
     """A run with enough steps to be killed in the middle."""
-    return [*overrides, "train.steps=12", "train.checkpoint_steps=2", "train.trainable.kind=full"]
+    return [*overrides, "train.steps=12", "train.checkpoint_steps=2", "method.trainable.kind=full"]
 
 
 def run(folder: Path, settings: list[str], *more: str) -> int:
@@ -47,24 +48,32 @@ def weights(folder: Path) -> bytes:
 
 
 def interrupt(monkeypatch: pytest.MonkeyPatch, at: Any, folder: Path, settings: list[str]) -> None:
-    """A run that ends when the training has come to a step, or when a function of the pipeline is called."""
+    """A run that ends when the training has come to a step, or when a function is called."""
     with monkeypatch.context() as patch:
         if isinstance(at, str):
 
             def stop(*arguments: object, **more: object) -> None:
                 raise KeyboardInterrupt
 
-            patch.setattr(_semalign if at == "_train" else pipeline, at, stop)
+            patch.setattr({"_train": _semalign, "write_report": _write}.get(at, pipeline), at, stop)
         else:
-            step = FrontierTrainer._step
-
-            def stopping(self: FrontierTrainer, layer: int, number: int, *arguments: Any) -> StepRecord:
-                if (layer, number) == at:
-                    raise KeyboardInterrupt
-                return step(self, layer, number, *arguments)
-
-            patch.setattr(FrontierTrainer, "_step", stopping)
+            watch_steps(patch, stop_at=at)
         assert run(folder, settings) == 130
+
+
+def watch_steps(monkeypatch: pytest.MonkeyPatch, *, stop_at: tuple[int, int] | None = None) -> list[tuple[int, int]]:
+    """The steps that run, each with its layer, 0 without stages; the run ends before one of them."""
+    seen: list[tuple[int, int]] = []
+    step = Loop._step
+
+    def watched(self: Loop, number: int, *arguments: Any) -> StepRecord:
+        if (self._layer, number) == stop_at:
+            raise KeyboardInterrupt
+        seen.append((self._layer, number))
+        return step(self, number, *arguments)
+
+    monkeypatch.setattr(Loop, "_step", watched)
+    return seen
 
 
 def test_killed_at_any_moment_and_repeated(tmp_path: Path, longer: list[str]) -> None:
@@ -114,18 +123,11 @@ def test_an_interrupted_run_goes_on(
     interrupt(monkeypatch, at, folder, longer)
     assert "the same command resumes" in capsys.readouterr().err
     assert not (folder / "result.json").exists()
-    steps_run = []
-    step = FrontierTrainer._step
-
-    def counting(self: FrontierTrainer, layer: int, number: int, *arguments: Any) -> StepRecord:
-        steps_run.append((layer, number))
-        return step(self, layer, number, *arguments)
-
-    monkeypatch.setattr(FrontierTrainer, "_step", counting)
+    steps_run = watch_steps(monkeypatch)
     if at != "source_stores":
         monkeypatch.setattr(source_phase, "_make", None)  # the source is not needed again
     assert run(folder, longer) == 0
-    assert "going on with the interrupted run" in capsys.readouterr().err
+    assert "resuming the interrupted run" in capsys.readouterr().err
     peaks = [RunResult.read(place / "result.json").training_peak_bytes for place in (folder, tmp_path / "whole")]
     assert peaks[0] is None and peaks[1], "an earlier process took its own memory"
     assert weights(folder) == weights(tmp_path / "whole")
@@ -143,7 +145,7 @@ def test_an_interrupted_run_goes_on(
         ((1, 1), "at the first step of the training"),
         ("source_stores", "before the training, where finished answers and supervision are kept"),
         ("save_and_reload", "the training after layer 3"),
-        ("_report", "with the report of the finished run"),
+        ("write_report", "with the report of the finished run"),
     ],
 )
 def test_ctrl_c_says_where_the_command_resumes(
@@ -167,25 +169,14 @@ def test_an_interrupted_method_without_stages_goes_on_from_the_state_that_was_ke
     named = [f"{key}={json.dumps(value)}" for key, value in settings_of(method).items()]
     given = [*overrides, *named, "train.steps=4", "train.checkpoint_steps=5", "--quiet"]
     assert run(tmp_path / "whole", given) == 0
-    step, ran = _JointTrainer._step, list[int]()
-
-    def stopping(self: _JointTrainer, number: int, indices: list[int], rate: float) -> StepRecord:
-        if number == 8:
-            raise KeyboardInterrupt
-        return step(self, number, indices, rate)
-
-    def counting(self: _JointTrainer, number: int, indices: list[int], rate: float) -> StepRecord:
-        ran.append(number)
-        return step(self, number, indices, rate)
-
     with monkeypatch.context() as patch:
-        patch.setattr(_JointTrainer, "_step", stopping)
+        watch_steps(patch, stop_at=(0, 8))
         assert run(tmp_path / "run", given) == 130
-    monkeypatch.setattr(_JointTrainer, "_step", counting)
+    ran = watch_steps(monkeypatch)
     random_state = torch.get_rng_state()
     assert run(tmp_path / "run", given) == 0
     assert torch.equal(torch.get_rng_state(), random_state)
-    assert ran == list(range(8, 13)), "it resumes with the step that was interrupted"
+    assert ran == [(0, number) for number in range(8, 13)], "it resumes with the step that was interrupted"
     assert weights(tmp_path / "run") == weights(tmp_path / "whole")
     assert [step["step"] for step in steps_of(tmp_path / "run")] == list(range(1, 13))
     reports = [RunResult.read(tmp_path / name / "result.json").training for name in ("run", "whole")]
@@ -367,9 +358,9 @@ def test_an_interrupted_run_is_found_by_its_experiment(tmp_path: Path, overrides
 
 def test_differences_name_each_setting(overrides: list[str]) -> None:
     one = load_experiment("tiny", overrides=overrides)
-    other = load_experiment("tiny", overrides=[*overrides, "train.trainable.kind=lora", "data.seed=9"])
+    other = load_experiment("tiny", overrides=[*overrides, "method.trainable.kind=lora", "data.seed=9"])
     found = "; ".join(differences(one, other))
-    assert "data.seed is 0 there, 9 here" in found and "train.trainable.rank is None there, 16 here" in found
+    assert "data.seed is 0 there, 9 here" in found and "method.trainable.rank is None there, 16 here" in found
     assert differences(one, Experiment.parse(one.model_dump(mode="json"))) == []
 
 
@@ -398,6 +389,6 @@ def test_a_stage_that_is_undone_is_reported(
     tmp_path: Path, longer: list[str], pair: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     itself = [f"source.path={pair[1]}", "pairing.kind=uniform"]  # no step can improve on the source
-    settings = [*longer, *itself, "train.guards.rollback=0", "train.learning_rate=0.1"]
+    settings = [*longer, *itself, "method.rollback=0", "train.learning_rate=0.1"]
     assert run(tmp_path / "run", settings) == 0
     assert "undone, the held-out loss rose from" in capsys.readouterr().err

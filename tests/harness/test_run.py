@@ -14,7 +14,7 @@ import pytest
 import torch
 from semalign_align import Supervision
 from semalign_attribution import LayerPairing, LayerScores
-from semalign_geometry import SemalignError
+from semalign_geometry.base import SemalignError
 from semalign_harness import Experiment, LoadedModel, RunResult, load_model
 from semalign_harness.cli import main as cli
 from semalign_harness.cli.main import main
@@ -22,7 +22,7 @@ from semalign_harness.generation import Way
 from semalign_harness.models.settings import ModelConfig
 from semalign_harness.results.fidelity import RunFidelity
 from semalign_harness.results.source_phase import SourcePhase
-from semalign_harness.run import pipeline, source_phase
+from semalign_harness.run import job, pipeline
 from semalign_harness.run.pipeline import save_and_reload
 from semalign_harness.util.console import Console
 from semalign_train import StepRecord, TransferReport
@@ -87,7 +87,7 @@ def test_a_target_that_cannot_generate_is_refused_before_the_source_works(
     tmp_path: Path, overrides: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     labels = []
-    real = source_phase.load
+    real = job.load
 
     def noted(console: Console, label: str, *which: Any, **settings: Any) -> LoadedModel:
         labels.append(label)
@@ -96,7 +96,7 @@ def test_a_target_that_cannot_generate_is_refused_before_the_source_works(
     def refuse(model: object) -> Way:
         raise SemalignError("LlamaForCausalLM cannot generate")
 
-    monkeypatch.setattr(source_phase, "load", noted)
+    monkeypatch.setattr(job, "load", noted)
     monkeypatch.setattr("semalign_harness.models.opening.check_generation", refuse)
     assert run(tmp_path, overrides) == 2
     assert labels == ["target"] and "LlamaForCausalLM cannot generate" in capsys.readouterr().err
@@ -129,28 +129,17 @@ def test_the_same_experiment_gives_the_same_target(
     "more",
     [
         ["scorer.kind=ablation", "pairing.kind=nearest_critical", "transport.frame=cosine"],
-        ["scorer.kind=similarity", "pairing.kind=similarity", "transport.frame=dual", "train.objective.kind=fisher"],
-        ["transport.frame=none", "supervision.residual=span", "supervision.output.kind=final_hidden"],
-        ["train.trainable.kind=lora", "train.trainable.rank=2", "train.objective.kind=cosine"],
+        ["scorer.kind=similarity", "pairing.kind=similarity", "transport.frame=dual", "method.objective.kind=fisher"],
+        ["transport.frame=none", "supervision.output.kind=final_hidden"],
+        ["method.trainable.kind=lora", "method.trainable.rank=2", "method.objective.kind=cosine"],
         ["source.load_in_4bit=true", "live=true", "train.checkpoint_steps=1"],
-        ["source.dtype=bfloat16", "target.dtype=bfloat16", "train.weights.output=0"],
-        ["pairing.kind=manual", "pairing.layers=[1, 1, 4]", "train.layers=[2]", "train.weights.answer=1"],
-        ["train.optimiser=muon", "train.train_final_norm=true", "train.weight_decay=0.1"],
+        ["source.dtype=bfloat16", "target.dtype=bfloat16", "method.weights.output=0"],
+        ["pairing.kind=manual", "pairing.layers=[1, 1, 4]", "method.layers=[2]", "method.weights.answer=1"],
+        ["train.optimiser=muon", "method.train_final_norm=true", "train.weight_decay=0.1"],
     ],
 )
 def test_every_choice_runs(more: list[str], tmp_path: Path, overrides: list[str]) -> None:
     assert run(tmp_path, [*overrides, "measure.answer_rows=0", *more], "--quiet") == 0
-
-
-def test_settings_of_stages_that_a_method_leaves_out_are_told(
-    tmp_path: Path, overrides: list[str], capsys: pytest.CaptureFixture[str]
-) -> None:
-    settings = [*overrides, "measure.answer_rows=0", "method.kind=kd"]
-    more = ("train.weights.geometry=1", "train.guards.rollback=0.1")
-    assert run(tmp_path, [*settings, *more]) == 0
-    assert "kd trains all layers at once, without train.weights, train.guards.rollback\n" in capsys.readouterr().err
-    assert run(tmp_path / "usual", settings) == 0
-    assert "at once, without" not in capsys.readouterr().err
 
 
 def test_models_of_the_hub_are_known_by_their_commit(
@@ -186,10 +175,9 @@ def test_a_dry_run_names_an_unknown_tracker(
 
 def test_dry_run_runs_nothing(tmp_path: Path, overrides: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert run(tmp_path, overrides, "--dry-run") == 0
-    assert "one stage for each layer" in capsys.readouterr().out and not (tmp_path / "run").exists()
+    assert "train by semalign (6 steps, 3 passes)" in capsys.readouterr().out and not (tmp_path / "run").exists()
     assert run(tmp_path, overrides, "method.kind=kd", "--dry-run") == 0
-    printed = capsys.readouterr().out
-    assert "train by kd" in printed and "stage for" not in printed
+    assert "train by kd (6 steps, 3 passes)" in capsys.readouterr().out
 
 
 def test_a_dry_run_tells_which_answers_are_written_first(
@@ -234,22 +222,24 @@ def test_bad_settings_are_one_sentence(
     tmp_path: Path, overrides: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert "did you mean 'learning_rate'" in refused(tmp_path, overrides, capsys, "train.lerning_rate=1")
-    assert "expected ascending numbers" in refused(tmp_path, overrides, capsys, "train.layers=[9]")
+    assert "expected ascending numbers" in refused(tmp_path, overrides, capsys, "method.layers=[9]")
     assert "every weight of the loss is 0" in refused(
-        tmp_path, overrides, capsys, "train.weights.output=0", "train.weights.geometry=0"
+        tmp_path, overrides, capsys, "method.weights.output=0", "method.weights.geometry=0"
     )
     exact = "supervision.output.kind=final_hidden"
-    assert "needs supervision by top entries" in refused(tmp_path, overrides, capsys, "train.divergence=reverse", exact)
-    assert "has no figure on held-out rows" in refused(
-        tmp_path, overrides, capsys, "train.divergence=reverse", "train.guards.rollback=0.1"
+    assert "needs supervision by top entries" in refused(
+        tmp_path, overrides, capsys, "method.divergence=reverse", exact
     )
-    assert "method.critical_layer_only may leave out" in refused(
-        tmp_path, overrides, capsys, "method.critical_layer_only=true", "train.train_final_norm=true"
+    assert "has no value on held-out rows" in refused(
+        tmp_path, overrides, capsys, "method.divergence=reverse", "method.rollback=0.1"
+    )
+    assert "critical_layer_only may leave out" in refused(
+        tmp_path, overrides, capsys, "method.critical_layer_only=true", "method.train_final_norm=true"
     )
     assert "cannot be in 4 bits" in refused(tmp_path, overrides, capsys, "target.load_in_4bit=true")
     assert "device 'cuba'" in refused(tmp_path, overrides, capsys, "device=cuba")
     assert main(["run", "nonsense"]) == 2
-    assert "neither a preset" in capsys.readouterr().err
+    assert "neither a pair" in capsys.readouterr().err
     assert main(["run"]) == 2
     assert "tiny" in capsys.readouterr().err
 
@@ -262,11 +252,11 @@ def test_settings_that_do_not_fit_the_pair_are_told_before_weights_are_read(
         tmp_path, overrides, capsys, "pairing.kind=manual", "pairing.layers=[1, 2]"
     )
     assert "compares vectors of one width, the source has" in refused(
-        tmp_path, overrides, capsys, "train.objective.kind=fisher", "transport.frame=none"
+        tmp_path, overrides, capsys, "method.objective.kind=fisher", "transport.frame=none"
     )
     adapters = "{kind: lora, modules: [fc1]}"
-    assert "named fc1: train.trainable.modules can name down_proj, gate_proj" in refused(
-        tmp_path, overrides, capsys, f"train.trainable={adapters}"
+    assert "named fc1: method.trainable.modules can name down_proj, gate_proj" in refused(
+        tmp_path, overrides, capsys, f"method.trainable={adapters}"
     )
     assert "named fc1: method.trainable.modules can name down_proj, gate_proj" in refused(
         tmp_path, overrides, capsys, f"method={{kind: kd, trainable: {adapters}}}"
@@ -327,7 +317,7 @@ def test_a_taken_folder_is_refused(tmp_path: Path, overrides: list[str], capsys:
 
 def test_a_folder_of_the_users_stays(tmp_path: Path, overrides: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "run").mkdir()
-    for wrong in ("data.train.path=nowhere.jsonl", "train.layers=[9]"):
+    for wrong in ("data.train.path=nowhere.jsonl", "method.layers=[9]"):
         assert run(tmp_path, [*overrides, wrong]) == 2
         assert not list((tmp_path / "run").iterdir()), "it is empty again"
 
@@ -376,7 +366,7 @@ def test_a_dry_run_counts_the_passes_of_whole_steps(
 ) -> None:
     more = ["train.steps=null", "train.passes=1", "train.batch_size=3", "--dry-run"]
     assert run(tmp_path, overrides, *more) == 0
-    assert "(1.12 passes in all)" in capsys.readouterr().out, "3 stages of 2 steps with 3 of 16 rows"
+    assert "(6 steps, 1.12 passes)" in capsys.readouterr().out, "6 steps with 3 of 16 rows"
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
@@ -430,9 +420,3 @@ def test_weights_that_are_not_finite_are_named_as_such(tmp_path: Path, pair: tup
     with pytest.raises(SemalignError, match="not finite after training; nothing was kept, lower the learning rate"):
         save_and_reload(loaded, tmp_path / "model")
     assert not (tmp_path / "model").exists()
-
-
-def test_presets_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["presets"]) == 0
-    printed = capsys.readouterr().out
-    assert "tiny" in printed and "qwen2.5-coder" in printed

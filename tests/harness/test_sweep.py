@@ -1,7 +1,6 @@
-"""Sweeps: the better half goes on with twice the passes, and held-out rows of the experiment are never looked at."""
+"""Sweeps: settings are ranked by the KL on tuning rows; the held-out rows of the experiment stay unread."""
 
 import contextlib
-import csv
 import json
 import math
 import shlex
@@ -10,15 +9,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from semalign_geometry import SemalignError
+from semalign_geometry.base import SemalignError
 from semalign_harness import Experiment, RunResult, load_experiment
 from semalign_harness.cli.main import main
-from semalign_harness.comparison.sweep import Sweep, Trial, sweep, sweep_table
+from semalign_harness.comparison import compare
+from semalign_harness.comparison.sweep import sweep_config, sweep_table
 from semalign_harness.grid import submit
+from semalign_harness.grid.folder import keep_reason
 from semalign_harness.grid.matrix import Matrix
+from semalign_harness.results.comparison import Comparison
 from semalign_harness.util.console import Console
 
-from ..contracts import assert_keeps_the_laws
 from .test_comparison import made_up
 
 RATES = ("--over", "train.learning_rate=0.1,0.4,0.2,0.3")
@@ -26,6 +27,7 @@ RATES = ("--over", "train.learning_rate=0.1,0.4,0.2,0.3")
 
 
 def rate(experiment: Experiment) -> float:
+    assert experiment.train.learning_rate is not None
     return experiment.train.learning_rate
 
 
@@ -33,19 +35,19 @@ def rate(experiment: Experiment) -> float:
 class Runs:
     """Runs that are made up, in place of those that train."""
 
-    ran: list[str] = field(default_factory=list)
-    """Folder of the rung and name of the cell, in order."""
+    ran: list[float] = field(default_factory=list)
+    """Their learning rates, in order."""
     failing: dict[str, str] = field(default_factory=dict)
-    """Why a cell fails."""
+    """Why a run fails."""
     interrupted_after: int | None = None
-    """Cells of a rung that end before the user presses Ctrl-C."""
+    """Runs that end before the user presses Ctrl-C."""
     kl: Callable[[Experiment], float] = rate
-    """What a run measures."""
+    """KL that a run measures."""
 
 
 @pytest.fixture
 def runs(monkeypatch: pytest.MonkeyPatch) -> Runs:
-    """Cells end at once."""
+    """Runs end at once."""
     runs = Runs()
 
     def run_here(folder: Path, todo: Sequence[str], at_once: int, console: Console) -> None:
@@ -53,12 +55,13 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> Runs:
         for place, name in enumerate(todo):
             if place == runs.interrupted_after:
                 raise KeyboardInterrupt
-            runs.ran.append(f"{folder.name}/{name}")
+            runs.ran.append(rate(cells[name]))
             if name in runs.failing:
-                submit._keep_reason(folder, name, runs.failing[name])
+                keep_reason(folder, name, runs.failing[name])
                 continue
-            result = made_up(cells[name], 6)
-            after = result.after.model_copy(update={"kl": runs.kl(cells[name])})
+            result, kl = made_up(cells[name], 6), runs.kl(cells[name])
+            rows = result.after.by_row.model_copy(update={"kl": (kl,) * 6})
+            after = result.after.model_copy(update={"kl": kl, "by_row": rows})
             result.model_copy(update={"after": after}).write(folder / name / "result.json")
 
     monkeypatch.setattr(submit, "_run_here", run_here)
@@ -69,155 +72,108 @@ def swept(tmp_path: Path, *more: str) -> int:
     return main(["sweep", "tiny", *more, "--quiet", "--out", str(tmp_path / "sweep")])
 
 
-def found(tmp_path: Path) -> Sweep:
-    return Sweep.read(tmp_path / "sweep" / "sweep.json")
+def found(tmp_path: Path) -> Comparison:
+    return Comparison.read(tmp_path / "sweep" / "comparison.json")
 
 
-def rates(trials: Sequence[Trial], rung: int) -> list[float]:
-    return [trial.values["train.learning_rate"] for trial in trials if trial.rung == rung]
+def cells(tmp_path: Path) -> list[Experiment]:
+    matrix = Matrix.read(tmp_path / "sweep" / "runs" / "matrix.json")
+    return [cell.experiment for cell in matrix.cells]
 
 
-def cells(tmp_path: Path, rung: int) -> dict[str, Experiment]:
-    matrix = Matrix.read(tmp_path / "sweep" / f"rung-{rung}" / "matrix.json")
-    return {cell.name: cell.experiment for cell in matrix.cells}
+def test_the_best_settings_come_first(tmp_path: Path, runs: Runs, capsys: pytest.CaptureFixture[str]) -> None:
+    assert swept(tmp_path, *RATES) == 0
+    header, *lines = capsys.readouterr().out.splitlines()
+    assert header.split() == ["train.learning_rate", "KL", "answer", "NLL", "seconds"]
+    rows = [line.split() for line in lines[:4]]
+    assert [row[:2] for row in rows] == [[f"0.{n}", f"0.{n}000"] for n in (1, 2, 3, 4)]
+    assert lines[4] == "best on further rows of the training split: train.learning_rate=0.1"
+    assert lines[5] == f"sweep folder: {tmp_path / 'sweep'}"
+    for row in rows:
+        (name,) = (name for name in found(tmp_path).methods if name.endswith(row[0]))
+        run = RunResult.read(tmp_path / "sweep" / "runs" / f"{name}_seed-0" / "result.json")
+        assert row[2:] == [f"{run.after.answer_nll:.4f}", f"{run.training.seconds:.0f}"]
 
 
-def test_rungs_halve_while_the_passes_double(tmp_path: Path, runs: Runs, capsys: pytest.CaptureFixture[str]) -> None:
-    assert swept(tmp_path, *RATES, "--rungs", "3", "train.passes=6") == 0
-    result = found(tmp_path)
-    assert [trial.rung for trial in result.trials] == [3, 2, 2, 1, 1, 1, 1]
-    assert [rates(result.trials, rung) for rung in (1, 2, 3)] == [[0.1, 0.2, 0.3, 0.4], [0.1, 0.2], [0.1]]
-    assert {trial.rung: trial.passes for trial in result.trials} == {1: 1.5, 2: 3, 3: 6}, "the last has all"
-    for rung, passes in ((1, 1.5), (2, 3), (3, 6)):
-        assert {cell.train.passes for cell in cells(tmp_path, rung).values()} == {passes}
-    assert result.best.values == {"train.learning_rate": 0.1} and result.best.kl == 0.1 and not result.failed
-    printed = capsys.readouterr().out
-    assert "trials: 4 with 1.5 passes, 2 with 3 passes, 1 with 6 passes" in printed
-    assert "best on further rows of the training split: train.learning_rate=0.1\n" in printed
-    assert str(tmp_path / "sweep") in printed
+def test_combinations_are_variants_of_the_method(tmp_path: Path, runs: Runs) -> None:
+    runs.kl = lambda experiment: experiment.train.passes * rate(experiment)
+    over = ["--over", "train.passes=2,1", "--over", "train.learning_rate=0.5,0.25"]
+    assert swept(tmp_path, *over, "method.kind=kd") == 0
+    methods = found(tmp_path).config.methods
+    assert methods["kd.passes-2_learning_rate-0.25"] == ("train.passes=2", "train.learning_rate=0.25")
+    assert len(methods) == 4 and {cell.method.kind for cell in cells(tmp_path)} == {"kd"}
+    (best,) = sweep_table(found(tmp_path)).splitlines()[-1:]
+    assert best.endswith(": train.passes=1 train.learning_rate=0.25")
 
 
-def test_figures_are_those_of_the_runs(tmp_path: Path, runs: Runs) -> None:
-    assert swept(tmp_path, *RATES, "--rungs", "2") == 0
-    result = found(tmp_path)
-    for trial in result.trials:
-        name = f"learning_rate-{trial.values['train.learning_rate']}"
-        run = RunResult.read(tmp_path / "sweep" / f"rung-{trial.rung}" / name / "result.json")
-        assert (trial.kl, trial.answer_nll, trial.seconds) == (
-            run.after.kl,
-            run.after.answer_nll,
-            run.training.seconds,
-        )
-    with (tmp_path / "sweep" / "sweep.csv").open(encoding="utf-8", newline="") as file:
-        lines = list(csv.DictReader(file))
-    for line, trial in zip(lines, result.trials, strict=True):
-        keys = ("rung", "passes", "train.learning_rate", "kl", "answer_nll", "seconds")
-        figures = [trial.rung, trial.passes, rate(cells(tmp_path, 1)[f"learning_rate-{line['train.learning_rate']}"])]
-        assert [float(line[key]) for key in keys] == [*figures, trial.kl, trial.answer_nll, trial.seconds]
-        assert line["note"] == ""
-
-
-def test_a_grid_is_sorted_and_has_the_passes_of_its_cells(tmp_path: Path, runs: Runs) -> None:
-    runs.kl = lambda experiment: experiment.train.passes * experiment.train.weights.geometry
-    assert swept(tmp_path, "--over", "train.passes=2,1", "--over", "train.weights.geometry=0.5,0.25") == 0
-    assert [(trial.kl, trial.passes) for trial in found(tmp_path).trials] == [(0.25, 1), (0.5, 2), (0.5, 1), (1, 2)]
-    assert swept(tmp_path / "steps", "--over", "train.steps=1,2") == 0
-    assert [trial.passes for trial in found(tmp_path / "steps").trials] == [None, None]
-
-
-@pytest.mark.parametrize("more", [[], ["data.held_out.split=held_out"], ["--rungs", "2"]])
-def test_held_out_rows_of_the_experiment_are_never_looked_at(more: list[str], tmp_path: Path, runs: Runs) -> None:
+@pytest.mark.parametrize("more", [[], ["data.held_out.split=held_out"]])
+def test_held_out_rows_of_the_experiment_are_never_read(more: list[str], tmp_path: Path, runs: Runs) -> None:
     assert load_experiment("tiny").data.held_out is not None
     assert swept(tmp_path, *RATES, *more) == 0
-    for rung in range(1, 2 + ("--rungs" in more)):
-        assert all(cell.data.measure_on == "tuning" for cell in cells(tmp_path, rung).values())
+    assert {cell.data.measure_on for cell in cells(tmp_path)} == {"tuning"}
 
 
-def test_a_failed_trial_is_told_and_tried_again(tmp_path: Path, runs: Runs, capsys: pytest.CaptureFixture[str]) -> None:
-    runs.failing = {"learning_rate-0.1": "the loss is not finite"}
-    assert swept(tmp_path, *RATES, "--rungs", "2") == 2
-    result, printed = found(tmp_path), capsys.readouterr().out
-    assert result.failed and rates(result.trials, 2) == [0.2, 0.3]
-    failed = result.trials[-1]
-    assert (failed.rung, failed.kl, failed.note) == (1, None, "learning_rate-0.1: the loss is not finite")
-    assert "failed: learning_rate-0.1: the loss is not finite (rung 1)" in printed
+def test_a_failed_run_is_named_and_tried_again(tmp_path: Path, runs: Runs, capsys: pytest.CaptureFixture[str]) -> None:
+    name = "semalign.learning_rate-0.1"
+    runs.failing = {f"{name}_seed-0": "the loss is not finite"}
+    assert swept(tmp_path, *RATES) == 2
+    printed = capsys.readouterr().out
+    assert f"failed: {name}_seed-0: the loss is not finite" in printed
+    assert printed.splitlines()[4].split() == ["0.1", "–", "–", "–"]
     assert "training split: train.learning_rate=0.2" in printed
-    # Once it succeeds, it is among the better half.
     runs.failing = {}
     runs.ran.clear()
-    assert swept(tmp_path, *RATES, "--rungs", "2") == 0
-    assert runs.ran == ["rung-1/learning_rate-0.1", "rung-2/learning_rate-0.1"]
-    assert rates(found(tmp_path).trials, 2) == [0.1, 0.2]
+    assert swept(tmp_path, *RATES) == 0
+    assert runs.ran == [0.1] and "training split: train.learning_rate=0.1" in capsys.readouterr().out
+
+
+def test_a_run_without_a_finite_kl_has_failed(tmp_path: Path, runs: Runs, capsys: pytest.CaptureFixture[str]) -> None:
+    runs.kl = lambda experiment: math.nan if rate(experiment) == 1 else rate(experiment)
+    assert swept(tmp_path, "--over", "train.learning_rate=1,0.1,0.2") == 2
+    printed = capsys.readouterr().out
+    assert "failed: semalign.learning_rate-1_seed-0: its KL or NLL is not finite" in printed
+    assert "training split: train.learning_rate=0.1" in printed
 
 
 def test_nothing_finished_is_one_sentence(tmp_path: Path, runs: Runs, capsys: pytest.CaptureFixture[str]) -> None:
-    runs.failing = {f"learning_rate-{value}": "too large" for value in (0.1, 0.2)}
-    assert swept(tmp_path, "--over", "train.learning_rate=0.1,0.2", "--rungs", "2") == 2
+    runs.failing = {f"semalign.learning_rate-{value}_seed-0": "too large" for value in (0.1, 0.2)}
+    assert swept(tmp_path, "--over", "train.learning_rate=0.1,0.2") == 2
     captured = capsys.readouterr()
-    assert captured.err == "semalign: every run of rung 1 failed, such as learning_rate-0.1: too large\n"
-    assert captured.out == "" and not (tmp_path / "sweep" / "sweep.json").exists()
+    assert captured.err.startswith("semalign: no method has finished all its runs: semalign.learning_rate-0.1_seed-0")
+    assert captured.out == "" and captured.err.count("\n") == 1
 
 
-def test_an_interrupted_sweep_goes_on(tmp_path: Path, runs: Runs, capsys: pytest.CaptureFixture[str]) -> None:
-    call = [*RATES, "--rungs", "2"]
+def test_an_interrupted_sweep_resumes(tmp_path: Path, runs: Runs, capsys: pytest.CaptureFixture[str]) -> None:
     runs.interrupted_after = 3
-    assert swept(tmp_path, *call) == 130
+    assert swept(tmp_path, *RATES) == 130
     assert "interrupted; the same command resumes: semalign " in capsys.readouterr().err
-    runs.interrupted_after = 1
-    assert swept(tmp_path, *call) == 130
     runs.interrupted_after = None
-    assert swept(tmp_path, *call) == 0
-    assert len(runs.ran) == len(set(runs.ran)) == 6
-    before = (tmp_path / "sweep" / "sweep.json").read_bytes()
-    assert swept(tmp_path, *call) == 0
-    assert len(runs.ran) == 6 and (tmp_path / "sweep" / "sweep.json").read_bytes() == before
+    assert swept(tmp_path, *RATES) == 0
+    assert runs.ran == [0.1, 0.4, 0.2, 0.3]
+    before = (tmp_path / "sweep" / "comparison.json").read_bytes()
+    assert swept(tmp_path, *RATES) == 0
+    assert len(runs.ran) == 4 and (tmp_path / "sweep" / "comparison.json").read_bytes() == before
 
 
 def test_further_values_extend_a_sweep_and_other_settings_are_refused(
     tmp_path: Path, runs: Runs, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert swept(tmp_path, *RATES, "--rungs", "2") == 0
-    runs.ran.clear()
-    assert swept(tmp_path, RATES[0], f"{RATES[1]},0.05", "--rungs", "2") == 0
-    assert runs.ran == ["rung-1/learning_rate-0.05", "rung-2/learning_rate-0.05"]
-    assert found(tmp_path).best.values == {"train.learning_rate": 0.05}
-    capsys.readouterr()
-    assert swept(tmp_path, *RATES) == 2
-    assert "learning_rate-0.1: train.passes is 6.0 there, 12.0 here" in capsys.readouterr().err
-    assert swept(tmp_path, *RATES, "--rungs", "2", "train.batch_size=8") == 2
-    assert "train.batch_size is 32 there, 8 here" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("keys", "words"),
-    [
-        (["--over", "train.weights.output=1,2"], "varies train.learning_rate there, train.weights.output here"),
-        (
-            [*RATES, "--over", "train.seed=1"],
-            "varies train.learning_rate there, train.learning_rate and train.seed here",
-        ),
-    ],
-)
-def test_a_sweep_over_other_keys_is_refused(
-    keys: list[str], words: str, tmp_path: Path, runs: Runs, capsys: pytest.CaptureFixture[str]
-) -> None:
     assert swept(tmp_path, *RATES) == 0
-    capsys.readouterr()
-    file = tmp_path / "sweep" / "rung-1" / "matrix.json"
-    before = file.read_bytes()
-    assert swept(tmp_path, *keys) == 2
-    sentence = capsys.readouterr().err
-    assert words in sentence and "choose another folder with --out" in sentence and file.read_bytes() == before
+    runs.ran.clear()
+    assert swept(tmp_path, RATES[0], f"{RATES[1]},0.05") == 0
+    assert runs.ran == [0.05] and "training split: train.learning_rate=0.05" in capsys.readouterr().out
+    assert swept(tmp_path, *RATES, "train.batch_size=8") == 2
+    assert "learning_rate-0.1_seed-0: train.batch_size is 32 there, 8 here" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", ["experiment.json", "runs"])
+@pytest.mark.parametrize("name", ["experiment.json", "rung-1"])
 def test_a_folder_of_other_files_is_refused(
     name: str, tmp_path: Path, runs: Runs, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "sweep").mkdir()
     (tmp_path / "sweep" / name).touch()
     assert swept(tmp_path, *RATES) == 2
-    assert "is not empty, and holds no sweep: choose another folder with --out" in capsys.readouterr().err
+    assert "is not empty, and holds no comparison: choose another folder with --out" in capsys.readouterr().err
     assert [place.name for place in (tmp_path / "sweep").iterdir()] == [name] and not runs.ran
 
 
@@ -225,24 +181,17 @@ def test_a_folder_of_other_files_is_refused(
     ("more", "words"),
     [
         ([], ["--over key.key=value,value"]),
-        ([*RATES, "--rungs", "0"], ["--rungs 0", "at least 1"]),
         ([*RATES, "--jobs", "0"], ["--jobs 0", "at least 1"]),
-        ([*RATES, "--rungs", "2", "train.steps=5"], ["leave train.steps and --over train.passes out"]),
-        (["--over", "train.passes=1,2", "--rungs", "2"], ["leave train.steps and --over train.passes out"]),
-        (["--over", "train.steps=1,2", "--rungs", "2"], ["leave train.steps and --over train.passes out"]),
-        (
-            ["--over", "train={passes: 4},{passes: 5}", "--rungs", "2"],
-            ["leave train.steps and --over train.passes out"],
-        ),
-        (["--over", "data.held_out.split=train,held_out"], ["training split", "data.held_out.split out"]),
-        (["--over", "data.held_out=null"], ["training split", "data.held_out out"]),
-        (["--over", "data.measure_on=held_out,tuning"], ["training split", "data.measure_on out"]),
-        (["--over", "data={measure_on: held_out}"], ["training split", "data.measure_on out"]),
+        (["--over", "data.held_out.split=train,held_out"], ["training split", "data.held_out.split"]),
+        (["--over", "data.held_out=null"], ["training split", "data.held_out"]),
+        (["--over", "data={measure_on: held_out}"], ["training split", "data.measure_on"]),
+        (["--over", "data.measure_on=held_out,tuning"], ["--over", "data.measure_on"]),
         (["--over", "data.seed=0,1"], ["--over varies data.seed", "semalign submit"]),
-        (["--over", "data.train_rows=8,16"], ["data.train_rows", "the same models and rows"]),
+        (["--over", "data.train_rows=8,16"], ["data.train_rows", "the same models and the same rows"]),
         (["--over", "source.path=a,b"], ["source.path"]),
+        (["--over", "train.seed=0,1"], ["train.seed: methods share their seeds"]),
         (["--over", "train.lerning_rate=1,2"], ["did you mean 'learning_rate'"]),
-        ([*RATES, "train.learning_rate=1"], ["varied by --over and set besides"]),
+        ([*RATES, "train.learning_rate=1"], ["both varied by --over and set"]),
     ],
 )
 def test_wrong_input_is_one_sentence(
@@ -263,47 +212,25 @@ def test_without_an_experiment(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_the_best_settings_can_be_pasted(tmp_path: Path, runs: Runs) -> None:
-    result = sweep("tiny", tmp_path / "sweep", over=["train.layers=[[1, 2], null]", "train.objective={kind: cosine}"])
-    *_, last = sweep_table(result).splitlines()
-    assert "'train.layers=[1, 2]'" in last or "train.layers=null" in last
-    assert """'train.objective={"kind": "cosine"}'""" in last
-    given = shlex.split(last.partition(": ")[2])
-    experiment = load_experiment("tiny", overrides=given)
-    assert (
-        json.loads(experiment.train.model_dump_json(include={"layers"}))["layers"] == result.best.values["train.layers"]
-    )
-    assert experiment.train.objective.model_dump()["kind"] == "cosine"
+    over = ["method.layers=[[1, 2], null]", "method.objective={kind: cosine}", "pairing.kind=uniform"]
+    result = compare(sweep_config("tiny", over=over), tmp_path / "sweep")
+    last = sweep_table(result).splitlines()[-1]
+    assert """'method.objective={"kind": "cosine"}'""" in last and "pairing.kind=uniform" in last
+    method = load_experiment("tiny", overrides=shlex.split(last.partition(": ")[2])).method.model_dump(mode="json")
+    (text,) = (word for word in shlex.split(last.partition(": ")[2]) if word.startswith("method.layers="))
+    assert method["layers"] == json.loads(text.partition("=")[2]) and method["objective"]["kind"] == "cosine"
 
 
-def test_contracts_keep_the_laws(tmp_path: Path, runs: Runs) -> None:
-    result = sweep("tiny", tmp_path / "sweep", over=["train.learning_rate=0.1,0.2"])
-    for value in (result, result.best):
-        assert_keeps_the_laws(value)
-
-
-def test_trials_that_train(tmp_path: Path, overrides: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_runs_that_train(tmp_path: Path, overrides: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     def run_here(folder: Path, todo: Sequence[str], at_once: int, console: Console) -> None:
         for name in todo:
             with contextlib.suppress(SemalignError):
                 submit.CellRun(str(folder))(name)
 
     monkeypatch.setattr(submit, "_run_here", run_here)
-    settings = [text for text in overrides if not text.startswith("train.steps")]
-    rungs = ["--rungs", "2", "train.passes=1.5", "measure.answer_rows=0"]
-    assert swept(tmp_path, *settings, "--over", "train.learning_rate=1e-3,1e-1", *rungs) == 0
-    result = found(tmp_path)
-    assert len(result.trials) == 3 and result.best.passes == 1.5
-    assert None not in [trial.kl for trial in result.trials]
-    (name,) = cells(tmp_path, 2)
-    run = RunResult.read(tmp_path / "sweep" / "rung-2" / name / "result.json")
-    assert result.best.kl == run.after.kl and run.training.steps == 2 * 3 // 2
-
-
-def test_a_run_without_a_finite_kl_has_failed(tmp_path: Path, runs: Runs) -> None:
-    runs.kl = lambda experiment: math.nan if experiment.train.learning_rate == 1 else rate(experiment)
-    assert swept(tmp_path, "--over", "train.learning_rate=1,0.1,0.2") == 2
-    first, *_, last = found(tmp_path).trials
-    assert first.values == {"train.learning_rate": 0.1}
-    assert (
-        last.kl is None and last.note == "learning_rate-1: the KL to the source is not finite: leave this setting out"
-    )
+    assert swept(tmp_path, *overrides, "--over", "train.learning_rate=1e-3,1e-1", "measure.answer_rows=0") == 0
+    methods = found(tmp_path).methods
+    assert list(methods) == ["semalign.learning_rate-1e-3", "semalign.learning_rate-1e-1"]
+    for name, method in methods.items():
+        run = RunResult.read(tmp_path / "sweep" / "runs" / f"{name}_seed-0" / "result.json")
+        assert method.figures["KL"].estimate.value == pytest.approx(run.after.kl)

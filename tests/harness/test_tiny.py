@@ -12,7 +12,8 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from semalign_geometry import SemalignError
+from semalign_geometry.base import SemalignError
+from semalign_harness.data.arithmetic import Split, arithmetic_rows
 from semalign_harness.models import tiny
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -20,7 +21,7 @@ TOKENIZER = tiny.build_tokenizer()
 
 # Under pytest a run-time type check wraps every function; it draws from the global random state and rejects a
 # wrong literal before the function can. These are the functions that a caller meets.
-plain_rows = inspect.unwrap(tiny.arithmetic_rows)
+plain_rows = inspect.unwrap(arithmetic_rows)
 plain_build = inspect.unwrap(tiny.build_tiny_model)
 
 seeds = st.integers(min_value=0, max_value=2**32)
@@ -62,8 +63,8 @@ def encode(messages: list[dict[str, str]], *, prompt: bool = False) -> list[int]
 
 
 @given(seed=seeds, split=splits)
-def test_answers_are_right(seed: int, split: tiny.Split) -> None:
-    for row in tiny.arithmetic_rows(20, seed=seed, split=split):
+def test_answers_are_right(seed: int, split: Split) -> None:
+    for row in arithmetic_rows(20, seed=seed, split=split):
         assert [message["role"] for message in row["messages"]] == ["user", "assistant"]
         assert row["answer"] == str(solve(prompt_of(row)))
         assert re.findall(r"\d+", chain_of(row))[-1] == row["answer"]
@@ -75,38 +76,38 @@ def test_answers_are_right(seed: int, split: tiny.Split) -> None:
 
 
 @given(seed=seeds, split=splits, count=st.integers(0, 30))
-def test_rows_are_a_function_of_their_arguments(seed: int, split: tiny.Split, count: int) -> None:
-    rows = tiny.arithmetic_rows(count, seed=seed, split=split)
+def test_rows_are_a_function_of_their_arguments(seed: int, split: Split, count: int) -> None:
+    rows = arithmetic_rows(count, seed=seed, split=split)
     assert len(rows) == count == len(set(map(prompt_of, rows)))
-    assert rows == tiny.arithmetic_rows(count, seed=seed, split=split)
-    assert rows == tiny.arithmetic_rows(count + 5, seed=seed, split=split)[:count]
+    assert rows == arithmetic_rows(count, seed=seed, split=split)
+    assert rows == arithmetic_rows(count + 5, seed=seed, split=split)[:count]
 
 
 def test_rows_do_not_read_the_global_random_state() -> None:
     state = random.getstate()
     try:
         random.seed(0)
-        rows = tiny.arithmetic_rows(5, seed=0, split="train")
+        rows = arithmetic_rows(5, seed=0, split="train")
         random.seed(1)
-        assert rows == tiny.arithmetic_rows(5, seed=0, split="train")
+        assert rows == arithmetic_rows(5, seed=0, split="train")
     finally:
         random.setstate(state)
 
 
 def test_another_seed_gives_other_rows() -> None:
-    assert tiny.arithmetic_rows(5, seed=0, split="train") != tiny.arithmetic_rows(5, seed=1, split="train")
+    assert arithmetic_rows(5, seed=0, split="train") != arithmetic_rows(5, seed=1, split="train")
 
 
 @given(seed=seeds, other=seeds)
 def test_splits_share_no_problem(seed: int, other: int) -> None:
-    train = {read_problem(prompt_of(row)) for row in tiny.arithmetic_rows(300, seed=seed, split="train")}
-    held_out = {read_problem(prompt_of(row)) for row in tiny.arithmetic_rows(100, seed=other, split="held_out")}
+    train = {read_problem(prompt_of(row)) for row in arithmetic_rows(300, seed=seed, split="train")}
+    held_out = {read_problem(prompt_of(row)) for row in arithmetic_rows(100, seed=other, split="held_out")}
     assert not train & held_out
 
 
 def test_both_splits_hold_every_kind_of_problem() -> None:
     kinds = [
-        {read_problem(prompt_of(row))[0] for row in tiny.arithmetic_rows(500, seed=0, split=split)}
+        {read_problem(prompt_of(row))[0] for row in arithmetic_rows(500, seed=0, split=split)}
         for split in ("train", "held_out")
     ]
     assert kinds[0] == kinds[1] == {"+", "-", "*", "++", "+-", "-+", "--", "*+", "*-"}
@@ -116,12 +117,12 @@ def test_a_wrong_request_says_what_is_expected() -> None:
     with pytest.raises(SemalignError, match="'test'; expected 'train' or 'held_out'"):
         plain_rows(1, seed=0, split="test")
     with pytest.raises(SemalignError, match="-1; expected 0 or more"):
-        tiny.arithmetic_rows(-1, seed=0, split="train")
+        arithmetic_rows(-1, seed=0, split="train")
 
 
 @given(seed=seeds, split=splits)
-def test_text_survives_the_tokenizer(seed: int, split: tiny.Split) -> None:
-    for row in tiny.arithmetic_rows(10, seed=seed, split=split):
+def test_text_survives_the_tokenizer(seed: int, split: Split) -> None:
+    for row in arithmetic_rows(10, seed=seed, split=split):
         for message in row["messages"]:
             ids = TOKENIZER(message["content"])["input_ids"]
             assert TOKENIZER.unk_token_id not in ids
@@ -130,8 +131,8 @@ def test_text_survives_the_tokenizer(seed: int, split: tiny.Split) -> None:
 
 
 @given(seed=seeds, split=splits)
-def test_a_prompt_is_the_beginning_of_its_answer(seed: int, split: tiny.Split) -> None:
-    for row in tiny.arithmetic_rows(10, seed=seed, split=split):
+def test_a_prompt_is_the_beginning_of_its_answer(seed: int, split: Split) -> None:
+    for row in arithmetic_rows(10, seed=seed, split=split):
         prompt = encode(row["messages"][:1], prompt=True)
         whole = encode(row["messages"])
         assert whole[: len(prompt)] == prompt
@@ -197,7 +198,7 @@ def test_a_short_build_saves_a_model_that_generates(tmp_path: Path) -> None:
 
 def test_training_lowers_the_loss_on_held_out_problems(tmp_path: Path) -> None:
     losses = []
-    rows = tiny.arithmetic_rows(64, seed=0, split="held_out")
+    rows = arithmetic_rows(64, seed=0, split="held_out")
     for steps in (1, 8):
         folder = tiny.build_tiny_model("target", tmp_path / str(steps), steps=steps)
         model = AutoModelForCausalLM.from_pretrained(folder)
@@ -208,7 +209,7 @@ def test_training_lowers_the_loss_on_held_out_problems(tmp_path: Path) -> None:
 
 
 def test_labels_are_the_answer_and_its_end() -> None:
-    rows = tiny.arithmetic_rows(100, seed=0, split="train")
+    rows = arithmetic_rows(100, seed=0, split="train")
     ids, labels = (torch.cat(parts) for parts in zip(*padded_batches(rows), strict=True))
     for row, row_ids, row_labels in zip(rows, ids, labels, strict=True):
         supervised = row_labels != -100

@@ -9,11 +9,12 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from semalign_geometry import SemalignError
+from semalign_geometry.base import SemalignError
 from semalign_harness.cli.main import main
 from semalign_harness.run import tracking
 from semalign_harness.run.tracking import Metrics, Start, figures, find_trackers
-from semalign_train import FrontierTrainer, StepRecord
+from semalign_train import StepRecord
+from semalign_train._loop import Loop
 
 
 class Recorder:
@@ -72,16 +73,16 @@ def test_tensorboard_holds_what_the_metrics_hold(method: str, tmp_path: Path, ov
 def test_an_interrupted_run_goes_on_in_its_tracker(
     tmp_path: Path, overrides: list[str], recorders: list[Recorder], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = [*overrides, "train.steps=4", "train.checkpoint_steps=2", "train.guards.rollback=10"]
-    step = FrontierTrainer._step
+    settings = [*overrides, "train.steps=4", "train.checkpoint_steps=2", "method.rollback=10"]
+    step = Loop._step
 
-    def stopping(self: FrontierTrainer, layer: int, number: int, *arguments: Any) -> StepRecord:
-        if (layer, number) == (2, 4):
+    def stopping(self: Loop, number: int, *arguments: Any) -> StepRecord:
+        if (self._layer, number) == (2, 4):
             raise KeyboardInterrupt
-        return step(self, layer, number, *arguments)
+        return step(self, number, *arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(FrontierTrainer, "_step", stopping)
+        patch.setattr(Loop, "_step", stopping)
         assert run(tmp_path / "run", settings, "--track", "trackio") == 130
     assert run(tmp_path / "run", settings, "--track", "trackio") == 0
     first, second = recorders

@@ -8,15 +8,19 @@ from typing import Any
 
 import pytest
 import torch
-from semalign_geometry import SemalignError
+from semalign_align import Ranks
+from semalign_geometry.base import SemalignError
+from semalign_harness import Experiment
 from semalign_harness.cli.main import main
 from semalign_harness.data.encoding import Example
-from semalign_harness.experiment import load_experiment
 from semalign_harness.generation import generate
+from semalign_harness.loading import load_experiment
 from semalign_harness.models.loading import load_model
 from semalign_harness.models.settings import ModelConfig
-from semalign_harness.run import written_answers
+from semalign_harness.results.run import Environment
+from semalign_harness.run import job, written_answers
 from semalign_harness.run.inputs import Inputs, read_inputs
+from semalign_harness.run.job import Job
 from semalign_harness.run.pipeline import _begin
 from semalign_harness.run.written_answers import with_written_answers
 from semalign_harness.util.console import Console
@@ -30,7 +34,13 @@ def inputs_of(overrides: list[str], *more: str) -> tuple[Inputs, Inputs]:
     """The inputs as the rows are, and with written answers."""
     experiment = load_experiment("tiny", overrides=[*overrides, SHORT, *more])
     gold = read_inputs(experiment, QUIET)
-    return gold, with_written_answers(experiment, gold, torch.device("cpu"), QUIET)
+    return gold, written_of(experiment, gold)
+
+
+def written_of(experiment: Experiment, gold: Inputs, console: Console = QUIET) -> Inputs:
+    """The inputs with written answers."""
+    run = Job(experiment, Path("nowhere"), console, torch.device("cpu"), Ranks.current(), gold)
+    return with_written_answers(run).inputs
 
 
 def test_gold_answers_are_left_alone(overrides: list[str]) -> None:
@@ -70,14 +80,14 @@ def test_each_part_of_the_rows_has_a_writer_of_its_own(
     measured: str, overrides: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loaded = []
-    real = written_answers.load
+    real = job.load
 
     def counted(console: Console, label: str, opened: Any, device: torch.device, *, generates: bool) -> Any:
         assert generates
         loaded.append(opened)
         return real(console, label, opened, device, generates=generates)
 
-    monkeypatch.setattr(written_answers, "load", counted)
+    monkeypatch.setattr(job, "load", counted)
     gold, both = inputs_of(overrides, "data.answers=source", f"data.held_out_answers={measured}")
     expected = [gold.target, gold.source, *([gold.target] if measured == "target" else [])]
     assert [*map(id, loaded)] == [*map(id, expected)], "a target that cannot generate fails before the source writes"
@@ -95,7 +105,7 @@ def test_answers_do_not_depend_on_the_batch_and_are_written_once(
         settings = ("data.answers=source", f"data.writing.temperature={temperature}", f"batch_size={size}")
         found.append(inputs_of(overrides, *settings)[1].split.train)
     assert found[0] == found[1]
-    monkeypatch.setattr(written_answers, "load", None)
+    monkeypatch.setattr(job, "load", None)
     assert inputs_of(overrides, *settings)[1].split.train == found[0]
 
 
@@ -121,13 +131,13 @@ def test_the_other_model_is_checked_before_one_writes(
     writer: str, other: str, overrides: list[str], pair: tuple[Path, Path], tmp_path: Path, monkeypatch: Any
 ) -> None:
     loaded: list[str] = []
-    own = written_answers.load
+    own = job.load
 
     def noted(console: Console, label: str, *more: Any, **options: Any) -> Any:
         loaded.append(label)
         return own(console, label, *more, **options)
 
-    monkeypatch.setattr(written_answers, "load", noted)
+    monkeypatch.setattr(job, "load", noted)
     checked, writes = f"{other}, to check it", f"{writer} that writes answers"
     inputs_of(overrides, f"data.answers={writer}")
     assert loaded == [checked, writes]
@@ -183,7 +193,7 @@ def test_one_process_writes_at_a_time(
             notes.append(text)
             release.set()
 
-    with_written_answers(experiment, gold, torch.device("cpu"), Telling(quiet=True))
+    written_of(experiment, gold, Telling(quiet=True))
     holder.join()
     assert notes[0] == "waiting for another process that writes answers of the same model"
 
@@ -202,10 +212,10 @@ def test_answers_are_those_of_the_dtype_that_a_run_began_with(
     begun = []
     for fast, resumed in ((True, False), (False, True)):
         monkeypatch.setattr("semalign_harness.models.opening.bfloat16_is_fast", lambda fast=fast: fast)
-        begun.append(_begin(experiment, tmp_path / "run", QUIET, torch.device("cpu"), resumed=resumed))
-    (inputs, environment), (again, known) = begun
-    assert environment == known and environment.dtypes == ["bfloat16", "bfloat16"]
-    assert inputs.split == again.split
+        begun.append(_begin(experiment, tmp_path / "run", QUIET, torch.device("cpu"), Ranks.current(), resumed=resumed))
+    (first, key), (again, known) = begun
+    assert key == known and first.inputs.split == again.inputs.split
+    assert Environment.read(tmp_path / "run" / "environment.json").dtypes == ["bfloat16", "bfloat16"]
     assert len(list((written_answers.cache_folder() / "answers").glob("[!.]*"))) == 1, "written once"
 
 
@@ -214,7 +224,9 @@ def test_answers_that_cannot_be_written_are_refused_before(rows: str, overrides:
     experiment = load_experiment(
         "tiny", overrides=[*overrides, f"data.{rows}=target", "data.writing.max_new_tokens=999"]
     )
-    with pytest.raises(SemalignError, match="data.writing.max_new_tokens=999 may reach .* lower data.writing"):
+    with pytest.raises(
+        SemalignError, match="data.writing.max_new_tokens=999 may reach .*: data.writing.max_new_tokens="
+    ):
         read_inputs(experiment, QUIET)
     read_inputs(experiment.model_copy(update={"data": experiment.data.model_copy(update={rows: "gold"})}), QUIET)
 
@@ -227,7 +239,7 @@ def test_answers_with_tokens_of_one_model_alone_are_left_out(
     ids = gold.shared.target_ids
     shared = dataclasses.replace(gold.shared, source_ids=ids[ids != lost], target_ids=ids[ids != lost])
     experiment = load_experiment("tiny", overrides=[*overrides, SHORT, "data.answers=source"])
-    known = with_written_answers(experiment, dataclasses.replace(gold, shared=shared), torch.device("cpu"), QUIET)
+    known = written_of(experiment, dataclasses.replace(gold, shared=shared))
     assert known.split.train == [row for row in written.split.train if lost not in row.answer_ids]
     assert len(known.split.train) < len(written.split.train)
 
@@ -256,7 +268,7 @@ def test_answers_that_were_cut_off_are_counted(longest: int, overrides: list[str
     wanted = ["data.answers=source", f"data.writing.max_new_tokens={longest}"]
     experiment = load_experiment("tiny", overrides=[*overrides, *wanted])
     gold = read_inputs(experiment, QUIET)
-    written = with_written_answers(experiment, gold, torch.device("cpu"), Telling(quiet=True))
+    written = written_of(experiment, gold, Telling(quiet=True))
     end = gold.target.tokenizer.eos_token_id
     cut = [row for row in written.split.train if len(row.answer_ids) == longest and row.answer_ids[-1] != end]
     told = f", {len(cut)} of them cut off at data.writing.max_new_tokens={longest} (" if cut else " stay ("

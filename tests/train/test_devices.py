@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 from semalign_align import FinalHidden, SupervisionSettings, TopK
-from semalign_train import FrontierTrainer, FullLayer, LoraLayer, LossWeights, TransferConfig
+from semalign_train import FrontierConfig, FrontierTrainer, FullLayer, LoraLayer, LossWeights
 
 from ..align.chain import EXAMPLES, TARGET_DEPTH, make_store, source_model, target_model
 from ..devices import ON_CUDA, elsewhere, usable
@@ -22,7 +22,7 @@ cuda = pytest.mark.parametrize("device", [pytest.param(torch.device("cuda"), mar
     ids=["full, exact, in a file", "lora, top k, in memory"],
 )
 def test_the_losses_are_those_of_the_cpu(name: str, trainable: Any, kept: Any, scratch: bool, tmp_path: Path) -> None:
-    config = TransferConfig(
+    config = FrontierConfig(
         steps=1,
         layers=(2, TARGET_DEPTH),
         batch_size=len(EXAMPLES),
@@ -58,7 +58,7 @@ def test_a_fit_from_end_to_end(
     before = {name: value.clone() for name, value in target.state_dict().items()}
     random = torch.cuda.get_rng_state()
     store = make_store(source, target, tmp_path / "store", settings=SupervisionSettings(output=kept))
-    config = TransferConfig(steps=8, batch_size=len(EXAMPLES), learning_rate=3e-3, trainable=trainable)
+    config = FrontierConfig(steps=8, batch_size=len(EXAMPLES), learning_rate=3e-3, trainable=trainable)
     report = FrontierTrainer(target, store, config, scratch=tmp_path).fit()
     assert [stage.layer for stage in report.stages] == list(range(1, TARGET_DEPTH + 1))
     first = sum(sum(stage.first_losses.values()) for stage in report.stages)

@@ -20,8 +20,8 @@ from semalign_align import (
     Supervision,
     check_objective,
 )
-from semalign_geometry import ComponentError, SemalignError, Settings
-from semalign_train import KNOWN_OBJECTIVES, FrontierTrainer, TransferConfig, TransferReport
+from semalign_geometry.base import ComponentError, SemalignError, Settings
+from semalign_train import KNOWN_OBJECTIVES, FrontierConfig, FrontierTrainer, TransferReport
 from torch import Tensor
 
 from ..align.chain import target_model
@@ -56,9 +56,9 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return bring(monkeypatch, {GROUP: [("stretched", Stretched)]})
 
 
-def config(**objective: Any) -> TransferConfig:
+def config(**objective: Any) -> FrontierConfig:
     settings = {"steps": 2, "batch_size": 4, "micro_batch_size": 4, "learning_rate": 3e-3}
-    return TransferConfig.parse({**settings, "objective": {"kind": "stretched", **objective}})
+    return FrontierConfig.parse({**settings, "objective": {"kind": "stretched", **objective}})
 
 
 def test_a_foreign_objective_trains_and_is_reported(top: Supervision, tmp_path: Path) -> None:
@@ -95,7 +95,7 @@ def test_mistakes_in_foreign_settings_name_the_key() -> None:
 
 
 def test_foreign_settings_and_versions_tell_trainings_apart(top: Supervision, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fingerprint(settings: TransferConfig) -> str:
+    def fingerprint(settings: FrontierConfig) -> str:
         return FrontierTrainer(target_model(), top, settings)._fingerprint()
 
     first, other = fingerprint(config()), fingerprint(config(factor=2.0))

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 import torch
 from semalign_align import Relation, Step, Supervision, supervise
-from semalign_geometry import SemalignError, Transport, relation_distance
-from semalign_train import DivergedError, FrontierTrainer, Guards, LossWeights, StageRecord, StepRecord, TransferConfig
+from semalign_geometry import Transport, relation_distance
+from semalign_geometry.base import SemalignError
+from semalign_train import DivergedError, FrontierConfig, FrontierTrainer, Guards, LossWeights, StageRecord, StepRecord
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -41,11 +42,11 @@ class Faulty(Relation):
 CALLS: list[Step] = []
 
 
-def config(**more: Any) -> TransferConfig:
-    return TransferConfig(**({"steps": 5, "batch_size": 4, "micro_batch_size": 4, "layers": (2, 3)} | more))
+def config(**more: Any) -> FrontierConfig:
+    return FrontierConfig(**({"steps": 5, "batch_size": 4, "micro_batch_size": 4, "layers": (2, 3)} | more))
 
 
-def fit(store: Supervision, settings: TransferConfig, *, target: Any = None, **more: Any) -> tuple[Any, list[Any]]:
+def fit(store: Supervision, settings: FrontierConfig, *, target: Any = None, **more: Any) -> tuple[Any, list[Any]]:
     CALLS.clear()
     target, records = target or target_model(), []
     FrontierTrainer(target, store, settings, callback=records.append, **more).fit()
@@ -63,9 +64,9 @@ def test_a_step_that_is_not_finite_is_skipped_and_counted(top: Supervision) -> N
 
 def test_a_skipped_step_leaves_weights_and_moments_alone(top: Supervision, monkeypatch: pytest.MonkeyPatch) -> None:
     """Five steps of which one is skipped are the four others."""
-    monkeypatch.setattr("semalign_train._trainer.rate_factor", lambda *arguments: 1.0)
+    monkeypatch.setattr("semalign_train._loop.rate_factor", lambda *arguments: 1.0)
     batches = [[0, 1], [2, 3], [4, 0], [1, 2]] * 4
-    monkeypatch.setattr("semalign_train._trainer.optimisation_batches", lambda *arguments: iter(batches))
+    monkeypatch.setattr("semalign_train._frontier.optimisation_batches", lambda *arguments: iter(batches))
     skipping, _ = fit(top, config(layers=(2,), steps=3), objective=Faulty(faults=(2,)))
     batches = [[0, 1], [4, 0]] * 4
     without, _ = fit(top, config(layers=(2,), steps=2))
@@ -94,7 +95,7 @@ def own(tmp_path_factory: pytest.TempPathFactory) -> Supervision:
 
 
 def test_a_stage_that_harms_is_undone(own: Supervision) -> None:
-    settings = config(learning_rate=0.1, warmup=0.0, guards=Guards(rollback=0.5))
+    settings = config(learning_rate=0.1, warmup=0.0, rollback=0.5)
     target, records = fit(own, settings, held_out=own)
     stages = [record for record in records if isinstance(record, StageRecord)]
     assert all(stage.rolled_back and stage.held_out and stage.held_out[1] > stage.held_out[0] for stage in stages)
@@ -103,13 +104,13 @@ def test_a_stage_that_harms_is_undone(own: Supervision) -> None:
 
 
 def test_a_stage_that_helps_is_kept_and_its_figures_are_the_stage_s(top: Supervision, exact: Supervision) -> None:
-    settings = config(learning_rate=3e-3, weights=LossWeights(geometry=0, output=1), guards=Guards(rollback=0.0))
+    settings = config(learning_rate=3e-3, weights=LossWeights(geometry=0, output=1), rollback=0.0)
     _, records = fit(top, settings, held_out=exact)
     first, second = [record for record in records if isinstance(record, StageRecord)]
     assert first.held_out and second.held_out and not (first.rolled_back or second.rolled_back)
     assert first.held_out[1] < first.held_out[0]
     assert second.held_out[0] == pytest.approx(first.held_out[1], rel=1e-5)  # the KL does not know of layers
-    _, plain = fit(top, settings.model_copy(update={"guards": Guards()}))
+    _, plain = fit(top, settings.model_copy(update={"rollback": None}))
     assert plain[-1].held_out is None and plain[-1].last_losses == second.last_losses
 
 
@@ -130,7 +131,7 @@ def test_held_out_rows_are_measured_by_the_weighted_means_of_the_terms(exact: Su
     assert len(relations) == 4
     terms = [float(torch.cat(values).mean()) for values in (relations, divergences, answers)]
     weights = LossWeights(geometry=0.7, output=1.3, answer=0.4)
-    settings = config(layers=(2,), steps=1, micro_batch_size=2, weights=weights, guards=Guards(rollback=0.0))
+    settings = config(layers=(2,), steps=1, micro_batch_size=2, weights=weights, rollback=0.0)
     _, records = fit(exact, settings, held_out=held_out)
     assert records[-1].held_out[0] == pytest.approx(0.7 * terms[0] + 1.3 * terms[1] + 0.4 * terms[2], rel=1e-4)
 
@@ -142,7 +143,7 @@ def test_the_margin_is_a_share_of_the_loss_before(
 ) -> None:
     measured = iter([before, before * factor])
     monkeypatch.setattr(FrontierTrainer, "_held_out_loss", lambda self, layer: next(measured))
-    target, records = fit(top, config(layers=(2,), guards=Guards(rollback=0.02)), held_out=top)
+    target, records = fit(top, config(layers=(2,), rollback=0.02), held_out=top)
     assert records[-1].held_out == (before, before * factor) and records[-1].rolled_back == undone
     pairs = zip(target.parameters(), target_model().parameters(), strict=True)
     assert all(torch.equal(ours, theirs) for ours, theirs in pairs) == undone
@@ -153,25 +154,25 @@ def test_a_margin_tolerates_a_small_rise(own: Supervision) -> None:
     with torch.no_grad():
         for parameter in target.parameters():
             parameter.mul_(1.001)
-    settings = config(learning_rate=0.1, warmup=0.0, layers=(3,), guards=Guards(rollback=1e12))
+    settings = config(learning_rate=0.1, warmup=0.0, layers=(3,), rollback=1e12)
     _, records = fit(own, settings, target=target, held_out=own)
     assert records[-1].held_out[1] > records[-1].held_out[0] > 0 and not records[-1].rolled_back
 
 
 def test_the_rollback_needs_held_out_rows(top: Supervision) -> None:
-    with pytest.raises(SemalignError, match=r"train\.guards\.rollback needs held-out rows"):
-        FrontierTrainer(target_model(), top, config(guards=Guards(rollback=0.1)))
+    with pytest.raises(SemalignError, match="^rollback needs held-out rows"):
+        FrontierTrainer(target_model(), top, config(rollback=0.1))
 
 
 def test_held_out_rows_are_supervised_alike(top: Supervision, tmp_path: Path) -> None:
     other = make_store(source_model(), target_model(), tmp_path / "other", settings=EXACT, pairing=pair((1, 2, 3, 6)))
     with pytest.raises(SemalignError, match="supervise both alike"):
-        FrontierTrainer(target_model(), top, config(guards=Guards(rollback=0.1)), held_out=other)
-    spans = make_store(
-        source_model(), target_model(), tmp_path / "spans", settings=TOP.model_copy(update={"residual": "span"})
+        FrontierTrainer(target_model(), top, config(rollback=0.1), held_out=other)
+    warm = make_store(
+        source_model(), target_model(), tmp_path / "warm", settings=TOP.model_copy(update={"temperature": 2.0})
     )
-    with pytest.raises(SemalignError, match="another pairing, transport, residual, .*supervise both alike"):
-        FrontierTrainer(target_model(), top, config(guards=Guards(rollback=0.1)), held_out=spans)
+    with pytest.raises(SemalignError, match="another pairing, transport, .*temperature or .*supervise both alike"):
+        FrontierTrainer(target_model(), top, config(rollback=0.1), held_out=warm)
 
 
 def test_a_transport_that_was_saved_is_the_same(top: Supervision, tmp_path: Path) -> None:
@@ -180,13 +181,13 @@ def test_a_transport_that_was_saved_is_the_same(top: Supervision, tmp_path: Path
     transport.save(tmp_path / "transport")
     read = Transport.load(tmp_path / "transport")
     other = supervise(source, [collate(EXAMPLES)], pair(), read, tmp_path / "store", settings=TOP)
-    FrontierTrainer(target, top, config(guards=Guards(rollback=0.1)), held_out=other)
+    FrontierTrainer(target, top, config(rollback=0.1), held_out=other)
 
 
 def test_other_divergences_need_top_entries(top: Supervision, exact: Supervision) -> None:
     with pytest.raises(SemalignError, match="the training rows have final hidden states: .* or set divergence=forward"):
         FrontierTrainer(target_model(), exact, config(divergence="reverse"))
-    settings = config(divergence="reverse", guards=Guards(rollback=0.1))
+    settings = config(divergence="reverse", rollback=0.1)
     with pytest.raises(SemalignError, match="the held-out rows have final hidden states: "):
         FrontierTrainer(target_model(), top, settings, held_out=exact)
     FrontierTrainer(target_model(), top, settings, held_out=top)

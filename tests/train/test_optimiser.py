@@ -8,8 +8,8 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from semalign_geometry import SemalignError
-from semalign_train import Optimiser, TransferConfig
+from semalign_geometry.base import SemalignError
+from semalign_train import FrontierConfig, Optimiser
 from semalign_train._muon import Muon
 from torch import Tensor, nn
 
@@ -26,8 +26,8 @@ def parameters(seed: int, shapes: Sequence[Sequence[int]]) -> list[nn.Parameter]
     return [nn.Parameter(normal(seed + place, shape)) for place, shape in enumerate(shapes)]
 
 
-def config(optimiser: str, **more: Any) -> TransferConfig:
-    return TransferConfig(optimiser=optimiser, **more)
+def config(optimiser: str, **more: Any) -> FrontierConfig:
+    return FrontierConfig(optimiser=optimiser, **more)
 
 
 def move(optimiser: Optimiser, moved: Sequence[nn.Parameter], seed: int, rate: float, steps: int = 3) -> None:
@@ -42,7 +42,7 @@ def test_adamw_is_that_of_torch(seed: int, shapes: list[Any], rate: float, decay
     ours = parameters(seed, shapes)
     theirs = copy.deepcopy(ours)
     move(Optimiser(ours, config("adamw", weight_decay=decay)), ours, seed, rate)
-    reference = torch.optim.AdamW(theirs, lr=rate, betas=TransferConfig().betas, weight_decay=decay)
+    reference = torch.optim.AdamW(theirs, lr=rate, betas=FrontierConfig().betas, weight_decay=decay)
     for step in range(3):
         for place, parameter in enumerate(theirs):
             parameter.grad = normal(seed + 100 * step + place, parameter.shape)

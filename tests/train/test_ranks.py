@@ -10,15 +10,20 @@ import torch
 from safetensors.torch import load_file, save_file
 from semalign_align import LiveSupervision, Ranks, Relation, Step, Supervision, supervise
 from semalign_train import (
+    AnswerLoss,
     DivergedError,
+    FrontierConfig,
     FrontierTrainer,
     FullLayer,
     Guards,
+    JointConfig,
+    JointLoss,
+    JointTrainer,
     LoraLayer,
     LossWeights,
+    OutputLoss,
     StageRecord,
     StepRecord,
-    TransferConfig,
 )
 from torch import Tensor
 
@@ -27,15 +32,22 @@ from ..models import collate
 from ..processes import run_processes
 
 COMMON: dict[str, Any] = {"steps": 3, "batch_size": 5, "micro_batch_size": 2, "learning_rate": 3e-3}
-CASES: dict[str, TransferConfig] = {
-    "full": TransferConfig(**COMMON, guards={"rollback": 1.0}),
-    "terms": TransferConfig(**COMMON, weights=LossWeights(geometry=1, output=1, answer=1)),
-    "lora": TransferConfig(**COMMON, trainable=LoraLayer(rank=4)),
-    "sharded": TransferConfig(**(COMMON | {"micro_batch_size": 3}), shard_frozen=True, guards={"rollback": 1.0}),
-    "sharded, some layers": TransferConfig(**COMMON, shard_frozen=True, layers=(2, 4)),
-    "sharded, recomputed": TransferConfig(**COMMON, shard_frozen=True, recompute_suffix=True),
-    "muon": TransferConfig(**COMMON, optimiser="muon", shard_frozen=True),
-    "one example a step": TransferConfig(**(COMMON | {"batch_size": 1})),
+CASES: dict[str, FrontierConfig] = {
+    "full": FrontierConfig(**COMMON, rollback=1.0),
+    "terms": FrontierConfig(**COMMON, weights=LossWeights(geometry=1, output=1, answer=1)),
+    "lora": FrontierConfig(**COMMON, trainable=LoraLayer(rank=4)),
+    "sharded": FrontierConfig(**(COMMON | {"micro_batch_size": 3}), shard_frozen=True, rollback=1.0),
+    "sharded, some layers": FrontierConfig(**COMMON, shard_frozen=True, layers=(2, 4)),
+    "sharded, recomputed": FrontierConfig(**COMMON, shard_frozen=True, recompute=True),
+    "muon": FrontierConfig(**COMMON, optimiser="muon", shard_frozen=True),
+    "one example a step": FrontierConfig(**(COMMON | {"batch_size": 1})),
+}
+
+
+JOINT_CASES: dict[str, tuple[JointConfig, JointLoss]] = {
+    "joint": (JointConfig(**COMMON, trainable=FullLayer()), OutputLoss(answer=0.5)),
+    "joint, lora": (JointConfig(**COMMON, optimiser="muon"), AnswerLoss()),
+    "joint, one example a step": (JointConfig(**(COMMON | {"batch_size": 1})), OutputLoss()),
 }
 
 
@@ -47,7 +59,7 @@ def store_of(folder: Path) -> Supervision:
     return supervise(source, batches, pair(), transport, folder / "store", settings=settings, resume_key="key")
 
 
-def train(folder: Path, store: Any, config: TransferConfig, name: str, **more: Any) -> None:
+def train(folder: Path, store: Any, config: FrontierConfig, name: str, **more: Any) -> None:
     """Train a target; its weights and the curve go to files of each process."""
     ranks, target = Ranks.current(), target_model()
     scratch = folder / "scratch"
@@ -66,10 +78,31 @@ def train(folder: Path, store: Any, config: TransferConfig, name: str, **more: A
     (folder / f"{name}-{ranks.rank}.json").write_text(json.dumps(curve), encoding="utf-8")
 
 
+def train_jointly(
+    folder: Path, store: Any, config: JointConfig, loss: JointLoss, name: str, kill_at: int = 0, **more: Any
+) -> None:
+    ranks, target = Ranks.current(), target_model()
+    curve: list[dict[str, float]] = []
+
+    def record(entry: StepRecord) -> None:
+        curve.append({**entry.losses, "norm": entry.gradient_norm, "step": entry.step})
+        if entry.step == kill_at:
+            raise KeyboardInterrupt
+
+    try:
+        JointTrainer(target, store, config, loss=loss, callback=record, **more).fit()
+    except KeyboardInterrupt:
+        return
+    save_file(target.state_dict(), folder / f"{name}-{ranks.rank}.safetensors")
+    (folder / f"{name}-{ranks.rank}.json").write_text(json.dumps(curve), encoding="utf-8")
+
+
 def all_cases(folder: Path) -> None:
     store = store_of(folder)
     for name, config in CASES.items():
         train(folder, store, config, name)
+    for name, (joint, loss) in JOINT_CASES.items():
+        train_jointly(folder, store, joint, loss, name)
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +136,7 @@ def test_two_processes_write_the_store_of_one(runs: tuple[Path, Path]) -> None:
     assert not list(runs[1].glob("*.partial")) and not list((runs[1] / "scratch").iterdir())
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", [*CASES, *JOINT_CASES])
 def test_two_processes_train_as_one(name: str, runs: tuple[Path, Path]) -> None:
     one, two = runs
     steps, expected = curve(two, name), curve(one, name)
@@ -136,6 +169,21 @@ def test_processes_that_share_no_machine_train_as_one(runs: tuple[Path, Path], t
         torch.testing.assert_close(value, together[key], rtol=1e-4, atol=1e-4)
 
 
+def interrupted_and_resumed(folder: Path) -> None:
+    store, (config, loss) = Supervision.open(folder / "store"), JOINT_CASES["joint"]
+    for kill_at in (2, 0):
+        train_jointly(folder, store, config, loss, "resumed", kill_at, checkpoints=folder / "kept")
+
+
+def test_joint_training_on_two_processes_resumes_to_the_same_bits(runs: tuple[Path, Path], tmp_path: Path) -> None:
+    (tmp_path / "store").symlink_to(runs[1] / "store")
+    assert run_processes(interrupted_and_resumed, tmp_path) == [0, 0]
+    assert [step["step"] for step in curve(tmp_path, "resumed")] == [3]
+    undisturbed = weights(runs[1], "joint")
+    for rank in (0, 1):
+        assert all(torch.equal(value, undisturbed[key]) for key, value in weights(tmp_path, "resumed", rank).items())
+
+
 class Faulty(Relation):
     """Never a number."""
 
@@ -145,7 +193,7 @@ class Faulty(Relation):
 
 def diverging(folder: Path) -> None:
     target = target_model()
-    config = CASES["sharded"].model_copy(update={"guards": Guards(max_skipped=0)})
+    config = CASES["sharded"].model_copy(update={"guards": Guards(max_skipped=0), "rollback": None})
     with pytest.raises(DivergedError):
         FrontierTrainer(target, Supervision.open(folder / "store"), config, objective=Faulty()).fit()
     for parameter, other in zip(target.parameters(), target_model().parameters(), strict=True):
@@ -188,11 +236,11 @@ def live(name: str, folder: Path) -> LiveSupervision:
 
 
 def live_case(folder: Path) -> None:
-    train(folder, live("key", folder), TransferConfig(**COMMON, objective=Relation(), trainable=FullLayer()), "live")
+    train(folder, live("key", folder), FrontierConfig(**COMMON, objective=Relation(), trainable=FullLayer()), "live")
 
 
 def test_a_live_source_on_two_processes_trains_as_a_store_does(runs: tuple[Path, Path], tmp_path: Path) -> None:
     assert run_processes(live_case, tmp_path) == [0, 0]
     stored = weights(runs[0], "full")
     for key, value in weights(tmp_path, "live").items():
-        torch.testing.assert_close(value, stored[key], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(value, stored[key], rtol=1e-4, atol=5e-5)

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 from semalign_attribution import undisturbed, view_of
-from semalign_geometry import SemalignError
+from semalign_geometry.base import SemalignError
 from semalign_train import FullLayer, LoraLayer, frontier
 from torch import nn
 

@@ -21,19 +21,22 @@ from semalign_align import (
     Relation,
     Step,
     Supervision,
+    SupervisionSource,
     supervise,
 )
 from semalign_attribution import DecoderView, view_of
-from semalign_geometry import Divergence, Head, SemalignError, Transport
+from semalign_geometry import Divergence, Head, Transport
+from semalign_geometry.base import SemalignError
 from semalign_train import (
+    FrontierConfig,
     FrontierTrainer,
     FullLayer,
+    JointConfig,
     LoraLayer,
     LossWeights,
     PrefixCache,
     StageRecord,
     StepRecord,
-    TransferConfig,
     TransferReport,
     optimisation_batches,
 )
@@ -66,13 +69,13 @@ GEOMETRY = LossWeights(geometry=1.0, output=0.0)
 each_trainable = pytest.mark.parametrize("trainable", [FullLayer(), LORA], ids=["full", "lora"])
 
 
-def quick(**more: Any) -> TransferConfig:
+def quick(**more: Any) -> FrontierConfig:
     """Few steps with a rate that moves the weights."""
-    return TransferConfig(**({"steps": 2, "batch_size": 4, "micro_batch_size": 3, "learning_rate": 3e-3} | more))
+    return FrontierConfig(**({"steps": 2, "batch_size": 4, "micro_batch_size": 3, "learning_rate": 3e-3} | more))
 
 
 def fit(
-    target: Any, store: Supervision, config: TransferConfig, **more: Any
+    target: Any, store: Supervision, config: FrontierConfig, **more: Any
 ) -> tuple[TransferReport, list[StepRecord]]:
     records: list[Any] = []
     report = FrontierTrainer(target, store, config, callback=records.append, **more).fit()
@@ -356,7 +359,7 @@ def test_micro_batches_make_no_difference(exact: Supervision, unsplit: Unsplit, 
 def test_recomputing_the_suffix_trains_the_same_weights(dtype: torch.dtype, trainable: Any, top: Supervision) -> None:
     kept, recomputed = target_model(dtype=dtype), target_model(dtype=dtype)
     fit(kept, top, quick(trainable=trainable))
-    fit(recomputed, top, quick(trainable=trainable, recompute_suffix=True))
+    fit(recomputed, top, quick(trainable=trainable, recompute=True))
     assert changed(weights(kept), weights(recomputed)) == set()
 
 
@@ -374,7 +377,7 @@ def test_recomputing_the_suffix_keeps_less_for_the_backward_run(top: Supervision
             fit(target, top, quick(steps=1, layers=(1,), **more))
         return sum(size for place, size in kept.items() if place not in parameters)
 
-    assert kept_bytes(recompute_suffix=True) < 0.7 * kept_bytes()
+    assert kept_bytes(recompute=True) < 0.7 * kept_bytes()
 
 
 def test_replay_in_a_scratch_folder_trains_the_same_weights(tmp_path: Path, top: Supervision) -> None:
@@ -400,8 +403,6 @@ def test_the_seed_decides_the_weights(trainable: Any, top: Supervision) -> None:
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "relation": {"objective": Relation()},
-    "relation of the batch": {"objective": Relation(scope="batch")},
-    "unit tokens": {"objective": Relation(unit_tokens=True)},
     "cosine": {"objective": Cosine()},
     "fisher": {"objective": Fisher()},
     "output": {"weights": LossWeights(geometry=0, output=1)},
@@ -487,7 +488,7 @@ def test_examples_go_no_further_than_a_later_stage_needs_them(top: Supervision) 
 @settings(max_examples=15)
 @given(st.integers(1, 17), st.integers(1, 6), st.integers(0, 99))
 def test_batches_cover_all_examples_once_per_pass(batch_size: int, steps: int, seed: int) -> None:
-    config = TransferConfig(batch_size=batch_size, seed=seed)
+    config = FrontierConfig(batch_size=batch_size, seed=seed)
     batches = optimisation_batches(config, COUNT)
     seen: Counter[int] = Counter()
     for _ in range(steps):
@@ -498,7 +499,7 @@ def test_batches_cover_all_examples_once_per_pass(batch_size: int, steps: int, s
         assert max(numbers) - min(numbers) <= 1 and sum(numbers) == seen.total()
 
 
-def collated(store: Supervision, config: TransferConfig, monkeypatch: pytest.MonkeyPatch) -> dict[int, list[int]]:
+def collated(store: Supervision, config: FrontierConfig, monkeypatch: pytest.MonkeyPatch) -> dict[int, list[int]]:
     """Examples that each stage was trained on, in order."""
     found: dict[int, list[int]] = {}
     original = Supervision.collate
@@ -533,25 +534,35 @@ def test_a_stage_goes_on_where_the_one_before_stopped(top: Supervision, monkeypa
 @pytest.mark.parametrize(
     ("more", "steps"),
     [
-        ({"passes": 1.0}, 1),
-        ({"passes": 9.0}, 4),
-        ({"passes": 9.0, "layers": (2,)}, 16),
-        ({"passes": 9.0, "layers": (2, 4)}, 8),
-        ({"passes": 0.1}, 1),
-        ({"passes": 2.5, "batch_size": 1}, 5),
-        ({"passes": 9.0, "steps": 5}, 5),
-        ({"batch_size": 100}, 1),
+        ({"passes": 1.0}, (1, 1, 1, 1)),
+        ({"passes": 9.0}, (4, 4, 4, 4)),
+        ({"passes": 9.0, "layers": (2,)}, (16,)),
+        ({"passes": 9.0, "layers": (2, 4)}, (8, 8)),
+        ({"passes": 0.1}, (1, 1, 1, 1)),
+        ({"passes": 2.5, "batch_size": 1}, (5, 5, 4, 4)),
+        ({"passes": 9.0, "steps": 5}, (5, 5, 5, 5)),
+        ({"batch_size": 100}, (1, 1, 1, 1)),
     ],
 )
-def test_passes_are_rounded_up_to_whole_steps(more: dict[str, Any], steps: int, top: Supervision) -> None:
-    assert FrontierTrainer(target_model(), top, TransferConfig(**({"batch_size": 4} | more))).stage_steps[0] == steps
+def test_stages_share_the_steps_as_evenly_as_possible(
+    more: dict[str, Any], steps: tuple[int, ...], top: Supervision
+) -> None:
+    assert FrontierTrainer(target_model(), top, FrontierConfig(**({"batch_size": 4} | more))).stage_steps == steps
 
 
-def test_each_stage_may_have_its_own_steps(top: Supervision) -> None:
-    report, _ = fit(target_model(), top, quick(steps=(1, 3), layers=(2, 4), weights=GEOMETRY))
-    assert [(stage.layer, stage.steps) for stage in report.stages] == [(2, 1), (4, 3)]
-    with pytest.raises(SemalignError, match="names 3 stages, there are 2"):
-        FrontierTrainer(target_model(), top, quick(steps=(1, 3, 1), layers=(2, 4)))
+@given(
+    passes=st.floats(0.01, 50), examples=st.integers(1, 500), batch_size=st.integers(1, 40), depth=st.integers(1, 12)
+)
+def test_frontier_training_takes_the_steps_of_joint_training(
+    passes: float, examples: int, batch_size: int, depth: int
+) -> None:
+    """Where there are as many steps as stages."""
+    shared = {"passes": passes, "batch_size": batch_size}
+    total = JointConfig(**shared).total_steps(examples)
+    assert total - 1 < passes * examples / batch_size <= total
+    steps = FrontierConfig(**shared).stage_steps(depth, examples)
+    assert sum(steps) == max(total, depth) and len(steps) == depth
+    assert list(steps) == sorted(steps, reverse=True) and steps[0] - steps[-1] <= 1 <= steps[-1]
 
 
 @pytest.mark.parametrize("warmup", [0.0, 0.3, 0.5])
@@ -560,7 +571,7 @@ def test_the_learning_rate_rises_and_falls(schedule: str, warmup: float, top: Su
     config = quick(steps=10, batch_size=1, layers=(1, 2), weights=GEOMETRY, warmup=warmup, schedule=schedule)
     _, records = fit(target_model(), top, config)
     rates = [record.learning_rate for record in records]
-    assert rates[:10] == rates[10:], "every stage starts anew"
+    assert rates[:10] == rates[10:], "every stage has its own warm-up"
     rates = rates[:10]
     peak = rates.index(max(rates))
     assert rates[peak] == pytest.approx(3e-3) and peak == 10 * warmup
@@ -595,11 +606,12 @@ def test_records_and_report_belong_together(top: Supervision) -> None:
     records: list[Any] = []
     config = quick(steps=None, passes=8.0)
     report = FrontierTrainer(target_model(), top, config, callback=records.append).fit()
-    steps = math.ceil(8 * COUNT / (4 * TARGET_DEPTH))
-    assert [type(record) for record in records] == ([StepRecord] * steps + [StageRecord]) * TARGET_DEPTH
+    shares = (4, 4, 3, 3)  # of 14 steps
+    kinds = [[*[StepRecord] * steps, StageRecord] for steps in shares]
+    assert [type(record) for record in records] == list(itertools.chain(*kinds))
     assert report.config == config
     assert report.stages == tuple(record for record in records if isinstance(record, StageRecord))
-    for number, stage in enumerate(report.stages, 1):
+    for number, (stage, steps) in enumerate(zip(report.stages, shares, strict=True), 1):
         own = [r for r in records if isinstance(r, StepRecord) and r.layer == number]
         assert [record.step for record in own] == list(range(1, steps + 1))
         assert all(record.steps == steps == stage.steps for record in own)
@@ -653,7 +665,7 @@ class Size:
 
 
 def test_checkpoints_need_the_settings_of_an_own_objective(top: Supervision, tmp_path: Path) -> None:
-    with pytest.raises(SemalignError, match="derive Size from semalign_geometry.Settings"):
+    with pytest.raises(SemalignError, match="derive Size from semalign_geometry.base.Settings"):
         FrontierTrainer(target_model(), top, objective=Size(), checkpoints=tmp_path)
 
 
@@ -777,18 +789,18 @@ def test_a_target_with_a_smaller_vocabulary_is_refused(top: Supervision) -> None
 @pytest.mark.parametrize("layers", [(0, 1), (1, 5), (2, 1), (1, 1, 2), (-1,)])
 def test_layers_out_of_range_or_order_are_refused(layers: tuple[int, ...], top: Supervision) -> None:
     with pytest.raises(SemalignError, match="expected ascending numbers from 1 to 4") as caught:
-        FrontierTrainer(target_model(), top, TransferConfig(layers=layers))
+        FrontierTrainer(target_model(), top, FrontierConfig(layers=layers))
     assert str(layers) in str(caught.value)
 
 
 def test_no_layers_are_refused(top: Supervision) -> None:
     with pytest.raises(SemalignError, match="layers"):
-        FrontierTrainer(target_model(), top, TransferConfig(layers=()))
+        FrontierTrainer(target_model(), top, FrontierConfig(layers=()))
 
 
 def test_a_loss_without_terms_is_refused(top: Supervision) -> None:
     with pytest.raises(SemalignError, match="every weight of the loss is 0: set one of geometry, output, answer"):
-        FrontierTrainer(target_model(), top, TransferConfig(weights=LossWeights(geometry=0, output=0)))
+        FrontierTrainer(target_model(), top, FrontierConfig(weights=LossWeights(geometry=0, output=0)))
 
 
 @each_trainable
@@ -798,7 +810,7 @@ def test_training_that_diverges_says_where(trainable: Any, top: Supervision) -> 
     before = state(target)
     config = quick(steps=6, layers=(2, 3), trainable=trainable, learning_rate=1e30, warmup=0.0)
     records: list[Any] = []
-    message = r"^layer 2, step \d: the gradient is not finite .*lower train\.learning_rate, else "
+    message = r"^layer 2, step \d: the gradient is not finite .*lower learning_rate, else "
     with pytest.raises(SemalignError, match=message) as e:
         FrontierTrainer(target, top, config, callback=records.append).fit()
     assert f"step {len(records)}:" in str(e.value) and "\n" not in str(e.value)
@@ -820,7 +832,7 @@ def test_tokens_that_the_target_does_not_know_are_refused(kind: str, tmp_path: P
     entries = torch.arange(90)
     transport = transport_between(source, target, entries=entries)
 
-    def supervised_with(largest: int) -> Supervision | LiveSupervision:
+    def supervised_with(largest: int) -> SupervisionSource:
         ids, prompt = examples_of([(9, 4)], vocabulary=90)[0]
         ids[2] = largest
         batches = [collate([(ids, prompt)])]
@@ -831,7 +843,7 @@ def test_tokens_that_the_target_does_not_know_are_refused(kind: str, tmp_path: P
     FrontierTrainer(target, supervised_with(96))
     with pytest.raises(SemalignError, match="training rows hold token id 97, the target embeds 97: leave out the rows"):
         FrontierTrainer(target, supervised_with(97))
-    guarded = quick(guards={"rollback": 0.5})
+    guarded = quick(rollback=0.5)
     with pytest.raises(SemalignError, match="held-out rows hold token id 97"):
         FrontierTrainer(target, supervised_with(96), guarded, held_out=supervised_with(97))
 
@@ -870,7 +882,7 @@ def test_compiled_layers_train_alike(
     store = make_store(source, target, tmp_path / "store")
     unsettle(target)
     before = snapshot(target)["modules"]
-    config = quick(recompute_suffix=recompute, layers=(1, 3))
+    config = quick(recompute=recompute, layers=(1, 3))
     _, steps = fit(target_model(architecture), store, config)
     assert not compiled
     _, others = fit(target, store, config.model_copy(update={"compile": True}))
@@ -891,7 +903,7 @@ def test_checkpoints_with_a_live_source_need_its_key(exact: Supervision, tmp_pat
     live = LiveSupervision(source, [collate(EXAMPLES)], pair(), transport_between(source, target), settings=EXACT)
     with pytest.raises(SemalignError, match="supervision of the training rows need its key"):
         FrontierTrainer(target, live, quick(), checkpoints=tmp_path)
-    guarded = quick(guards={"rollback": 0.5})
+    guarded = quick(rollback=0.5)
     with pytest.raises(SemalignError, match="supervision of the held-out rows need its key"):
         FrontierTrainer(target, exact, guarded, held_out=live, checkpoints=tmp_path)
     FrontierTrainer(target, exact, quick(), held_out=live, checkpoints=tmp_path)  # which is not measured

@@ -1,4 +1,4 @@
-"""What the READMEs and CONTRIBUTING.md name is there: files, commands with their settings, sessions of nox."""
+"""The documents name what exists: files, commands with their settings, sessions of nox."""
 
 import argparse
 import ast
@@ -8,11 +8,12 @@ from collections.abc import Iterator, Sequence
 
 import pytest
 from semalign_harness import Experiment, load_experiment
-from semalign_harness.cli.main import COMMANDS, main
+from semalign_harness.cli._options import named_experiment
+from semalign_harness.cli.main import COMMANDS, EXAMPLES, main
 from semalign_harness.comparison import overrides_of_methods
 from semalign_harness.evaluation import EvaluationConfig
-from semalign_harness.experiment import preset_names
 from semalign_harness.grid.matrix import read_matrix
+from semalign_harness.loading import pair_names
 from semalign_harness.methods import find_methods, settings_of
 from semalign_harness.util.settings import merged, parse_overrides
 
@@ -20,7 +21,11 @@ from ..components import bring
 from .projects import PROJECTS, ROOT, Project
 from .test_contributing import GROUPS
 
-DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(project.folder / "README.md" for project in PROJECTS)]
+DOCUMENTS = [
+    *(ROOT / "README.md", ROOT / "CONTRIBUTING.md"),
+    *(project.folder / "README.md" for project in PROJECTS),
+    *sorted((ROOT / "harness/docs").glob("*.md")),
+]
 TEXTS = {str(path.relative_to(ROOT)): path.read_text(encoding="utf-8") for path in DOCUMENTS}
 SOURCES = {project.module: project.source for project in PROJECTS}
 
@@ -60,11 +65,12 @@ def test_named_files_are_there(document: str) -> None:
 
 
 def commands() -> list[str]:
-    """Every command line in a fenced block, without what is said about it to the right."""
+    """Every command line of the help and of fenced blocks, without the remark to its right."""
     fence = re.compile(r"^```(\w*)[^\n]*\n(.*?)^```$", flags=re.M | re.S)
     blocks = [block for text in TEXTS.values() for language, block in fence.findall(text) if not language]
-    lines = [line for block in blocks for line in re.sub(r"\\\n *", "", block).splitlines()]
-    named = [line.removeprefix("$ ") for line in lines if re.match(r"(\$ )?semalign ", line)]
+    joined = [re.sub(r"\\\n *", "", block) for block in [*blocks, EXAMPLES]]
+    lines = [line.strip().removeprefix("$ ") for block in joined for line in block.splitlines()]
+    named = [line for line in lines if line.startswith("semalign ")]
     return sorted({line.partition("  ")[0] for line in named})
 
 
@@ -92,19 +98,20 @@ def test_commands_are_understood(line: str, monkeypatch: pytest.MonkeyPatch) -> 
 
 def check_settings(options: argparse.Namespace) -> None:
     """The settings that a command names are known, and fit."""
-    overrides, own = getattr(options, "overrides", []), {}
+    if hasattr(options, "model"):
+        EvaluationConfig.parse(parse_overrides(["model.path=model", *options.overrides]))
+        return
+    base, task, overrides, own = "tiny", None, getattr(options, "overrides", []), {}
+    if hasattr(options, "experiment"):
+        base, task, overrides = named_experiment(options, "a command")
     if hasattr(options, "methods"):
         overrides, own = overrides_of_methods(overrides, find_methods(options.methods))
-    if hasattr(options, "model"):
-        EvaluationConfig.parse(parse_overrides(["model.path=model", *overrides]))
-        return
-    base = getattr(options, "experiment", None) or "tiny"
-    if base not in preset_names():
+    if base not in pair_names():
         assert base.endswith(".yaml"), base
         base = "tiny"
     if getattr(options, "over", []):
-        read_matrix(base, over=options.over, overrides=overrides)
-    tree = load_experiment(base, overrides=overrides).model_dump(mode="json")
+        read_matrix(base, task, over=options.over, overrides=overrides)
+    tree = load_experiment(base, task, overrides=overrides).model_dump(mode="json")
     for name, settings in own.items():
         Experiment.parse(merged(merged(tree, settings_of(name)), parse_overrides(settings)))
 
@@ -140,7 +147,8 @@ def test_the_readme_names_every_session() -> None:
 
 def test_every_public_package_has_an_api_page() -> None:
     text = (ROOT / ".ci/docs.py").read_text(encoding="utf-8")
-    parts = [path.parent.name for path in SOURCES["semalign_harness"].glob("*/__init__.py")]
+    texts = {path.parent.name: path.read_text("utf-8") for path in SOURCES["semalign_harness"].glob("*/__init__.py")}
+    parts = [name for name, text in texts.items() if "__all__" in text]
     for name in [*SOURCES, *(f"semalign_harness.{part}" for part in parts)]:
         assert f'"{name}",' in text, name
 

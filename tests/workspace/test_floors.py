@@ -18,6 +18,7 @@ FLOORS = (
     ("doctor",),
     ("run",),
     ("results",),
+    ("loading",),
     ("experiment",),
     ("methods",),
     ("models",),

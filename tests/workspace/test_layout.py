@@ -5,12 +5,10 @@ import importlib
 import inspect
 
 import pytest
-import yaml
 
 from .projects import PROJECTS, ROOT, Project
 
 each_project = pytest.mark.parametrize("project", PROJECTS, ids=lambda project: project.name)
-PRESETS = sorted((ROOT / "harness/src/semalign_harness/presets").glob("*.yaml"))
 
 
 def test_versions_are_equal() -> None:
@@ -22,15 +20,6 @@ def test_project_files_are_present(project: Project) -> None:
     assert (project.folder / "README.md").is_file()
     assert (project.source / "py.typed").is_file()
     assert (project.folder / "LICENSE").read_bytes() == (ROOT / "LICENSE").read_bytes()
-
-
-def test_there_are_presets() -> None:
-    assert PRESETS
-
-
-@pytest.mark.parametrize("path", PRESETS, ids=lambda path: path.stem)
-def test_preset_is_a_yaml_mapping(path) -> None:
-    assert isinstance(yaml.safe_load(path.read_text()), dict)
 
 
 @each_project

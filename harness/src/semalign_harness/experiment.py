@@ -1,9 +1,10 @@
-"""An experiment: everything a run depends on, from YAML files and dotted overrides."""
+"""An experiment: everything a run depends on."""
 
+import copy
 import datetime
-import importlib.resources
+import json
 import typing
-from collections.abc import Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -19,16 +20,17 @@ from semalign_attribution import (
     SimilarityPairing,
     Uniform,
 )
-from semalign_geometry import KNOWN_FRAMES, Contract, Kinds, SemalignError, Settings
-from semalign_train import TransferConfig
+from semalign_geometry import KNOWN_FRAMES
+from semalign_geometry.base import Contract, Kinds, SemalignError, Settings
+from semalign_train import TrainSettings
 
 from .data.encoding import DAY, TemplateOptions
 from .data.settings import DataConfig
+from .methods import KNOWN_METHODS, Method, SemAlign, parse_method
 from .models.settings import ModelConfig
-from .util.settings import merged, parse_overrides, parse_tree, read_tree
 
 Policy = Monotone | Uniform | NearestCritical | SimilarityPairing | Manual | Random
-"""The pairing policies that come along."""
+"""The built-in pairing policies."""
 
 
 class SimilarityScorer(Settings):
@@ -49,11 +51,11 @@ KNOWN_PAIRINGS = Kinds("semalign.pairings", "pairing", typing.get_args(Policy), 
 
 
 class TransportConfig(Settings):
-    """How residual contributions come to the target's width."""
+    """Transport of residual contributions to the target's width."""
 
     frame: str = "parseval"
-    """`parseval`; for ablation `dual`, `cosine` or `none` (geometry is matched in the source's own space); or one that
-    an installed package brings."""
+    """`parseval`; for ablation `dual`, `cosine` or `none` (geometry is matched in the source's own space); or one of an
+    installed package."""
     fold_gain: bool = True
     """Whether heads are read through the gain of the final norm."""
 
@@ -66,18 +68,27 @@ class TransportConfig(Settings):
 
 
 class MeasureConfig(Settings):
-    """What is measured besides NLL, KL and agreement."""
+    """Measurements besides NLL, KL and agreement."""
 
     answer_rows: int = Field(0, ge=0)
-    """Held-out rows whose answers are generated greedily and compared by the number they arrive at; 0 for none."""
+    """Held-out rows whose answers are generated greedily and compared by their number; 0 for none."""
     max_new_tokens: int = Field(256, ge=1)
     """Longest generated answer, in tokens."""
 
 
-def _method(value: Any) -> Settings:
-    from .methods import parse_method  # which needs the configurations of models and rows above
-
-    return parse_method(value)
+_TO_METHOD = ("objective", "divergence", "weights", "trainable", "layers", "train_final_norm", "shard_frozen")
+MOVED = {
+    **{f"train.{name}": f"method.{name}" for name in _TO_METHOD},
+    "train.guards.rollback": "method.rollback",
+    "train.recompute_suffix": "train.recompute",
+    "method.learning_rate": "train.learning_rate",
+    "method.warmup": "train.warmup",
+    "method.schedule": "train.schedule",
+    "method.start": "method.trainable.start",
+}
+"""Settings of older experiments, and their places of today."""
+GONE = ("train.version", "supervision.residual", "method.objective.scope", "method.objective.unit_tokens")
+"""Settings of older experiments that no longer exist, besides those of methods."""
 
 
 class Experiment(Contract):
@@ -94,29 +105,30 @@ class Experiment(Contract):
     chat_template: TemplateOptions = {}
     """Options that chat templates read, such as `enable_thinking: false`, for rows, answers and benchmarks."""
     date: datetime.date = DAY
-    """The day that a chat template is told which reads the clock, so that a run is the same on every day."""
+    """Day for a chat template that reads the clock, so that a run is the same on every day."""
     scorer: Annotated[
         SerializeAsAny[GradientActivation | Ablation | SimilarityScorer],
         Field(discriminator="kind"),
         WrapValidator(KNOWN_SCORERS.or_foreign),
     ] = GradientActivation()
-    """How source layers are scored; also a kind that an installed package brings."""
+    """Scorer of the source's layers; also a kind that an installed package brings."""
     pairing: Annotated[
         SerializeAsAny[Policy], Field(discriminator="kind"), WrapValidator(KNOWN_PAIRINGS.or_foreign)
     ] = Monotone()
-    """How target layers get their source layer; also a kind that an installed package brings."""
+    """Policy that assigns source layers to target layers; also a kind that an installed package brings."""
     transport: TransportConfig = TransportConfig()
-    """How contributions come to the target's width."""
+    """Transport of the contributions to the target's width."""
     supervision: SupervisionSettings = SupervisionSettings()
-    """What the source leaves behind."""
+    """Form of the stored supervision."""
     live: bool = False
-    """Whether the source stays in memory and supervises every batch anew, instead of once onto the disk."""
-    method: Annotated[SerializeAsAny[Settings], BeforeValidator(_method)] = Field(default_factory=lambda: _method({}))
-    """What trains the target: frontier training (`semalign`), or a baseline."""
-    train: TransferConfig = TransferConfig()
-    """How the target trains."""
+    """Whether the source stays in memory and supervises every batch, instead of all rows once onto the disk."""
+    method: Annotated[SerializeAsAny[Method], BeforeValidator(parse_method)] = SemAlign()
+    """Method that trains the target, with its own settings: frontier training (`semalign`), or a baseline."""
+    train: TrainSettings = TrainSettings()
+    """Settings of training that all methods share. `steps` are for each layer of the target; `learning_rate: null` is
+    the method's own default."""
     measure: MeasureConfig = MeasureConfig()
-    """What is measured before and after."""
+    """Measurements before and after."""
     device: str = "auto"
     """Device of the models: `cpu`, `cuda`, `mps`, …; `auto` takes the first accelerator, else the CPU."""
     batch_size: int = Field(8, ge=1)
@@ -136,60 +148,69 @@ class Experiment(Contract):
         return self
 
     @model_validator(mode="after")
-    def _settings_fit_together(self) -> "Experiment":
-        if self.train.divergence != "forward" and self.supervision.output.kind != "top_k":
+    def _output_fits_the_method(self) -> "Experiment":
+        if self.method.needs_top_entries and self.supervision.output.kind != "top_k":
             raise ValueError(
-                f"train.divergence={self.train.divergence} needs supervision by top entries: set "
-                "supervision.output.kind=top_k, or train.divergence=forward"
-            )
-        if getattr(self.method, "critical_layer_only", False) and self.train.train_final_norm:
-            raise ValueError(
-                "train.train_final_norm needs a stage of the last layer, which method.critical_layer_only may leave "
-                "out: set one of them to false"
-            )
-        if self.train.divergence != "forward" and self.train.guards.rollback is not None:
-            raise ValueError(
-                f"train.divergence={self.train.divergence} has no figure on held-out rows, whose output is kept whole: "
-                "set train.guards.rollback=null, or train.divergence=forward"
+                f"method.kind={self.method.kind} as it is set needs supervision by top entries: set "
+                "supervision.output.kind=top_k, or method.divergence=forward"
             )
         return self
 
+    @classmethod
+    def parse(cls, data: Any, *, origin: str = "input") -> "Experiment":
+        """Validate plain data; the place of today is named for a setting that has moved."""
+        for old, new in _moved(data):
+            raise SemalignError(f"{origin}: {old} is now {new}")
+        return super().parse(data, origin=origin)
 
-def preset_names() -> list[str]:
-    """Names of the presets that come with the harness."""
-    folder = importlib.resources.files("semalign_harness") / "presets"
-    return sorted(file.name.removesuffix(".yaml") for file in folder.iterdir() if file.name.endswith(".yaml"))
+    @classmethod
+    def read(cls, path: str | Path) -> "Experiment":
+        """Read the experiment of a run folder, also of an older one."""
+        try:
+            tree = json.loads(Path(path).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return super().read(path)  # which names the reason
+        return cls.parse(upgraded(tree), origin=str(path))
 
 
-def load_experiment(
-    base: str | Path, *, configs: Sequence[str | Path] = (), overrides: Sequence[str] = ()
-) -> Experiment:
-    """An experiment from a preset or a file, further files, and dotted overrides, later ones winning.
+def _moved(tree: Any) -> Iterator[tuple[str, str]]:
+    """Yield the settings of a tree that have moved, with their places of today."""
+    method = tree.get("method") if isinstance(tree, dict) else None
+    own = method if isinstance(method, dict) else {}
+    known = KNOWN_METHODS.built_in.get(own.get("kind", "semalign"))
+    fields = own if known is None else known.model_fields  # a foreign method may name its settings as it likes
+    for old, new in MOVED.items():
+        section, _, name = old.rpartition(".")
+        inside = _section(tree, section)
+        if name in inside and not (section == "method" and name in fields):
+            yield old, new
 
-    Args:
-        base: name of a preset, or path of a YAML file.
-        configs: YAML files merged on top.
-        overrides: `key.key=value`, the value read as YAML.
 
-    Raises:
-        SemalignError: unknown preset, missing file, broken YAML, unknown key, wrong value.
+def upgraded(tree: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings of an older experiment in their places of today, without those that no longer exist.
 
-    Example:
-        >>> load_experiment("tiny", overrides=["train.batch_size=4", "pairing.kind=uniform"]).train.batch_size
-        4
+    A method's own setting wins over that of the same name in `train`.
     """
-    tree = _read(base)
-    for config in configs:
-        tree = merged(tree, read_tree(Path(config)))
-    tree = merged(tree, parse_overrides(overrides))
-    return Experiment.parse(tree, origin=", ".join(map(str, (base, *configs))))
+    tree = copy.deepcopy(tree)
+    for old, new in list(_moved(tree)):
+        value = _section(tree, old.rpartition(".")[0]).pop(old.rpartition(".")[2])
+        place = _section(tree, new.rpartition(".")[0], make=True)
+        if value is not None and (old.startswith("method.") or new.rpartition(".")[2] not in place):
+            place[new.rpartition(".")[2]] = value
+    for old in GONE:
+        _section(tree, old.rpartition(".")[0]).pop(old.rpartition(".")[2], None)
+    if isinstance(_section(tree, "train").get("steps"), list):
+        tree["train"]["steps"] = max(tree["train"]["steps"])
+    if (kind := _section(tree, "method").get("kind", "semalign")) in KNOWN_METHODS.built_in:
+        known = KNOWN_METHODS.built_in[kind].model_fields
+        tree["method"] = {name: value for name, value in _section(tree, "method").items() if name in known}
+    return tree
 
 
-def _read(base: str | Path) -> dict[str, Any]:
-    path = Path(base)
-    if path.suffix in (".yaml", ".yml") or path.is_file():
-        return read_tree(path)
-    if str(base) in preset_names():
-        text = (importlib.resources.files("semalign_harness") / "presets" / f"{base}.yaml").read_text("utf-8")
-        return parse_tree(text, str(base))
-    raise SemalignError(f"{str(base)!r} is neither a preset ({', '.join(preset_names())}) nor the path of a .yaml file")
+def _section(tree: Any, place: str, *, make: bool = False) -> dict[str, Any]:
+    """Return the mapping at a dotted place; an empty one where there is none, put there with `make`."""
+    section: dict[str, Any] = tree if isinstance(tree, dict) else {}
+    for part in place.split("."):
+        inside = section.setdefault(part, {}) if make else section.get(part)
+        section = inside if isinstance(inside, dict) else {}
+    return section

@@ -1,17 +1,16 @@
 """One component of every sort, as another package brings it; CONTRIBUTING.md explains each."""
 
-import itertools
-import time
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from pydantic import Field
 from semalign_align import Step
 from semalign_attribution import Batch, DecoderView, LayerScores, supervised, undisturbed
-from semalign_geometry import Frame, SemalignError, Settings, answer_nll
+from semalign_geometry import Frame
+from semalign_geometry.base import SemalignError, Settings
 from semalign_harness.benchmarks import Benchmark, Document, Form, Judge, Reading, Row
-from semalign_harness.methods import MethodContext, MethodReport
-from semalign_train import optimisation_batches
+from semalign_harness.methods import Method, MethodContext, MethodReport, Work
+from semalign_train import AnswerLoss, JointConfig, JointTrainer, TrainSettings
 from torch import Tensor
 
 
@@ -93,40 +92,28 @@ class Huber(Settings):
         return int(counts.sum())
 
 
-class Gains(Settings):
+class Gains(Method):
     """The gains of the target's norms train on the answers, all at once; nothing is taken from the source."""
 
-    stored: ClassVar[bool] = False
     kind: Literal["gains"] = "gains"
     """Chooses this method in a configuration."""
     steps: int = Field(10, ge=1)
     """Optimiser steps."""
 
+    def work(self, train: TrainSettings, depth: int, rows: int) -> Work:
+        """Return the amount of training."""
+        return Work(self.steps, self.steps * train.batch_size)
+
     def run(self, context: MethodContext) -> MethodReport:
         """Train `context.target` in place."""
-        began, config, store = time.perf_counter(), context.experiment.train, context.stores.train
-        view = DecoderView(context.target.model)
-        gains = [weight for name, weight in view.model.named_parameters() if "norm" in name]
-        optimiser = torch.optim.AdamW(gains, lr=config.learning_rate, weight_decay=0.0)
-        tokens = 0
+        view = DecoderView(context.target)
+        config = JointConfig(**{**dict(context.train), "steps": self.steps})
         with undisturbed(view.model):  # everything is frozen, and left as it was found
-            for gain in gains:
-                gain.requires_grad_(True)
-            for indices in itertools.islice(optimisation_batches(config, len(store)), self.steps):
-                data = store.collate(indices, device=view.device)
-                trace = view.trace(data.batch)
-                assert trace.final is not None
-                answer_nll(trace.final[data.positions.mask], view.head, data.positions.labels).mean().backward()
-                optimiser.step()
-                optimiser.zero_grad()
-                tokens += int(data.positions.counts.sum())
-        return MethodReport(
-            method=self.kind,
-            trained_parameters=sum(gain.numel() for gain in gains),
-            steps=self.steps,
-            supervised_tokens=tokens,
-            seconds=time.perf_counter() - began,
-        )
+            gains = [weight.requires_grad_(True) for name, weight in view.model.named_parameters() if "norm" in name]
+            trainer = JointTrainer(
+                view, context.supervision, config, loss=AnswerLoss(), parameters=gains, callback=context.callback
+            )
+            return MethodReport.of(self.kind, trainer.fit())
 
 
 class ParityRow(Row):

@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 
 import datasets
 from pydantic import ConfigDict, JsonValue
-from semalign_geometry import ComponentError, Contract, SemalignError, Settings, brief
+from semalign_geometry.base import ComponentError, Contract, SemalignError, Settings, brief
 
 from ..data.rows import TEMPLATES, load_rows
 from ..data.settings import RowsConfig

@@ -3,14 +3,12 @@
 from ..results.comparison import Benchmarks as Benchmarks
 from ..results.comparison import Comparison as Comparison
 from ..results.comparison import ComparisonConfig as ComparisonConfig
-from ._figures import BESIDES as BESIDES
 from ._run import compare as compare
 from ._run import overrides_of_methods as overrides_of_methods
-from ._table import comparison_csv as comparison_csv
-from ._table import comparison_markdown as comparison_markdown
+from .tables import comparison_csv as comparison_csv
+from .tables import comparison_markdown as comparison_markdown
 
 __all__ = [
-    "BESIDES",
     "Benchmarks",
     "Comparison",
     "ComparisonConfig",

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from semalign_geometry import SemalignError
+from semalign_geometry.base import SemalignError
 
 from ..util.failures import reason
 from .settings import RowsConfig

@@ -1,37 +1,21 @@
-"""What only the weights tell: how alike the layers are, and what each frame keeps of it."""
+"""Check the weights of a pair: similarity of the layers, and the part of it that each frame keeps."""
 
 import gc
-import importlib.util
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
 
-from semalign_attribution import (
-    DecoderView,
-    LayerPairing,
-    LayerScores,
-    Manual,
-    Random,
-    Uniform,
-    pair_layers,
-)
-from semalign_geometry import (
-    FRAMES,
-    FidelityReport,
-    PairedResiduals,
-    SemalignError,
-    SemanticBasis,
-    SharedVocabulary,
-    replace_file,
-)
+import torch
+from semalign_attribution import DecoderView, LayerPairing, LayerScores, Manual, Random, Uniform, pair_layers
+from semalign_geometry import FRAMES, FidelityReport, PairedResiduals, SemanticBasis
+from semalign_geometry.base import SemalignError
 from torch import Tensor
 
 from ..data.encoding import Example
-from ..data.rows import batches
+from ..data.rows import Split, batches
 from ..experiment import Experiment
 from ..generation import Way, check_generation
 from ..models.loading import LoadedModel
-from ..report.plots import draw_similarity, standalone
+from ..results.similarity import Matrix
+from ..run.checks import Finding, Pair, error, ok, warning
 from ..run.fidelity import fit_and_measure
 from ..run.inputs import load
 from ..run.similarity import Contributions, similarity_matrix
@@ -39,8 +23,7 @@ from ..run.source_phase import contributions
 from ..run.written_answers import written_parts
 from ..util.console import Console
 from ..util.failures import naming
-from ._findings import Finding, error, ok, warning
-from ._pair import Candidate, Pair
+from ._diagnosis import Diagnosis
 
 ROWS = 8
 """Rows that the layers are compared on."""
@@ -48,79 +31,64 @@ LOST = 0.1
 """Loss of mean CKA from which on another frame is advised."""
 
 
-@dataclass(frozen=True, eq=False)
-class Depths:
-    """What the weights told."""
-
-    findings: list[Finding]
-    fidelity: tuple[FidelityReport, ...] = ()
-    similarity: tuple[tuple[float, ...], ...] = ()
-    pairing: LayerPairing | None = None
-
-
-def check_layers(pair: Pair, shared: SharedVocabulary, console: Console) -> Depths:
-    """Load one model after the other, and compare their layers on the first rows that are short enough."""
-    assert pair.sample is not None
-    examples = [e for e in pair.sample.examples if len(e) <= pair.experiment.data.max_length][:ROWS]
-    if not examples:
-        return Depths([])  # the rows are an error of their own
-    sides: list[tuple[Contributions, SemanticBasis]] = []
-    texts: list[Finding] = []
-    for candidate, ids in ((pair.target, shared.target_ids), (pair.source, shared.source_ids)):
+def check_layers(diagnosis: Diagnosis, pair: Pair, split: Split, device: torch.device, console: Console) -> Diagnosis:
+    """Load one model after the other, compare their layers on the first rows, and add the outcome to a diagnosis."""
+    examples = split.train[:ROWS]
+    sides: dict[str, tuple[Contributions, SemanticBasis]] = {}
+    found = [ok("weights", "both models load, are finite and causal, and their logits are understood")]
+    for role, opened, ids in (
+        ("target", pair.target, pair.shared.target_ids),
+        ("source", pair.source, pair.shared.source_ids),
+    ):
         try:
-            loaded = load(console, candidate.role, candidate.opened, pair.device)
-            with naming(f"the rows cannot go through {candidate.path}"):
-                sides.append(_side(candidate, loaded, ids, examples, console))
+            loaded = load(console, role, opened, device)
+            with naming(f"the rows cannot go through {opened.settings.path}"):
+                sides[role] = _side(role, loaded, ids, examples, console)
         except SemalignError as failure:
-            remedy = f"another {candidate.role}, or its checkpoint fetched again"
-            return Depths([error(f"{candidate.role} weights", str(failure), remedy)])
-        texts.append(_generation(candidate, loaded, pair.experiment))
+            broken = error(f"{role} weights", str(failure), f"another {role}, or its checkpoint fetched again")
+            return diagnosis.model_copy(update={"findings": (*diagnosis.findings, broken)})
+        if loaded.unchecked is not None:
+            remedy = f"device=cuda, or another {role} where rows are longer than that"
+            found.append(warning(f"{role} window", loaded.unchecked, remedy))
+        found.append(_generation(role, loaded, pair.experiment))
         del loaded
         gc.collect()
-    (of_target, target_basis), (of_source, source_basis) = sides
+    (of_target, target_basis), (of_source, source_basis) = sides["target"], sides["source"]
     with console.step("compare the layers"):
-        rows = similarity_matrix(of_target, of_source)
-    pairing = _pairing(pair.experiment, rows)
+        similarity = similarity_matrix(of_target, of_source)
+    pairing = _pairing(pair.experiment, similarity)
     pairs = [
         PairedResiduals(layer, source_layer, of_target[layer], of_source[source_layer])
         for layer, source_layer in enumerate(pairing.source_layers, 1)
     ]
     own, fold_gain = pair.experiment.transport.frame, pair.experiment.transport.fold_gain
-    reports = [
+    reports = tuple(
         fit_and_measure(pairs, source_basis, target_basis, frame, fold_gain=fold_gain, console=console)[1]
         for frame in dict.fromkeys((*FRAMES, *([] if own == "none" else [own])))
-    ]
-    weights = ok("weights", "both models load, are finite and causal, and their logits are understood")
-    verdict = _verdict(pair.experiment, reports, len(examples))
-    return Depths([weights, *texts, verdict], tuple(reports), rows, pairing)
-
-
-def draw_heat_map(depths: Depths, file: Path) -> Finding:
-    """CKA of source × target layers, with the pairing as dots, as an SVG file; the same figures give the same file."""
-    if importlib.util.find_spec("matplotlib") is None:
-        return warning("heat map", "not drawn, since matplotlib is not installed", "pip install matplotlib")
-    replace_file(file, standalone(draw_similarity(depths.similarity, depths.pairing)))
-    return ok("heat map", f"{file}, source × target layers, the pairing as dots")
+    )
+    findings = (*diagnosis.findings, *found, _verdict(pair.experiment, reports, len(examples)))
+    weighed = {"findings": findings, "fidelity": reports, "similarity": similarity, "pairing": pairing}
+    return diagnosis.model_copy(update=weighed)
 
 
 def _side(
-    candidate: Candidate, loaded: LoadedModel, ids: Tensor, examples: Sequence[Example], console: Console
+    role: str, loaded: LoadedModel, ids: Tensor, examples: Sequence[Example], console: Console
 ) -> tuple[Contributions, SemanticBasis]:
-    """A model's contributions at the supervised positions and its basis."""
-    with console.step(f"read the {candidate.role}'s layers and head"):
+    """Return a model's contributions at the supervised positions and its basis."""
+    with console.step(f"read the {role}'s layers and head"):
         view = DecoderView(loaded.model)
         found = contributions(view, batches(examples, 1), range(1, view.depth + 1))
         basis = SemanticBasis.from_model(loaded.model, entries=ids)
     return found, basis
 
 
-def _generation(candidate: Candidate, loaded: LoadedModel, experiment: Experiment) -> Finding:
-    """Whether a model generates right, which only some experiments need."""
-    check = f"{candidate.role} generation"
+def _generation(role: str, loaded: LoadedModel, experiment: Experiment) -> Finding:
+    """Check that a model generates right, which only some experiments need."""
+    check = f"{role} generation"
     try:
         way = check_generation(loaded.model)
     except SemalignError as failure:
-        needed = experiment.measure.answer_rows > 0 or candidate.role in written_parts(experiment.data)
+        needed = experiment.measure.answer_rows > 0 or role in written_parts(experiment.data)
         reason, _, remedy = str(failure).partition(": set ")
         return (error if needed else warning)(check, reason, remedy)
     if way is Way.ALONE:
@@ -129,8 +97,8 @@ def _generation(candidate: Candidate, loaded: LoadedModel, experiment: Experimen
     return ok(check, f"its tokens with a cache are those without, {way.value}")
 
 
-def _pairing(experiment: Experiment, similarity: tuple[tuple[float, ...], ...]) -> LayerPairing:
-    """By the experiment's policy where it needs no scores, else by similarity: attribution takes a backward run."""
+def _pairing(experiment: Experiment, similarity: Matrix) -> LayerPairing:
+    """Pair by the policy of the experiment where it needs no scores, else by similarity."""
     own = experiment.pairing
     columns = [sum(column) / len(similarity) for column in zip(*similarity, strict=True)]
     nothing = (0.0,) * len(columns)

@@ -1,37 +1,31 @@
-"""All checks, in the order in which a person asks."""
+"""All checks of a pair: those of a run, then its heads, the machine, and the weights where that is set."""
 
 from collections.abc import Sequence
-from pathlib import Path
+from dataclasses import replace
+from typing import Any
 
-from semalign_geometry import SemalignError
+import torch
+from semalign_geometry.base import SemalignError
 
+from ..data.rows import read_rows, split_rows
 from ..experiment import Experiment
-from ..models.opening import check_pulled
-from ..run.inputs import check_settings, encoder_of
+from ..models.opening import MissingModel, OpenedModel, check_pulled, open_model
+from ..models.settings import ModelConfig
+from ..run.checks import Finding, Pair, check_pair, check_rows, encoder_of, error, refused
 from ..util.console import Console
 from ..util.resources import pick_device
 from ..util.settings import merged, parse_overrides
-from ._architecture import check_architecture
-from ._deep import check_layers, draw_heat_map
-from ._findings import Diagnosis, Finding
+from ._deep import check_layers
+from ._diagnosis import Diagnosis
 from ._heads import check_adapters, check_head
 from ._machine import check_machine
-from ._pair import Candidate, Pair, draw_sample, open_candidate
-from ._tokens import (
-    check_chat_template,
-    check_entries,
-    check_rows,
-    check_special_tokens,
-    check_template_options,
-    tokenizer_ids,
-)
 
 _NO_DATA = "generated:arithmetic"
 """Stands where an experiment needs rows; never read."""
 
 
 def read_settings(source: str, target: str, data: str | None, overrides: Sequence[str]) -> tuple[Experiment, bool]:
-    """The experiment that would run, and whether rows are given.
+    """Return the experiment that would run, and whether rows are given.
 
     Args:
         source: path of the source.
@@ -42,74 +36,79 @@ def read_settings(source: str, target: str, data: str | None, overrides: Sequenc
     Raises:
         SemalignError: an override is not of that form, or an unknown or wrong setting.
     """
-    above = parse_overrides(overrides)
-    tree = {"name": "doctor", "source": {"path": source}, "target": {"path": target}}
+    tree: dict[str, Any] = {"name": "doctor", "source": {"path": source}, "target": {"path": target}}
     if data is not None:
         tree["data"] = {"train": {"path": data}}
-    tree = merged(tree, above)
+    tree = merged(tree, parse_overrides(overrides))
     experiment = Experiment.parse(merged({"data": {"train": {"path": _NO_DATA}}}, tree), origin="doctor")
     has_rows = "path" in merged({"data": {"train": {}}}, tree)["data"]["train"]
     return experiment, has_rows
 
 
 def diagnose(
-    experiment: Experiment, *, has_rows: bool, heat_map: Path | None = None, console: Console | None = None
+    experiment: Experiment, *, has_rows: bool, deep: bool = False, console: Console | None = None
 ) -> Diagnosis:
-    """Look for what would trouble a run; no weights are loaded, unless a heat map is asked for.
+    """Check what a run checks, the heads and the machine; no weights are loaded, unless `deep`.
 
-    A model as a GGUF file that was never used before is converted first, and the console is told.
+    A model as a GGUF file that was never used before is converted first, with a note on the console.
 
     Args:
-        experiment: what would run.
-        has_rows: whether its rows are looked at.
-        heat_map: file of the picture; loads both models, one after the other, and compares their layers.
+        experiment: the experiment that would run.
+        has_rows: whether its rows are read.
+        deep: loads both models, one after the other, and compares their layers.
         console: where progress is shown; None shows nothing.
 
     Raises:
-        SemalignError: a model or the rows do not exist, rows are needed, or settings do not fit the pair.
+        SemalignError: a model or the rows do not exist, or rows are needed.
     """
-    if heat_map is not None and not has_rows:
+    if deep and not has_rows:
         raise SemalignError("--deep compares layers on rows: give --data FILE")
     console = console or Console(quiet=True)
     device = pick_device(experiment.device)
     for model in (experiment.source, experiment.target):
         check_pulled(model)
-    source = open_candidate("source", experiment.source, device, note=console.note)
-    target = open_candidate("target", experiment.target, device, note=console.note)
-
-    def diagnosis(findings: Sequence[Finding]) -> Diagnosis:
-        return Diagnosis(
-            source=experiment.source.path,
-            target=experiment.target.path,
-            device=str(device),
-            findings=tuple(findings),
-        )
-
-    if not isinstance(source, Candidate) or not isinstance(target, Candidate):
-        return diagnosis([each for each in (source, target) if isinstance(each, Finding)])
-    check_settings(experiment, source.shape, target.shape)
-    encoder = encoder_of(experiment, target.opened)
-    sample = draw_sample(experiment.data, encoder) if has_rows else None
-    pair = Pair(experiment, device, source, target, encoder, sample)
-    entries, shared = check_entries(pair)
-    findings = [
-        *check_architecture(pair),
-        *entries,
-        check_special_tokens(pair),
-        check_chat_template(pair),
-        *check_template_options(pair),
-        *check_rows(pair, shared),
-        *check_adapters(source),
-        *check_adapters(target),
-        check_head(source, tokenizer_ids(source) if shared is None else shared.source_ids),
-        check_head(target, tokenizer_ids(target) if shared is None else shared.target_ids),
-        *check_machine(pair),
+    pools = read_rows(experiment.data) if has_rows else ()
+    opened = [
+        _open(role, model, device, console)
+        for role, model in (("source", experiment.source), ("target", experiment.target))
     ]
-    if heat_map is None or not diagnosis(findings).is_usable:
-        return diagnosis(findings)
-    assert shared is not None
-    depths = check_layers(pair, shared, console)
-    findings += depths.findings
-    if depths.fidelity:
-        findings.append(draw_heat_map(depths, heat_map))
-    return diagnosis(findings).model_copy(update={"fidelity": depths.fidelity, "similarity": depths.similarity})
+    diagnosis = Diagnosis(source=experiment.source.path, target=experiment.target.path, device=str(device), findings=())
+    source, target = opened
+    if isinstance(source, Finding) or isinstance(target, Finding):
+        return diagnosis.model_copy(update={"findings": tuple(each for each in opened if isinstance(each, Finding))})
+    pair = Pair(experiment, source, target, encoder_of(experiment, target))
+    findings = [*check_pair(pair)]
+    if has_rows:
+        try:
+            pair = replace(pair, split=split_rows(experiment.data, pools, pair.encoder))
+        except SemalignError as failure:
+            findings.append(refused("rows", failure))
+    if pair.split is not None or not has_rows:
+        findings += check_rows(pair)
+    for role, each in pair.both:
+        findings += check_adapters(role, each)
+    findings += [check_head(role, each, pair) for role, each in pair.both]
+    findings += check_machine(pair, device)
+    diagnosis = diagnosis.model_copy(update={"findings": tuple(findings)})
+    if not deep or not diagnosis.is_usable:
+        return diagnosis
+    assert pair.split is not None
+    return check_layers(diagnosis, pair, pair.split, device, console)
+
+
+def _open(role: str, settings: ModelConfig, device: torch.device, console: Console) -> OpenedModel | Finding:
+    """Open a model in the dtype that it has here, or return the reason why it cannot be one of the pair.
+
+    Raises:
+        SemalignError: nothing is found there.
+    """
+    try:
+        opened = open_model(settings, note=console.note)
+        _ = opened.shape  # which fails for another kind of model
+    except MissingModel:
+        raise
+    except SemalignError as failure:
+        remedy = f"a decoder-only language model as the {role}: semalign models list shows some"
+        return error(role, str(failure), remedy)
+    dtype = str(opened.dtype(device)).removeprefix("torch.")
+    return replace(opened, settings=settings.model_copy(update={"dtype": dtype}))

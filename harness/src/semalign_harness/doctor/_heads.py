@@ -1,23 +1,23 @@
-"""Rank and conditioning of a head, from its one tensor in the checkpoint."""
+"""Check rank and conditioning of a head, from its one tensor in the checkpoint."""
 
 import json
 from pathlib import Path
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
-from semalign_geometry import COARSE, SemalignError, SemanticBasis
+from semalign_geometry import COARSE, SemanticBasis
+from semalign_geometry.base import SemalignError
 from torch import Tensor
 from transformers.utils.hub import cached_file
 
 from ..models.loading import ADAPTER, unused_tensors
 from ..models.opening import OpenedModel
-from ._findings import Finding, error, ok, warning
-from ._pair import Candidate
+from ..run.checks import Finding, Pair, error, ok, refused, tokenizer_ids, warning
 
 FEW, SAMPLE = 4096, 4
-"""Entries that are read: at least so many, and so many widths of the head. Some rows have no higher rank than all, and
-a condition number within a factor of two or so costs a second where the exact one costs a minute."""
+"""Entries that are read: at least so many, and so many widths of the head. Some rows have no higher rank than all. They
+give the condition number within a factor of about two in a second; the exact one takes a minute."""
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
@@ -25,11 +25,15 @@ class _Unmeasured(Exception):
     """The head's tensor cannot be read alone."""
 
 
-def check_head(candidate: Candidate, ids: Int[Tensor, " v"]) -> Finding:
-    """Rank and conditioning of a model's head over some of its rows."""
-    check, again = f"{candidate.role} head", f"fetch {candidate.path} again"
+def check_head(role: str, opened: OpenedModel, pair: Pair) -> Finding:
+    """Check rank and conditioning of a model's head over some of the entries that both models share."""
+    check, again = f"{role} head", f"fetch {opened.settings.path} again"
     try:
-        weight = _read_head(candidate)
+        ids = pair.shared.source_ids if role == "source" else pair.shared.target_ids
+    except SemalignError:  # an error of the tokenizers
+        ids = torch.tensor(tokenizer_ids(opened))
+    try:
+        weight = _read_head(opened)
     except _Unmeasured as reason:
         return ok(check, f"not measured: {reason}")
     except (OSError, ValueError, SafetensorError) as failure:
@@ -54,14 +58,16 @@ def check_head(candidate: Candidate, ids: Int[Tensor, " v"]) -> Finding:
     return ok(check, message)
 
 
-def check_adapters(candidate: Candidate) -> list[Finding]:
-    """See that the checkpoint holds no adapter that was not merged, by the names of its tensors."""
+def check_adapters(role: str, opened: OpenedModel) -> list[Finding]:
+    """Check that the checkpoint holds no adapter that was not merged, by the names of its tensors."""
     try:
-        names = [name for name in _tensor_files(candidate.opened) if ADAPTER.search(name)]
-        unused_tensors(candidate.view.model, names, candidate.path)
-    except (_Unmeasured, OSError, ValueError, SafetensorError) as failure:
-        found, _, remedy = str(failure).rpartition(": merge")
-        return [error(f"{candidate.role} checkpoint", found, f"merge{remedy}")] if found else []
+        names = [name for name in _tensor_files(opened) if ADAPTER.search(name)]
+    except (_Unmeasured, OSError, ValueError, SafetensorError):
+        return []  # an error of the head
+    try:
+        unused_tensors(opened.view.model, names, opened.settings.path)
+    except SemalignError as failure:
+        return [refused(f"{role} checkpoint", failure)]
     return []
 
 
@@ -71,44 +77,40 @@ def _basis(weight: Tensor, ids: Tensor) -> SemanticBasis:
     return SemanticBasis.from_head(weight, entries=ids)
 
 
-def _read_head(candidate: Candidate) -> Float[Tensor, "v d"]:
-    """The head's weights; their pages are read from the disk when they are used."""
-    model = candidate.view.model
+def _read_head(opened: OpenedModel) -> Float[Tensor, "v d"]:
+    """Map the head's weights into memory; their pages are read from the disk when they are used."""
+    model = opened.view.model
     output = model.get_output_embeddings().weight
     parameters = dict(model.named_parameters(remove_duplicate=False))
     names = [name for name, parameter in parameters.items() if parameter is output]
-    files = _tensor_files(candidate.opened)
-    fitting = _of_shape(_alike(list(files), names), files, output.shape)
-    if not fitting:  # checkpoints may have names of their own: the head is the one of its shape that is nothing else
+    ends = tuple("." + ".".join(name.split(".")[-2:]) for name in names)
+    files = _tensor_files(opened)
+    prefixed = [name for name in files if f".{name}".endswith(ends)]
+    found = _of_shape([*names, *prefixed], files, output.shape)
+    if not found:  # checkpoints may have names of their own: the head is the one of its shape that is nothing else
         strangers = _of_shape([name for name in files if name not in parameters], files, output.shape)
-        fitting = strangers if len(strangers) == 1 else []
-    if not fitting:
+        found = strangers if len(strangers) == 1 else []
+    if not found:
         raise _Unmeasured(f"the checkpoint has no tensor {names[-1]} of shape {tuple(output.shape)}")
-    with safe_open(files[fitting[0]], "pt") as file:
-        weight: Tensor = file.get_tensor(fitting[0])
+    with safe_open(files[found[0]], "pt") as file:
+        weight: Tensor = file.get_tensor(found[0])
     if not weight.is_floating_point():
-        raise _Unmeasured(f"the checkpoint holds {fitting[0]} quantised")
+        raise _Unmeasured(f"the checkpoint holds {found[0]} quantised")
     return weight
-
-
-def _alike(there: list[str], names: list[str]) -> list[str]:
-    """Names in a checkpoint that are the model's own, and then those with another prefix."""
-    ends = {".".join(name.split(".")[-2:]) for name in names}
-    prefixed = [name for name in there if any(f".{name}".endswith(f".{end}") for end in ends)]
-    return [name for name in names if name in there] + [name for name in prefixed if name not in names]
 
 
 def _of_shape(names: list[str], files: dict[str, Path], shape: torch.Size) -> list[str]:
     found = []
     for name in names:
-        with safe_open(files[name], "pt") as file:
-            if file.get_slice(name).get_shape() == list(shape):
-                found.append(name)
+        if name in files:
+            with safe_open(files[name], "pt") as file:
+                if file.get_slice(name).get_shape() == list(shape):
+                    found.append(name)
     return found
 
 
 def _tensor_files(opened: OpenedModel) -> dict[str, Path]:
-    """Where each tensor of the checkpoint lies."""
+    """Return the file of each tensor of the checkpoint."""
     index = _file(opened, INDEX)
     if index is not None:
         content = json.loads(index.read_text(encoding="utf-8"))
@@ -130,7 +132,7 @@ def _tensor_files(opened: OpenedModel) -> dict[str, Path]:
 
 
 def _file(opened: OpenedModel, name: str) -> Path | None:
-    """A file of the model, if it is here."""
+    """Return a file of the model, if it is here."""
     if opened.commit is None:
         path = Path(opened.place) / name
         return path if path.is_file() else None

@@ -1,4 +1,4 @@
-"""What a run would need of this machine, beside what it has."""
+"""Compare the needs of a run with this machine."""
 
 import os
 import shutil
@@ -7,69 +7,42 @@ from pathlib import Path
 import psutil
 import torch
 
-from ..data.encoding import Example
-from ..data.rows import Split
 from ..experiment import Experiment
-from ..methods import as_method
+from ..run.checks import Finding, Pair, error, ok, warning
 from ..run.estimate import Totals, estimate
-from ..run.plan import make_plan, matrix_speed
-from ..run.written_answers import written_parts
 from ..util.cache import cache_folder
 from ..util.settings import merged, parse_overrides
-from ..util.text import duration, gb
-from ._findings import Finding, error, ok, warning
-from ._pair import Pair
+from ..util.text import gb
 
-LEANER = ("batch_size=1", "train.micro_batch_size=1", "train.recompute_suffix=true")
-"""Settings that take less memory; the first is for the source's phase (its supervision and its estimate: attribution
-takes one row at a time anyway), the others for the target's."""
-LONG = 24 * 3600
-"""Seconds from which on a run is called long."""
+LEANER = ("batch_size=1", "train.micro_batch_size=1", "train.recompute=true")
+"""Settings that take less memory; the first is for the source's phase, the others for the target's."""
 
 
-def check_machine(pair: Pair) -> list[Finding]:
-    """Memory, disk and time."""
-    split = _split(pair)
-    return [
-        _memory(pair, split.longest),
-        _disk(_totals(pair, pair.experiment, split.longest), pair.experiment),
-        _time(pair, split),
-    ]
-
-
-def _split(pair: Pair) -> Split:
-    """As many rows as a run would take: those of the sample that are short enough, over and over, or the longest
-    possible."""
-    data = pair.experiment.data
-    fitting = [] if pair.sample is None else [e for e in pair.sample.examples if len(e) <= data.max_length]
-    rows = fitting or [Example((0,), (0,) * (data.max_length - 1), "")]
-    train, held_out = (
-        [rows[index % len(rows)] for index in range(count)] for count in (data.train_rows, data.held_out_rows)
-    )
-    return Split(train, held_out, too_long=0, longest=max(map(len, rows)))
+def check_machine(pair: Pair, device: torch.device) -> list[Finding]:
+    """Check memory and disk, for the longest row of a run, or for the longest possible without rows."""
+    split = pair.split
+    longest = pair.experiment.data.max_length if split is None else max(map(len, (*split.train, *split.held_out)))
+    return [_memory(pair, device, longest), _disk(_totals(pair, pair.experiment, longest), pair.experiment)]
 
 
 def _totals(pair: Pair, experiment: Experiment, longest: int) -> Totals:
-    """What a run needs with rows of at most so many tokens."""
-    changed = {
-        "data": experiment.data.model_copy(update={"max_length": longest}),
-        "source": pair.source.opened.settings,
-        "target": pair.target.opened.settings,
-    }
-    shapes = {f"{each.role}_shape": each.shape for each in pair.both}
+    """Estimate the needs of a run with rows of at most so many tokens."""
+    data = experiment.data.model_copy(update={"max_length": longest})
+    changed = {"data": data, "source": pair.source.settings, "target": pair.target.settings}
+    shapes = {f"{role}_shape": opened.shape for role, opened in pair.both}
     totals = estimate(experiment.model_copy(update=changed), **shapes).totals
     assert totals is not None
     return totals
 
 
-def _memory(pair: Pair, longest: int) -> Finding:
-    free, whole = _memory_of(pair.device)
+def _memory(pair: Pair, device: torch.device, longest: int) -> Finding:
+    free, whole = _memory_of(device)
     totals = _totals(pair, pair.experiment, longest)
     needs = (
         f"at most {gb(totals.source_phase)} with the source and {gb(totals.target_phase)} with the target, for rows "
-        f"of {longest} tokens; {gb(free)} of {gb(whole)} are free on {pair.device}"
+        f"of {longest} tokens; {gb(free)} of {gb(whole)} are free on {device}"
     )
-    source, target = (each.shape.parameters * each.dtype.itemsize for each in pair.both)
+    source, target = (each.shape.parameters * each.dtype(device).itemsize for _, each in pair.both)
     if target > whole:
         remedy = "a smaller target: semalign models list shows sizes"
         return error("memory", f"the target's weights alone take {gb(target)}: {needs}", remedy)
@@ -81,7 +54,7 @@ def _memory(pair: Pair, longest: int) -> Finding:
 
 
 def _leaner(pair: Pair, longest: int, free: int) -> str:
-    """Settings with which a run fits, as few as do."""
+    """Return the fewest settings with which a run fits."""
     for settings in (*((setting,) for setting in LEANER), LEANER):
         tree = merged(pair.experiment.model_dump(mode="json"), parse_overrides(settings))
         if _totals(pair, Experiment.parse(tree, origin="doctor"), longest).memory <= free:
@@ -90,7 +63,7 @@ def _leaner(pair: Pair, longest: int, free: int) -> str:
 
 
 def _disk(totals: Totals, experiment: Experiment) -> Finding:
-    """Supervision goes to the cache folder, the rest to the run folder, which may be on one disk."""
+    """Check the disks of the cache folder, for supervision, and of the run folder, for the rest; they may be one."""
     cache, run = (_existing(place) for place in (cache_folder(), Path.cwd()))
     stored, written = totals.supervision + totals.held_out, totals.scratch + totals.saved
     together = os.stat(cache).st_dev == os.stat(run).st_dev
@@ -105,39 +78,8 @@ def _disk(totals: Totals, experiment: Experiment) -> Finding:
     return ok("disk", needs)
 
 
-def _time(pair: Pair, split: Split) -> Finding:
-    experiment = pair.experiment
-    kind = as_method(experiment.method).kind
-    if kind != "semalign":
-        return ok("time", f"not estimated: what is known is the work of frontier training, not of method.kind={kind}")
-    speed = matrix_speed(pair.device, pair.target.dtype)
-    plan = make_plan(
-        experiment,
-        split,
-        source=pair.source.shape,
-        target=pair.target.shape,
-        processes=1,
-        supervised=False,
-        speed=speed,
-    )
-    parts = {"source": plan.source, "training": sum(plan.training), "measuring": plan.measuring}
-    times = ", ".join(f"{name} {duration(work / plan.flops)}" for name, work in parts.items())
-    rows = "rows like these" if pair.sample is not None else f"rows of {experiment.data.max_length} tokens"
-    aside = "loading and the writing of answers" if written_parts(experiment.data) else "loading"
-    dtype = str(pair.target.dtype).removeprefix("torch.")
-    message = (
-        f"about {duration(plan.seconds)} of frontier training ({times}), {aside} aside, for "
-        f"{experiment.data.train_rows} {rows} at {speed / 1e9:.3g} GFLOP/s in {dtype}"
-    )
-    if plan.seconds > LONG:
-        return warning(
-            "time", message, "a smaller data.train_rows or train.passes, train.layers=[…], or an accelerator"
-        )
-    return ok("time", message)
-
-
 def _memory_of(device: torch.device) -> tuple[int, int]:
-    """Free and whole memory of a device."""
+    """Return free and whole memory of a device."""
     if device.type == "cuda":
         free, whole = torch.cuda.mem_get_info(device)
         return free, whole
@@ -146,6 +88,6 @@ def _memory_of(device: torch.device) -> tuple[int, int]:
 
 
 def _existing(place: Path) -> Path:
-    """The folder, or the nearest one above that exists already."""
+    """Return the folder, or the nearest one above that exists."""
     place = place.expanduser().absolute()
     return next(folder for folder in (place, *place.parents) if folder.exists())

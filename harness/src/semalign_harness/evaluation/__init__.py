@@ -1,16 +1,15 @@
 """Benchmarks on one model, with intervals; answers are cached, so that none is computed twice."""
 
 from ..results.evaluation import BenchmarkResult as BenchmarkResult
+from ..results.evaluation import Evaluated as Evaluated
 from ..results.evaluation import EvaluationConfig as EvaluationConfig
 from ..results.evaluation import EvaluationResult as EvaluationResult
 from ..results.evaluation import ItemRecord as ItemRecord
 from ..results.evaluation import Name as Name
-from ._compare import Evaluated as Evaluated
+from ..results.evaluation import read_evaluation as read_evaluation
 from ._compare import Pair as Pair
-from ._compare import evaluation_file as evaluation_file
 from ._compare import over_seeds as over_seeds
 from ._compare import pair as pair
-from ._compare import read_evaluation as read_evaluation
 from ._run import evaluate as evaluate
 from ._run import protocol_of as protocol_of
 from ._table import evaluation_table as evaluation_table

@@ -1,13 +1,12 @@
 """Two evaluations of the same items, and several of the same kind."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import NamedTuple
 
-from semalign_geometry import SemalignError
+from semalign_geometry.base import SemalignError
 
-from ..results.evaluation import EvaluationResult, ItemRecord, Name
-from ..results.files import EVALUATION, EXPERIMENT, RESULT
+from ..results.evaluation import Evaluated, ItemRecord, Name
+from ..results.metrics import BITS
 from ..statistics import (
     Aggregate,
     GapRecovered,
@@ -17,14 +16,6 @@ from ..statistics import (
     compare_values,
     estimate_gap_recovered,
 )
-
-
-class Evaluated(NamedTuple):
-    """An evaluation folder, read."""
-
-    folder: Path
-    result: EvaluationResult
-    items: dict[Name, list[ItemRecord]]
 
 
 class Pair(NamedTuple):
@@ -39,42 +30,6 @@ class Pair(NamedTuple):
     """Share of the headline's gap to the source that the second closed; None without a source."""
     gap_bits: GapRecovered | None
     """The same of the bits per byte."""
-
-
-def evaluation_file(folder: Path) -> Path | None:
-    """Return the file of a folder's evaluation, if any; older versions call it `result.json`."""
-    names = (EVALUATION,) if (folder / EXPERIMENT).is_file() else (EVALUATION, RESULT)
-    return next((folder / name for name in names if (folder / name).is_file()), None)
-
-
-def read_evaluation(folder: Path) -> Evaluated:
-    """Read what `evaluate` wrote.
-
-    Raises:
-        SemalignError: the folder holds no evaluation, or a damaged one.
-    """
-    if (file := evaluation_file(folder)) is None:
-        raise SemalignError(f"{folder} holds no {EVALUATION}: give the folder of a finished evaluation")
-    result = EvaluationResult.read(file)
-    return Evaluated(folder, result, {name: _items(folder, name) for name in result.benchmarks})
-
-
-def _items(folder: Path, name: Name) -> list[ItemRecord]:
-    file = folder / f"items-{name}.jsonl"
-    remedy = f"evaluate {name} again into {folder}"
-    try:
-        lines = file.read_bytes().split(b"\n")
-    except OSError as error:
-        raise SemalignError(f"{file} cannot be read ({error.strerror}): {remedy}") from error
-    items = []
-    for number, line in enumerate(lines, 1):
-        if not line:
-            continue
-        try:
-            items.append(ItemRecord.model_validate_json(line))
-        except ValueError as error:  # pydantic's, and ours of a nested section
-            raise SemalignError(f"{file}, line {number} is damaged: {remedy}") from error
-    return items
 
 
 def pair(first: Evaluated, second: Evaluated, *, source: Evaluated | None = None, seed: int = 0) -> list[Pair]:
@@ -118,10 +73,10 @@ def over_seeds(evaluations: Sequence[Evaluated]) -> dict[tuple[str, str], Aggreg
     for name in _common(evaluations):
         _check_alike(name, evaluations)
         results = [each.result.benchmarks[name] for each in evaluations]
-        found[name, results[0].protocol.metric] = across_seeds([each.figure.value for each in results])
+        found[name, results[0].protocol.metric] = across_seeds([each.headline.value for each in results])
         bits = [each.bits_per_byte.value for each in results if each.bits_per_byte is not None]
         if len(bits) == len(results):
-            found[name, "bits per byte"] = across_seeds(bits)
+            found[name, BITS.name] = across_seeds(bits)
     return found
 
 

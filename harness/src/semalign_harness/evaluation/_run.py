@@ -22,15 +22,23 @@ from lm_eval.api.model import LM
 from lm_eval.evaluator import evaluate as run_tasks
 from lm_eval.tasks import TaskManager
 from pydantic import JsonValue
-from semalign_geometry import SemalignError, replace_file
+from semalign_geometry.base import SemalignError, replace_file
 
 from ..benchmarks import KNOWN_BENCHMARKS, Benchmark, BenchmarkProtocol, Document, find_benchmark, sample
 from ..data.encoding import ENCODING
 from ..generation import GENERATION
 from ..models.loading import load_model
 from ..models.shape import row_bytes
-from ..results.evaluation import BenchmarkResult, EvaluationConfig, EvaluationResult, ItemRecord, Name
-from ..results.files import EVALUATION, EXPERIMENT, RESULT
+from ..results.evaluation import (
+    BenchmarkResult,
+    EvaluationConfig,
+    EvaluationResult,
+    ItemRecord,
+    Name,
+    check_no_run,
+    evaluation_file,
+)
+from ..results.files import EVALUATION, RESULT
 from ..run.inputs import note_unused
 from ..sandbox import Level, judge, probe
 from ..statistics import NATS, SHARE, Estimate, mean, proportion
@@ -40,7 +48,6 @@ from ..util.failures import naming
 from ..util.journal import Journal
 from ..util.resources import join
 from ._agreement import Comparer, Text, short
-from ._compare import evaluation_file
 from ._journaled import JournaledLM
 from ._models import GreedyLM, Models, open_models, vllm_model
 
@@ -84,7 +91,9 @@ def evaluate(config: EvaluationConfig, folder: Path, *, console: Console | None 
     comparer = Comparer(models, runner.journals, runner.batch_size, console) if models.source else None
     _earlier(folder, config, models)  # refuses another evaluation before hours are spent
     if comparer is not None:
-        ranks.from_first(functools.partial(comparer.check, [text for texts in gold.values() for text in texts]))
+        ranks.broadcast_from_first(
+            functools.partial(comparer.check, [text for texts in gold.values() for text in texts])
+        )
 
     records = {task.name: runner.run(task) for task in tasks}
     if not ranks.is_first:
@@ -144,8 +153,7 @@ def _check_folder(folder: Path) -> None:
     for place in (folder, *folder.parents):
         if place.is_file():
             raise SemalignError(f"{place} is a file: choose a new folder")
-    if (folder / EXPERIMENT).is_file():
-        raise SemalignError(f"{folder} holds a run, not an evaluation: choose another folder with --out")
+    check_no_run(folder, remedy="choose another folder with --out")
     names = [file.name.removeprefix(".") for file in folder.iterdir()] if folder.is_dir() else []
     if names and not any(name.startswith((EVALUATION, RESULT, "items-")) for name in names):
         raise SemalignError(f"{folder} holds other files: choose a new folder")
@@ -153,7 +161,7 @@ def _check_folder(folder: Path) -> None:
 
 def _earlier(folder: Path, config: EvaluationConfig, models: Models) -> EvaluationResult | None:
     """Read the folder's earlier benchmarks of the same evaluation; refuse those of another one."""
-    if (file := evaluation_file(folder)) is None:
+    if not (file := evaluation_file(folder)).is_file():
         return None
     earlier = EvaluationResult.read(file)
     asked = config.model_copy(update={"tasks": earlier.config.tasks})
@@ -308,7 +316,7 @@ def _summary(
         protocol=protocol_of(task.benchmark, chat=encoder.chat, options=encoder.options, date=encoder.told_date),
         documents=len(task.documents),
         documents_sha256=hashlib.sha256(json.dumps(task.rows, sort_keys=True).encode()).hexdigest(),
-        figure=proportion([item.correct for item in items]),
+        headline=proportion([item.correct for item in items]),
         other={name: proportion([item.other[name] for item in items]) for name in other},
         bits_per_byte=weighted([(item.bits_per_byte, item.gold_bytes) for item in items], NATS),
         kl=weighted([(item.kl, item.tokens) for item in items], NATS),

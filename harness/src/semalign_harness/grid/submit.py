@@ -1,63 +1,39 @@
-"""Where the cells of a matrix run: processes on this machine, or an array of Slurm jobs by way of submitit."""
+"""Run the cells of a matrix: in processes on this machine, or as an array of Slurm jobs through submitit."""
 
-import difflib
-import logging
 import os
 import shutil
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import psutil
 import torch
 import transformers
-import yaml
-from semalign_geometry import Contract, SemalignError, Settings, replace_file
+from semalign_geometry.base import SemalignError
 
-from ..results.files import ENVIRONMENT
-from ..results.run import Environment
+from ..results.files import ENVIRONMENT, RESULT
+from ..results.run import Environment, RunResult
 from ..run.dry_run import DryRun
 from ..run.pipeline import run_experiment
 from ..run.run_folder import is_claimed
 from ..util.console import Console, interruptible, logged
-from .matrix import LOGS, MATRIX, Matrix, Standing, check_folder, claimed_matrix, failure_file, standings
+from .folder import LOGS, MATRIX, Standing, check_folder, claimed_matrix, failure_file, keep_reason
+from .jobs import check_parameters, is_done, known_jobs, read_jobs, submit_jobs, write_jobs
+from .matrix import Cell, Matrix
 
 if TYPE_CHECKING:
-    from submitit import AutoExecutor, Job
+    from submitit import Job
     from submitit.core.utils import DelayedSubmission
 
 EXECUTORS = ("local", "slurm", "submitit-local")
-JOBS, JOB_FILES = "jobs.json", "jobs"
-_TIMEOUTS = 20
-"""How often a job may reach its time limit and go on."""
-_DEFAULTS = {"timeout_min": 240, "stderr_to_stdout": True}
-_ONE_PROCESS = ("nodes", "tasks_per_node", "ntasks_per_node")
-
-
-class JobRecord(Settings):
-    """The last job that was submitted for a cell."""
-
-    cluster: str
-    """`slurm`, or `local` for submitit's processes on this machine."""
-    id: str
-    """What the cluster calls it."""
-
-
-class Jobs(Contract):
-    """The jobs of a matrix."""
-
-    cells: dict[str, JobRecord]
-    """By the name of their cell."""
 
 
 @dataclass(frozen=True)
 class Target:
-    """Where cells run; checked when it is made.
+    """The place where cells run, checked when it is made.
 
     Raises:
         SemalignError: there is no such executor, submitit or Slurm is missing, or a parameter is unknown or wrong.
@@ -70,7 +46,7 @@ class Target:
     slurm: Mapping[str, Any] = field(default_factory=dict)
     """Parameters of submitit's executors, such as `partition`, `gpus_per_node` and `timeout_min`."""
     trackers: tuple[str, ...] = ()
-    """Trackers that are told of every step of every cell."""
+    """Trackers that receive every step of every cell."""
 
     def __post_init__(self) -> None:
         if self.executor not in EXECUTORS:
@@ -84,40 +60,43 @@ class Target:
         if self.executor == "submitit-local" and self.at_once is not None:
             raise SemalignError("--jobs has no effect on submitit-local, which starts all cells at once: leave it out")
         if "array_parallelism" in self.slurm and self.at_once is not None:
-            raise SemalignError("--jobs and array_parallelism say the same: leave one of them out")
-        _check_parameters(self.slurm)
+            raise SemalignError("--jobs and array_parallelism are the same setting: leave one of them out")
+        check_parameters(self.slurm)
         if self.executor == "slurm" and shutil.which("sbatch") is None:
             raise SemalignError("sbatch is not on this machine: submit from a login node, or choose --executor local")
 
+    @property
+    def cluster(self) -> str:
+        """Name of the cluster for submitit."""
+        return "slurm" if self.executor == "slurm" else "local"
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """Parameters for submitit."""
+        return {**self.slurm, **({} if self.at_once is None else {"array_parallelism": self.at_once})}
+
 
 def submit_matrix(
-    matrix: Matrix,
-    folder: Path,
-    target: Target,
-    *,
-    wait: bool = False,
-    extend: bool = False,
-    console: Console | None = None,
+    matrix: Matrix, folder: Path, target: Target, *, wait: bool = False, console: Console | None = None
 ) -> list[Standing]:
-    """Run the cells that are not finished and that no job runs, or submit them; returns where each cell stands.
+    """Run or submit the cells that are not finished and not running; returns the state of each.
 
-    On this machine (`local`) the call ends with the cells; Slurm jobs go on without it. A failed cell does not stop the
-    others, and is tried again by the next call, as an interrupted one is.
+    On this machine (`local`) the call ends with the cells; Slurm jobs outlive it. A failed or interrupted cell stops
+    no other, and the next call tries it again.
 
     Args:
-        matrix: what to run.
-        folder: where its run folders are: new, empty, or of this matrix.
-        target: where it runs.
+        matrix: the cells.
+        folder: place of their run folders; it may hold other cells of such a matrix.
+        target: where they run.
         wait: wait for the jobs.
-        extend: take a folder that holds other cells too.
-        console: where progress is shown; None shows nothing.
+        console: shows progress; None shows nothing.
 
     Raises:
         SemalignError: the folder holds something else, or Slurm refuses the jobs.
     """
     console = console or Console(quiet=True)
-    with claimed_matrix(folder, matrix, extend=extend):
-        now = look(matrix, folder, extend=extend)
+    with claimed_matrix(folder, matrix):
+        now = look(matrix, folder)
         for each in now:
             if each.state == "failed":
                 console.note(f"{each.cell.name} failed before, and is tried again: {each.note}")
@@ -127,35 +106,46 @@ def submit_matrix(
         if names and target.executor == "local":
             _run_here(folder, names, target, console)
         elif names:
-            jobs = _submit(matrix, folder, names, target)
+            parameters = {"name": f"semalign-{matrix.name}", **target.parameters}
+            run = CellRun(str(folder.resolve()), target.trackers)
+            jobs = submit_jobs(run, names, folder, target.cluster, parameters)
             ids = sorted({job.job_id.partition("_")[0] for job in jobs.values()})
             console.note(f"submitted {len(names)} of {len(now)} cells: job {', '.join(ids)}")
     if wait:
-        jobs = {**_known_jobs(folder), **jobs}
-        while not all([_is_done(job) for job in jobs.values()]):
+        jobs = {**known_jobs(folder), **jobs}
+        while not all([is_done(job) for job in jobs.values()]):
             time.sleep(1)
-    return look(matrix, folder, extend=extend)
+    return look(matrix, folder)
 
 
-def look(matrix: Matrix, folder: Path, *, extend: bool = False) -> list[Standing]:
-    """Where each cell stands; nothing is run or written.
+def look(matrix: Matrix, folder: Path) -> list[Standing]:
+    """State of each cell; nothing is run or written, and the folder need not exist.
 
     Raises:
-        SemalignError: the folder holds something else, or submitit is missing while jobs were submitted.
+        SemalignError: the folder holds something else, or submitit is missing although jobs were submitted.
     """
-    check_folder(folder, matrix, extend=extend)
-    running = {cell.name: "in another process" for cell in matrix.cells if is_claimed(folder / cell.name)}
-    ended = {}
-    for name, job in _known_jobs(folder).items():
-        if _is_done(job):
-            ended[name] = f"job {job.job_id} ended without a result: see {job.paths.stdout}"
-        else:
-            running[name] = f"job {job.job_id}"
-    return standings(folder, matrix, running=running, ended=ended)
+    check_folder(folder, matrix)
+    jobs = known_jobs(folder)
+    return [_look(cell, folder, jobs.get(cell.name)) for cell in matrix.cells]
+
+
+def _look(cell: Cell, folder: Path, job: "Job[None] | None") -> Standing:
+    place, reason = folder / cell.name, failure_file(folder, cell.name)
+    if (place / RESULT).is_file():
+        return Standing(cell, "finished", result=RunResult.read(place / RESULT))
+    if job is not None and not is_done(job):
+        return Standing(cell, "running", f"job {job.job_id}")
+    if is_claimed(place):
+        return Standing(cell, "running", "in another process")
+    if reason.is_file():
+        return Standing(cell, "failed", reason.read_text(encoding="utf-8").strip())
+    if job is not None:
+        return Standing(cell, "failed", f"job {job.job_id} ended without a result: see {job.paths.stdout}")
+    return Standing(cell, "not run")
 
 
 def look_ahead(matrix: Matrix, folder: Path) -> list[Standing]:
-    """Where each cell stands, and which of those that would run next would be refused; nothing is run or written.
+    """State of each cell, with those that would be refused if they ran now; nothing is run or written.
 
     Raises:
         SemalignError: as `look`.
@@ -174,106 +164,94 @@ def look_ahead(matrix: Matrix, folder: Path) -> list[Standing]:
 
 @dataclass(frozen=True)
 class CellRun:
-    """Runs cells of the matrix in a folder; a preempted job goes on where its run folder stands."""
+    """Run one cell of the matrix in a folder; a preempted job resumes in its run folder."""
 
     folder: str
     """Folder of the matrix."""
     trackers: tuple[str, ...] = ()
-    """Trackers that are told of every step."""
+    """Trackers that receive every step."""
 
     def __call__(self, name: str) -> None:
-        """Run a cell; the reason of a failure is kept in a file.
+        """Run a cell; a file keeps the reason of a failure.
 
         Raises:
-            Exception: what the run raised.
+            Exception: the error of the run.
         """
         transformers.logging.disable_progress_bar()
         folder = Path(self.folder)
         (cell,) = (cell for cell in Matrix.read(folder / MATRIX).cells if cell.name == name)
         try:
-            with interruptible(), logged(verbose=True):  # into its own log
+            with interruptible(), logged(verbose=True):  # into the log of the cell
                 run_experiment(cell.experiment, folder / name, console=Console(), trackers=self.trackers)
         except Exception as error:
             known = isinstance(error, SemalignError | OSError)
             reason = " ".join(str(error).split())
-            _keep_reason(folder, name, reason if known else f"{type(error).__name__}: {reason}")
+            keep_reason(folder, name, reason if known else f"{type(error).__name__}: {reason}")
             raise
 
     def checkpoint(self, name: str) -> "DelayedSubmission":
-        """What submitit queues again when the job is preempted or reaches its time limit."""
+        """The job that submitit queues again after a preemption or at the time limit."""
         from submitit.core.utils import DelayedSubmission
 
         return DelayedSubmission(self, name)
 
 
-def _keep_reason(folder: Path, name: str, reason: str) -> None:
-    file = failure_file(folder, name)
-    file.parent.mkdir(exist_ok=True)
-    replace_file(file, reason + "\n")
-
-
 def _forget(folder: Path, names: Sequence[str]) -> None:
-    """Drop what is known of earlier attempts, which would else be taken for the next one's."""
+    """Delete reasons and jobs of earlier attempts, which the next ones would inherit."""
     for name in names:
         failure_file(folder, name).unlink(missing_ok=True)
-    if (folder / JOBS).is_file():
-        kept = {name: record for name, record in Jobs.read(folder / JOBS).cells.items() if name not in names}
-        Jobs(cells=kept).write(folder / JOBS)
+    if before := read_jobs(folder):
+        write_jobs(folder, {name: record for name, record in before.items() if name not in names})
 
 
 def _run_here(folder: Path, names: Sequence[str], target: Target, console: Console) -> None:
-    """Each cell in a process of its own, whose memory and crashes are its own."""
+    """Run each cell in a process of its own, which has its own memory and crashes alone."""
     (folder / LOGS).mkdir(exist_ok=True)
-    at_once = target.at_once or 1
-    waiting, running, done = list(names), dict[str, subprocess.Popen[bytes]](), 0
-    free, slots = list(range(at_once)), dict[str, int]()
-    # A run that names its device, such as cuda:1, counts them as they are here.
+    waiting, done = list(names), 0
+    free = list(range(target.at_once or 1))
+    running: dict[str, tuple[subprocess.Popen[bytes], int]] = {}
+    # A run that names its device, such as cuda:1, counts the devices as this process does.
     anywhere = {cell.name for cell in Matrix.read(folder / MATRIX).cells if cell.experiment.device in ("auto", "cuda")}
     tick = console.ticker("runs")
     tick(0, len(names))
     try:
         while waiting or running:
             while waiting and free:
-                name = waiting.pop(0)
-                slots[name] = free.pop(0)
+                name, slot = waiting.pop(0), free.pop(0)
                 console.note(f"{name} begins, its log is {folder / LOGS / name}.log")
-                with (folder / LOGS / f"{name}.log").open("ab") as log:
-                    command = [
-                        sys.executable,
-                        "-m",
-                        "semalign_harness.grid.submit",
-                        str(folder),
-                        name,
-                        *target.trackers,
-                    ]
-                    environment = {"OMP_NUM_THREADS": str(_threads(folder / name, at_once)), **os.environ}
-                    if name in anywhere:
-                        environment |= device_of_slot(slots[name], torch.cuda.device_count(), os.environ)
-                    running[name] = subprocess.Popen(
-                        command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment
-                    )
+                environment = {"OMP_NUM_THREADS": str(_threads(folder / name, target.at_once or 1)), **os.environ}
+                if name in anywhere:
+                    environment |= device_of_slot(slot, torch.cuda.device_count(), os.environ)
+                running[name] = _start(folder, name, target.trackers, environment), slot
             time.sleep(0.05)
-            for name, process in list(running.items()):
+            for name, (process, slot) in list(running.items()):
                 if (code := process.poll()) is None:
                     continue
                 del running[name]
-                free.append(slots.pop(name))
+                free.append(slot)
                 done += 1
                 if code and not failure_file(folder, name).is_file():
                     why = f"ended by signal {-code}" if code < 0 else f"ended with exit code {code}"
-                    _keep_reason(folder, name, f"{why}: see {folder / LOGS / name}.log")
+                    keep_reason(folder, name, f"{why}: see {folder / LOGS / name}.log")
                 console.note(f"{name} {'failed' if code else 'is finished'}, {done} of {len(names)}")
                 tick(done, len(names))
     finally:
-        for process in running.values():
+        for process, _ in running.values():
             process.terminate()
-        for process in running.values():
+        for process, _ in running.values():
             process.wait()
 
 
+def _start(
+    folder: Path, name: str, trackers: Sequence[str], environment: Mapping[str, str]
+) -> "subprocess.Popen[bytes]":
+    command = [sys.executable, "-m", "semalign_harness.grid.submit", str(folder), name, *trackers]
+    with (folder / LOGS / f"{name}.log").open("ab") as log:
+        return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment)
+
+
 def device_of_slot(slot: int, count: int, environment: Mapping[str, str]) -> dict[str, str]:
-    """What shows a run one of the `count` CUDA devices that are visible here, slot after slot in turn; nothing where
-    there are fewer than two."""
+    """Environment that shows a run one of the `count` visible CUDA devices, slot by slot; empty for fewer than two."""
     if count < 2:
         return {}
     given = environment.get("CUDA_VISIBLE_DEVICES")
@@ -282,115 +260,13 @@ def device_of_slot(slot: int, count: int, environment: Mapping[str, str]) -> dic
 
 
 def _threads(folder: Path, at_once: int) -> int:
-    """A cell's share of the processors, so that cells do not wait for each other's threads; as many as before for one
-    that was interrupted, since its results hang on their number."""
+    """A cell's share of the processors, so that cells do not wait for each other's threads.
+
+    An interrupted cell keeps its number, on which its results depend.
+    """
     if (folder / ENVIRONMENT).is_file():
         return Environment.read(folder / ENVIRONMENT).threads
     return max(1, torch.get_num_threads() // at_once)
-
-
-def _submit(matrix: Matrix, folder: Path, names: Sequence[str], target: Target) -> "dict[str, Job[None]]":
-    """One array of jobs; what they are called is kept in `jobs.json`."""
-    from submitit.core.utils import FailedJobError, FailedSubmissionError
-
-    cluster = "slurm" if target.executor == "slurm" else "local"
-    parameters = {"name": f"semalign-{matrix.name}", **target.slurm}
-    if target.at_once is not None:
-        parameters["array_parallelism"] = target.at_once
-    executor = _executor(folder / JOB_FILES, cluster, parameters)
-    try:
-        submitted = executor.map_array(CellRun(str(folder.resolve()), target.trackers), names)
-    except (FailedJobError, FailedSubmissionError) as error:
-        raise SemalignError(f"Slurm refused the jobs: {' '.join(str(error).split())}") from error
-    jobs = dict(zip(names, submitted, strict=True))
-    records = {name: JobRecord(cluster=cluster, id=job.job_id) for name, job in jobs.items()}
-    before = Jobs.read(folder / JOBS).cells if (folder / JOBS).is_file() else {}
-    Jobs(cells={**before, **records}).write(folder / JOBS)
-    return jobs
-
-
-def _known_jobs(folder: Path) -> "dict[str, Job[None]]":
-    if not (folder / JOBS).is_file():
-        return {}
-    records = Jobs.read(folder / JOBS).cells
-    if not records:
-        return {}
-    _require_submitit()
-    from submitit import LocalJob, SlurmJob
-
-    kinds: dict[str, type[Job[None]]] = {"slurm": SlurmJob, "local": LocalJob}
-    return {name: kinds[record.cluster](folder / JOB_FILES, record.id) for name, record in records.items()}
-
-
-def _is_done(job: "Job[None]") -> bool:
-    from submitit import LocalJob
-
-    if not job.done():
-        return False
-    # A local job that another process has submitted counts as done for submitit while it runs.
-    return not isinstance(job, LocalJob) or job.paths.result_pickle.exists() or not _is_alive(int(job.job_id))
-
-
-def _is_alive(process: int) -> bool:
-    try:
-        return psutil.Process(process).status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
-
-
-def _executor(folder: Path, cluster: str, parameters: Mapping[str, Any]) -> "AutoExecutor":
-    from submitit import AutoExecutor
-
-    executor = AutoExecutor(folder, cluster=cluster, slurm_max_num_timeout=_TIMEOUTS)
-    shared = AutoExecutor._valid_parameters()
-    given = {name if name in shared else f"slurm_{name}": value for name, value in parameters.items()}
-    executor.update_parameters(**{**_DEFAULTS, **given})
-    return executor
-
-
-def _check_parameters(parameters: Mapping[str, Any]) -> None:
-    _require_submitit()
-    from submitit import AutoExecutor, SlurmExecutor
-
-    known = sorted(AutoExecutor._valid_parameters() | SlurmExecutor._valid_parameters())
-    for name in parameters:
-        if name in _ONE_PROCESS:
-            raise SemalignError(f"--slurm {name}: a cell runs in one process, leave it out")
-        if name not in known:
-            near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-            hint = f"did you mean {near[0]!r}?" if near else f"submitit knows {', '.join(known)}"
-            raise SemalignError(f"--slurm: unknown parameter {name!r}: {hint}")
-    try:
-        with tempfile.TemporaryDirectory() as scratch:
-            _executor(Path(scratch), "local", parameters)
-    except (AssertionError, NameError, TypeError, ValueError) as error:
-        raise SemalignError(f"--slurm: {' '.join(str(error).split())}") from error
-
-
-def _require_submitit() -> None:
-    try:
-        import submitit  # noqa: F401
-    except ImportError:
-        raise SemalignError('submitit is not installed: pip install "semalign-harness[slurm]"') from None
-    logging.getLogger("submitit").setLevel(logging.ERROR)  # it would write to standard output
-
-
-def parse_parameters(given: Sequence[str]) -> dict[str, Any]:
-    """Parameters of the form `key=value`, the values read as YAML.
-
-    Raises:
-        SemalignError: one is not of that form.
-    """
-    found = {}
-    for text in given:
-        key, equals, value = text.partition("=")
-        try:
-            found[key] = yaml.safe_load(value)
-        except yaml.YAMLError:
-            equals = ""
-        if not key or not equals:
-            raise SemalignError(f"--slurm {text!r} is not of the form key=value, such as partition=gpu")
-    return found
 
 
 def _main() -> int:

@@ -2,15 +2,14 @@
 
 from typing import ClassVar, Literal
 
-import torch
 from pydantic import Field
-from semalign_align import SupervisedBatch
-from semalign_attribution import DecoderView, Trace, undisturbed
-from torch import Tensor, nn
+from semalign_attribution import DecoderView
+from semalign_geometry import Divergence
+from semalign_train import HiddenLoss, JointLoss
 
-from ._joint import JointMethod, output_loss
-from ._joint_training import train_jointly
-from ._method import LayerUse, MethodContext, MethodReport
+from ..models.shape import ModelShape
+from ._joint import JointMethod
+from ._method import LayerUse, MethodContext, MethodNeeds
 
 
 class Hidden(JointMethod):
@@ -23,37 +22,27 @@ class Hidden(JointMethod):
 
     stored: ClassVar[bool] = True
     layer_use: ClassVar[LayerUse] = "paired"
+    keeps_source: ClassVar[bool] = True
     kind: Literal["hidden"] = "hidden"
     """Chooses this method in a configuration."""
     weight: float = Field(1.0, ge=0)
-    """Of the MSE, which is a mean over layers and channels relative to the mean square of the source's states."""
+    """Weight of the MSE, a mean over layers and channels relative to the mean square of the source's states."""
+    divergence: Divergence = "forward"
+    """Divergence of the two distributions; others than `forward` need supervision by top entries."""
 
-    def run(self, context: MethodContext) -> MethodReport:
-        """Train all layers and the projections; the projections are dropped."""
-        target, config, store = DecoderView(context.target.model), self.config(context), context.stores.train
-        source = DecoderView(context.load_source().model)
-        temperature, pairing = store.manifest.settings.temperature, store.manifest.pairing
-        layers = range(1, target.depth + 1)
-        generator = torch.Generator().manual_seed(config.seed)
-        projections = [
-            nn.Parameter(
-                (torch.randn(source.width, target.width, generator=generator) * target.width**-0.5).to(target.device)
-            )
-            for _ in layers
-        ]
-        with undisturbed(source.model), self.parameters(target, config) as found:
+    @property
+    def needs_top_entries(self) -> bool:
+        """Whether the divergence is not that of `forward`."""
+        return self.divergence != "forward"
 
-            def losses(trace: Trace, data: SupervisedBatch) -> dict[str, Tensor]:
-                with torch.no_grad():
-                    theirs = source.trace(data.batch, keep=set(pairing.source_layers))
-                mask = data.positions.mask
-                matched = torch.zeros((), device=target.device)
-                for layer, projection in zip(layers, projections, strict=True):
-                    wanted = theirs.outputs[pairing.source_of(layer)][mask.to(source.device)].to(target.device).float()
-                    states = trace.outputs[layer][mask].float() @ projection.T
-                    # Relative, as a few channels of a stream are hundreds of times larger than the rest.
-                    matched = matched + (states - wanted).square().sum(1).div(wanted.square().sum(1)).sum()
-                terms = {"output": output_loss(target, trace, data, store.entries, temperature, config.divergence)}
-                return terms | {"hidden": self.weight * matched / target.depth}
+    def needs(self, source: ModelShape, target: ModelShape, *, rows: int, tokens: int) -> MethodNeeds:
+        """Add a projection for each layer of the target."""
+        joint = super().needs(source, target, rows=rows, tokens=tokens)
+        return joint._replace(trained=joint.trained + target.layers * source.width * target.width)
 
-            return train_jointly(context, self, target, [*found, *projections], losses, config=config, keep=layers)
+    def loss(self, context: MethodContext, view: DecoderView) -> JointLoss:
+        """Return the loss on states and output; its projections train along, and are dropped."""
+        pairing, source = context.supervision.manifest.pairing, context.load_source()
+        return HiddenLoss(
+            source, view, pairing, weight=self.weight, divergence=self.divergence, seed=context.train.seed
+        )

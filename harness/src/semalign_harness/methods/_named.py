@@ -1,4 +1,4 @@
-"""What a comparison calls its methods: settings laid over an experiment."""
+"""Methods by the names of a comparison: settings laid over an experiment."""
 
 import json
 import re
@@ -6,7 +6,7 @@ import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from semalign_geometry import SemalignError
+from semalign_geometry.base import SemalignError
 
 from ..util.settings import merged
 from ._registry import known_kinds
@@ -15,12 +15,12 @@ _SEMALIGN = {"method": {"kind": "semalign"}}
 
 NAMED: dict[str, dict[str, Any]] = {
     "semalign": {},
-    "semalign_fisher": {"train": {"objective": {"kind": "fisher"}}},
+    "semalign_fisher": {"method": {"objective": {"kind": "fisher"}}},
     "semalign_v1": {
-        "method": {"critical_layer_only": True},
         "pairing": {"kind": "nearest_critical"},
         "transport": {"frame": "cosine", "fold_gain": False},
-        "train": {
+        "method": {
+            "critical_layer_only": True,
             "objective": {"kind": "cosine"},
             "weights": {"geometry": 1.0, "output": 0.0, "answer": 0.0, "label": 1.0},
         },
@@ -30,43 +30,42 @@ NAMED: dict[str, dict[str, Any]] = {
     "kd": {"method": {"kind": "kd"}},
     "kd_full": {"method": {"kind": "kd", "trainable": {"kind": "full"}}},
     "hidden": {"method": {"kind": "hidden"}},
-    "pissa": {"method": {"kind": "sft", "start": "pissa"}},
-    "seeking": {"method": {"kind": "seeking"}},
-    "laten": {"method": {"kind": "laten", "variant": "paper"}},
-    "laten_as_released": {"method": {"kind": "laten", "variant": "as_released"}},
+    "pissa": {"method": {"kind": "sft", "trainable": {"kind": "lora", "start": "pissa"}}},
+    "seeking": {"method": {"kind": "seeking"}, "train": {"warmup": 0.03, "schedule": "linear"}},
+    "laten": {"method": {"kind": "laten"}},
     "random_pairing": {"pairing": {"kind": "random"}},
     "uniform_pairing": {"pairing": {"kind": "uniform"}},
-    "no_geometry": {"train": {"weights": {"geometry": 0.0}}},
-    "no_output": {"train": {"weights": {"output": 0.0}}},
+    "no_geometry": {"method": {"weights": {"geometry": 0.0}}},
+    "no_output": {"method": {"weights": {"output": 0.0}}},
     "frame_cosine": {"transport": {"frame": "cosine"}},
     "frame_dual": {"transport": {"frame": "dual"}},
     "frame_parseval": {"transport": {"frame": "parseval"}},
     "frame_none": {"transport": {"frame": "none"}},
 }
-"""By name: the published objectives, the baselines, and what is left of SemAlign without one of its parts; a tree
-without a kind of method is SemAlign's, whatever the experiment trains with."""
-BASELINES = ("sft", "sft_full", "kd", "kd_full", "hidden", "pissa", "seeking", "laten", "laten_as_released")
-"""Methods of others, the best of which every method is tested against."""
+"""By name: the published objectives, the baselines, and SemAlign without one of its parts. A tree without a kind of
+method is SemAlign's, whatever the experiment trains with."""
+BASELINES = ("sft", "sft_full", "kd", "kd_full", "hidden", "pissa", "seeking", "laten")
+"""Methods of others; every method is tested against the best of them."""
 
-VARIANT = r"\w+\.[\w-]+"
-"""A method with settings of its own, which are overrides of that name."""
+VARIANT = r"\w+\.[\w.+-]+"
+"""Pattern of a method with settings of its own, which are overrides of that name."""
 
 
 def known_methods() -> dict[str, Mapping[str, Any]]:
-    """Settings of every method by name; those of installed packages by their kind."""
+    """Return the settings of every method by name; those of installed packages by their kind."""
     named: dict[str, Mapping[str, Any]] = {name: merged(_SEMALIGN, tree) for name, tree in NAMED.items()}
     taken = {tree["method"]["kind"] for tree in named.values()}
     return {**named, **{kind: {"method": {"kind": kind}} for kind in known_kinds() if kind not in taken}}
 
 
 def settings_of(name: str) -> Mapping[str, Any]:
-    """Settings of a method of `find_methods`; a variant has those of its method."""
+    """Return the settings of a method of `find_methods`; a variant has those of its method."""
     known = _known([name])
     return known[name] if name in known else known[name.partition(".")[0]]
 
 
 def find_methods(names: str) -> list[str]:
-    """The names in a list with commas; `all` for all that come along, `METHOD.VARIANT` for a method once more.
+    """Return the names in a list with commas: `all` for all built-in ones, `METHOD.VARIANT` for a method once more.
 
     Raises:
         SemalignError: one is unknown or named twice.
@@ -82,14 +81,14 @@ def find_methods(names: str) -> list[str]:
 
 
 def _known(asked: Sequence[str]) -> dict[str, Mapping[str, Any]]:
-    """Settings by name; what other packages bring is imported only where a name does not come along."""
+    """Return settings by name; other packages are imported only where a name is not built in."""
     if all(name in NAMED or re.fullmatch(VARIANT, name) and name.partition(".")[0] in NAMED for name in asked):
         return {name: merged(_SEMALIGN, tree) for name, tree in NAMED.items()}
     return known_methods()
 
 
 def describe_methods() -> str:
-    """The methods that come along, one a paragraph, with their settings as overrides."""
+    """Return the built-in methods, one a paragraph, with their settings as overrides."""
     width = max(map(len, NAMED))
     return "\n".join(
         textwrap.fill(

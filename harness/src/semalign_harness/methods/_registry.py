@@ -1,24 +1,28 @@
 """The methods by name: those of the harness, and those that installed packages bring."""
 
-from typing import Any
+from typing import Any, cast
 
-from semalign_geometry import Kinds, Settings
+from semalign_geometry.base import Kinds, Settings
 
 from ._hidden import Hidden
+from ._kd import Kd
 from ._method import Method
-from ._output import Kd, Sft
 from ._semalign import SemAlign
+from ._sft import Sft
 from .baselines.laten import LaTen
 from .baselines.seeking import Seeking
 
 KNOWN_METHODS = Kinds(
-    "semalign.methods", "method", (SemAlign, Sft, Kd, Hidden, Seeking, LaTen), needs=("run", "stored")
+    "semalign.methods",
+    "method",
+    (SemAlign, Sft, Kd, Hidden, Seeking, LaTen),
+    needs=("check", "needs", "run", "stored", "work"),
 )
 """The methods that a kind stands for, those of installed packages included."""
 
 
 def known_kinds() -> dict[str, type[Settings]]:
-    """The classes of all methods, those of installed packages included.
+    """Return the classes of all methods, those of installed packages included.
 
     Raises:
         SemalignError: a package brings something else, or a kind that is taken.
@@ -26,16 +30,10 @@ def known_kinds() -> dict[str, type[Settings]]:
     return KNOWN_METHODS.all()
 
 
-def parse_method(value: Any) -> Settings:
-    """A method from the mapping that YAML or JSON gives; `semalign` where no kind is named.
+def parse_method(value: Any) -> Method:
+    """Read a method from a mapping of YAML or JSON; `semalign` where no kind is named.
 
     Raises:
         SemalignError: there is no such method, or a setting of it is unknown or wrong.
     """
-    return KNOWN_METHODS.parse(value, default="semalign")
-
-
-def as_method(value: Settings) -> Method:
-    """The method that an experiment holds, as what it is."""
-    assert isinstance(value, Method)
-    return value
+    return cast(Method, KNOWN_METHODS.parse(value, default="semalign"))

@@ -1,53 +1,126 @@
-"""SemAlign: frontier training, layer by layer, on what the source left behind."""
+"""SemAlign: frontier training, layer by layer, on the stored supervision."""
 
 import contextlib
-import json
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from semalign_align import RaisedElsewhere, Ranks
+from pydantic import model_validator
+from semalign_align import Ranks, SupervisionSource, check_objective
 from semalign_attribution import DecoderView, LayerScores
-from semalign_geometry import SemalignError, Settings, replace_file
+from semalign_geometry.base import SemalignError
 from semalign_train import (
-    AnySupervision,
-    DivergedError,
+    KNOWN_OBJECTIVES,
+    FrontierConfig,
+    FrontierSettings,
     FrontierTrainer,
-    StageRecord,
-    StepRecord,
-    TransferConfig,
+    LoraLayer,
+    TrainSettings,
     TransferReport,
 )
 
-from ..models.loading import LoadedModel
-from ..run.plan import Clock
-from ..util.text import duration
-from ._method import MethodContext, MethodReport
+from ..models.shape import ModelShape
+from ._method import (
+    LayerUse,
+    Method,
+    MethodContext,
+    MethodNeeds,
+    MethodReport,
+    Work,
+    adapter_parameters,
+    check_adapters,
+)
 
-TELL_EVERY = 60.0
-"""Seconds between two notes of the remaining time."""
 
-
-class SemAlign(Settings):
-    """Frontier training with the experiment's `train` settings."""
+class SemAlign(FrontierSettings, Method):
+    """Frontier training."""
 
     stored: ClassVar[bool] = True
+    layer_use: ClassVar[LayerUse] = "transported"
     kind: Literal["semalign"] = "semalign"
     """Chooses this method in a configuration."""
     critical_layer_only: bool = False
     """Whether only the first target layer that is paired with the best-scored source layer, or a deeper one, trains,
     as in v1; it gets the steps of all."""
 
+    @model_validator(mode="after")
+    def _settings_fit_together(self) -> "SemAlign":
+        if self.critical_layer_only and self.train_final_norm:
+            raise ValueError(
+                "train_final_norm needs a stage of the last layer, which critical_layer_only may leave out: set one of "
+                "them to false"
+            )
+        if self.divergence != "forward" and self.rollback is not None:
+            raise ValueError(
+                f"divergence={self.divergence} has no value on held-out rows, whose output is kept whole: set "
+                "rollback=null, or divergence=forward"
+            )
+        return self
+
+    @property
+    def default_rate(self) -> float:
+        """Peak learning rate where `train.learning_rate` is null."""
+        return 3e-5
+
+    @property
+    def needs_top_entries(self) -> bool:
+        """Whether the divergence is not that of `forward`."""
+        return self.divergence != "forward"
+
+    def config(self, train: TrainSettings) -> FrontierConfig:
+        """Return the settings of the trainer."""
+        own = {name: getattr(self, name) for name in FrontierSettings.model_fields}
+        rate = train.learning_rate or self.default_rate
+        return FrontierConfig(**{**dict(train), **own, "learning_rate": rate})
+
+    def check(self, source: ModelShape, target: ModelShape, train: TrainSettings, *, reference_width: int) -> None:
+        """Check layers, adapters and objective."""
+        self.config(train).stages(target.layers)
+        if isinstance(self.trainable, LoraLayer):
+            check_adapters(self.trainable, target)
+        if not self.weights.geometry:
+            return
+        if type(self.objective) not in KNOWN_OBJECTIVES.built_in.values():
+            check_objective(self.objective, width=target.width, reference_width=reference_width)
+        if getattr(self.objective, "compares_vectors", False) and reference_width != target.width:
+            raise SemalignError(
+                f"the {self.objective.name} objective compares vectors of one width, the source has {reference_width} "
+                f"and the target {target.width}: set transport.frame to a frame, or method.objective.kind=relation"
+            )
+
+    def work(self, train: TrainSettings, depth: int, rows: int) -> Work:
+        """Return the amount of training in all stages."""
+        steps = sum(self.config(train).stage_steps(depth, rows))
+        return Work(steps, steps * train.batch_size)
+
+    def needs(self, source: ModelShape, target: ModelShape, *, rows: int, tokens: int) -> MethodNeeds:
+        """Return the needs of the largest stage; on disk, the inputs of the frontier layer and the trained stages."""
+        weights, trainable = self.weights, self.trainable
+        terms = sum(weight > 0 for weight in (weights.geometry, weights.output, weights.answer, weights.label))
+        return MethodNeeds(
+            trained=adapter_parameters(trainable, target)
+            if isinstance(trainable, LoraLayer)
+            else target.layer_parameters,
+            gradients=terms + 1,
+            scratch=tokens * target.width + target.layers * target.layer_parameters,
+        )
+
+    def foreign_code(self) -> dict[str, str]:
+        """Return the hash of the objective's code."""
+        return KNOWN_OBJECTIVES.code(type(self.objective))
+
+    def foreign_packages(self) -> dict[str, str]:
+        """Return the version of the objective's package."""
+        return KNOWN_OBJECTIVES.packages(self.objective.kind)
+
     def run(self, context: MethodContext) -> MethodReport:
-        """Run every stage, or go on with an interrupted run."""
-        trainer_config = context.experiment.train
+        """Run every stage, or resume an interrupted run."""
+        config, depth = self.config(context.train), DecoderView(context.target).depth
         if self.critical_layer_only:
-            layer = _critical_layer(context.folder, context.stores.train)
-            depth, examples = DecoderView(context.target.model).depth, len(context.stores.train)
-            steps = sum(trainer_config.stage_steps(depth, examples))
-            trainer_config = trainer_config.model_copy(update={"layers": (layer,), "steps": steps})
-        report = _train(context, trainer_config)
+            layer = _critical_layer(context.folder, context.supervision)
+            steps = sum(config.stage_steps(depth, len(context.rows)))
+            config = config.model_copy(update={"layers": (layer,), "steps": steps})
+        report = _train(context, config)
         return MethodReport(
             method=self.kind,
             trained_parameters=sum(stage.trainable_parameters for stage in report.stages),
@@ -58,69 +131,26 @@ class SemAlign(Settings):
         )
 
 
-def _critical_layer(folder: Path, store: AnySupervision) -> int:
+def _critical_layer(folder: Path, supervision: SupervisionSource) -> int:
     scores = LayerScores.read(folder / "attribution.json").mean
     critical = max(range(len(scores)), key=scores.__getitem__) + 1
-    layers = store.manifest.pairing.source_layers
+    layers = supervision.manifest.pairing.source_layers
     return next((number for number, layer in enumerate(layers, 1) if layer >= critical), len(layers))
 
 
-def _train(context: MethodContext, config: TransferConfig) -> TransferReport:
-    ranks, folder, console, stores = Ranks.current(), context.folder, context.console, context.stores
+def _train(context: MethodContext, config: FrontierConfig) -> TransferReport:
+    ranks, place = Ranks.current(), tempfile.TemporaryDirectory
     with contextlib.ExitStack() as stack:
-        place = tempfile.TemporaryDirectory
-        scratch = ranks.from_first(lambda: stack.enter_context(place(dir=folder, prefix=".scratch-")))
-        trainer = FrontierTrainer(
-            context.target.model,
-            stores.train,
+        scratch = ranks.broadcast_from_first(lambda: stack.enter_context(place(dir=context.folder, prefix=".scratch-")))
+        report = FrontierTrainer(
+            context.target,
+            context.supervision,
             config,
             scratch=Path(scratch),
-            held_out=stores.held_out,
-            checkpoints=folder / "checkpoints",
-        )
-        bar = stack.enter_context(console.bar("train", sum(trainer.stage_steps)))
-        plan, told = context.plan, console.seconds
-        clock = Clock(plan, trainer.layers) if plan and len(plan.training) == len(trainer.layers) else None
-
-        def record(entry: StepRecord | StageRecord) -> None:
-            nonlocal told
-            if isinstance(entry, StageRecord):
-                context.metrics.add_stage(entry)
-                for fact in _incidents(entry):
-                    console.note(f"layer {entry.layer}: {fact}")
-                left = clock.after(entry.layer, entry.seconds) if clock else None
-                if left is not None and console.seconds - told >= TELL_EVERY:
-                    told = console.seconds
-                    console.note(f"layer {entry.layer} of {trainer.view.depth}: about {duration(left)} left")
-                return
-            bar.skip(context.metrics.add(entry))
-            losses = ", ".join(f"{name} {value:.3f}" for name, value in entry.losses.items())
-            bar.advance(f"layer {entry.layer}: {losses}")
-
-        if ranks.is_first:
-            trainer.callback = record
-        try:
-            report = trainer.fit()
-        except DivergedError as error:
-            if not ranks.is_first:
-                raise RaisedElsewhere(str(error)) from error
-            kept = _keep_batch(folder, error, context.target, stores.train)
-            raise SemalignError(f"{error}; the batch is in {kept}") from error
+            held_out=context.held_out,
+            checkpoints=context.checkpoints,
+            callback=context.callback,
+        ).fit()
     if ranks.is_first:
-        report.write(folder / "transfer.json")
+        report.write(context.folder / "transfer.json")
     return report
-
-
-def _incidents(stage: StageRecord) -> Iterator[str]:
-    if stage.skipped:
-        yield f"{stage.skipped} of {stage.steps} steps skipped, their gradients were not finite"
-    if stage.rolled_back and stage.held_out:
-        yield f"undone, the held-out loss rose from {stage.held_out[0]:.4g} to {stage.held_out[1]:.4g}"
-
-
-def _keep_batch(folder: Path, error: DivergedError, target: LoadedModel, store: AnySupervision) -> Path:
-    """Write the step at which training diverged and the rows of its batch, to look at."""
-    rows = {index: store.tokens([index])["input_ids"][0].tolist() for index in error.record.examples}
-    batch = [{"example": i, "text": target.tokenizer.decode(ids), "input_ids": ids} for i, ids in rows.items()]
-    found = {"step": error.record.model_dump(mode="json"), "batch": batch}
-    return replace_file(folder / "diverged.json", json.dumps(found, indent=2, ensure_ascii=False))

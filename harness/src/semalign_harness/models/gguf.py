@@ -8,15 +8,10 @@ from contextlib import contextmanager, nullcontext, redirect_stderr
 from pathlib import Path
 
 import torch
-from semalign_geometry import SemalignError, new_folder, sha256_of
+from semalign_geometry.base import SemalignError, new_folder, sha256_of
 from tokenizers.normalizers import NFC
 from torch import nn
-from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    GgufConfig,
-    PreTrainedModel,
-)
+from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedModel
 
 from ..util.cache import cache_folder
 from ..util.failures import reason
@@ -27,14 +22,21 @@ from .saving import save_model
 FILLER = re.compile(r"\[PAD\d+\]")
 
 
-def _converted(path: Path, known: KnownModel | None, note: Callable[[str], None] | None) -> Path:
-    """The GGUF file as a folder of bfloat16 safetensors, converted once for each content; that of a known model was
-    told when it was pulled."""
-    pulled = known.file.sha256 if known and known.file else None
-    folder = _place_of_gguf(path, known)
-    with _made_by_one(folder):
+def converted(path: Path, known: KnownModel | None, note: Callable[[str], None] | None) -> Path:
+    """Return a folder of bfloat16 safetensors with the model of a GGUF file, converted once for each content.
+
+    Args:
+        path: the file.
+        known: the model of the catalogue that the file is, if any; its hash is not computed again.
+        note: called before the conversion.
+
+    Raises:
+        SemalignError: it cannot be read, or is no longer the file of the catalogue.
+    """
+    folder = place_of_gguf(path, known)
+    with made_by_one(folder):
         if not (folder / "config.json").is_file():
-            if known and pulled and sha256_of(path) != pulled:
+            if known and known.file and sha256_of(path) != known.file.sha256:
                 again = f"rm -r {shlex.quote(str(path.parent))} && semalign models pull {known.name}"
                 raise SemalignError(f"{path} has changed since it was pulled: {again}")
             if note:
@@ -43,15 +45,15 @@ def _converted(path: Path, known: KnownModel | None, note: Callable[[str], None]
     return folder
 
 
-def _place_of_gguf(path: Path, known: KnownModel | None) -> Path:
-    """Where a GGUF file is converted to."""
-    pulled = known.file.sha256 if known and known.file else None
-    return cache_folder() / f"{path.stem}-{(pulled or sha256_of(path))[:16]}"
+def place_of_gguf(path: Path, known: KnownModel | None) -> Path:
+    """Return the folder in the cache for the model of a GGUF file, named by its content."""
+    content = known.file.sha256 if known and known.file else sha256_of(path)
+    return cache_folder() / f"{path.stem}-{content[:16]}"
 
 
 @contextmanager
-def _made_by_one(folder: Path) -> Iterator[None]:
-    """Other processes wait while one makes a model of the cache; a finished one needs no lock."""
+def made_by_one(folder: Path) -> Iterator[None]:
+    """Let one process make a model of the cache while others wait; a finished one needs no lock."""
     with nullcontext() if (folder / "config.json").is_file() else lock_of(folder):
         yield
 
@@ -71,7 +73,7 @@ def _convert(path: Path, folder: Path) -> None:
         raise SemalignError(f"{path} cannot be read as a GGUF model: {reason(error)}") from error
     _tie_like_upstream(model)
     if model.config.model_type.startswith("qwen2"):
-        # What the upstream tokenizer and generation settings have and the file does not carry.
+        # Parts of the upstream tokenizer and generation settings that the file lacks.
         tokenizer.backend_tokenizer.normalizer = NFC()
         model.generation_config.eos_token_id = tokenizer.convert_tokens_to_ids(["<|im_end|>", "<|endoftext|>"])
     model.config._name_or_path = path.stem
@@ -80,7 +82,7 @@ def _convert(path: Path, folder: Path) -> None:
 
 
 def _tie_like_upstream(model: PreTrainedModel) -> None:
-    """Tie embeddings and head again where the file holds one matrix twice; the head is quantised the finer."""
+    """Tie embeddings and head again where the file holds one matrix twice; the head is quantised more finely."""
     output, inputs = model.get_output_embeddings(), model.get_input_embeddings()
     assert isinstance(output, nn.Linear) and isinstance(inputs, nn.Embedding)
     head, embeddings = output.weight, inputs.weight

@@ -9,18 +9,13 @@ from typing import Any
 
 import torch
 from semalign_attribution import DecoderView
-from semalign_geometry import SemalignError
+from semalign_geometry.base import SemalignError
 from torch import nn
-from transformers import (
-    AutoModelForCausalLM,
-    BitsAndBytesConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..generation import Way, check_generation
 from ..util.failures import reason
-from .opening import MERGE, OpenedModel, _named, open_model
+from .opening import MERGE, OpenedModel, loading_errors, open_model
 from .settings import ModelConfig
 
 ADAPTER = re.compile(r"lora_|base_layer|modules_to_save|adapter|ia3_|oft_|vera_|hada_|lokr_")
@@ -47,7 +42,9 @@ class LoadedModel:
     unused: tuple[str, ...] = ()
     """Tensors of its checkpoint that are no part of the language model, such as those that read images."""
     way: Way | None = None
-    """How it generates; None where that was not checked, and it must not."""
+    """Way of generation; None where that was not checked, and it must not generate."""
+    unchecked: str | None = None
+    """Sentence on the windows of its attention that were not checked; None where all were."""
 
 
 def load_model(
@@ -56,8 +53,8 @@ def load_model(
     """Load a model's weights, and check that it is a finite, causal, decoder-only language model.
 
     Args:
-        source: where it comes from.
-        device: where its weights go.
+        source: the model.
+        device: device of its weights.
         generates: whether it will generate, which is then checked too.
 
     Raises:
@@ -67,7 +64,7 @@ def load_model(
     opened = source if isinstance(source, OpenedModel) else open_model(source)
     settings = opened.settings
     in_4bit = settings.load_in_4bit or opened.quantised == "bitsandbytes"
-    with _named(settings, opened.place):
+    with loading_errors(settings, opened.place):
         dtype = opened.dtype(torch.device(device))
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             opened.place,
@@ -98,9 +95,9 @@ def load_model(
         _without_odd_packing(model)
     else:
         model.to(device)
-    DecoderView(model).verify()
+    unchecked = DecoderView(model).verify()
     way = check_generation(model) if generates else None
-    return LoadedModel(model, opened.tokenizer, opened.place, unused, way)
+    return LoadedModel(model, opened.tokenizer, opened.place, unused, way, unchecked)
 
 
 def unused_tensors(model: PreTrainedModel, surplus: Iterable[str], path: str) -> tuple[str, ...]:
@@ -142,7 +139,7 @@ def unused_tensors(model: PreTrainedModel, surplus: Iterable[str], path: str) ->
 
 
 def _predicts_more(model: PreTrainedModel, parts: list[str]) -> bool:
-    """Whether a tensor is of a layer behind the last one that predicts further tokens (DeepSeek, GLM)."""
+    """Return whether a tensor belongs to a layer behind the last one, for further tokens (DeepSeek, GLM)."""
     config = model.config.get_text_config(decoder=True)
     first, more = config.num_hidden_layers, getattr(config, "num_nextn_predict_layers", 0) or 0
     places = [int(part) for before, part in pairwise(parts) if before == "layers" and part.isdecimal()]
@@ -150,7 +147,7 @@ def _predicts_more(model: PreTrainedModel, parts: list[str]) -> bool:
 
 
 def _in_4bit(dtype: torch.dtype) -> dict[str, Any]:
-    """Arguments of from_pretrained for linear layers in 4 bits.
+    """Return arguments of from_pretrained for linear layers in 4 bits.
 
     Raises:
         SemalignError: bitsandbytes is not installed.
@@ -171,7 +168,7 @@ def _without_odd_packing(model: nn.Module) -> None:
 
 
 def _make_savable(model: PreTrainedModel, path: str) -> None:
-    """See to it that the model can be saved later: transformers refuses contradictory generation settings only then."""
+    """Make the model savable: transformers refuses contradictory generation settings, but only when it saves."""
     settings = model.generation_config
     if settings is None:
         return

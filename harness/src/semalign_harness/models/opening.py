@@ -12,32 +12,29 @@ from typing import Any
 import torch
 from huggingface_hub import HfApi, try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
-from semalign_geometry import SemalignError, SharedVocabulary, align_vocabularies, sha256_of
-from transformers import (
-    AutoConfig,
-    AutoTokenizer,
-    PreTrainedConfig,
-    PreTrainedTokenizerBase,
-)
+from semalign_attribution import DecoderView
+from semalign_geometry import SharedVocabulary, align_vocabularies
+from semalign_geometry.base import SemalignError, sha256_of
+from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 from transformers.utils.hub import cached_file, extract_commit_hash
 
 from ..util.cache import cache_folder
 from ..util.failures import naming
 from ..util.resources import bfloat16_is_fast
 from .catalogue import catalogue, known_path
-from .gguf import FILLER, _converted, _made_by_one, _place_of_gguf
+from .gguf import FILLER, converted, made_by_one, place_of_gguf
 from .settings import ModelConfig
-from .shape import ModelShape, shape_of
+from .shape import ModelShape, empty_view, shape_of_view
 from .tiny import Role, build_tiny_model, tiny_folder_name
 
 GENERATED: dict[str, Role] = {f"generated:tiny-{role}": role for role in typing.get_args(Role)}
-
-
 MERGE = "merge it into the weights with peft's merge_and_unload(), and give the merged model"
-
-
 ASKED_SECONDS = 5.0
-"""How long the hub may take to say whether it has a model."""
+"""Longest wait for the hub's answer whether it has a model."""
+
+
+class MissingModel(SemalignError):
+    """Nothing is found at the path of a model."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,7 +42,7 @@ class OpenedModel:
     """A model before its weights are read: its configuration and its tokenizer."""
 
     settings: ModelConfig
-    """What was asked for."""
+    """Settings that name it."""
     place: str
     """Hub id or folder that transformers loads it from."""
     commit: str | None
@@ -62,24 +59,40 @@ class OpenedModel:
         return getattr(self.config, "max_position_embeddings", None)
 
     @cached_property
+    def view(self) -> DecoderView:
+        """Its parts, built without memory for the weights.
+
+        Raises:
+            SemalignError: it is no decoder-only causal language model.
+        """
+        with self._named():
+            return empty_view(self.config)
+
+    @cached_property
     def shape(self) -> ModelShape:
-        """Its sizes."""
-        with naming(f"{self.settings.path} is no decoder-only causal language model"):
-            try:
-                return shape_of(self.config)
-            except SemalignError as error:
-                raise SemalignError(f"{self.settings.path}: {error}") from error
+        """Its sizes; fails as `view` does."""
+        view = self.view
+        with self._named():
+            return shape_of_view(view, self.config)
 
     @cached_property
     def entries(self) -> dict[str, int]:
-        """The vocabulary of its tokenizer, without the fillers that GGUF files give to the padded rows of a head."""
+        """Vocabulary of its tokenizer, without the fillers that GGUF files give to the padded rows of a head."""
         vocabulary = self.tokenizer.get_vocab()
         return {token: i for token, i in vocabulary.items() if not (token[:4] == "[PAD" and FILLER.fullmatch(token))}
 
-    def dtype(self, device: torch.device) -> torch.dtype:
-        """The dtype that the weights are loaded in.
+    @contextmanager
+    def _named(self) -> Iterator[None]:
+        with naming(f"{self.settings.path} is no decoder-only causal language model"):
+            try:
+                yield
+            except SemalignError as error:
+                raise SemalignError(f"{self.settings.path}: {error}") from error
 
-        `auto` is the checkpoint's own, but float32 on a processor that multiplies bfloat16 the slower.
+    def dtype(self, device: torch.device) -> torch.dtype:
+        """Return the dtype that the weights are loaded in.
+
+        `auto` is the checkpoint's own, but float32 on a processor that multiplies bfloat16 more slowly.
         """
         if self.settings.dtype != "auto":
             asked: torch.dtype = getattr(torch, self.settings.dtype)
@@ -89,7 +102,7 @@ class OpenedModel:
         return own if device.type != "cpu" or bfloat16_is_fast() else torch.float32
 
     def precision(self, device: torch.device) -> str:
-        """What its answers depend on besides its weights: the dtype, and whether they are kept in 4 bits."""
+        """Return the dtype of its weights, and whether they are kept in 4 bits: its answers depend on both."""
         name = str(self.dtype(device)).removeprefix("torch.")
         return f"{name}-4bit" if self.settings.load_in_4bit else name
 
@@ -106,20 +119,18 @@ def open_model(
 
     Args:
         settings: where it comes from.
-        progress: told of the steps done and of all steps while a generated model is built.
-        note: told before a GGUF file is converted, which takes a while.
+        progress: called with the steps done and all steps while a generated model is built.
+        note: called before a GGUF file is converted, which takes a while.
 
     Raises:
-        SemalignError: nothing is found there, or it is no decoder-only causal language model.
+        MissingModel: nothing is found there.
+        SemalignError: it is no decoder-only causal language model.
     """
     place = _resolve(settings, progress, note)
     commit = None
-    with _named(settings, place):
-        if not Path(place).is_dir():
-            file = cached_file(place, "config.json", revision=settings.revision)
-            commit = extract_commit_hash(str(file), None)
-            if commit is None:
-                raise SemalignError(f"the hub does not tell which commit of {settings.path} it gave")
+    if not Path(place).is_dir():
+        commit = _commit(settings, place)
+    with loading_errors(settings, place):
         config = AutoConfig.from_pretrained(place, revision=commit, trust_remote_code=False)
         _check_types(config, settings.path)
         kinds = config.architectures or []
@@ -133,21 +144,20 @@ def open_model(
     return OpenedModel(settings, place, commit, text, tokenizer, _quantisation(config) or _quantisation(text))
 
 
-def check_trainable(target: OpenedModel) -> None:
-    """See that a target's weights can be trained and saved, by its configuration alone.
-
-    Raises:
-        SemalignError: they are stored quantised.
-    """
-    if target.quantised is not None:
-        raise SemalignError(
-            f"{target.settings.path} is stored quantised ({target.quantised}), and the target trains: choose its "
-            "checkpoint in bfloat16 or float32, or save it dequantised first"
-        )
+def _commit(settings: ModelConfig, place: str) -> str:
+    """Fetch the configuration of a hub model, and return the commit that it came from."""
+    try:
+        with loading_errors(settings, place):
+            commit = extract_commit_hash(str(cached_file(place, "config.json", revision=settings.revision)), None)
+    except SemalignError as error:
+        raise MissingModel(str(error)) from error
+    if commit is None:
+        raise SemalignError(f"the hub does not name the commit of {settings.path} that it returned")
+    return commit
 
 
 def _quantisation(config: PreTrainedConfig) -> str | None:
-    """The method of a configuration's `quantization_config`, which is a mapping or an object."""
+    """Return the method of a configuration's `quantization_config`, which is a mapping or an object."""
     found: Any = getattr(config, "quantization_config", None)
     if found is None:
         return None
@@ -156,8 +166,10 @@ def _quantisation(config: PreTrainedConfig) -> str | None:
 
 
 def awaited(settings: ModelConfig) -> str | None:
-    """Why a model cannot be opened without long work or a download, as the end of a sentence; None where it can be, or
-    where that would fail."""
+    """Return why a model cannot be opened without long work or a download, as the end of a sentence.
+
+    None where it can be opened, or where opening fails.
+    """
     if settings.path in GENERATED:
         made = cache_folder() / tiny_folder_name(GENERATED[settings.path]) / "config.json"
         return None if made.is_file() else "is generated on its first use"
@@ -167,7 +179,7 @@ def awaited(settings: ModelConfig) -> str | None:
             return f"is not here yet (semalign models pull {known.name})"
         path = known.place(cache_folder())
     if path.suffix == ".gguf" and path.is_file():
-        is_made = (_place_of_gguf(path, known) / "config.json").is_file()
+        is_made = (place_of_gguf(path, known) / "config.json").is_file()
         return None if is_made else "is converted on its first use"
     if path.exists() or _is_local(settings.path) or ":" in settings.path:
         return None
@@ -184,16 +196,12 @@ def awaited(settings: ModelConfig) -> str | None:
 
 
 def _is_local(path: str) -> bool:
-    """Whether a path cannot be the id of a model on the hub."""
+    """Return whether a path cannot be the id of a model on the hub."""
     return Path(path).suffix == ".gguf" or Path(path).is_absolute() or path[:1] in (".", "~") or path.count("/") > 1
 
 
 def _check_types(config: PreTrainedConfig, path: str) -> None:
-    """See that the parts of a configuration that are read here are what they should be: transformers checks the others.
-
-    Raises:
-        SemalignError: one is not.
-    """
+    """Check the types of the parts of a configuration that are read here; transformers checks the others."""
     kinds, text = config.architectures, config.get_text_config(decoder=True)
     if not isinstance(text, PreTrainedConfig):
         wrong = f"its text configuration is {str(text)[:60]!r}"
@@ -209,7 +217,7 @@ def _check_types(config: PreTrainedConfig, path: str) -> None:
 
 
 def check_pulled(settings: ModelConfig) -> None:
-    """See to it that a model that is named by `catalogue:` is here, before anything that takes longer.
+    """Check that a model that is named by `catalogue:` is here, before anything that takes longer.
 
     Raises:
         SemalignError: it is unknown, or not pulled yet.
@@ -220,7 +228,7 @@ def check_pulled(settings: ModelConfig) -> None:
 
 
 def identity(opened: OpenedModel) -> str:
-    """What tells one model from any other: the hash of its files, or the commit of a hub model."""
+    """Return the fingerprint of a model: the hash of its files, or the commit of a hub model."""
     folder = Path(opened.place)
     if opened.commit is not None:
         return f"hub:{opened.place}@{opened.commit}"
@@ -231,33 +239,38 @@ def identity(opened: OpenedModel) -> str:
 
 
 def check_tokenizers(source: OpenedModel, target: OpenedModel, texts: list[str]) -> SharedVocabulary:
-    """The vocabulary entries that both models share, when one tokenisation serves both.
+    """Return the vocabulary entries that both models share, where one tokenisation serves both.
 
     Raises:
         SemalignError: entries have different ids, or texts are encoded differently.
     """
-    source_vocabulary, target_vocabulary = (opened.entries for opened in (source, target))
-    shared = align_vocabularies(source_vocabulary, target_vocabulary)
+    ours, theirs = source.entries, target.entries
+    shared = align_vocabularies(ours, theirs)
     remedy = "choose a source and a target of one family, which share a tokenizer"
     if not shared.same_ids:
-        token = next(t for t, i in source_vocabulary.items() if target_vocabulary.get(t, i) != i)
+        moved = sorted((i, token) for token, i in ours.items() if theirs.get(token, i) != i)
+        shown = ", ".join(f"{token!r} is {i} in the source and {theirs[token]} in the target" for i, token in moved[:3])
         raise SemalignError(
-            f"the tokenizers differ: {token!r} is entry {source_vocabulary[token]} of the source and "
-            f"{target_vocabulary[token]} of the target; {remedy}"
+            f"the tokenizers differ: {len(moved)} of {len(shared)} shared entries have other ids ({shown}): {remedy}"
         )
     for text in texts:
-        ours, theirs = (each.tokenizer(text, add_special_tokens=False)["input_ids"] for each in (source, target))
-        if ours != theirs:
-            raise SemalignError(f"the tokenizers split {text[:60]!r} differently; {remedy}")
+        if split_differently(source, target, text):
+            raise SemalignError(f"the tokenizers split {text[:60]!r} differently: {remedy}")
     kept = shared.source_ids < min(source.config.vocab_size, target.config.vocab_size)
     return SharedVocabulary(
         shared.source_ids[kept], shared.target_ids[kept], shared.only_in_source, shared.only_in_target
     )
 
 
+def split_differently(source: OpenedModel, target: OpenedModel, text: str) -> bool:
+    """Return whether two tokenizers encode a text to other ids."""
+    ours, theirs = (each.tokenizer(text, add_special_tokens=False)["input_ids"] for each in (source, target))
+    return bool(ours != theirs)
+
+
 @contextmanager
-def _named(settings: ModelConfig, place: str) -> Iterator[None]:
-    """Any failure of transformers' loaders in one sentence."""
+def loading_errors(settings: ModelConfig, place: str) -> Iterator[None]:
+    """Turn any failure of transformers' loaders into one sentence."""
     where = "" if Path(place).exists() else "is no local folder or .gguf file, and "
     with naming(f"{settings.path!r} {where}could not be loaded as a language model"):
         try:
@@ -274,30 +287,27 @@ def _named(settings: ModelConfig, place: str) -> Iterator[None]:
 def _resolve(
     config: ModelConfig, progress: Callable[[int, int], None] | None, note: Callable[[str], None] | None
 ) -> str:
-    """The folder or hub id that transformers can load; generated and GGUF models are made once and kept."""
+    """Return the folder or hub id that transformers loads; make a generated or GGUF model on its first use."""
     if config.path.startswith("generated:"):
         if config.path not in GENERATED:
-            raise SemalignError(f"unknown generated model {config.path!r}: known are {', '.join(GENERATED)}")
+            raise MissingModel(f"unknown generated model {config.path!r}: known are {', '.join(GENERATED)}")
         role = GENERATED[config.path]
         folder = cache_folder() / tiny_folder_name(role)
-        with _made_by_one(folder):
+        with made_by_one(folder):
             return str(build_tiny_model(role, folder, progress=progress))
-    path = Path(config.path).expanduser()
-    known = known_path(config.path)
+    path, known = Path(config.path).expanduser(), known_path(config.path)
     if known is not None:
         if config.revision is not None:
-            raise SemalignError(f"{config.path} has a revision of its own: leave revision={config.revision} out")
+            raise MissingModel(f"{config.path} has a revision of its own: leave revision={config.revision} out")
         path = known.pulled(cache_folder())
-    if path.suffix == ".gguf":
-        if not path.is_file():
-            raise SemalignError(f"{path} does not exist: give a .gguf file, a model folder or a hub id")
-        return str(_converted(path, known, note))
+    if path.suffix == ".gguf" and path.is_file():
+        return str(converted(path, known, note))
     if path.is_dir():
         if (path / "adapter_config.json").is_file():
             raise SemalignError(f"{path} is or holds an adapter: {MERGE}")
         if not (path / "config.json").is_file():
-            raise SemalignError(f"{path} holds no config.json: it is not the folder of a transformers model")
+            raise MissingModel(f"{path} holds no config.json: it is not the folder of a transformers model")
         return str(path)
     if _is_local(config.path):
-        raise SemalignError(f"{config.path} does not exist: give a model folder, a .gguf file or a hub id")
+        raise MissingModel(f"{config.path} does not exist: give a model folder, a .gguf file or a hub id")
     return config.path

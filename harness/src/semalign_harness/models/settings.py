@@ -2,11 +2,11 @@
 
 from typing import Literal
 
-from semalign_geometry import Settings
+from semalign_geometry.base import Settings
 
 
 class ModelConfig(Settings):
-    """Where a model comes from."""
+    """Origin of a model, and the dtype of its weights."""
 
     path: str
     """Hub id, local folder, `.gguf` file, `catalogue:NAME` of `semalign models list`, or a generated model:

@@ -1,4 +1,4 @@
-"""The numbers of a model that memory and disk depend on, read from its configuration."""
+"""Sizes of a model, read from its configuration: memory and disk depend on them."""
 
 import functools
 from collections.abc import Sequence
@@ -7,18 +7,19 @@ from typing import NamedTuple
 
 import torch
 from semalign_attribution import DecoderView
-from semalign_geometry import SemalignError, Settings
+from semalign_geometry.base import Settings
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 from transformers.pytorch_utils import Conv1D
 
+from ..util.failures import naming
 from .catalogue import catalogue, known_path
 from .settings import ModelConfig
 
 WIDTHS, INTERMEDIATES, STATES = 20, 3, 4
-"""Values that autograd keeps of each token in each layer, in widths (of the stream, or of all heads where more),
-intermediate sizes and states: no more than these, measured with frozen weights on Llama, Qwen 2 and 3, GPT-NeoX, Gemma
-3, Mamba 1 and 2 and Falcon Mamba."""
+"""Upper bounds of the values that autograd keeps of each token in each layer, in widths (of the stream, or of all heads
+where more), intermediate sizes and states. They were measured with frozen weights on Llama, Qwen 2 and 3, GPT-NeoX,
+Gemma 3, Mamba 1 and 2 and Falcon Mamba."""
 
 
 class Heads(NamedTuple):
@@ -33,12 +34,12 @@ class Heads(NamedTuple):
 
 
 class ModelShape(Settings):
-    """The numbers of a model that memory and disk depend on."""
+    """Sizes of a model."""
 
     parameters: int
     """Numbers in the checkpoint, a tied matrix once."""
     layers: int
-    """L."""
+    """Number of layers."""
     width: int
     """d, of the residual stream."""
     heads_width: int
@@ -62,7 +63,7 @@ class ModelShape(Settings):
 
 
 def find_shape(model: ModelConfig) -> ModelShape | None:
-    """The shape of a model, without its weights; None when it is neither a local folder nor in the catalogue.
+    """Return the shape of a model without reading its weights; None for neither a local folder nor a catalogue name.
 
     Raises:
         SemalignError: the folder holds no configuration of a decoder-only language model.
@@ -70,13 +71,8 @@ def find_shape(model: ModelConfig) -> ModelShape | None:
     path = Path(model.path).expanduser()
     if not path.is_dir():
         return _catalogued(published_model(model.path)[0])
-    try:
+    with naming(f"the configuration of {model.path!r} cannot be read"):
         return shape_of(AutoConfig.from_pretrained(path, trust_remote_code=False))
-    except SemalignError:
-        raise
-    except Exception as error:  # loaders have no common base class of errors
-        reason = " ".join(str(error).split())[:200]
-        raise SemalignError(f"the configuration of {model.path!r} cannot be read: {reason}") from error
 
 
 @functools.cache
@@ -86,13 +82,13 @@ def _catalogued(path: str) -> ModelShape | None:
 
 
 def shape_of(config: PreTrainedConfig) -> ModelShape:
-    """The shape of the model that a configuration describes, built without memory for its weights.
-
-    Raises:
-        SemalignError: it describes no decoder-only language model, or none that transformers can build.
-    """
+    """Return the shape of the model that a configuration describes; fails as `empty_view`."""
     text = config.get_text_config(decoder=True)
-    view = empty_view(text)
+    return shape_of_view(empty_view(text), text)
+
+
+def shape_of_view(view: DecoderView, text: PreTrainedConfig) -> ModelShape:
+    """Return the shape of a model that `empty_view` built from its configuration."""
     largest = max(view.layers, key=_size)
     features: dict[str, int] = {}
     for name, module in largest.named_modules():
@@ -118,30 +114,24 @@ def shape_of(config: PreTrainedConfig) -> ModelShape:
 
 
 def empty_view(text: PreTrainedConfig) -> DecoderView:
-    """View the model that a configuration describes, built without memory for its weights.
+    """Build the model that a configuration describes, without memory for its weights.
 
     Raises:
         SemalignError: it is no decoder-only causal language model, or cannot be built.
     """
-    try:
-        with torch.device("meta"):
-            return DecoderView(AutoModelForCausalLM.from_config(text, trust_remote_code=False))
-    except SemalignError:
-        raise
-    except Exception as error:  # transformers has no common base class of errors
-        reason = " ".join(str(error).split())[:200]
-        raise SemalignError(f"no {text.model_type} model can be built from its configuration: {reason}") from error
+    with naming(f"no {text.model_type} model can be built from its configuration"), torch.device("meta"):
+        return DecoderView(AutoModelForCausalLM.from_config(text, trust_remote_code=False))
 
 
 def widest(config: PreTrainedConfig, name: str) -> int:
-    """A size of a configuration, the largest where layers have their own; 0 where there is none."""
+    """Return a size of a configuration, the largest where layers have their own; 0 where there is none."""
     layers = config.per_layer_config if config.is_heterogeneous else [config]
     values = [getattr(layer, name, None) for layer in layers]
     return max((max(value, default=0) if isinstance(value, Sequence) else value or 0 for value in values), default=0)
 
 
 def heads_of(config: PreTrainedConfig) -> Heads:
-    """The attention that the configuration of a language model describes."""
+    """Return the attention that the configuration of a language model describes."""
     queries = widest(config, "num_attention_heads")
     if queries == 0:
         return Heads(0, 0, 0)
@@ -150,12 +140,12 @@ def heads_of(config: PreTrainedConfig) -> Heads:
 
 
 def state_of(config: PreTrainedConfig) -> int:
-    """Numbers that the state space of one layer computes of each token; 0 where the configuration names none."""
+    """Count the numbers that the state space of one layer computes of each token; 0 without one."""
     return int(getattr(config, "expand", 0) * config.hidden_size) * widest(config, "state_size")
 
 
 def row_bytes(config: PreTrainedConfig, tokens: int, *, all_logits: bool) -> int:
-    """Memory of one row of a batch that generates or scores, in float32.
+    """Estimate the memory of one row of a batch that generates or scores, in float32.
 
     Args:
         config: of the language model.
@@ -171,7 +161,7 @@ def row_bytes(config: PreTrainedConfig, tokens: int, *, all_logits: bool) -> int
 
 
 def checkpoint_bytes(shape: ModelShape) -> int:
-    """Weights as they are published."""
+    """Return the size of the weights as they are published."""
     return shape.parameters * bytes_of(shape.dtype)
 
 
@@ -180,7 +170,7 @@ def _size(module: nn.Module) -> int:
 
 
 def published_model(path: str) -> tuple[str, int | None]:
-    """The key of a model in the catalogue, and the size of the file where one stands for the checkpoint."""
+    """Return the key of a model in the catalogue, and the size of the file where one stands for the checkpoint."""
     known = known_path(path)
     if known is None:
         return path, None
@@ -188,6 +178,6 @@ def published_model(path: str) -> tuple[str, int | None]:
 
 
 def bytes_of(dtype: str) -> int:
-    """Bytes of a number of a dtype."""
+    """Return the bytes of a number of a dtype."""
     size: int = getattr(torch, dtype).itemsize
     return size

@@ -1,8 +1,7 @@
-"""The embedded `tiny` family: arithmetic word problems and small Llama models that learn to solve them.
+"""The embedded `tiny` family: small Llama models that learn to solve arithmetic word problems.
 
-Nothing is downloaded. All learn the same kind of problems in the same way. The target is smaller in depth and in
-width than the source and sees fewer problems, so it is honestly under-trained, never corrupted; the small one is
-a second target, another step down. What they lack is what a transfer can give them.
+Nothing is downloaded. All models learn the same kind of problems in the same way. The target has fewer layers, is
+narrower than the source and sees fewer problems; the small model is a second target, another step down.
 
 Every vocabulary entry is a whole word or a whole number. There are more than twice as many entries as the
 source is wide, so that the head W has full column rank and the semantic basis W⁺ exists.
@@ -18,7 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from semalign_geometry import SemalignError, new_folder
+from semalign_geometry.base import SemalignError, new_folder
 from semalign_train import Muon
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
@@ -43,17 +42,9 @@ from ..data.arithmetic import (
 from .saving import save_model
 
 Role = Literal["source", "target", "small"]
-
-
 _Record = dict[str, str | int]
-
-
 _PAD, _BOS, _EOS, _UNK, _USER, _ASSISTANT = "<pad>", "<bos>", "<eos>", "<unk>", "<user>", "<assistant>"
-
-
 _SPECIAL = (_PAD, _BOS, _EOS, _UNK, _USER, _ASSISTANT)
-
-
 _CHAT_TEMPLATE = (
     "{{ bos_token }}"
     "{% for message in messages %}"
@@ -63,32 +54,14 @@ _CHAT_TEMPLATE = (
     "{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<assistant> ' }}{% endif %}"
 )
-
-
 _MAX_POSITIONS = 128
-
-
 _BATCH_ROWS = 64
-
-
 _MATRIX_RATE, _OTHER_RATE = 0.02, 3e-3
-
-
 _WARM_UP, _DECAY = 0.1, 0.5
-
-
 _MATRIX_WEIGHT_DECAY = 0.01
-
-
 _BETAS = (0.9, 0.98)
-
-
 _GRADIENT_NORM = 1.0
-
-
 _RECORD = "tiny.json"
-
-
 _RECIPE_VERSION = 2
 
 
@@ -113,17 +86,10 @@ _RECIPES: dict[Role, _Recipe] = {
 def build_tokenizer() -> PreTrainedTokenizerFast:
     """Build the word-level tokenizer of the tiny models.
 
-    Words, punctuation marks and the numbers 0 to 40 are one entry each, and none is merged with its
-    neighbour. Hence two laws: text whose words are known and set apart by single spaces survives encoding
-    and decoding, and a prompt rendered with `add_generation_prompt=True` is, token by token, the beginning
-    of the prompt with its answer.
-
-    Returns:
-        A tokenizer with pad, bos, eos and unk entries and a chat template for the roles `user` and
-        `assistant`; eos ends an assistant turn, and pad differs from eos.
-
-    Source:
-        ours.
+    Words, punctuation marks and the numbers 0 to 40 are one entry each. Hence two laws: text of known words between
+    single spaces survives encoding and decoding, and a prompt rendered with `add_generation_prompt=True` is, token by
+    token, the beginning of the prompt with its answer. The chat template has the roles `user` and `assistant`; eos
+    ends an assistant turn, and pad differs from eos.
     """
     backend = Tokenizer(WordLevel({word: index for index, word in enumerate(_vocabulary())}, unk_token=_UNK))
     backend.pre_tokenizer = Whitespace()
@@ -150,27 +116,22 @@ def build_tiny_model(
 ) -> Path:
     """Pre-train one tiny model on generated problems and save it with its tokenizer, or reuse a finished one.
 
-    The objective is the mean negative log-likelihood of the answer tokens, over problems of the `train`
-    split only. Weights are float32 on the CPU: matrices of the layers move by Muon, embeddings and norm
-    gains by AdamW. The result is a function of `role`, `seed`, `steps` and the number of threads. The folder
-    is whole or absent: it is filled under a temporary name beside the final one and then renamed.
+    The objective is the mean negative log-likelihood of the answer tokens, over problems of the `train` split only.
+    Weights are float32 on the CPU: Muon moves matrices of the layers, AdamW moves embeddings and norm gains. The
+    result is a function of `role`, `seed`, `steps` and the number of threads. The folder is whole or absent.
 
     Args:
         role: `source`, the largest model with the longest training, `target` or `small`.
         folder: Where the model goes. A folder that holds the same model is returned untouched.
         seed: Seed of the initial weights and of the problems; the global random state is left as found.
         steps: Optimiser steps of 64 problems each, at least 1; by default those of the role's recipe.
-        progress: Called after every step with the steps done and the total. An exception from it ends
-            the build and leaves no folder.
+        progress: Called after every step with the steps done and the total.
 
     Returns:
         `folder`, loadable with `from_pretrained`.
 
     Raises:
         SemalignError: If `role` is unknown, `steps` is below 1, or `folder` holds something else.
-
-    Source:
-        ours.
     """
     if role not in _RECIPES:
         raise SemalignError(f"role is {role!r}; expected one of {', '.join(_RECIPES)}")
@@ -194,7 +155,7 @@ def build_tiny_model(
 
 
 def tiny_folder_name(role: Role) -> str:
-    """Name of the folder for a model of the present recipe: another recipe gets another name."""
+    """Return the name of the folder for a model of the present recipe: another recipe gets another name."""
     recipe = json.dumps([_RECIPE_VERSION, dataclasses.asdict(_RECIPES[role])])
     return f"tiny-{role}-{hashlib.sha256(recipe.encode()).hexdigest()[:12]}"
 
@@ -230,7 +191,7 @@ def _new_model(recipe: _Recipe, tokenizer: PreTrainedTokenizerFast, *, seed: int
 
 
 def _batches(rows: Sequence[dict[str, Any]], tokenizer: PreTrainedTokenizerFast) -> Iterator[tuple[Tensor, Tensor]]:
-    """Batches of token ids and labels, both (B, L), padded on the right; -100 where nothing is supervised."""
+    """Yield token ids and labels, both (B, L), padded on the right; -100 where nothing is supervised."""
     texts = tokenizer.apply_chat_template([row["messages"] for row in rows], tokenize=False)
     encoded: list[list[int]] = tokenizer(texts, add_special_tokens=False)["input_ids"]
     assistant = tokenizer.get_vocab()[_ASSISTANT]
@@ -279,12 +240,12 @@ def _train(
 
 
 def _rate(step: int, total: int) -> float:
-    """Warm-up over the first tenth, a plateau, then a linear decay over the last half; a factor in (0, 1]."""
+    """Return the factor of the learning rate: warm-up over a tenth, a plateau, a linear decay over the last half."""
     return min(1.0, (step + 1) / (_WARM_UP * total), max(total - step, 1) / (_DECAY * total))
 
 
 def _is_finished(folder: Path, record: _Record) -> bool:
-    """Whether `folder` holds the model of `record`; an absent or empty folder does not, any other raises."""
+    """Return whether `folder` holds the model of `record`; refuse a folder with anything else."""
     if not folder.exists():
         return False
     if not folder.is_dir():

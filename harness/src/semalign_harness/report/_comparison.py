@@ -1,207 +1,168 @@
-"""The page of a comparison of methods."""
+"""Pages of one comparison of methods and of several."""
 
 import shlex
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
-from ..statistics import chance, interval, share
-from ..util.text import gb
-from ._cells import NOTHING, arrow, form, many, seconds
-from ._evaluations import chat_words, example_blocks
-from ._page import Block, Facts, Page, Picture, Row, Table, Text, sections_of
-from ._protocol import describe_rows, protocol_blocks
-from ._read import ReportedComparison
+from ..comparison.tables import (
+    COSTS_READING,
+    READING,
+    SPREADS_READING,
+    budget,
+    costs_table,
+    metric_cell,
+    metric_title,
+    missing_reasons,
+    result_table,
+    spreads_table,
+    tests_reading,
+    tests_table,
+)
+from ..results.comparison import Comparison
+from ..results.metrics import DETAILS
+from ..statistics import interval
+from ..util.text import many
+from ._evaluations import example_blocks
+from ._page import Block, Code, Facts, Page, Picture, Text, page_of, table_blocks
+from ._protocol import benchmark_flags, describe_rows, protocol_blocks
+from ._read import ReportedComparison, distinct
 from .plots import Dot, Line, Panel, draw_dots, shortened
 
-if TYPE_CHECKING:
-    from ..comparison import Comparison
-
-READING = (
-    "in brackets 95% intervals over the items. Gap: the share of the gap between target before and source that was "
-    "closed, 0% nothing and 100% all of it; unbounded where the items cannot tell the gap itself from none. ↓ less is "
-    "better, ↑ more is. KL to the source and NLL are in nats per token; agreement is top-1, with the source."
-)
-EQUAL = {"tokens": "the supervised tokens that the trainable part sees", "time": "the wall time of semalign"}
+Columns = Sequence[tuple[str, Comparison, str]]
+"""Name of a comparison, the comparison, and the name of one of its metrics."""
 
 
 def comparison_page(reported: ReportedComparison) -> Page:
-    """What every method gave and what it took."""
+    """Return the page of one comparison: metrics, tests, spreads, costs, examples and protocol."""
     comparison = reported.comparison
     config = comparison.config
     examples = example_blocks(reported.evaluations)
     if examples:
         examples.insert(0, Text(f"Target after: {reported.shown}, seed {config.seeds[0]}."))
-    return Page(
+    reading = f"Means over {many(len(config.seeds), 'seed')}. {READING}"
+    return page_of(
         f"{config.experiment.name}: {many(len(config.methods), 'method')}",
-        sections_of(
-            ("Result", _result(comparison)),
-            ("Figures", _pictures(comparison)),
-            (f"Against {config.against or 'the best baseline'}", _tests(comparison)),
-            ("Over the seeds", _spreads(comparison)),
-            ("Cost", _costs(comparison)),
-            ("Examples", examples),
-            (
-                "Protocol",
-                protocol_blocks(
-                    config.experiment,
-                    reported.environment,
-                    reported.evaluations,
-                    command=f"# experiment.yaml: all settings, below\n{command_of(comparison, 'experiment.yaml')}",
-                ),
+        {
+            "Result": [
+                _facts(comparison),
+                *table_blocks(result_table(comparison), reading),
+                *(Text(f"Without metrics: {reason}") for reason in missing_reasons(comparison)),
+            ],
+            "Plots": _plots([("", comparison, key) for key in comparison.metrics]),
+            f"Against {config.against or 'the best baseline'}": table_blocks(
+                tests_table(comparison), tests_reading(comparison)
             ),
-        ),
+            "Over the seeds": table_blocks(spreads_table(comparison), SPREADS_READING),
+            "Cost": table_blocks(costs_table(comparison), COSTS_READING),
+            "Examples": examples,
+            "Protocol": protocol_blocks(
+                config.experiment,
+                reported.environment,
+                reported.evaluations,
+                command=f"# experiment.yaml: all settings, below\n{command_of(comparison, 'experiment.yaml')}",
+            ),
+        },
     )
 
 
-def facts_of(comparison: "Comparison") -> dict[str, str]:
-    """Models, rows and budget."""
-    config, experiment = comparison.config, comparison.config.experiment
-    measured = (f"{name}: {many(metric.items, 'item')}" for name, metric in comparison.metrics.items())
-    return {
-        "source → target": f"{experiment.source.path} → {experiment.target.path}",
-        "rows": f"{comparison.train_rows()} of {describe_rows(experiment.data.train)}",
-        "seeds": ", ".join(map(str, config.seeds)),
-        "equal for all": EQUAL[config.equal],
-        "measured on": ", ".join(measured),
-    }
-
-
-def reasons_of(comparison: "Comparison") -> list[str]:
-    """Why methods have no figures."""
-    return list(dict.fromkeys(reason for found in comparison.methods.values() for reason in found.missing))
-
-
-def _result(comparison: "Comparison") -> list[Block]:
-    config, metrics = comparison.config, comparison.metrics
-    header = ["", *(f"{name} {arrow(lower_is_better=metric.lower_is_better)}" for name, metric in metrics.items())]
-    rows: list[Row] = [
-        ("source", *(interval(metric.source, form(percent=metric.percent)) for metric in metrics.values())),
-        ("target before", *(interval(metric.before, form(percent=metric.percent)) for metric in metrics.values())),
+def comparisons_page(reported: Sequence[ReportedComparison]) -> Page:
+    """Return the page of several comparisons: KL and benchmarks of all in one table."""
+    names = distinct([each.comparison.config.experiment.name for each in reported], [each.folder for each in reported])
+    named = {name: each.comparison for name, each in zip(names, reported, strict=True)}
+    columns = [(name, of, key) for name, of in named.items() for key in of.metrics if key not in DETAILS]
+    commands = [
+        f"# {name}.yaml: the experiment in {each.folder}/comparison.json\n{command_of(named[name], f'{name}.yaml')}"
+        for name, each in zip(names, reported, strict=True)
     ]
-    for name, found in comparison.methods.items():
-        label = name if found.same_as is None else f"{name} (= {found.same_as})"
-        rows.append((label, *(cell_of(comparison, name, key) for key in metrics)))
-    blocks: list[Block] = [
-        Facts(tuple(facts_of(comparison).items())),
-        Table(tuple(header), tuple(rows)),
-        Text(f"Means over {many(len(config.seeds), 'seed')}; {READING}"),
+    metrics = [(f"{name}: {metric_title(key, of.metrics[key])}", of.metrics[key]) for name, of, key in columns]
+    methods = dict.fromkeys(method for of in named.values() for method in of.methods)
+    rows = [
+        ("", *(title for title, _ in metrics)),
+        ("source", *(interval(metric.source, metric.form()) for _, metric in metrics)),
+        ("target before", *(interval(metric.before, metric.form()) for _, metric in metrics)),
+        *((method, *(metric_cell(of, method, key) for _, of, key in columns)) for method in methods),
     ]
-    blocks += [Text(f"Without figures: {reason}") for reason in reasons_of(comparison)]
-    return blocks
+    return page_of(
+        f"{len(reported)} comparisons",
+        {
+            "Result": [*table_blocks(rows, f"Means over the seeds of each comparison. {READING}"), *_notes(named)],
+            "Plots": _plots(columns),
+            "Compared": [block for name, of in named.items() for block in (Text(f"{name}:"), _facts(of))],
+            "Protocol": [Text("To repeat them:"), Code("\n".join(commands))],
+        },
+    )
 
 
-def _pictures(comparison: "Comparison") -> list[Block]:
-    blocks: list[Block] = []
-    for key, metric in comparison.metrics.items():
-        drawn = panel_of(comparison, key)
-        if drawn.dots:
-            better = "left" if metric.lower_is_better else "right"
-            caption = f"{key}: further {better} is better; 95% intervals over {many(metric.items, 'item')}."
-            blocks.append(Picture(draw_dots([drawn]), caption))
-    return blocks
-
-
-def panel_of(comparison: "Comparison", key: str, title: str | None = None) -> Panel:
-    """One metric of all methods that have it, beside the source and the target before; under a title where there is
-    one."""
-    metric = comparison.metrics[key]
-    dots = [
-        Dot(name, found.figures[key].estimate)
-        for name, found in comparison.methods.items()
-        if key in found.figures and found.same_as is None
-    ]
-    lines = [Line("target before", metric.before.value), Line("source", metric.source.value)]
-    above = "" if title is None else f"{shortened(title)}\n"
-    return Panel(f"{above}{key} {arrow(lower_is_better=metric.lower_is_better)}", dots, lines, metric.percent)
-
-
-def cell_of(comparison: "Comparison", name: str, key: str) -> str:
-    """One metric of one method, with the share of the gap."""
-    found = comparison.methods.get(name)
-    if found is None or key not in found.figures:
-        return NOTHING
-    figure = found.figures[key]
-    return f"{interval(figure.estimate, form(percent=comparison.metrics[key].percent))}\ngap {share(figure.gap)}"
-
-
-def _tests(comparison: "Comparison") -> list[Block]:
-    metrics = {key: metric for key, metric in comparison.metrics.items() if metric.rival is not None}
-    rows: list[Row] = []
-    for name, found in comparison.methods.items():
-        if not found.figures or found.same_as is not None:
-            continue
-        cells = []
-        for key, metric in metrics.items():
-            versus = found.figures[key].versus_rival
-            apart = NOTHING if versus is None else interval(versus.difference, form(percent=metric.percent, sign="+"))
-            cells.append(apart if versus is None else f"{apart}, {chance(versus.p_value)}")
-        rows.append((name, *cells))
-    if not metrics or len(rows) < 2:
-        return []
-    header = ("", *(f"{key}, − {metric.rival}" for key, metric in metrics.items()))
-    return [
-        Table(header, tuple(rows)),
-        Text(
-            f"Each method − {comparison.config.against or 'the best baseline of the metric'}, paired by item, with "
-            "p-values of single tests."
-        ),
-    ]
-
-
-def _spreads(comparison: "Comparison") -> list[Block]:
-    if len(comparison.config.seeds) < 2:
-        return []
-    rows: list[Row] = []
-    for name, found in comparison.methods.items():
-        if not found.figures or found.same_as is not None:
-            continue
-        cells = []
-        for key, metric in comparison.metrics.items():
-            over = found.figures[key].over_seeds
-            numbers = form(percent=metric.percent)
-            ends = f"[{over.low:{numbers}}, {over.high:{numbers}}]"
-            cells.append(f"{over.mean:{numbers}} ± {over.spread or 0.0:{numbers}}; {ends}")
-        rows.append((name, *cells))
-    return [
-        Table(("", *comparison.metrics), tuple(rows)),
-        Text("Mean ± standard deviation over the seeds; in brackets the 95% interval of the mean over seeds."),
-    ]
-
-
-def _costs(comparison: "Comparison") -> list[Block]:
-    rows: list[Row] = []
-    for name, found in comparison.methods.items():
-        if not found.figures:
-            continue
-        label = name if found.same_as is None else f"{name} (= {found.same_as})"
-        source = seconds(found.source_seconds) if found.source_seconds else NOTHING
-        numbers = (f"{found.trained_parameters:,}", f"{found.steps:,}", f"{found.supervised_tokens:,}")
-        memory = NOTHING if found.training_peak_bytes is None else gb(found.training_peak_bytes)
-        sizes = (memory, gb(found.stored_bytes))
-        rows.append((label, *numbers, seconds(found.training_seconds), source, *sizes))
-    if not rows:
-        return []
-    header = ("", "trained parameters", "steps", "supervised tokens", "training", "source's part", "memory", "stored")
-    return [
-        Table(header, tuple(rows)),
-        Text(
-            "Means over the runs; memory: the largest peak while a run trained, – where a run went on from an earlier "
-            "process. The source's part is made once for all methods that need it; stored: its size on disk. "
-            "Supervised tokens count repeats."
-        ),
-    ]
-
-
-def command_of(comparison: "Comparison", file: str) -> str:
-    """The command, with the experiment in a file."""
+def command_of(comparison: Comparison, file: str) -> str:
+    """Return the command of a comparison whose experiment is in a file."""
     config = comparison.config
     words = ["semalign", "compare", file, "--methods", ",".join(config.methods)]
-    words += ["--seeds", ",".join(map(str, config.seeds)), "--equal", config.equal]
+    words += ["--seeds", ",".join(map(str, config.seeds))]
     words += [] if config.against is None else ["--against", config.against]
-    if config.benchmarks is not None:
-        words += ["--tasks", ",".join(config.benchmarks.tasks)]
-        words += [] if config.benchmarks.data is None else ["--data", config.benchmarks.data]
-        words += [] if config.benchmarks.limit is None else ["--limit", str(config.benchmarks.limit)]
-        words += chat_words(config.benchmarks.chat)
-        words += ["--allow-weak-sandbox"] * config.benchmarks.allow_weak_sandbox
+    words += [] if config.benchmarks is None else benchmark_flags(config.benchmarks)
     words += [f"{name}:{override}" for name, own in config.methods.items() for override in own]
     return shlex.join(words)
+
+
+def _facts(comparison: Comparison) -> Facts:
+    """Models, rows and budget."""
+    config, experiment = comparison.config, comparison.config.experiment
+    return Facts(
+        (
+            ("source → target", f"{experiment.source.path} → {experiment.target.path}"),
+            ("rows", f"{comparison.train_rows()} of {describe_rows(experiment.data.train)}"),
+            ("seeds", ", ".join(map(str, config.seeds))),
+            ("budget", budget(comparison)),
+            (
+                "measured on",
+                ", ".join(f"{name}: {many(metric.items, 'item')}" for name, metric in comparison.metrics.items()),
+            ),
+        )
+    )
+
+
+def _notes(named: dict[str, Comparison]) -> list[Block]:
+    """Methods with different settings per comparison, with the runs of another method, or without metrics."""
+    given: dict[str, set[tuple[str, ...]]] = {}
+    for comparison in named.values():
+        for name, overrides in comparison.config.methods.items():
+            given.setdefault(name, set()).add(overrides)
+    own = [name for name, settings in given.items() if len(settings) > 1]
+    notes = [f"With different overrides per comparison: {', '.join(own)}."] if own else []
+    for title, comparison in named.items():
+        notes += [
+            f"{title}: {name} is {found.same_as}, by the same runs."
+            for name, found in comparison.methods.items()
+            if found.same_as is not None
+        ]
+        notes += [f"{title}, without metrics: {reason}" for reason in missing_reasons(comparison)]
+    return [Text(note) for note in notes]
+
+
+def _plots(columns: Columns) -> list[Block]:
+    """One plot for each metric of one comparison; for several comparisons one for each direction."""
+    groups: dict[tuple[str, bool], list[Panel]] = {}
+    for title, comparison, key in columns:
+        lower = comparison.metrics[key].lower_is_better
+        panel = _panel(comparison, key, title)
+        if panel.dots:
+            groups.setdefault(("" if title else key, lower), []).append(panel)
+    return [
+        Picture(
+            draw_dots(panels),
+            f"{key or 'All'}: {'left' if lower else 'right'} is better; 95% intervals over the items.",
+        )
+        for (key, lower), panels in sorted(groups.items(), key=lambda group: not group[0][1])
+    ]
+
+
+def _panel(comparison: Comparison, key: str, title: str) -> Panel:
+    """One metric of all methods with runs of their own, beside source and target before."""
+    metric = comparison.metrics[key]
+    dots = [
+        Dot(name, found.metrics[key].estimate)
+        for name, found in comparison.methods.items()
+        if key in found.metrics and found.same_as is None
+    ]
+    lines = [Line("target before", metric.before.value), Line("source", metric.source.value)]
+    above = f"{shortened(title)}\n" if title else ""
+    return Panel(above + metric_title(key, metric), dots, lines, metric.percent)

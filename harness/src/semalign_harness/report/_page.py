@@ -1,8 +1,10 @@
-"""What a page is made of, before it is HTML or Markdown: both show the same blocks, hence the same figures."""
+"""Blocks of a page; HTML and Markdown show the same ones."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 Row = tuple[str, ...]
+Pair = tuple[str, str]
 
 
 @dataclass(frozen=True)
@@ -16,17 +18,17 @@ class Text:
 class Facts:
     """Names with their values."""
 
-    pairs: tuple[tuple[str, str], ...]
+    pairs: tuple[Pair, ...]
 
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of cells, the first cell of each being its name; a cell may have several lines."""
+    """Rows of cells, each after its name; a cell may have several lines."""
 
     header: Row
     rows: tuple[Row, ...]
     folded: str | None = None
-    """What stands in its place until it is opened; None for a table that is always open."""
+    """Title of a table that is closed at first; None for an open table."""
 
     def __post_init__(self) -> None:
         """Every row has one cell for each column."""
@@ -35,25 +37,25 @@ class Table:
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure; Markdown leaves it out."""
+    """A plot; Markdown leaves it out."""
 
     svg: str
     caption: str
-    """How to read it, in a line."""
+    """Explanation in a line."""
 
 
 @dataclass(frozen=True)
 class Code:
-    """Text that is shown as it is."""
+    """Verbatim text."""
 
     text: str
     folded: str | None = None
-    """As for a table."""
+    """Title of a text that is closed at first; None for an open one."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What one model answered."""
+    """The answer of one model."""
 
     model: str
     verdict: str
@@ -88,6 +90,11 @@ class Page:
     sections: tuple[Section, ...]
 
 
-def sections_of(*named: tuple[str, list[Block]]) -> tuple[Section, ...]:
-    """Sections in order; those without any block are left out."""
-    return tuple(Section(title, tuple(blocks)) for title, blocks in named if blocks)
+def page_of(title: str, sections: dict[str, list[Block]]) -> Page:
+    """Return a page without its empty sections."""
+    return Page(title, tuple(Section(name, tuple(blocks)) for name, blocks in sections.items() if blocks))
+
+
+def table_blocks(rows: Sequence[Row], reading: str, *, folded: str | None = None) -> list[Block]:
+    """Return a table, the header first, with its explanation; nothing without rows under the header."""
+    return [Table(rows[0], tuple(rows[1:]), folded), Text(reading)] if len(rows) > 1 else []

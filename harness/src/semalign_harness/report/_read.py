@@ -1,55 +1,46 @@
-"""What lies in the folders that a report is made of."""
+"""Content of the folders of a report."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import Literal, TypeVar
 
 from pydantic import ValidationError
 from semalign_attribution import LayerPairing, LayerScores
-from semalign_geometry import Contract, SemalignError
+from semalign_geometry.base import Contract, SemalignError
 from semalign_train import StageRecord, StepRecord
 
 from ..experiment import Experiment
-from ..methods import as_method, layer_use_of
+from ..results.comparison import Comparison
+from ..results.evaluation import Evaluated, evaluation_file, read_evaluation
 from ..results.fidelity import RunFidelity
-from ..results.files import ENVIRONMENT, EXPERIMENT, METRICS, RESULT, SIMILARITY
+from ..results.files import COMPARISON, ENVIRONMENT, EVALUATION_FOLDERS, EXPERIMENT, METRICS, RESULT, SIMILARITY
 from ..results.run import Environment, RunResult
 from ..results.similarity import LayerSimilarity
 
-if TYPE_CHECKING:  # these load lm-eval
-    from ..comparison import Comparison
-    from ..evaluation import Evaluated
-
-COMPARISON, EVALUATION = "comparison.json", "evaluation"
 EXPECTED = "give the folder of a finished run, comparison or evaluation"
 
 ContractT = TypeVar("ContractT", bound=Contract)
-Role = Literal["source", "target before", "target after"]
-ROLES: tuple[Role, ...] = ("source", "target before", "target after")
-BESIDE: dict[Role, str] = {
-    "source": "evaluation-source",
-    "target before": "evaluation-target",
-    "target after": EVALUATION,
-}
-"""Where a run folder has evaluations of its models, if they were made there."""
-Evaluations = dict[Role, "Evaluated"]
+ROLES = tuple(EVALUATION_FOLDERS)
+"""Models of a run: source, target before, target after."""
+Evaluations = dict[str, Evaluated]
+"""Evaluations by the role of their model."""
 
 
 @dataclass(frozen=True)
 class ReportedRun:
-    """A run folder, read."""
+    """Content of a run folder."""
 
     folder: Path
     experiment: Experiment
     environment: Environment | None
     result: RunResult
     scores: LayerScores | None
-    """None where the method uses no pairing, too."""
+    """None also for a method without pairing."""
     pairing: LayerPairing | None
-    """Likewise."""
+    """None also for a method without pairing."""
     fidelity: RunFidelity | None
-    """None where the method transports nothing, too."""
+    """None also for a method without transport."""
     similarity: LayerSimilarity | None
     steps: tuple[StepRecord, ...]
     model_bytes: int
@@ -58,26 +49,26 @@ class ReportedRun:
 
     @property
     def stages(self) -> tuple[StageRecord, ...]:
-        """The stages of frontier training."""
+        """Stages of frontier training."""
         transfer = self.result.training.transfer
         return () if transfer is None else transfer.stages
 
 
 @dataclass(frozen=True)
 class ReportedComparison:
-    """The folder of a comparison, read."""
+    """Content of the folder of a comparison."""
 
     folder: Path
-    comparison: "Comparison"
+    comparison: Comparison
     shown: str | None
-    """The method whose answers are shown as examples."""
+    """Method whose answers are shown as examples."""
     evaluations: Evaluations
     environment: Environment | None
-    """What the first run that is there ran on."""
+    """Environment of the first run of that method."""
 
 
 def read_folders(folders: Sequence[Path]) -> list[ReportedRun] | list[ReportedComparison]:
-    """One or more runs, with the evaluations that belong to them; or one or more comparisons.
+    """Read runs with the evaluations of their models, or comparisons.
 
     Raises:
         SemalignError: a folder holds nothing of the kind or something unfinished, or the folders do not go together.
@@ -99,6 +90,14 @@ def read_folders(folders: Sequence[Path]) -> list[ReportedRun] | list[ReportedCo
     return runs
 
 
+def distinct(names: Sequence[str], folders: Sequence[Path]) -> list[str]:
+    """Return a different name for each folder: its own, else the folder's, else its path."""
+    for found in (names, [folder.name for folder in folders], [str(folder) for folder in folders]):
+        if len(set(found)) == len(found):
+            return list(found)
+    return [f"{number}: {folder}" for number, folder in enumerate(folders, 1)]
+
+
 def _kind(folder: Path) -> Literal["run", "comparison", "evaluation"]:
     if not folder.is_dir():
         raise SemalignError(f"{folder} {'is a file' if folder.exists() else 'does not exist'}: {EXPECTED}")
@@ -106,20 +105,17 @@ def _kind(folder: Path) -> Literal["run", "comparison", "evaluation"]:
         return "comparison"
     if (folder / EXPERIMENT).is_file():
         if not (folder / RESULT).is_file():
-            raise SemalignError(f"the run in {folder} is unfinished: repeat its command, which goes on there")
+            raise SemalignError(f"the run in {folder} is unfinished: repeat its command, which resumes it")
         return "run"
-    if (folder / RESULT).is_file():
+    if evaluation_file(folder).is_file():
         return "evaluation"
     raise SemalignError(f"{folder} holds neither {EXPERIMENT} nor {COMPARISON}: {EXPECTED}")
 
 
 def _read_run(folder: Path) -> ReportedRun:
-    evaluations: Evaluations = {
-        role: _evaluated(folder / name) for role, name in BESIDE.items() if (folder / name / RESULT).is_file()
-    }
     model = folder / "model"
     experiment = Experiment.read(folder / EXPERIMENT)
-    use = layer_use_of(as_method(experiment.method))
+    use = experiment.method.layer_use
     return ReportedRun(
         folder=folder,
         experiment=experiment,
@@ -131,8 +127,28 @@ def _read_run(folder: Path) -> ReportedRun:
         similarity=_optional(LayerSimilarity, folder / SIMILARITY),
         steps=_steps(folder / METRICS),
         model_bytes=sum(file.stat().st_size for file in model.iterdir()) if model.is_dir() else 0,
-        evaluations=evaluations,
+        evaluations=_evaluations({role: folder / name for role, name in EVALUATION_FOLDERS.items()}),
     )
+
+
+def _read_comparison(folder: Path) -> ReportedComparison:
+    comparison = Comparison.read(folder / COMPARISON)
+    finished = [name for name, found in comparison.methods.items() if found.metrics and found.same_as is None]
+    shown = "semalign" if "semalign" in finished else next(iter(finished), None)
+    run = folder / "runs" / f"{shown}_seed-{comparison.config.seeds[0]}"
+    places = {role: (run if role == "target after" else folder) / name for role, name in EVALUATION_FOLDERS.items()}
+    found = {} if comparison.config.benchmarks is None else _evaluations(places)
+    return ReportedComparison(
+        folder=folder,
+        comparison=comparison,
+        shown=shown,
+        evaluations=found if len(found) == len(ROLES) else {},
+        environment=_optional(Environment, run / ENVIRONMENT),
+    )
+
+
+def _evaluations(places: dict[str, Path]) -> Evaluations:
+    return {role: read_evaluation(place) for role, place in places.items() if evaluation_file(place).is_file()}
 
 
 def _optional(contract: type[ContractT], file: Path) -> ContractT | None:
@@ -148,12 +164,12 @@ def _steps(file: Path) -> tuple[StepRecord, ...]:
 
 
 def _add_evaluation(run: ReportedRun, folder: Path) -> None:
-    """Find whose evaluation it is, and put it there.
+    """Find the model of an evaluation among those of the run, and add it there.
 
     Raises:
-        SemalignError: it is of none of the run's models.
+        SemalignError: it evaluates none of the run's models.
     """
-    found = _evaluated(folder)
+    found = read_evaluation(folder)
     known = [] if run.environment is None else run.environment.models
     if found.result.model_sha256 in known:
         role = ROLES[known.index(found.result.model_sha256)]
@@ -168,31 +184,3 @@ def _add_evaluation(run: ReportedRun, folder: Path) -> None:
     if other is not None and other.folder.resolve() != folder.resolve():
         raise SemalignError(f"{other.folder} and {folder} evaluate the same model ({role}): give one of them")
     run.evaluations[role] = found
-
-
-def _read_comparison(folder: Path) -> ReportedComparison:
-    from ..comparison import Comparison
-
-    comparison = Comparison.read(folder / COMPARISON)
-    finished = [name for name, found in comparison.methods.items() if found.figures and found.same_as is None]
-    shown = "semalign" if "semalign" in finished else next(iter(finished), None)
-    seed = comparison.config.seeds[0]
-    places: dict[Role, Path] = {
-        "source": folder / "evaluation-source",
-        "target before": folder / "evaluation-target",
-        "target after": folder / "runs" / f"{shown}_seed-{seed}" / EVALUATION,
-    }
-    wanted = comparison.config.benchmarks is not None and all((place / RESULT).is_file() for place in places.values())
-    return ReportedComparison(
-        folder=folder,
-        comparison=comparison,
-        shown=shown,
-        evaluations={role: _evaluated(place) for role, place in places.items()} if wanted else {},
-        environment=_optional(Environment, folder / "runs" / f"{shown}_seed-{seed}" / ENVIRONMENT),
-    )
-
-
-def _evaluated(folder: Path) -> "Evaluated":
-    from ..evaluation import read_evaluation
-
-    return read_evaluation(folder)

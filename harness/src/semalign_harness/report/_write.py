@@ -7,13 +7,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jinja2
-from semalign_geometry import SemalignError, replace_file
+from semalign_geometry.base import SemalignError, replace_file
 
 from ..results.files import REPORT
+from ..util.console import Console
 from ..util.tables import markdown
-from ._comparison import comparison_page
-from ._comparisons import comparisons_page
-from ._page import Answer, Block, Code, Example, Facts, Page, Picture, Row, Table, Text
+from ._page import Answer, Block, Code, Example, Facts, Page, Picture, Table, Text
 from ._read import ReportedComparison, ReportedRun, read_folders
 from ._run import run_page
 from ._runs import runs_page
@@ -21,16 +20,16 @@ from .plots import standalone
 
 _INTERVAL = re.compile(r"(\[(?:[-+]?\d|unbounded)[^][]*\](?:, p (?:< )?\d\.\d+)?)")
 _SPECIAL = re.compile(r"[\\`*<>|$~]|&(?=[#\w]+;)|(?<![^\W_])_|_(?![^\W_])|\](?=[(\[:])|(?<=!)\[")
-"""What Markdown would take for its own; an underscore only at the edge of a word."""
+"""Characters with a meaning in Markdown; an underscore only at the edge of a word."""
 
 
-def write_report(folders: Sequence[Path], out: Path | None = None, *, figures: Path | None = None) -> Path:
-    """Report runs or comparisons, several side by side: an HTML file, and the same in Markdown beside it.
+def write_report(folders: Sequence[Path], out: Path | None = None, *, plots: Path | None = None) -> Path:
+    """Write the report of runs or comparisons as HTML, and as Markdown beside it; several stand side by side.
 
     Args:
-        folders: run folders, with evaluations of the models of a single one among them; or folders of comparisons.
-        out: the HTML file; None for `report.html` in the folder of a single run or comparison, else in this one.
-        figures: where each figure is written as an SVG file too, in the order of the page; None for nowhere.
+        folders: run folders, also evaluations of the models of a single run; or folders of comparisons.
+        out: the HTML file; None for `report.html` in the folder of a single run or comparison, else in the current one.
+        plots: folder for each plot as an SVG file, in the order of the page; None writes none.
 
     Returns:
         The HTML file.
@@ -41,34 +40,54 @@ def write_report(folders: Sequence[Path], out: Path | None = None, *, figures: P
         OSError: the disk is full or not writable.
     """
     if out is not None and out.suffix != ".html":
-        raise SemalignError(f"the report goes into a file whose name ends in .html, not {out}: rename it")
+        raise SemalignError(f"the report is an HTML file, but the name {out} does not end in .html: rename it")
     found = read_folders(folders)
     own = found[0].folder if len(found) == 1 else Path()
     page = _page(found)
     file = out or own / REPORT
     if file.is_dir():
         raise SemalignError(f"{file} is a folder: name another file with --out")
-    if figures is not None and figures.is_file():
-        raise SemalignError(f"{figures} is a file: name a folder with --figures")
-    if figures is not None:
-        figures.mkdir(parents=True, exist_ok=True)
+    if plots is not None and plots.is_file():
+        raise SemalignError(f"{plots} is a file: name a folder with --plots")
+    if plots is not None:
         pictures = [block for section in page.sections for block in section.blocks if isinstance(block, Picture)]
         for number, picture in enumerate(pictures, 1):
-            replace_file(figures / f"figure-{number}.svg", standalone(picture.svg))
+            replace_file(plots / f"plot-{number}.svg", standalone(picture.svg))
     replace_file(file.with_suffix(".md"), as_markdown(page))
     return replace_file(file, as_html(page))
 
 
+def report_run(folder: Path, console: Console) -> None:
+    """Write the report of a finished run unless it exists; a report that fails leaves the result as it is.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C; its text says where the same command resumes.
+    """
+    if (folder / REPORT).is_file():
+        return
+    try:
+        for left_over in folder.glob(".report.*"):  # by a process that was killed meanwhile
+            left_over.unlink()
+        with console.step("write the report"):
+            write_report([folder])
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt("with the report of the finished run") from None
+    except Exception as error:
+        console.note(f"no report ({error}): `semalign report {folder}` tries again")
+
+
 def _page(found: Sequence[ReportedRun] | Sequence[ReportedComparison]) -> Page:
-    runs = [each for each in found if isinstance(each, ReportedRun)]
     comparisons = [each for each in found if isinstance(each, ReportedComparison)]
     if comparisons:
+        from ._comparison import comparison_page, comparisons_page  # loads lm-eval
+
         return comparison_page(comparisons[0]) if len(comparisons) == 1 else comparisons_page(comparisons)
+    runs = [each for each in found if isinstance(each, ReportedRun)]
     return run_page(runs[0]) if len(runs) == 1 else runs_page(runs)
 
 
 def as_html(page: Page) -> str:
-    """The page as one file that refers to no other."""
+    """Return the page as one file without external references."""
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
@@ -79,7 +98,7 @@ def as_html(page: Page) -> str:
 
 
 def as_markdown(page: Page) -> str:
-    """The page without its figures."""
+    """Return the page without its plots."""
     parts = [f"# {_escaped(page.title)}"]
     for section in page.sections:
         written = [text for block in section.blocks if (text := _markdown(block))]
@@ -93,7 +112,7 @@ def _is(kind: type) -> Callable[[object], bool]:
 
 
 def _lines(cell: str) -> list[list[tuple[str, bool]]]:
-    """The lines of a cell in parts, and which of these are intervals, that stand back behind the figures."""
+    """The lines of a cell in parts; intervals are marked, and shown smaller than values."""
     return [
         [(part, bool(place % 2)) for place, part in enumerate(_INTERVAL.split(line)) if part]
         for line in cell.split("\n")
@@ -107,26 +126,21 @@ def _markdown(block: Block) -> str:
         case Facts(pairs):
             return "\n".join(f"- {_escaped(name)}: {_escaped(value)}" for name, value in pairs)
         case Table(header, rows):
-            return _table(header, rows)
+            return markdown([[_escaped(cell.replace("\n", "; ")) for cell in row] for row in (header, *rows)])
         case Picture():
             return ""
         case Code(text, folded):
             return ("" if folded is None else f"{_escaped(folded)}:\n\n") + _fenced(text)
         case Example(title, question, answers):
-            parts = [f"### {_escaped(title)}", _fenced(question), *map(_answer, answers)]
-            return "\n\n".join(parts)
+            return "\n\n".join([f"### {_escaped(title)}", _fenced(question), *map(_answer, answers)])
 
 
 def _answer(answer: Answer) -> str:
     return f"{_escaped(answer.model)}, {_escaped(answer.verdict)}:\n\n{_fenced(answer.text)}"
 
 
-def _table(header: Row, rows: Sequence[Row]) -> str:
-    return markdown([[_escaped(cell.replace("\n", "; ")) for cell in row] for row in (header, *rows)])
-
-
 def _escaped(text: str) -> str:
-    """One line in which nothing is taken for Markdown."""
+    """One line in which no character has a meaning in Markdown."""
     return _SPECIAL.sub(lambda match: "\\" + match[0], " ".join(text.split()))
 
 

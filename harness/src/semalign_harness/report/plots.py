@@ -1,4 +1,4 @@
-"""The figures, as SVG that takes its colours from the page: the same data give the same text."""
+"""Plots as SVG with colours from the page: the same data give the same text."""
 
 import io
 import itertools
@@ -7,9 +7,11 @@ import re
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from semalign_attribution import LayerPairing, LayerScores
+from semalign_geometry.base import replace_file
 from semalign_train import StageRecord, StepRecord
 
 from ..results.fidelity import RunFidelity
@@ -22,16 +24,16 @@ if TYPE_CHECKING:  # slow to load
     from matplotlib.image import AxesImage
 
 WIDTH = 4.4
-"""Inches; the page scales figures to its columns."""
+"""Inches; the page scales plots to its columns."""
 POINTS = 400
-"""Points of a curve, beyond which steps are averaged."""
+"""Most points of a curve; neighbouring steps are averaged."""
 MANY = 16
-"""Layers beyond which their dots are smaller."""
+"""Most layers with large dots."""
 LABEL = 22
-"""Longest name beside a figure."""
+"""Longest name beside a plot."""
 
-# Drawn in these colours, which the page then names: ink and rules turn with its scheme, the others are Okabe and Ito's
-# and differ in lightness too.
+# The page replaces these colours by its own: ink and rules follow its scheme, the others are Okabe and
+# Ito's and differ in lightness too.
 INK, FAINT, BLUE, ORANGE, GREEN, PURPLE = "#0b0c0d", "#a1a2a3", "#0072b2", "#d55e00", "#009e73", "#cc79a7"
 _NAMES = {INK: "ink", FAINT: "faint", BLUE: "blue", ORANGE: "orange", GREEN: "green", PURPLE: "purple"}
 _SETTINGS = {
@@ -61,7 +63,7 @@ _SETTINGS = {
 
 @dataclass(frozen=True)
 class Dot:
-    """A figure with its interval."""
+    """A value with its interval."""
 
     name: str
     estimate: Estimate
@@ -69,7 +71,7 @@ class Dot:
 
 @dataclass(frozen=True)
 class Line:
-    """A figure that others are held against."""
+    """A reference value."""
 
     name: str
     value: float
@@ -77,17 +79,17 @@ class Line:
 
 @dataclass(frozen=True)
 class Panel:
-    """One measure of several methods or runs, and what it is held against."""
+    """One metric of several methods or runs, with reference values."""
 
     title: str
     dots: Sequence[Dot]
     lines: Sequence[Line]
     percent: bool
-    """Whether the figures are shares."""
+    """Whether the values are shares."""
 
 
 def draw_attribution(scores: LayerScores, pairing: LayerPairing | None) -> str:
-    """Bars of the scores with standard errors; the chosen pairing over them, target layers on the right."""
+    """Return bars of the scores with standard errors, under the pairing, target layers on the right."""
 
     def draw(figure: "Figure") -> None:
         axes = figure.add_subplot()
@@ -111,17 +113,12 @@ def draw_attribution(scores: LayerScores, pairing: LayerPairing | None) -> str:
 
 
 def draw_similarity(similarity: Sequence[Sequence[float]], pairing: LayerPairing | None) -> str:
-    """Heat map of source × target layers, the chosen pairing as dots."""
+    """Return a heat map of source × target layers, with the pairing as dots."""
 
     def draw(figure: "Figure") -> None:
         axes = figure.add_subplot()
-        image = _heat(axes, similarity, bottom=0.5)
-        if pairing is not None:
-            places = range(1, pairing.target_depth + 1)
-            size = _dot_size(pairing.target_depth)
-            axes.plot(places, pairing.source_layers, "o", color="white", markeredgecolor="black", markersize=size)
-        axes.set(xlabel="target layer", ylabel="source layer")
-        _whole(axes, "x")
+        image = _heat(axes, similarity, None if pairing is None else pairing.source_layers, bottom=0.5)
+        axes.set(ylabel="source layer")
         _whole(axes, "y")
         figure.colorbar(image, label="CKA")
 
@@ -129,46 +126,43 @@ def draw_similarity(similarity: Sequence[Sequence[float]], pairing: LayerPairing
 
 
 def draw_before_and_after(similarity: LayerSimilarity, pairing: LayerPairing | None) -> str:
-    """Heat maps of the paired source layers × the target layers before and after, the chosen pairing as dots."""
-    targets, sources = len(similarity.before), len(similarity.source_layers)
+    """Return heat maps of paired source layers × target layers before and after, with the pairing as dots."""
+    sources = similarity.source_layers
+    paired = None if pairing is None else [sources.index(layer) for layer in pairing.source_layers]
 
     def draw(figure: "Figure") -> None:
         panels = figure.subplots(1, 2, sharey=True)
-        for axes, (title, rows) in zip(
-            panels, (("before", similarity.before), ("after", similarity.after)), strict=True
-        ):
-            image = _heat(axes, rows, bottom=-0.5)
-            if pairing is not None:
-                places = [similarity.source_layers.index(layer) for layer in pairing.source_layers]
-                size = _dot_size(targets)
-                axes.plot(range(1, targets + 1), places, "o", color="white", markeredgecolor="black", markersize=size)
-            axes.set(xlabel="target layer", title=title)
-            _whole(axes, "x")
-        every = math.ceil(sources / 10)
-        panels[0].set_yticks(range(0, sources, every), [str(layer) for layer in similarity.source_layers[::every]])
+        for axes, title, rows in zip(panels, ("before", "after"), (similarity.before, similarity.after), strict=True):
+            image = _heat(axes, rows, paired, bottom=-0.5)
+            axes.set(title=title)
+        every = math.ceil(len(sources) / 10)
+        panels[0].set_yticks(range(0, len(sources), every), [str(layer) for layer in sources[::every]])
         panels[0].set(ylabel="source layer")
         figure.colorbar(image, ax=panels, label="CKA")
 
     return _drawn("before and after", 2.6, draw)
 
 
+def write_heat_map(similarity: Sequence[Sequence[float]], pairing: LayerPairing | None, file: Path) -> Path:
+    """Write the heat map of source × target layers as an SVG file; the same values give the same file."""
+    return replace_file(file, standalone(draw_similarity(similarity, pairing)))
+
+
 def draw_fidelity(report: RunFidelity) -> str:
-    """CKA of paired layers without a transport, with the run's and, thinner, with those by other frames, and what
-    recomposition keeps, by target layer."""
-    styles = (("D-.", GREEN), ("v--", PURPLE), ("x:", INK))
+    """Return CKA of paired layers without a transport, with the run's and, thinner, with other frames, and the
+    cosine of recomposition, by target layer."""
 
     def draw(figure: "Figure") -> None:
         axes = figure.add_subplot()
         layers = [layer.target_layer for layer in report.layers]
-        direct = [each.cka_direct for each in report.layers]
-        moved = [each.cka_transported for each in report.layers]
-        kept = [each.recomposition_cosine for each in report.layers]
         size = _dot_size(len(layers))
+        own, direct = f"CKA, {shortened(report.frame)}", [each.cka_direct for each in report.layers]
+        moved, kept = zip(*((each.cka_transported, each.recomposition_cosine) for each in report.layers), strict=True)
         axes.plot(layers, direct, "s--", color=INK, markersize=size, label="CKA, no transport")
-        axes.plot(layers, moved, "o-", color=BLUE, markersize=size, zorder=3, label=f"CKA, {shortened(report.frame)}")
-        for other, (style, colour) in zip(report.others, itertools.cycle(styles), strict=False):
-            theirs = [each.cka_transported for each in other.layers]
-            label = f"CKA, {shortened(other.frame)}"
+        axes.plot(layers, moved, "o-", color=BLUE, markersize=size, zorder=3, label=own)
+        styles = itertools.cycle((("D-.", GREEN), ("v--", PURPLE), ("x:", INK)))
+        for other, (style, colour) in zip(report.others, styles, strict=False):
+            theirs, label = [each.cka_transported for each in other.layers], f"CKA, {shortened(other.frame)}"
             axes.plot(layers, theirs, style, color=colour, markersize=0.8 * size, linewidth=0.9, label=label)
         axes.plot(layers, kept, "^:", color=ORANGE, markersize=size, label="recomposition")
         axes.set(xlabel="target layer", xlim=(0.6, len(layers) + 0.4), ylim=(min(0.0, *kept), 1.05))
@@ -179,7 +173,7 @@ def draw_fidelity(report: RunFidelity) -> str:
 
 
 def draw_losses(steps: Sequence[StepRecord]) -> str:
-    """Every term over the steps, one panel each; thin lines part the stages."""
+    """Return every term over the steps, one panel each; thin lines separate the stages."""
     terms = list(dict.fromkeys(name for step in steps for name in step.losses))
     starts = [place for place in range(1, len(steps)) if steps[place].layer != steps[place - 1].layer]
     bounds = [0, *starts, len(steps)]
@@ -211,7 +205,7 @@ def draw_losses(steps: Sequence[StepRecord]) -> str:
 
 
 def draw_held_out(stages: Sequence[StageRecord]) -> str:
-    """Held-out loss before each stage and the one that was kept after it; crosses where a stage was undone."""
+    """Return the held-out loss before each stage and the one kept after it; crosses mark undone stages."""
     measured = [(place, stage, stage.held_out) for place, stage in enumerate(stages, 1) if stage.held_out is not None]
 
     def draw(figure: "Figure") -> None:
@@ -234,7 +228,7 @@ def draw_held_out(stages: Sequence[StageRecord]) -> str:
 
 
 def draw_bars(groups: Sequence[tuple[str, Sequence[Dot]]]) -> str:
-    """Shares as bars with intervals: groups from top to bottom, one colour and hatch for each name within them."""
+    """Return shares as bars with intervals, in groups from top to bottom; each name has a colour and a hatch."""
     names = list(dict.fromkeys(dot.name for _, dots in groups for dot in dots))
     colours, hatches = (INK, ORANGE, BLUE, GREEN), ("", "////", "", "....")
 
@@ -245,14 +239,15 @@ def draw_bars(groups: Sequence[tuple[str, Sequence[Dot]]]) -> str:
         thick = 0.8 / len(names)
         for index, name in enumerate(names):
             of_all = [(place, dot) for place, (_, dots) in enumerate(groups) for dot in dots]
-            found = [(place, dot.estimate) for place, dot in of_all if dot.name == name]
-            places = [place + thick * (index - (len(names) - 1) / 2) for place, _ in found]
-            values = [estimate.value for _, estimate in found]
+            found = [dot.estimate for _, dot in of_all if dot.name == name]
+            shift = thick * (index - (len(names) - 1) / 2)
+            places = [place + shift for place, dot in of_all if dot.name == name]
+            values = [estimate.value for estimate in found]
             colour, hatch = colours[index % 4], hatches[index % 4]
             bars = axes.barh(places, values, height=thick * 0.9, label=name, alpha=0.6, linewidth=0.6)
             for bar in bars:
                 bar.set(facecolor="none" if hatch else colour, edgecolor=colour, hatch=hatch)
-            reach = [[each.value - each.low for _, each in found], [each.high - each.value for _, each in found]]
+            reach = [[each.value - each.low for each in found], [each.high - each.value for each in found]]
             _whiskers(axes, x=values, y=places, xerr=reach)
         axes.set_yticks(range(len(groups)), [shortened(title) for title, _ in groups])
         axes.set(xlim=(0, None))
@@ -264,8 +259,8 @@ def draw_bars(groups: Sequence[tuple[str, Sequence[Dot]]]) -> str:
 
 
 def draw_dots(panels: Sequence[Panel]) -> str:
-    """What several methods or runs measured, with intervals, and what it is held against as vertical lines; two panels
-    beside each other, each name in the same place in all of them."""
+    """Return values of methods or runs with intervals, and reference values as vertical lines; panels stand in
+    two columns, each name in the same place in all of them."""
     from matplotlib.ticker import MaxNLocator
 
     names = list(dict.fromkeys(dot.name for panel in panels for dot in panel.dots))
@@ -298,7 +293,7 @@ def draw_dots(panels: Sequence[Panel]) -> str:
 
 
 def _thinned(begin: int, values: Sequence[float], points: int) -> tuple[list[float], list[float]]:
-    """The steps of a stage and their values; means of neighbours where there are more than `points`."""
+    """The steps of a stage and their values, averaged over neighbours down to `points`."""
     size = math.ceil(len(values) / max(2, points))
     parts = [values[start : start + size] for start in range(0, len(values), size)]
     centres = [begin + start + (min(size, len(values) - start) + 1) / 2 for start in range(0, len(values), size)]
@@ -306,28 +301,29 @@ def _thinned(begin: int, values: Sequence[float], points: int) -> tuple[list[flo
 
 
 def _dot_size(layers: int) -> float:
-    """In points, of the dots for this many layers."""
+    """Size of the dots for a number of layers, in points."""
     return 4.0 if layers <= MANY else 2.5
 
 
 def shortened(name: str) -> str:
-    """A name that fits beside or below a figure's axes."""
+    """Return a name that fits beside or below the axes."""
     return name if len(name) <= LABEL else f"{name[: LABEL - 1]}…"
 
 
-def _heat(axes: "Axes", rows: Sequence[Sequence[float]], *, bottom: float) -> "AxesImage":
-    """Shares of 0 to 1 as colours: a column for each row, counted from 1, and its values upwards from `bottom`."""
+def _heat(axes: "Axes", rows: Sequence[Sequence[float]], paired: Sequence[int] | None, *, bottom: float) -> "AxesImage":
+    """Shares of 0 to 1 as colours: a column for each row, from 1, its values upwards from `bottom`; pairs as dots."""
     axes.grid(False)
-    return axes.imshow(
-        list(zip(*rows, strict=True)),
-        origin="lower",
-        vmin=0,
-        vmax=1,
-        cmap="viridis",
-        interpolation="none",
-        aspect="auto",
-        extent=(0.5, len(rows) + 0.5, bottom, bottom + len(rows[0])),
+    extent = (0.5, len(rows) + 0.5, bottom, bottom + len(rows[0]))
+    columns = list(zip(*rows, strict=True))
+    image = axes.imshow(
+        columns, origin="lower", vmin=0, vmax=1, cmap="viridis", interpolation="none", aspect="auto", extent=extent
     )
+    if paired is not None:
+        size = _dot_size(len(rows))
+        axes.plot(range(1, len(paired) + 1), paired, "o", color="white", markeredgecolor="black", markersize=size)
+    axes.set(xlabel="target layer")
+    _whole(axes, "x")
+    return image
 
 
 def _whole(axes: "Axes", which: str) -> None:
@@ -367,7 +363,7 @@ def _drawn(name: str, height: float, draw: "Callable[[Figure], None]") -> str:
 
 
 def _inline(svg: str) -> str:
-    """The picture as a part of a page: no prologue, no size of its own, only ids that it refers to, named colours."""
+    """A plot as a part of a page: no prologue, no size, only ids with references, named colours."""
     svg = re.sub(r"<!--.*?-->", "", svg[svg.index("<svg") :], flags=re.DOTALL)
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     svg = re.sub(r'<svg [^>]*?(viewBox="[^"]*")[^>]*>', r"<svg \1>", svg, count=1)
@@ -379,7 +375,7 @@ def _inline(svg: str) -> str:
 
 
 def standalone(svg: str) -> str:
-    """A figure as a file of its own, on white, with the colours that a page would name."""
+    """Return a plot as a file of its own, on white, with the colours of the page."""
     colours = "".join(f"--{name}:{colour};" for colour, name in _NAMES.items())
     spaces = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
     return svg.replace("<svg ", f'<svg {spaces} style="background:#fff;{colours}" ', 1) + "\n"

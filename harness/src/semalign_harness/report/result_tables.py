@@ -1,9 +1,10 @@
-"""Results as tables in plain text."""
+"""Tables of the terminal."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-from ..results.measurement import Measurement, gap_recovered
+from ..results.measurement import gap_recovered
+from ..results.metrics import NOTHING, metrics_of
 from ..results.run import RunResult
 from ..run.phase_cache import Entry
 from ..util.tables import aligned
@@ -12,15 +13,13 @@ COLUMNS = ("", "source", "target before", "target after", "gap recovered")
 
 
 def result_table(result: RunResult) -> str:
-    """Source, target before and target after, with the share of the gap that was recovered."""
-    rows = [
-        _row(result, "answer NLL (nats/token)", lambda m: m.answer_nll, "{:.4f}"),
-        _row(result, "KL to the source (nats/token)", lambda m: m.kl, "{:.4f}"),
-        _row(result, "top-1 agreement", lambda m: m.agreement, "{:.1%}"),
-        _row(result, "exact answers", lambda m: m.accuracy, "{:.1%}"),
-    ]
-    lines = [COLUMNS, *[row for row in rows if row]]
-    text = aligned(lines)
+    """Return the metrics of source, target before and target after, with the share of the gap recovered."""
+    rows: list[tuple[str, ...]] = [COLUMNS]
+    for metric in metrics_of([result]):
+        source, before, after = (metric.value(each) or 0.0 for each in (result.source, result.before, result.after))
+        recovered = gap_recovered(source, before, after)
+        gap = NOTHING if recovered is None else f"{recovered:.0%}"
+        rows.append((metric.label, *map(metric.text, (source, before, after)), gap))
     measured = f"{result.after.rows} held-out rows, {result.after.tokens} supervised tokens"
     if result.after.answer_rows:
         measured += f", {result.after.answer_rows} generated answers"
@@ -33,34 +32,18 @@ def result_table(result: RunResult) -> str:
         f"training {training.seconds:.0f} s{of_all}, "
         f"peak memory {result.peak_bytes / 2**30:.2f} GiB, supervision {result.supervision_bytes / 2**20:.0f} MiB"
     )
-    return f"{text}\nmeasured on {measured}\n{cost}"
+    return f"{aligned(rows)}\nmeasured on {measured}\n{cost}"
 
 
 def entries_table(found: Sequence[Entry]) -> str:
-    """Places of the cache, one a line."""
+    """Return the cached supervision, one entry a line."""
     rows = [("key", "source → target", "rows", "tokens", "size", "last used")]
     for entry in found:
         phase = entry.phase
-        names = "unfinished" if phase is None else f"{Path(phase.source).name} → {Path(phase.target).name}"
-        rows.append(
-            (
-                entry.folder.name,
-                names,
-                "" if phase is None else str(phase.train_rows),
-                "" if phase is None else str(phase.supervised_tokens),
-                f"{entry.size / 1e6:.1f} MB",
-                f"{entry.unused_days:.1f} days ago",
-            )
-        )
+        names, counts = "unfinished", ("", "")
+        if phase is not None:
+            names = f"{Path(phase.source).name} → {Path(phase.target).name}"
+            counts = (str(phase.train_rows), str(phase.supervised_tokens))
+        size, age = f"{entry.size / 1e6:.1f} MB", f"{entry.unused_days:.1f} days ago"
+        rows.append((entry.folder.name, names, *counts, size, age))
     return aligned(rows)
-
-
-def _row(
-    result: RunResult, label: str, figure: Callable[[Measurement], float | None], form: str
-) -> tuple[str, ...] | None:
-    source, before, after = (figure(m) for m in (result.source, result.before, result.after))
-    if source is None or before is None or after is None:
-        return None
-    recovered = gap_recovered(source, before, after)
-    share = "–" if recovered is None else f"{recovered:.0%}"
-    return (label, form.format(source), form.format(before), form.format(after), share)

@@ -1,19 +1,19 @@
-"""What is compared, and what came of it."""
+"""Settings and results of a comparison of methods."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any
 
 from pydantic import Field, field_validator, model_validator
-from semalign_geometry import Contract, Settings
+from semalign_geometry.base import Contract, Settings
 
 from ..experiment import Experiment
 from ..statistics import Aggregate, Estimate, GapRecovered, PairedComparison
 from .evaluation import Name
-
-Equal = Literal["tokens", "time"]
+from .files import upgraded
+from .metrics import arrow, number_format
 
 
 class Benchmarks(Settings):
-    """Benchmarks that every trained target is put to."""
+    """Benchmarks of every trained target."""
 
     tasks: Annotated[tuple[Name, ...], Field(min_length=1)]
     """Their names."""
@@ -27,22 +27,25 @@ class Benchmarks(Settings):
     """Whether programs may run where the machine offers resource limits only."""
 
 
-class ComparisonConfig(Contract):
+class ComparisonConfig(Settings):
     """Methods on one experiment."""
 
     experiment: Experiment
-    """What all methods have in common."""
+    """Settings that all methods share."""
     methods: Annotated[dict[str, tuple[str, ...]], Field(min_length=1)]
-    """Overrides of each method's own, by its name (`METHOD`, or `METHOD.VARIANT`), in the order of the table."""
+    """Overrides of each method, by its name (`METHOD` or `METHOD.VARIANT`), in the order of the table."""
     seeds: Annotated[tuple[int, ...], Field(min_length=1)] = (0,)
-    """Seeds of the order of the examples, and of what a method draws; each once."""
-    equal: Equal = "tokens"
-    """What the methods have alike: the supervised tokens that the trainable part sees, or the wall time of `semalign`,
-    the making of the supervision included, for the methods that have a wall time among their settings."""
+    """Seeds of the order of the examples and of random parts of a method; each once."""
     against: str | None = None
-    """The method that every other one is tested against; None for the best baseline of each metric."""
+    """Method that every other one is tested against; None for the best baseline of each metric."""
     benchmarks: Benchmarks | None = None
     """Benchmarks; None for the held-out rows alone."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_earlier_versions(cls, tree: Any) -> Any:
+        """Read files that still name an equal budget."""
+        return {key: value for key, value in tree.items() if key != "equal"} if isinstance(tree, dict) else tree
 
     @model_validator(mode="after")
     def _against_is_compared(self) -> "ComparisonConfig":
@@ -58,8 +61,8 @@ class ComparisonConfig(Contract):
         return seeds
 
 
-class Metric(Settings):
-    """A figure that methods are compared in."""
+class ComparedMetric(Settings):
+    """A metric that methods are compared by."""
 
     lower_is_better: bool
     """Its direction."""
@@ -68,16 +71,24 @@ class Metric(Settings):
     items: int
     """Rows, or documents of a benchmark."""
     source: Estimate
-    """The source's."""
+    """The source's value."""
     before: Estimate
-    """The target's before any training."""
+    """The target's value before training."""
     rival: str | None
-    """The method that the others are tested against in it: the one that was asked for, else the best baseline; None
-    where there is none."""
+    """Method that the others are tested against: the one that the settings name, else the best baseline, if any."""
+
+    @property
+    def arrow(self) -> str:
+        """Arrow of the better direction."""
+        return arrow(lower_is_better=self.lower_is_better)
+
+    def form(self, sign: str = "") -> str:
+        """Return the format of its numbers."""
+        return number_format(percent=self.percent, sign=sign)
 
 
-class Figure(Settings):
-    """One method in one metric."""
+class MethodMetric(Settings):
+    """One metric of one method."""
 
     estimate: Estimate
     """Mean over the seeds, with the interval over the items."""
@@ -89,31 +100,31 @@ class Figure(Settings):
     """This method − the rival, item by item; None for the rival itself, or without one."""
 
 
-class MethodFigures(Settings):
-    """One method: what it gave and what it took; costs are means over its runs, save the memory."""
+class MethodResult(Settings):
+    """Metrics and costs of one method; costs are means over its runs, except the memory."""
 
-    figures: dict[str, Figure]
+    metrics: dict[str, MethodMetric]
     """By the name of the metric; empty when a run is missing."""
     missing: tuple[str, ...] = ()
-    """Why a run gave nothing."""
+    """Reasons why runs are missing."""
     same_as: str | None = None
-    """Another method with the very same settings, whose runs these are."""
+    """Another method with the same settings, whose runs this one shares."""
     trained_parameters: int = 0
-    """Numbers that trained, of all stages together."""
+    """Trained parameters of all stages together."""
     steps: int = 0
     """Optimiser steps."""
     supervised_tokens: int = 0
     """Supervised tokens that the trainable part saw."""
     train_rows: int = 0
-    """Training rows, without those whose written answers could not be used; 0 where this was not kept."""
+    """Training rows without those whose written answers were not usable; 0 in results of earlier versions."""
     training_seconds: float = 0.0
     """Wall time of the training."""
     source_seconds: float = 0.0
-    """Wall time of what the source left behind, where the method needs it: as it was made, once for all methods."""
+    """Wall time of the supervision, where the method needs it; computed once for all methods."""
     peak_bytes: int = 0
     """Largest peak memory of its runs; of the process, or of a CUDA device."""
     training_peak_bytes: int | None = None
-    """The same while they trained; None where a run does not know it."""
+    """The same during training; None where a run did not measure it."""
     stored_bytes: int = 0
     """Supervision on disk."""
 
@@ -122,14 +133,19 @@ class Comparison(Contract):
     """Methods side by side."""
 
     config: ComparisonConfig
-    """What was asked for."""
-    metrics: dict[str, Metric]
-    """The figures, by name."""
-    methods: dict[str, MethodFigures]
+    """Its settings."""
+    metrics: dict[str, ComparedMetric]
+    """The metrics, by name."""
+    methods: dict[str, MethodResult]
     """The methods, by name."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _of_any_version(cls, data: Any) -> Any:
+        return upgraded(data)
+
     def train_rows(self) -> str:
-        """Training rows of the methods, as words: those that were trained on, where that was kept."""
-        asked_for = self.config.experiment.data.train_rows
-        rows = sorted({found.train_rows or asked_for for found in self.methods.values() if found.figures})
+        """Return the number of training rows of the methods as text, as a range where they differ."""
+        configured = self.config.experiment.data.train_rows
+        rows = sorted({found.train_rows or configured for found in self.methods.values() if found.metrics})
         return f"{rows[0]:,}" + (f" to {rows[-1]:,}" if len(rows) > 1 else "")

@@ -1,16 +1,18 @@
-"""What is evaluated, and what came of it."""
+"""Settings and results of an evaluation, and their files."""
 
 import datetime
-from typing import Annotated, Literal
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import AfterValidator, Field
-from semalign_geometry import Contract, Settings
+from pydantic import AfterValidator, Field, model_validator
+from semalign_geometry.base import Contract, SemalignError, Settings
 
 from ..benchmarks import BenchmarkProtocol, find_benchmark
 from ..data.encoding import DAY, TemplateOptions
 from ..models.settings import ModelConfig
 from ..sandbox import Level
 from ..statistics import Estimate
+from .files import EVALUATION, EXPERIMENT, RESULT, upgraded
 
 
 def _known(name: str) -> str:
@@ -18,16 +20,16 @@ def _known(name: str) -> str:
 
 
 Name = Annotated[str, AfterValidator(_known)]
-"""A benchmark, one of an installed package included."""
+"""Name of a benchmark, those of installed packages included."""
 
 
-class EvaluationConfig(Contract):
-    """Everything that the figures of an evaluation depend on, the machine aside."""
+class EvaluationConfig(Settings):
+    """Everything that the metrics of an evaluation depend on, except the machine."""
 
     model: ModelConfig
-    """The model that is evaluated."""
+    """The evaluated model."""
     source: ModelConfig | None = None
-    """A model of the same tokenizer to compare distributions with: KL and top-1 agreement on the gold answers."""
+    """A model with the same tokenizer, compared by KL and top-1 agreement on the gold answers."""
     tasks: Annotated[tuple[Name, ...], Field(min_length=1)] = ("mmlu", "gsm8k", "humaneval", "mbpp")
     """Benchmarks, in order."""
     data: str | None = None
@@ -41,15 +43,15 @@ class EvaluationConfig(Contract):
     chat_template: TemplateOptions = {}
     """Options that the chat template reads, such as `enable_thinking: false`."""
     date: datetime.date = DAY
-    """The day that a chat template is told which reads the clock."""
+    """Date for chat templates that read the clock."""
     gold: bool = True
     """Whether the NLL of the gold answers is measured."""
     backend: Literal["transformers", "vllm"] = "transformers"
-    """What runs the model."""
+    """Library that runs the model."""
     device: str = "auto"
     """Device of the models: `cpu`, `cuda`, `mps`, …; `auto` takes the first accelerator, else the CPU."""
     batch_size: int | None = Field(None, ge=1)
-    """Documents that run together; None chooses by the memory that is free."""
+    """Documents that run together; None chooses by the free memory."""
     allow_weak_sandbox: bool = False
     """Whether programs may run where the machine offers resource limits only."""
 
@@ -60,24 +62,24 @@ class ItemRecord(Settings):
     index: int
     """Its place in the benchmark's split, from 0."""
     prompt: str
-    """What the model was given."""
+    """Prompt of the model."""
     output: str
-    """What the model wrote, or the log-likelihoods of the choices."""
+    """Text of the model, or the log-likelihoods of the choices."""
     extracted: str | None
-    """The answer or program that was read out of it."""
+    """Answer or program extracted from it."""
     correct: bool
     """Whether it is right."""
     other: dict[str, bool]
     """Further metrics by name."""
     reason: str | None = None
-    """Why a program failed or passed."""
+    """Reason why a program failed or passed, as a keyword."""
     detail: str = ""
     """The same in a sentence."""
     seconds: float
-    """Wall time of the model on this document: for log-likelihoods its share of the batch, for a generated answer the
-    time since the one before it ended."""
+    """Wall time of the model on this document: for log-likelihoods its share of the batch, for a
+    generated answer the time since the previous one ended."""
     batch: int
-    """Requests that ran together with it: greedy results repeat exactly only with the same batch and dtype."""
+    """Requests in its batch: greedy results repeat exactly only with the same batch and dtype."""
     gold_bits: float | None = None
     """NLL of the gold answer, in bits."""
     gold_bytes: int | None = None
@@ -91,35 +93,35 @@ class ItemRecord(Settings):
 
     @property
     def bits_per_byte(self) -> float | None:
-        """NLL of the gold answer by its length; None when it was not measured, or is empty."""
+        """NLL of the gold answer per byte; None when it was not measured or is empty."""
         return self.gold_bits / self.gold_bytes if self.gold_bits is not None and self.gold_bytes else None
 
 
 class BenchmarkResult(Settings):
-    """Figures of one benchmark; every interval is 95%."""
+    """Metrics of one benchmark; every interval is 95%."""
 
     protocol: BenchmarkProtocol
     """Prompt, stop rule and extraction."""
     documents: int
     """Documents that the benchmark has."""
     documents_sha256: str
-    """Hash of the documents that were drawn."""
-    figure: Estimate
-    """The headline: the share of correct documents."""
+    """Hash of the drawn documents."""
+    headline: Estimate
+    """Share of correct documents."""
     other: dict[str, Estimate]
     """Further metrics."""
     bits_per_byte: Estimate | None
-    """NLL of the gold answers: all bits by all bytes."""
+    """NLL of the gold answers: total bits per total bytes."""
     kl: Estimate | None
     """KL to the source, nats per token of the gold answers."""
     agreement: Estimate | None
     """Top-1 agreement with the source on tokens of the gold answers."""
     reasons: dict[str, int]
-    """How often programs ended in each way."""
+    """Number of programs by the reason of their end."""
     truncated: int
-    """Prompts that were cut on the left because they are longer than the model reads."""
+    """Prompts cut on the left because they exceed the model's context."""
     truncated_to_compare: int = 0
-    """Prompts that were cut on the left for the KL, where both models read the same."""
+    """Prompts cut on the left for the KL, where both models need the same prompt."""
     seconds: float
     """Wall time of the model over all documents, earlier runs included."""
 
@@ -128,18 +130,75 @@ class EvaluationResult(Contract):
     """Benchmarks of one model."""
 
     config: EvaluationConfig
-    """What was asked for."""
+    """Its settings."""
     model_sha256: str
     """Hash of the weights, configuration and tokenizer; `hub:<id>@<commit>` for a model of the hub."""
     source_sha256: str | None
-    """The same of the source."""
+    """Hash of the source."""
     chat: bool
     """Whether prompts went through the chat template."""
     dtype: str
-    """dtype that the model computed in."""
+    """dtype of the model's computation."""
     sandbox: Level | None
-    """What confined the programs; None when none ran."""
+    """Confinement of the programs; None when none ran."""
     packages: dict[str, str]
-    """Versions."""
+    """Versions of packages."""
     benchmarks: dict[Name, BenchmarkResult]
     """Results by benchmark."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_any_version(cls, data: Any) -> Any:
+        return upgraded(data)
+
+
+class Evaluated(NamedTuple):
+    """An evaluation folder in memory."""
+
+    folder: Path
+    result: EvaluationResult
+    items: dict[Name, list[ItemRecord]]
+
+
+def evaluation_file(folder: Path) -> Path:
+    """Return the file of an evaluation; earlier versions wrote `result.json`."""
+    files = [folder / name for name in (EVALUATION, RESULT)]
+    return next((file for file in files if file.is_file()), files[0])
+
+
+def read_evaluation(folder: Path) -> Evaluated:
+    """Read the folder that `evaluate` wrote.
+
+    Raises:
+        SemalignError: the folder holds no evaluation, or a damaged one.
+    """
+    check_no_run(folder, remedy="give the folder of its evaluation")
+    file = evaluation_file(folder)
+    if not file.is_file():
+        raise SemalignError(f"{folder} holds no {EVALUATION}: give the folder of a finished evaluation")
+    result = EvaluationResult.read(file)
+    return Evaluated(folder, result, {name: _items(folder, name) for name in result.benchmarks})
+
+
+def check_no_run(folder: Path, *, remedy: str) -> None:
+    """Refuse the folder of a run."""
+    if (folder / EXPERIMENT).is_file():
+        raise SemalignError(f"{folder} holds a run, not an evaluation: {remedy}")
+
+
+def _items(folder: Path, name: Name) -> list[ItemRecord]:
+    file = folder / f"items-{name}.jsonl"
+    remedy = f"evaluate {name} again into {folder}"
+    try:
+        lines = file.read_bytes().split(b"\n")
+    except OSError as error:
+        raise SemalignError(f"{file} cannot be read ({error.strerror}): {remedy}") from error
+    items = []
+    for number, line in enumerate(lines, 1):
+        if not line:
+            continue
+        try:
+            items.append(ItemRecord.model_validate_json(line))
+        except ValueError as error:  # pydantic's, and ours of a nested section
+            raise SemalignError(f"{file}, line {number} is damaged: {remedy}") from error
+    return items

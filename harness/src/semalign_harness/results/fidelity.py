@@ -1,12 +1,10 @@
 """Contract of the fidelity of a transport."""
 
-from semalign_geometry import (
-    FidelityReport,
-)
+from semalign_geometry import FidelityReport
 
 
 class RunFidelity(FidelityReport):
-    """Fidelity of the transport of a run, and what other frames would keep."""
+    """Fidelity of a run's transport, and of the other frames on the same layers."""
 
     others: tuple[FidelityReport, ...] = ()
-    """The same layers by the other frames, in the order of `FRAMES`; empty where nothing is transported."""
+    """Fidelity of the other frames, in the order of `FRAMES`; empty without a transport."""

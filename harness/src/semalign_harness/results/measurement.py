@@ -1,10 +1,10 @@
 """Contract of a measurement on held-out rows."""
 
-from semalign_geometry import Contract, Settings
+from semalign_geometry.base import Contract, Settings
 
 
-class RowFigures(Settings):
-    """Figures of single held-out rows, in columns; means over the supervised tokens of a row."""
+class RowMetrics(Settings):
+    """Metrics of single held-out rows, in columns; means over the supervised tokens of a row."""
 
     tokens: tuple[int, ...]
     """Supervised tokens of each row, shortest row first."""
@@ -19,7 +19,7 @@ class RowFigures(Settings):
 
 
 class Measurement(Contract):
-    """Figures of one model on held-out rows; means over supervised tokens."""
+    """Metrics of one model on held-out rows; means over supervised tokens."""
 
     answer_nll: float
     """Negative log-likelihood of the answer tokens, nats per token."""
@@ -28,19 +28,19 @@ class Measurement(Contract):
     agreement: float
     """Share of the supervised tokens where the likeliest entry is the source's."""
     accuracy: float | None = None
-    """Share of the generated answers that arrive at the reference's number; None when nothing was generated."""
+    """Share of the generated answers that reach the reference's number; None when nothing was generated."""
     tokens: int
     """Supervised tokens."""
     rows: int
     """Held-out rows."""
     answer_rows: int = 0
     """Rows with a generated answer."""
-    by_row: RowFigures
-    """The same row by row, for intervals and paired tests."""
+    by_row: RowMetrics
+    """The same metrics row by row, for intervals and paired tests."""
 
 
 def gap_recovered(source: float, before: float, after: float) -> float | None:
-    """(after − before) / (source − before): 0 nothing, 1 all of the gap; None when there is no gap.
+    """Return (after − before) / (source − before): 0 nothing, 1 all of the gap; None without a gap.
 
     Example:
         >>> gap_recovered(source=0.2, before=1.0, after=0.6)

@@ -1,18 +1,18 @@
-"""Contracts of a run: what it ran on, and what it measured."""
+"""Contracts of a run: its environment and its result."""
 
-from semalign_geometry import Contract
+from semalign_geometry.base import Contract
 
 from ..methods import MethodReport
 from .measurement import Measurement
 
 
 class Environment(Contract):
-    """What a run ran on."""
+    """Environment of a run."""
 
     packages: dict[str, str]
-    """Versions."""
+    """Versions of packages."""
     code: dict[str, str] = {}
-    """Hashes of the code of the components that do not come along, by their sort and name."""
+    """Hashes of the code of components that are not built in, by sort and name."""
     python: str
     """Version of Python."""
     platform: str
@@ -20,23 +20,23 @@ class Environment(Contract):
     device: str
     """Device of the models."""
     dtypes: list[str]
-    """What the source and the target compute in."""
+    """dtypes of the source and the target."""
     threads: int
-    """CPU threads that torch used."""
+    """CPU threads of torch."""
     processes: int = 1
-    """Processes that ran together."""
+    """Processes of the job."""
     data_sha256: dict[str, str]
     """Hash of each local data file, by its path."""
     models: list[str]
     """Of the source and the target: hash of the files, or the commit on the hub."""
     supervision_key: str
-    """Hash of all that decides what the source leaves behind."""
+    """Cache key of the supervision."""
     date: str | None = None
-    """The day that the chat template was told; None where it does not read the clock."""
+    """Date for the chat template; None where it does not read the clock."""
 
 
 class RunResult(Contract):
-    """What a run measured."""
+    """Result of a run."""
 
     name: str
     """Name of the experiment."""
@@ -47,17 +47,17 @@ class RunResult(Contract):
     after: Measurement
     """The target after the transfer, reloaded from the run folder."""
     training: MethodReport
-    """What the method did."""
+    """Report of the method."""
     supervision_bytes: int
-    """Size of the training supervision on disk; 0 for methods that do without it."""
+    """Size of the training supervision on disk; 0 for methods without it."""
     supervision_seconds: float
-    """Wall time of making it, attribution and pairing included; 0 for methods that do without it."""
+    """Wall time of the supervision, attribution and pairing included; 0 for methods without it."""
     train_rows: int
-    """Rows that were trained on."""
+    """Training rows."""
     seconds: float
-    """Wall time of the process that finished the run, the building or conversion of models included."""
+    """Wall time of the process that finished the run, with building or converting models."""
     peak_bytes: int
-    """Peak memory of the process, of several the largest; on a CUDA device, that device's peak."""
+    """Largest peak memory of the processes; on a CUDA device, that device's peak."""
     training_peak_bytes: int | None = None
-    """The same while the method trained: `peak_bytes` on a system that cannot tell, None where an earlier process did a
-    part of the training, and in results of earlier versions."""
+    """The same during training; `peak_bytes` on systems without that measurement. None where an
+    earlier process did a part of the training, and in results of earlier versions."""

@@ -1,6 +1,6 @@
-"""Contract of the supervision that is kept for further runs."""
+"""Contract of the cached supervision."""
 
-from semalign_geometry import Contract
+from semalign_geometry.base import Contract
 
 from .measurement import Measurement
 
@@ -8,12 +8,12 @@ PHASE = "phase.json"
 
 
 class SourcePhase(Contract):
-    """What a source left behind; the file is written last, so that what it describes is whole."""
+    """Cached supervision; its file is written last, so that the described content is complete."""
 
     key: str
-    """Hash of all that decides the content."""
+    """Cache key."""
     folder: str
-    """Where it lies."""
+    """Folder of the content."""
     source: str
     """Path or hub id of the source."""
     target: str

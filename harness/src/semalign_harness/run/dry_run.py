@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import torch
-from semalign_geometry import SemalignError
+from semalign_geometry.base import SemalignError
 
 from ..data.rows import comes_from_hub, load_rows
 from ..experiment import Experiment
@@ -12,8 +12,9 @@ from ..results.files import ENVIRONMENT, EXPERIMENT, RESULT
 from ..results.run import Environment
 from ..util.console import Console
 from ..util.resources import pick_device
-from .inputs import Inputs, check_settings, read_inputs
-from .pipeline import check_code, check_unchanged, environment_of, settled
+from .checks import check_settings, raise_first
+from .environment import check_code, check_unchanged, environment_of, settled
+from .inputs import Inputs, read_inputs
 from .run_folder import check_folder, is_claimed
 from .written_answers import written_parts
 
@@ -22,14 +23,14 @@ _APART = {"name", "device", "train", "method", "scorer", "pairing", "transport",
 
 
 class DryRun:
-    """Checks of one run or of several, which read only once the models and rows that they have in common."""
+    """Checks of one run or of several, which read shared models and rows only once."""
 
     def __init__(self) -> None:
-        """Nothing is read yet."""
-        self._looked: dict[str, tuple[Inputs | None, list[str]]] = {}
+        """Start without anything read."""
+        self._read: dict[str, tuple[Inputs | None, list[str]]] = {}
 
     def check(self, experiment: Experiment, folder: Path) -> list[str]:
-        """Check a run as `run_experiment` does before it loads weights; returns what could not be checked here.
+        """Check a run as `run_experiment` does before it loads weights; return the parts that it could not check.
 
         Raises:
             SemalignError: it would be refused.
@@ -40,23 +41,23 @@ class DryRun:
         check_code(folder, experiment)
         if (folder / RESULT).is_file():
             return []
-        inputs, notes = self._look(experiment)
+        inputs, notes = self._inputs(experiment)
         try:
             device = pick_device(experiment.device)
         except SemalignError as error:
             return [*notes, f"the device: {error}"]
         if inputs is None:
             return notes
-        check_settings(experiment, inputs.source.shape, inputs.target.shape)
+        raise_first(check_settings(experiment, inputs.source.shape, inputs.target.shape))
         self._check_start(experiment, inputs, folder, device)
         return notes
 
-    def _look(self, experiment: Experiment) -> tuple[Inputs | None, list[str]]:
-        """What the experiment names, where all of it is here, and what is not."""
+    def _inputs(self, experiment: Experiment) -> tuple[Inputs | None, list[str]]:
+        """Return the inputs, where all of them are here, and the names of the others."""
         key = experiment.model_dump_json(exclude=_APART)
-        if key not in self._looked:
-            self._looked[key] = _read(experiment)
-        return self._looked[key]
+        if key not in self._read:
+            self._read[key] = _read(experiment)
+        return self._read[key]
 
     @staticmethod
     def _check_start(experiment: Experiment, inputs: Inputs, folder: Path, device: torch.device) -> None:
@@ -67,7 +68,7 @@ class DryRun:
 
 
 def _read(experiment: Experiment) -> tuple[Inputs | None, list[str]]:
-    """What an experiment names, read as for a run where all of it is here; else what is here, and what is not."""
+    """Read the inputs as for a run where all of them are here; return the names of those that are not."""
     models = {"source": experiment.source, "target": experiment.target}
     data = experiment.data
     rows = {"training": data.train} | ({} if data.held_out is None else {"held-out": data.held_out})

@@ -1,16 +1,16 @@
-"""What a run needs of memory, disk and downloads, told before anything is fetched.
+"""Needs of a run in memory, disk and downloads, before anything is fetched.
 
 The shape of a model comes from a local folder's config.json or from the catalogue of published facts; its weights are
-never read. Every figure is a bound or says what it leaves out.
+never read. Every number is a bound or names what it leaves out.
 """
 
 from collections.abc import Iterable
 
 from semalign_align import FinalHidden, SupervisionSettings, store_bytes
-from semalign_geometry import Contract, Settings
-from semalign_train import KEPT_STATES, FullLayer, LoraLayer, TransferConfig
+from semalign_geometry.base import Contract, Settings
+from semalign_train import KEPT_STATES, TrainSettings
 
-from ..experiment import Experiment
+from ..experiment import Experiment, SimilarityScorer
 from ..models.catalogue import catalogue
 from ..models.settings import ModelConfig
 from ..models.shape import (
@@ -33,7 +33,7 @@ GPUS = (8, 12, 16, 24, 40, 48, 80, 141)
 
 
 CPU_BYTES = 2 * 10**9
-"""What a run may need and still be a matter for any CPU."""
+"""Memory that any CPU has."""
 
 
 USABLE = 0.9
@@ -63,29 +63,29 @@ class ModelNeeds(Settings):
 
 
 class Totals(Settings):
-    """What a run needs, in bytes."""
+    """Needs of a run, in bytes."""
 
     source_phase: int
     """Memory while the source is attributed and supervises: weights, the target's head (the whole target with the
-    similarity scorer), and what autograd keeps of `batch_size` of the longest rows, of `attribution_rows` where fewer.
-    The last is an upper bound of attribution, which takes one row at a time; supervision, which runs `batch_size` rows
-    forward without autograd, is not counted apart."""
+    similarity scorer), the method's own values beside both models, and what autograd keeps of `batch_size` of the
+    longest rows, of `attribution_rows` where fewer. The last is an upper bound of attribution, which takes one row at a
+    time; supervision, which runs `batch_size` rows forward without autograd, is not counted apart."""
     training_state: int
-    """Weights, moments and gradients of what trains together, in float32: the largest frontier layer, or all that a
-    method without stages trains."""
+    """Weights, moments and gradients, in float32, of everything that trains together."""
     target_phase: int
     """Memory while the target trains (weights, training state, activations of one micro-batch of the longest rows, the
-    source's head, or the whole source with `live`, `hidden` and `laten`), or while it is compared with its saved copy,
+    source's head, or the whole source where it stays in memory), or while it is compared with its saved copy,
     whichever is more."""
     memory: int
-    """The larger of both phases; the source is gone when training starts."""
+    """The larger of both phases."""
     supervision: int
     """At most, on disk, of the training rows: every token of rows of the greatest length supervised, every target layer
     with a source layer of its own."""
     held_out: int
     """At most, on disk, the same of the held-out rows, in float32 and with exact outputs."""
     scratch: int
-    """At most, on disk until the run ends: the replayed inputs of the frontier layer, and the checkpoints."""
+    """At most, on disk until the run ends: files of the method, such as the replayed inputs of the frontier layer, and
+    the checkpoints."""
     saved: int
     """The trained target, on disk."""
     download: int
@@ -93,20 +93,20 @@ class Totals(Settings):
 
 
 class Needs(Contract):
-    """What an experiment needs, as far as it can be told offline."""
+    """Needs of an experiment, as far as they are known offline."""
 
     source: ModelNeeds | None
     """The larger model; None when its shape is unknown."""
     target: ModelNeeds | None
     """The smaller model; None when its shape is unknown."""
     totals: Totals | None
-    """What a run needs; None when a shape is unknown."""
+    """Needs of a run; None when a shape is unknown."""
 
 
 def estimate(
     experiment: Experiment, *, source_shape: ModelShape | None = None, target_shape: ModelShape | None = None
 ) -> Needs:
-    """What an experiment needs.
+    """Estimate the needs of an experiment.
 
     Args:
         experiment: what would run.
@@ -123,34 +123,39 @@ def estimate(
 
 
 def _totals(experiment: Experiment, source: ModelNeeds, target: ModelNeeds) -> Totals:
-    data, train = experiment.data, experiment.train
+    data, train, method = experiment.data, experiment.train, experiment.method
+    needs = method.needs(source.shape, target.shape, rows=data.train_rows, tokens=data.train_rows * data.max_length)
     # More than attribution takes, which goes row by row; supervision runs batch_size rows without autograd.
     attributed = min(experiment.batch_size, data.attribution_rows) * data.max_length
-    kept = target.weight_bytes if experiment.scorer.kind == "similarity" else target.head_bytes
-    kind = getattr(experiment.method, "kind", None)
-    source_phase = source.weight_bytes + kept + _activations(source, attributed)
-    if kind == "seeking":  # scores every weight of the source's layers, with the target beside it
-        source_phase += target.weight_bytes + 4 * source.shape.layers * source.shape.layer_parameters
+    kept = target.weight_bytes if isinstance(experiment.scorer, SimilarityScorer) else target.head_bytes
+    scored = target.weight_bytes + 4 * needs.beside_source if needs.beside_source else 0
+    source_phase = source.weight_bytes + kept + scored + _activations(source, attributed)
+    # Muon keeps one moment, and needs at most six copies of the largest matrix, which is a third of a layer or less.
+    moments = 2 if train.optimiser == "adamw" else 3
+    training_state = 4 * needs.trained * (1 + moments + needs.gradients)
     trained = min(train.micro_batch_size, train.batch_size) * data.max_length
-    training_state = _training_state(experiment, source.shape, target.shape)
-    beside = source.weight_bytes if experiment.live or kind in ("hidden", "laten") else source.head_bytes
+    beside = source.weight_bytes if experiment.live or method.keeps_source else source.head_bytes
     training = target.weight_bytes + training_state + beside + _training_activations(target, trained, train)
     target_phase = max(training, 2 * target.weight_bytes + beside)
+    exact = experiment.supervision.model_copy(update={"output": FinalHidden(), "dtype": "float32"})
+    supervision = _store(experiment.supervision, data.train_rows, experiment, source, target)
+    checkpoints = train.checkpoint_steps is not None or train.checkpoint_minutes is not None
+    states = 3 * needs.trained * (KEPT_STATES + 1) if checkpoints else 0  # one more than are kept
     return Totals(
         source_phase=source_phase,
         training_state=training_state,
         target_phase=target_phase,
         memory=max(source_phase, target_phase),
-        supervision=0 if experiment.live else _supervision(experiment, source, target),
-        held_out=_held_out(experiment, source, target),
-        scratch=_scratch(experiment, target),
+        supervision=0 if experiment.live else supervision,
+        held_out=_store(exact, data.held_out_rows, experiment, source, target),
+        scratch=needs.scratch * bytes_of(target.dtype) + 4 * states,
         saved=target.weight_bytes,
         download=source.download_bytes + target.download_bytes,
     )
 
 
 def accelerator(memory: int) -> str:
-    """The smallest usual accelerator that a run of so many bytes fits."""
+    """Return the smallest usual accelerator for a run of so many bytes."""
     if memory <= CPU_BYTES:
         return "none"
     fitting = [size for size in GPUS if memory <= USABLE * size * 10**9]
@@ -158,7 +163,7 @@ def accelerator(memory: int) -> str:
 
 
 def describe(experiment: Experiment) -> list[str]:
-    """The estimate of an experiment as lines of text."""
+    """Return the estimate of an experiment as lines of text."""
     needs = estimate(experiment)
     lines = [
         _model_line("source", experiment.source, needs.source),
@@ -180,8 +185,8 @@ def describe(experiment: Experiment) -> list[str]:
 
 
 def presets_table(experiments: Iterable[Experiment]) -> str:
-    """Experiments with the sizes of their models and what they need, one a line."""
-    rows = [("preset", "source → target", "parameters", "download", "memory", "accelerator", "licence")]
+    """Return a table of pairs with the sizes of their models and their needs."""
+    rows = [("pair", "source → target", "parameters", "download", "memory", "accelerator", "licence")]
     for experiment in experiments:
         needs = estimate(experiment)
         models, totals = (needs.source, needs.target), needs.totals
@@ -221,79 +226,30 @@ def _model_needs(model: ModelConfig, shape: ModelShape | None) -> ModelNeeds | N
 
 
 def _weight_bytes(shape: ModelShape, dtype: str, *, in_4bit: bool) -> int:
-    """With 4 bits: every layer in half a byte a number and a float32 scale for 64 numbers, the rest in the dtype."""
+    """Return the bytes of the weights; in 4 bits, numbers of layers take half a byte and a scale for each 64."""
     layers = shape.layers * shape.layer_parameters if in_4bit else 0
     return (shape.parameters - layers) * bytes_of(dtype) + layers * 9 // 16
 
 
 def _activations(model: ModelNeeds, tokens: int) -> int:
-    """What autograd keeps of all layers, attention computed without its n × n matrices; the loss not included."""
+    """Return the bytes that autograd keeps of all layers, without attention's n × n matrices and without the loss."""
     shape = model.shape
     values = WIDTHS * max(shape.width, shape.heads_width) + INTERMEDIATES * shape.intermediate + STATES * shape.state
     return tokens * shape.layers * values * bytes_of(model.dtype)
 
 
-def _training_activations(model: ModelNeeds, tokens: int, train: TransferConfig) -> int:
-    """In the stage of layer 1; recomputed layers keep their inputs, and two layers are whole at a time."""
-    if not train.recompute_suffix:
+def _training_activations(model: ModelNeeds, tokens: int, train: TrainSettings) -> int:
+    """Return those of a step through all layers; recomputed layers keep their inputs, and two are whole at a time."""
+    if not train.recompute:
         return _activations(model, tokens)
     inputs = tokens * model.shape.layers * model.shape.width * bytes_of(model.dtype)
     return inputs + 2 * _activations(model, tokens) // model.shape.layers
 
 
-def _training_state(experiment: Experiment, source: ModelShape, target: ModelShape) -> int:
-    """Of each trained number in float32: itself, two moments, its gradient of each term, and their sum.
-
-    `hidden` trains a projection for each target layer too, `laten` a hypernetwork for each of four kinds of neurons.
-    Muon keeps one moment, and needs at most six copies of the largest matrix, which is a third of a layer or less.
-    """
-    weights, moments = experiment.train.weights, 2 if experiment.train.optimiser == "adamw" else 3
-    terms = sum(weight > 0 for weight in (weights.geometry, weights.output, weights.answer, weights.label))
-    trained, kind = _trained(experiment, target), getattr(experiment.method, "kind", None)
-    if kind == "hidden":
-        trained += target.layers * source.width * target.width
-    if kind == "laten":
-        trained = 4 * source.width * (source.width + target.width)
-    return 4 * trained * (1 + moments + terms + 1)
-
-
-def _trained(experiment: Experiment, shape: ModelShape) -> int:
-    """Numbers that train together: in the largest stage, or in all layers where a method trains them at once."""
-    trainable, layers, whole = experiment.train.trainable, 1, shape.layer_parameters
-    joint = getattr(experiment.method, "trainable", None)
-    if isinstance(joint, (FullLayer, LoraLayer)):
-        trainable, layers, whole = joint, shape.layers, shape.parameters
-    if isinstance(trainable, FullLayer):
-        return whole
-    modules = trainable.modules or shape.linear_features  # none named: all of them
-    return layers * trainable.rank * sum(shape.linear_features.get(name, 0) for name in modules)
-
-
-def _supervision(experiment: Experiment, source: ModelNeeds, target: ModelNeeds) -> int:
-    data = experiment.data
-    return _store(experiment.supervision, data.train_rows, experiment, source, target)
-
-
-def _held_out(experiment: Experiment, source: ModelNeeds, target: ModelNeeds) -> int:
-    exact = experiment.supervision.model_copy(update={"output": FinalHidden(), "dtype": "float32"})
-    return _store(exact, experiment.data.held_out_rows, experiment, source, target)
-
-
-def _scratch(experiment: Experiment, target: ModelNeeds) -> int:
-    """The inputs of the frontier layer, the weights of every stage, and one state more than are kept."""
-    data, shape = experiment.data, target.shape
-    replayed = data.max_length * data.train_rows * shape.width
-    stages = shape.layers * shape.layer_parameters
-    train = experiment.train
-    are_kept = train.checkpoint_steps is not None or train.checkpoint_minutes is not None
-    states = 3 * _trained(experiment, shape) * (KEPT_STATES + 1) if are_kept else 0
-    return (replayed + stages) * bytes_of(target.dtype) + 4 * states
-
-
 def _store(
     settings: SupervisionSettings, rows: int, experiment: Experiment, source: ModelNeeds, target: ModelNeeds
 ) -> int:
-    """Rows of the greatest length, all supervised, every source layer paired that can be."""
+    """Return the bytes of a store: rows of the greatest length, all supervised, all source layers paired."""
     tokens = rows * experiment.data.max_length
     return store_bytes(
         settings,

@@ -1,4 +1,4 @@
-"""What the frames keep of the geometry that paired layers share."""
+"""Fidelity of the frames: the geometry of paired layers that they keep."""
 
 from collections.abc import Sequence
 
@@ -34,7 +34,7 @@ def fit_and_measure(
         target: basis of the target, over the same entries.
         frame: its name.
         fold_gain: read both heads through the gain of their final norms.
-        console: where progress is shown.
+        console: display of progress.
 
     Raises:
         SemalignError: an unknown frame, or a gain that is asked for and missing.
@@ -49,6 +49,6 @@ def fit_and_measure(
 
 
 def _reads_all(basis: SemanticBasis, *, fold_gain: bool) -> bool:
-    """Whether a head has full rank, through the gain of its final norm where that is folded in."""
+    """Return whether a head has full rank, through the gain of its final norm where that is folded in."""
     closed = fold_gain and basis.gain is not None and bool((basis.gain == 0).any())
     return basis.inverse is not None and not closed

@@ -1,4 +1,4 @@
-"""What arrived: the target against the source on held-out rows."""
+"""Measurements of a model against the source on held-out rows."""
 
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
@@ -7,19 +7,17 @@ import torch
 from jaxtyping import Float, Int
 from semalign_align import FinalStates, Ranks, SupervisedBatch, Supervision
 from semalign_attribution import DecoderView, undisturbed
-from semalign_geometry import SemalignError
+from semalign_geometry.base import SemalignError
 from torch import Tensor
 from torch.nn.functional import cross_entropy, kl_div
 
 from ..data.encoding import Example
-from ..data.rows import Split
-from ..experiment import Experiment
 from ..generation import end_ids, generate
 from ..models.loading import LoadedModel
 from ..reading import answer_text, same_number
-from ..results.measurement import Measurement, RowFigures
-from ..util.console import Console
+from ..results.measurement import Measurement, RowMetrics
 from ..util.failures import naming
+from .job import Job
 
 TOKENS_AT_ONCE = 128
 """Supervised tokens whose full logits are in memory at a time."""
@@ -42,7 +40,7 @@ def measure(
         held_out: the source's states on rows.
         batch_size: rows at a time.
         is_source: whether it is the source itself, whose states are read from the store: its layers do not run again.
-        progress: passes the batches of this process on, and may show how far they are.
+        progress: passes the batches of this process on, and may show progress.
 
     Raises:
         SemalignError: the store keeps top entries only.
@@ -64,18 +62,18 @@ def measure(
             ]
             row = torch.tensor(indices).repeat_interleave(data.positions.counts.cpu())
             sums.index_add_(0, row, torch.cat(found).cpu().double())
-    (sums,) = ranks.add([sums])
+    (sums,) = ranks.all_reduce_sum([sums])
     tokens = held_out.manifest.supervised_tokens
     nll, kl, agreement = (sums.sum(0) / tokens).tolist()
     columns = (sums / held_out.counts[:, None]).T.tolist()
-    by_row = RowFigures(tokens=held_out.counts.tolist(), nll=columns[0], kl=columns[1], agreement=columns[2])
+    by_row = RowMetrics(tokens=held_out.counts.tolist(), nll=columns[0], kl=columns[1], agreement=columns[2])
     return Measurement(answer_nll=nll, kl=kl, agreement=agreement, tokens=tokens, rows=len(held_out), by_row=by_row)
 
 
 def _figures(
     logits: Float[Tensor, "n v"], labels: Int[Tensor, " n"], entries: Int[Tensor, " e"], source: Float[Tensor, "n e"]
 ) -> Float[Tensor, "n 3"]:
-    """NLL over the whole vocabulary; KL and agreement over the entries that both models have."""
+    """Return NLL over the whole vocabulary, and KL and agreement over the entries of both models."""
     nll = cross_entropy(logits, labels, reduction="none")
     ours, theirs = logits.index_select(1, entries), source
     agreement = ours.argmax(1) == theirs.argmax(1)
@@ -98,7 +96,7 @@ def right_answers(
     batch_size: int,
     progress: Callable[[Sequence[list[int]]], Iterable[list[int]]] = iter,
 ) -> list[bool]:
-    """Whether each greedily generated answer arrives at the number of the reference answer (see `reading`).
+    """Return whether each greedily generated answer has the number of the reference answer (see `reading`).
 
     The model was loaded with `generates`.
     """
@@ -113,39 +111,33 @@ def right_answers(
             output = generate(loaded.model, prompts, max_new_tokens=max_new_tokens, ends=ends, way=loaded.way)
             texts = [answer_text(loaded.tokenizer, ids) for ids in output]
             found |= {place: same_number(text, examples[place].answer) for place, text in zip(part, texts, strict=True)}
-    of_all = {place: right for share in ranks.from_all(found) for place, right in share.items()}
+    of_all = {place: right for share in ranks.all_gather(found) for place, right in share.items()}
     return [of_all[place] for place in range(len(examples))]
 
 
 def measured(
-    experiment: Experiment,
-    console: Console,
-    label: str,
-    loaded: LoadedModel,
-    held_out: Supervision,
-    split: Split,
-    *,
-    is_source: bool = False,
+    job: Job, label: str, loaded: LoadedModel, held_out: Supervision, *, is_source: bool = False
 ) -> Measurement:
-    """The figures of one model that an experiment asks for; `is_source` as in `measure`."""
+    """Measure one model by the settings of the experiment; `is_source` as in `measure`."""
+    wanted, batch_size = job.experiment.measure, job.experiment.batch_size
     with naming(f"{label}, {loaded.folder}, cannot be measured"):
         found = measure(
             DecoderView(loaded.model),
             held_out,
-            batch_size=experiment.batch_size,
+            batch_size=batch_size,
             is_source=is_source,
-            progress=partial(console.progress, f"measure {label}"),
+            progress=partial(job.console.progress, f"measure {label}"),
         )
-        wanted = split.held_out[: experiment.measure.answer_rows]
-        if not wanted:
+        rows = job.inputs.split.held_out[: wanted.answer_rows]
+        if not rows:
             return found
         right = right_answers(
             loaded,
-            wanted,
-            max_new_tokens=experiment.measure.max_new_tokens,
-            batch_size=4 * experiment.batch_size,
-            progress=partial(console.progress, f"{len(wanted)} answers of {label}"),
+            rows,
+            max_new_tokens=wanted.max_new_tokens,
+            batch_size=4 * batch_size,
+            progress=partial(job.console.progress, f"{len(rows)} answers of {label}"),
         )
     by_row = found.by_row.model_copy(update={"correct": tuple(right)})
     accuracy = sum(right) / len(right)
-    return found.model_copy(update={"accuracy": accuracy, "answer_rows": len(wanted), "by_row": by_row})
+    return found.model_copy(update={"accuracy": accuracy, "answer_rows": len(rows), "by_row": by_row})

@@ -1,4 +1,4 @@
-"""What sources left behind, kept in the cache folder for every experiment that asks for the same."""
+"""Cache of supervision, for every experiment that needs the same."""
 
 import hashlib
 import json
@@ -14,7 +14,8 @@ from pathlib import Path
 
 import torch
 from filelock import FileLock, Timeout
-from semalign_geometry import KNOWN_FRAMES, SemalignError
+from semalign_geometry import KNOWN_FRAMES
+from semalign_geometry.base import SemalignError
 
 from ..experiment import KNOWN_PAIRINGS, KNOWN_SCORERS, Experiment
 from ..generation import GENERATION
@@ -26,7 +27,7 @@ from ..util.locking import lock_of, wait_for
 from .inputs import Inputs
 
 PACKAGES = ("torch", "transformers", "semalign-geometry", "semalign-attribution", "semalign-align", "semalign-harness")
-"""Their versions belong to a key."""
+"""Packages whose versions belong to a cache key."""
 
 
 _USERS = "users"
@@ -46,11 +47,11 @@ class Entry:
     size: int
     """Bytes on disk."""
     unused_days: float
-    """Days since a run last took it up."""
+    """Days since its last use."""
 
 
 def phase_key(experiment: Experiment, inputs: Inputs, device: torch.device) -> str:
-    """Hash of all that decides what the source leaves behind; training settings are not among it."""
+    """Return the cache key of the supervision: a hash of everything that decides it; training settings do not."""
     rows = [[e.prompt_ids, e.answer_ids, e.answer] for e in (*inputs.split.train, *inputs.split.held_out)]
     parts = {
         "format": [_FORMAT, GENERATION, READING],
@@ -72,7 +73,7 @@ def phase_key(experiment: Experiment, inputs: Inputs, device: torch.device) -> s
 
 
 def foreign_packages(experiment: Experiment) -> dict[str, str]:
-    """Versions of the installed packages that bring the scorer, the pairing or the frame."""
+    """Return versions of the installed packages of the scorer, the pairing and the frame."""
     return (
         KNOWN_SCORERS.packages(experiment.scorer.kind)
         | KNOWN_PAIRINGS.packages(experiment.pairing.kind)
@@ -81,7 +82,7 @@ def foreign_packages(experiment: Experiment) -> dict[str, str]:
 
 
 def foreign_code(experiment: Experiment) -> dict[str, str]:
-    """Hashes of the code of the scorer, the pairing and the frame, as far as they do not come along."""
+    """Return hashes of the code of the scorer, the pairing and the frame, as far as they are not built in."""
     frame = experiment.transport.frame
     return {
         **KNOWN_SCORERS.code(type(experiment.scorer)),
@@ -90,16 +91,11 @@ def foreign_code(experiment: Experiment) -> dict[str, str]:
     }
 
 
-def is_kept(key: str) -> bool:
-    """Whether the place of a key has been filled."""
-    return (_cache() / key[:16] / PHASE).is_file()
-
-
 @contextmanager
 def phase_folder(key: str, console: Console) -> Iterator[Path]:
-    """The place of a key in the cache, for this process alone; waits for another one that is filling it.
+    """Lock the place of a key in the cache for this process alone; wait for another process that is filling it.
 
-    A finished place that cannot be written to, such as a colleague's, is given without a lock.
+    A finished place that cannot be written to, such as a colleague's, is used without a lock.
     """
     place = _cache() / key[:16]
     lock = lock_of(place)
@@ -116,7 +112,7 @@ def phase_folder(key: str, console: Console) -> Iterator[Path]:
 
 @contextmanager
 def in_use(place: Path) -> Iterator[None]:
-    """Keeps `prune` away from a place of the cache, and notes that it was used."""
+    """Keep `prune` away from a place of the cache, and mark it as used."""
     try:
         (place / _USERS).mkdir(exist_ok=True)
         user = FileLock(place / _USERS / f"{uuid.uuid4().hex}.lock")
@@ -133,7 +129,7 @@ def in_use(place: Path) -> Iterator[None]:
 
 
 def entries() -> list[Entry]:
-    """The places of the cache, the longest unused first."""
+    """Return the places of the cache, the longest unused first."""
     found = []
     for folder in _cache().iterdir() if _cache().is_dir() else []:
         if not folder.is_dir():
@@ -147,7 +143,7 @@ def entries() -> list[Entry]:
 
 
 def prune(*, unused_days: float) -> list[Entry]:
-    """Delete what was not used for some days; what a process is filling stays. Returns what was deleted."""
+    """Delete the places that were not used for some days, and return them; those that a process is filling stay."""
     gone = []
     for entry in entries():
         if entry.unused_days < unused_days:

@@ -1,4 +1,4 @@
-"""The run folder: whose it is, what an interrupted run left in it, and one process at a time."""
+"""The run folder: its experiment, the files of an interrupted run, and one process at a time."""
 
 import json
 import re
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
-from semalign_geometry import SemalignError, replace_file
+from semalign_geometry.base import SemalignError, replace_file
 from semalign_train import StepRecord
 
 from ..experiment import Experiment
@@ -19,11 +19,11 @@ _LOCK = ".lock"
 
 
 _BEING_WRITTEN = re.compile(r"\.(?:scratch-|model\.|\w+\.jsonl?\.)")
-"""Names of what a killed run was writing."""
+"""Names of files that a killed run was writing."""
 
 
 def pick_folder(parent: Path, experiment: Experiment) -> Path:
-    """`parent/NAME`, or the first of `parent/NAME-2`, … that is free or holds an interrupted run of the experiment."""
+    """Return `parent/NAME`, or the first of `parent/NAME-2`, … that is free or holds an unfinished run of it."""
     folder, number = parent / experiment.name, 1
     while folder.exists() and not _is_interrupted(folder, experiment):
         number += 1
@@ -33,7 +33,7 @@ def pick_folder(parent: Path, experiment: Experiment) -> Path:
 
 @contextmanager
 def claimed(folder: Path, experiment: Experiment) -> Iterator[bool]:
-    """The folder for this process alone; gives whether it holds a run of the experiment.
+    """Lock the folder for this process alone; yield whether it holds a run of the experiment.
 
     Raises:
         SemalignError: the folder holds something else, or another process runs in it.
@@ -62,7 +62,7 @@ def claimed(folder: Path, experiment: Experiment) -> Iterator[bool]:
 
 
 def is_claimed(folder: Path) -> bool:
-    """Whether a process runs in a run folder."""
+    """Return whether a process runs in a run folder."""
     if not (folder / _LOCK).is_file():
         return False
     try:
@@ -75,14 +75,14 @@ def is_claimed(folder: Path) -> bool:
 
 
 def empty(folder: Path) -> None:
-    """Drop what a run has written into its folder, which stays with the lock."""
+    """Delete everything in a run folder but its lock."""
     for place in folder.iterdir():
         if place.name != _LOCK:
             shutil.rmtree(place, ignore_errors=True) if place.is_dir() else place.unlink(missing_ok=True)
 
 
 def steps_of(folder: Path) -> list[dict[str, Any]]:
-    """The steps in the metrics, as far as they are whole."""
+    """Return the steps in the metrics, as far as they are whole."""
     file, found = folder / METRICS, []
     for line in file.read_text(encoding="utf-8").splitlines() if file.is_file() else []:
         try:
@@ -93,7 +93,7 @@ def steps_of(folder: Path) -> list[dict[str, Any]]:
 
 
 def cut_metrics(folder: Path, before: StepRecord) -> int:
-    """Cut the metrics back to the steps before a given one, which a resumed stage runs again; returns how many stay."""
+    """Cut the metrics back to the steps before a given one, which a resumed stage runs again; return their number."""
     found = steps_of(folder)
     here, file = (before.layer, before.step), folder / METRICS
     kept = next((n for n, step in enumerate(found) if (step["layer"], step["step"]) >= here), len(found))
@@ -116,7 +116,7 @@ def _is_interrupted(folder: Path, experiment: Experiment) -> bool:
 
 
 def decisive(experiment: Experiment) -> Experiment:
-    """An experiment without the settings that its result does not depend on."""
+    """Return an experiment without the settings that its result does not depend on."""
     return experiment.model_copy(update={"train": experiment.train.without_checkpoints()})
 
 
@@ -141,20 +141,20 @@ def check_folder(folder: Path, experiment: Experiment) -> None:
 
 
 def _is_unbegun(folder: Path) -> bool:
-    """Whether a folder is empty, or holds only what a run leaves that was killed while it read its inputs."""
+    """Return whether a folder is empty, or holds only files of a run that was killed while it read its inputs."""
     names = [place.name for place in folder.iterdir()]
     return all(name in (_LOCK, ENVIRONMENT) or _BEING_WRITTEN.match(name) for name in names)
 
 
 def differences(there: Experiment, here: Experiment) -> list[str]:
-    """What differs between two experiments, setting by setting."""
+    """Return the differences of two experiments, setting by setting."""
     ours, theirs = (dict(leaves(each.model_dump(mode="json"))) for each in (here, there))
     keys = [key for key in {**theirs, **ours} if ours.get(key) != theirs.get(key)]
     return [f"{key} is {theirs.get(key)} there, {ours.get(key)} here" for key in keys]
 
 
 def leaves(tree: Any, place: str = "") -> Iterator[tuple[str, Any]]:
-    """The values of nested settings, each with its dotted place."""
+    """Yield the values of nested settings, each with its dotted place."""
     if isinstance(tree, dict) and tree:
         for key, value in tree.items():
             yield from leaves(value, f"{place}.{key}" if place else key)

@@ -1,4 +1,4 @@
-"""How alike the layers of source and target are, before a transfer and after it.
+"""Similarity of the layers of source and target, before a transfer and after it.
 
 Shape suffixes: T target layers, S source layers.
 """
@@ -10,14 +10,15 @@ import torch
 from jaxtyping import Float
 from semalign_align import Supervision
 from semalign_attribution import DecoderView
-from semalign_geometry import SemalignError, linear_cka_matrix
+from semalign_geometry import linear_cka_matrix
+from semalign_geometry.base import SemalignError
 from torch import Tensor
 
 from ..results.similarity import Matrix
 from .source_phase import contributions
 
 ROWS, TOKENS = 8, 1024
-"""Held-out rows and supervised tokens that layers are compared on, at most."""
+"""Held-out rows and supervised tokens in a comparison of layers, at most."""
 
 
 Contributions = Mapping[int, Float[Tensor, "n _"]]
@@ -25,7 +26,7 @@ Contributions = Mapping[int, Float[Tensor, "n _"]]
 
 @torch.no_grad()
 def compare_layers(view: DecoderView, held_out: Supervision) -> tuple[int, Matrix]:
-    """The tokens that were compared, and the linear CKA of each layer with each one that the store keeps."""
+    """Return the number of compared tokens, and the linear CKA of each layer with each one that the store keeps."""
     rows = range(0, len(held_out), math.ceil(len(held_out) / ROWS))  # they are sorted by length
     every = math.ceil(int(held_out.counts[list(rows)].sum()) / TOKENS)
     supervised_by = {source: k for k, source in enumerate(held_out.manifest.pairing.source_layers, 1)}
@@ -39,7 +40,7 @@ def compare_layers(view: DecoderView, held_out: Supervision) -> tuple[int, Matri
 
 
 def similarity_matrix(target: Contributions, source: Contributions) -> Matrix:
-    """Linear CKA of each target layer and each source layer, both in order.
+    """Return the linear CKA of each target layer and each source layer, both in order.
 
     Raises:
         SemalignError: a layer adds values that are not finite, so that it is like none.

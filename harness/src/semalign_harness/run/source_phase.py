@@ -1,4 +1,4 @@
-"""The source's part of a run: attribute, pair, fit the transport, supervise; made once for all runs that ask for it."""
+"""The source's part of a run: attribute, pair, fit the transport, supervise; made once for all runs that share it."""
 
 import contextlib
 import json
@@ -11,10 +11,9 @@ import torch
 from semalign_align import (
     FinalHidden,
     LiveSupervision,
-    Ranks,
     Supervision,
     SupervisionSettings,
-    source_spans,
+    SupervisionSource,
     store_bytes,
     supervise,
 )
@@ -29,21 +28,13 @@ from semalign_attribution import (
     supervised,
     undisturbed,
 )
-from semalign_geometry import (
-    FRAMES,
-    MANIFEST,
-    PairedResiduals,
-    SemalignError,
-    SemanticBasis,
-    Transport,
-    measure_fidelity,
-    replace_file,
-)
+from semalign_geometry import FRAMES, PairedResiduals, SemanticBasis, Transport, measure_fidelity
+from semalign_geometry.base import MANIFEST, SemalignError, replace_file
 from torch import Tensor
 
 from ..data.encoding import Example
-from ..data.rows import Split, batches
-from ..experiment import Experiment
+from ..data.rows import batches
+from ..experiment import SimilarityScorer
 from ..models.loading import LoadedModel
 from ..results.fidelity import RunFidelity
 from ..results.source_phase import PHASE, SourcePhase
@@ -52,19 +43,21 @@ from ..util.console import Console
 from ..util.failures import naming
 from ..util.text import gb
 from .fidelity import fit_and_measure
-from .inputs import Inputs, load
+from .job import Job
 from .measure import measured
 from .phase_cache import in_use, phase_folder
 
 RECORDS = ("attribution.json", "pairing.json", "fidelity.json")
-"""Small results of the phase, which a run folder keeps a copy of."""
+"""Small results of the source's part, which a run folder keeps a copy of."""
 TRAIN, HELD_OUT = "supervision", "held_out"
 """Names of the stores."""
+Wanted = dict[str, tuple[Sequence[Example], SupervisionSettings]]
+"""Rows and settings of each store."""
 
 
 @dataclass(frozen=True, eq=False)
 class TargetGeometry:
-    """What the source's phase must know of the target, whose weights are gone by then."""
+    """Layers of the target, for the source's part, which does without the target's weights."""
 
     depth: int
     basis: SemanticBasis | None
@@ -75,33 +68,35 @@ class TargetGeometry:
 
 @dataclass(frozen=True, eq=False)
 class SourceStores:
-    """What the source leaves behind."""
+    """The source's supervision."""
 
     phase: SourcePhase
-    train: Supervision | LiveSupervision
+    train: SupervisionSource
     held_out: Supervision
 
 
 @contextlib.contextmanager
-def source_stores(
-    experiment: Experiment, folder: Path, console: Console, inputs: Inputs, device: torch.device, key: str
-) -> Iterator[SourceStores]:
-    """What the source leaves behind, from the cache where it is whole, else made now by all processes of the job; the
+def source_stores(job: Job, key: str) -> Iterator[SourceStores]:
+    """Open the source's supervision: from the cache where it is whole, else made now by all processes of the job; the
     run folder gets the records.
 
     Meanwhile `prune` leaves it alone. With `live`, the source stays in memory.
 
+    Args:
+        job: the run.
+        key: cache key of the supervision.
+
     Raises:
         SemalignError: the input cannot be used, or the disk is too small for it. OSError: the disk is full.
     """
-    ranks = Ranks.current()
+    ranks, live = job.ranks, job.experiment.live
     with contextlib.ExitStack() as stack:
         with contextlib.ExitStack() as locked:
-            place = ranks.from_first(lambda: locked.enter_context(phase_folder(key, console)))
+            place = ranks.broadcast_from_first(lambda: locked.enter_context(phase_folder(key, job.console)))
             source = None
-            if not ranks.from_first(lambda: _is_whole(place, experiment, console)):
+            if not ranks.broadcast_from_first(lambda: _is_whole(place, job.console, live=live)):
                 try:
-                    source = _make(experiment, place, key, console, inputs, device)
+                    source = _make(job, place, key)
                 except SemalignError:
                     if ranks.is_first and not any(place.glob(f"{HELD_OUT}*")):  # supervision is hours of work
                         shutil.rmtree(place, ignore_errors=True)
@@ -109,20 +104,20 @@ def source_stores(
             if ranks.is_first:
                 stack.enter_context(in_use(place))
                 for name in RECORDS:
-                    replace_file(folder / name, (place / name).read_text(encoding="utf-8"))
+                    replace_file(job.folder / name, (place / name).read_text(encoding="utf-8"))
         phase = SourcePhase.read(place / PHASE).model_copy(update={"folder": str(place)})
         if ranks.is_first:
-            phase.write(folder / "supervision.json")
-        train: Supervision | LiveSupervision
-        if experiment.live:
-            train = _live(experiment, place, console, source or load(console, "source", inputs.source, device), inputs)
+            phase.write(job.folder / "supervision.json")
+        train: SupervisionSource
+        if live:
+            train = _live(job, place, source or job.load("source"), phase.key)
         else:
             del source
             train = Supervision.open(place / TRAIN)
         yield SourceStores(phase, train, Supervision.open(place / HELD_OUT))
 
 
-def _is_whole(place: Path, experiment: Experiment, console: Console) -> bool:
+def _is_whole(place: Path, console: Console, *, live: bool) -> bool:
     if not (place / PHASE).is_file():
         return False
     try:
@@ -130,7 +125,7 @@ def _is_whole(place: Path, experiment: Experiment, console: Console) -> bool:
             SourcePhase.read(place / PHASE)
             for name in RECORDS:
                 json.loads((place / name).read_text(encoding="utf-8"))
-            for name in (HELD_OUT,) if experiment.live else (TRAIN, HELD_OUT):
+            for name in (HELD_OUT,) if live else (TRAIN, HELD_OUT):
                 Supervision.open(place / name)
     except (SemalignError, OSError, ValueError) as error:
         console.note(f"{error}: made again")
@@ -142,44 +137,29 @@ def _is_whole(place: Path, experiment: Experiment, console: Console) -> bool:
     return True
 
 
-def _make(
-    experiment: Experiment, place: Path, key: str, console: Console, inputs: Inputs, device: torch.device
-) -> LoadedModel:
-    """Fill a place of the cache; returns the source."""
-    ranks, began = Ranks.current(), console.seconds
+def _make(job: Job, place: Path, key: str) -> LoadedModel:
+    """Fill a place of the cache; return the source."""
+    experiment, ranks, split, began = job.experiment, job.ranks, job.inputs.split, job.console.seconds
     loaded: list[LoadedModel] = []
-    generates = experiment.measure.answer_rows > 0
 
     def plan() -> tuple[LayerPairing, Transport]:
         with naming(f"the rows cannot go through the target {experiment.target.path}"):
-            geometry, scorer = _read_target(experiment, console, inputs, device)
+            geometry, scorer = _read_target(job)
         place.mkdir(parents=True, exist_ok=True)
-        loaded.append(load(console, "source", inputs.source, device, generates=generates))
+        loaded.append(job.load("source", generates=job.generates))
         with naming(f"the layers of {experiment.source.path} cannot be paired with the target's"):
-            return _plan(experiment, place, console, loaded[0], inputs, geometry, scorer)
+            return _plan(job, place, loaded[0], geometry, scorer)
 
-    pairing, transport = ranks.from_first(plan)
-    source = loaded[0] if loaded else load(console, "source", inputs.source, device, generates=generates)
+    pairing, transport = ranks.broadcast_from_first(plan)
+    source = loaded[0] if loaded else job.load("source", generates=job.generates)
     exact = experiment.supervision.model_copy(update={"output": FinalHidden(), "dtype": "float32"})
-    wanted = {HELD_OUT: (inputs.split.held_out, exact)}
+    wanted: Wanted = {HELD_OUT: (split.held_out, exact)}
     if not experiment.live:
-        wanted[TRAIN] = (inputs.split.train, experiment.supervision)
-
-    def check_disk() -> None:
-        needed = sum(_bytes(rows, settings, source, inputs, pairing, transport) for rows, settings in wanted.values())
-        free = shutil.disk_usage(place).free + bytes_in(place)  # what an interrupted call left is part of it
-        console.note(f"supervision takes {gb(needed)} on disk, {gb(free)} are free")
-        if needed > free:
-            raise SemalignError(
-                f"supervision takes {gb(needed)}, {place} has {gb(free)} free: set SEMALIGN_CACHE to "
-                "another disk, delete old supervision with `semalign store prune`, set supervision.dtype=int8 or a "
-                "smaller supervision.output.k, or live=true, which keeps none"
-            )
-
-    ranks.from_first(check_disk)
+        wanted[TRAIN] = (split.train, experiment.supervision)
+    ranks.broadcast_from_first(lambda: _check_disk(job, place, source, wanted, pairing, transport))
     stores = {}
     for name, (rows, settings) in wanted.items():
-        progress = console.progress(f"supervise {len(rows)} rows", batches(rows, experiment.batch_size))
+        progress = job.console.progress(f"supervise {len(rows)} rows", batches(rows, experiment.batch_size))
         with naming(f"the source {experiment.source.path} cannot supervise the rows"):
             stores[name] = supervise(
                 source.model,
@@ -188,103 +168,100 @@ def _make(
                 transport,
                 place / name,
                 settings=settings,
-                entries=inputs.shared.source_ids,
+                entries=job.inputs.shared.source_ids,
                 resume_key=key,
             )
-    seconds = console.seconds - began
-    measurement = measured(experiment, console, "source", source, stores[HELD_OUT], inputs.split, is_source=True)
+    seconds = job.console.seconds - began
     phase = SourcePhase(
         key=key,
         folder=str(place),
         source=experiment.source.path,
         target=experiment.target.path,
-        train_rows=len(inputs.split.train),
-        held_out_rows=len(inputs.split.held_out),
-        supervised_tokens=sum(len(row.answer_ids) for row in inputs.split.train),
+        train_rows=len(split.train),
+        held_out_rows=len(split.held_out),
+        supervised_tokens=sum(len(row.answer_ids) for row in split.train),
         residual_error=stores[TRAIN].manifest.residual_error if TRAIN in stores else 0.0,
-        measurement=measurement,
+        measurement=measured(job, "source", source, stores[HELD_OUT], is_source=True),
         seconds=seconds,
     )
     if ranks.is_first:
         phase.write(place / PHASE)  # last: with it, the source is not needed again
-    ranks.wait()
+    ranks.barrier()
     return source
 
 
-def _live(
-    experiment: Experiment, place: Path, console: Console, source: LoadedModel, inputs: Inputs
-) -> LiveSupervision:
-    console.note("the source stays in memory and supervises every batch")
+def _live(job: Job, place: Path, source: LoadedModel, key: str) -> LiveSupervision:
+    job.console.note("the source stays in memory and supervises every batch")
     return LiveSupervision(
         source.model,
-        batches(inputs.split.train, experiment.batch_size),
+        batches(job.inputs.split.train, job.experiment.batch_size),
         LayerPairing.read(place / "pairing.json"),
         Transport.load(place / "transport"),
-        settings=experiment.supervision,
-        entries=inputs.shared.source_ids,
-        key=SourcePhase.read(place / PHASE).key,
+        settings=job.experiment.supervision,
+        entries=job.inputs.shared.source_ids,
+        key=key,
     )
 
 
-def _bytes(
-    rows: Sequence[Example],
-    settings: SupervisionSettings,
-    source: LoadedModel,
-    inputs: Inputs,
-    pairing: LayerPairing,
-    transport: Transport,
-) -> int:
-    head = DecoderView(source.model).head.weight
-    entries = len(inputs.shared.source_ids)
-    return store_bytes(
-        settings,
-        examples=len(rows),
-        tokens=sum(len(row) for row in rows),
-        supervised_tokens=sum(len(row.answer_ids) for row in rows),
-        layers=len(source_spans(pairing, settings.residual)),
-        width=len(transport.matrix),
-        source_width=head.shape[1],
-        head_bytes=entries * head.shape[1] * head.element_size(),
-        entries=entries,
+def _check_disk(
+    job: Job, place: Path, source: LoadedModel, wanted: Wanted, pairing: LayerPairing, transport: Transport
+) -> None:
+    """Refuse a disk that is too small for the supervision.
+
+    Raises:
+        SemalignError: it is.
+    """
+    head, entries = DecoderView(source.model).head.weight, len(job.inputs.shared.source_ids)
+    needed = sum(
+        store_bytes(
+            settings,
+            examples=len(rows),
+            tokens=sum(len(row) for row in rows),
+            supervised_tokens=sum(len(row.answer_ids) for row in rows),
+            layers=len(pairing.paired_layers),
+            width=len(transport.matrix),
+            source_width=head.shape[1],
+            head_bytes=entries * head.shape[1] * head.element_size(),
+            entries=entries,
+        )
+        for rows, settings in wanted.values()
     )
+    free = shutil.disk_usage(place).free + bytes_in(place)  # files of an interrupted call are part of it
+    job.console.note(f"supervision takes {gb(needed)} on disk, {gb(free)} are free")
+    if needed > free:
+        raise SemalignError(
+            f"supervision takes {gb(needed)}, {place} has {gb(free)} free: set SEMALIGN_CACHE to another disk, delete "
+            "old supervision with `semalign store prune`, set supervision.dtype=int8 or a smaller "
+            "supervision.output.k, or live=true, which keeps none"
+        )
 
 
-def _attribution_rows(experiment: Experiment, split: Split) -> list[Batch]:
-    """One row at a time: the backward pass keeps every layer's activations."""
-    return batches(split.train[: experiment.data.attribution_rows], 1)
+def _attribution_rows(job: Job) -> list[Batch]:
+    """Return one row at a time: the backward pass keeps every layer's activations."""
+    return batches(job.inputs.split.train[: job.experiment.data.attribution_rows], 1)
 
 
-def _read_target(
-    experiment: Experiment, console: Console, inputs: Inputs, device: torch.device
-) -> tuple[TargetGeometry, Scorer]:
-    generates = experiment.measure.answer_rows > 0  # a target that cannot shall fail before the source's work
-    target = load(console, "target", inputs.target, device, generates=generates)
-    view = DecoderView(target.model)
-    basis = None
-    if experiment.transport.frame != "none":
-        with console.step("the target's semantic basis"):
-            basis = SemanticBasis.from_model(target.model, entries=inputs.shared.target_ids)
-    rows = console.progress("read the target's layers", _attribution_rows(experiment, inputs.split))
+def _read_target(job: Job) -> tuple[TargetGeometry, Scorer]:
+    # A target that cannot generate must fail before the source's work.
+    target = job.load("target", generates=job.generates)
+    view, basis = DecoderView(target.model), None
+    if job.experiment.transport.frame != "none":
+        with job.console.step("the target's semantic basis"):
+            basis = SemanticBasis.from_model(target.model, entries=job.inputs.shared.target_ids)
+    rows = job.console.progress("read the target's layers", _attribution_rows(job))
     geometry = TargetGeometry(view.depth, basis, contributions(view, rows, range(1, view.depth + 1)))
-    scorer: Scorer = Similarity(target.model) if experiment.scorer.kind == "similarity" else experiment.scorer
-    return geometry, scorer
+    chosen = job.experiment.scorer
+    return geometry, Similarity(target.model) if isinstance(chosen, SimilarityScorer) else chosen
 
 
 def _plan(
-    experiment: Experiment,
-    folder: Path,
-    console: Console,
-    source: LoadedModel,
-    inputs: Inputs,
-    geometry: TargetGeometry,
-    scorer: Scorer,
+    job: Job, folder: Path, source: LoadedModel, geometry: TargetGeometry, scorer: Scorer
 ) -> tuple[LayerPairing, Transport]:
     """Attribute, pair, fit the transport, and report its fidelity; the results are files of the folder."""
-    view = DecoderView(source.model)
-    rows = _attribution_rows(experiment, inputs.split)
+    view, rows, console = DecoderView(source.model), _attribution_rows(job), job.console
     scores = attribute_layers(view, console.progress("attribute source layers", rows), scorer=scorer)
     scores.write(folder / "attribution.json")
-    pairing = pair_layers(scores, geometry.depth, policy=experiment.pairing)
+    pairing = pair_layers(scores, geometry.depth, policy=job.experiment.pairing)
     pairing.write(folder / "pairing.json")
     console.note("pairing (source layer of each target layer): " + " ".join(map(str, pairing.source_layers)))
 
@@ -294,7 +271,7 @@ def _plan(
         PairedResiduals(layer, source_layer, geometry.residuals[layer], of_source[source_layer])
         for layer, source_layer in enumerate(pairing.source_layers, 1)
     ]
-    transport, fidelity = _transport(experiment, console, source, inputs, geometry, pairs)
+    transport, fidelity = _transport(job, source, geometry, pairs)
     fidelity.write(folder / "fidelity.json")
     # On the CPU: other processes have other devices.
     transport = Transport(transport.matrix.cpu(), transport.manifest).save(folder / "transport")
@@ -303,33 +280,28 @@ def _plan(
 
 
 def _transport(
-    experiment: Experiment,
-    console: Console,
-    source: LoadedModel,
-    inputs: Inputs,
-    geometry: TargetGeometry,
-    pairs: Sequence[PairedResiduals],
+    job: Job, source: LoadedModel, geometry: TargetGeometry, pairs: Sequence[PairedResiduals]
 ) -> tuple[Transport, RunFidelity]:
-    """The transport by the experiment's frame, and its fidelity beside that of other frames."""
-    own, fold_gain = experiment.transport.frame, experiment.transport.fold_gain
+    """Fit the transport by the experiment's frame, and measure its fidelity beside that of other frames."""
+    wanted, console = job.experiment.transport, job.console
     if geometry.basis is None:
         with console.step("fidelity without a transport"):
             identity = Transport.identity(DecoderView(source.model).width)
             report = measure_fidelity(pairs, transport=identity, within_source=identity)
         return identity, RunFidelity(**dict(report))
     with console.step("the source's semantic basis"):
-        basis = SemanticBasis.from_model(source.model, entries=inputs.shared.source_ids)
+        basis = SemanticBasis.from_model(source.model, entries=job.inputs.shared.source_ids)
     fitted = {
-        frame: fit_and_measure(pairs, basis, geometry.basis, frame, fold_gain=fold_gain, console=console)
-        for frame in dict.fromkeys((own, *FRAMES))
+        frame: fit_and_measure(pairs, basis, geometry.basis, frame, fold_gain=wanted.fold_gain, console=console)
+        for frame in dict.fromkeys((wanted.frame, *FRAMES))
     }
-    transport, report = fitted.pop(own)
+    transport, report = fitted.pop(wanted.frame)
     return transport, RunFidelity(**dict(report), others=tuple(other for _, other in fitted.values()))
 
 
 @torch.no_grad()
 def contributions(view: DecoderView, rows: Iterable[Batch], layers: Sequence[int]) -> dict[int, Tensor]:
-    """Residual contributions of layers at the supervised positions of all rows, (p, d) for each layer."""
+    """Return residual contributions of layers at the supervised positions of all rows, (p, d) for each layer."""
     parts: dict[int, list[Tensor]] = {layer: [] for layer in layers}
     with undisturbed(view.model):
         for batch in rows:

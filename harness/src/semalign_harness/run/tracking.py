@@ -1,4 +1,4 @@
-"""The steps of a training as they are made: `metrics.jsonl`, and the trackers that are told the same."""
+"""Metrics of a training, step by step: `metrics.jsonl`, and trackers."""
 
 import contextlib
 import importlib
@@ -11,12 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from semalign_geometry import Contract, SemalignError
+from semalign_geometry.base import Contract, SemalignError
 from semalign_train import StageRecord, StepRecord
 
-from ..experiment import Experiment
 from ..results.files import METRICS, TRACKED
-from ..util.console import Console
+from .job import Job
 from .run_folder import cut_metrics, leaves, steps_of
 
 LOGGER = logging.getLogger(__name__)
@@ -26,20 +25,20 @@ PROJECT = "semalign"
 
 
 class Tracked(Contract):
-    """Who has been told of the run in a folder, so that an interrupted run goes on there as the same one."""
+    """Trackers of the run in a folder, so that an interrupted run resumes there as the same one."""
 
     id: str
-    """What tells the run from others of its name."""
+    """Identity of the run among others of its name."""
     trackers: tuple[str, ...] = ()
     """Names of the trackers."""
 
 
 @runtime_checkable
 class Tracker(Protocol):
-    """Keeps figures of a run by name and step."""
+    """Keeps metrics of a run by name and step."""
 
     def log(self, values: Mapping[str, float], step: int) -> None:
-        """Keep figures of a step."""
+        """Keep metrics of a step."""
         ...
 
     def finish(self, *, whole: bool) -> None:
@@ -49,18 +48,18 @@ class Tracker(Protocol):
 
 @dataclass(frozen=True)
 class Start:
-    """What a tracker is started with."""
+    """Arguments of a tracker."""
 
     folder: Path
     """The run folder, whose name is the run's."""
     id: str
-    """What tells the run from others of its name."""
+    """Identity of the run among others of its name."""
     config: dict[str, Any]
     """The experiment."""
     resumed: bool
-    """Whether the tracker knows the run already."""
+    """Whether the tracker has a part of the run."""
     quiet: bool
-    """Whether it keeps to itself what it would print."""
+    """Whether it prints nothing."""
 
 
 class _TensorBoard:
@@ -137,11 +136,11 @@ TRACKERS: dict[str, Callable[[Start], Tracker]] = {
     "wandb": _WandB,
     "trackio": _Trackio,
 }
-"""By name, which is also the package that each needs and the extra that brings it."""
+"""By name, which is also the name of the needed package and of the extra that installs it."""
 
 
 def find_trackers(given: Sequence[str]) -> tuple[str, ...]:
-    """The names in texts such as `wandb,tensorboard`, each once.
+    """Return the names in texts such as `wandb,tensorboard`, each once.
 
     Raises:
         SemalignError: there is no such tracker, or its package is not installed.
@@ -158,26 +157,26 @@ def find_trackers(given: Sequence[str]) -> tuple[str, ...]:
 
 
 class Metrics:
-    """`metrics.jsonl` of a run folder, and the trackers that are told the same; of the first process alone.
+    """`metrics.jsonl` of a run folder, and the trackers, which get the same; of the first process alone.
 
-    Trackers get the figures of a step under `train/` and of a stage under `stage/`, at the number of the step among
-    all, and those of the result under `result/`, one further. What an interrupted run has told them is not told again.
-    One that fails is left behind with a warning.
+    Trackers get the metrics of a step under `train/` and of a stage under `stage/`, at the number of the step among
+    all, and those of the result under `result/`, one further. A resumed run does not repeat the steps that they have.
+    A tracker that fails is dropped with a warning.
     """
 
     def __init__(self, folder: Path, trackers: dict[str, Tracker] | None = None) -> None:
-        """Take over what the folder holds.
+        """Continue the metrics of a folder.
 
         Args:
             folder: the run folder.
-            trackers: those that have been told of the steps in it, by name; one that fails is taken out.
+            trackers: by name, those that have the steps in it; one that fails is taken out.
         """
         self._folder, self._trackers = folder, {} if trackers is None else trackers
         self._told = len(steps_of(folder))
         self._steps: int | None = None
 
     def add(self, record: StepRecord) -> int:
-        """Append a step; the first one drops what an interrupted training left after it.
+        """Append a step; the first one drops the later steps of an interrupted training.
 
         Returns:
             The steps before it.
@@ -191,13 +190,13 @@ class Metrics:
         return before
 
     def add_stage(self, record: StageRecord) -> None:
-        """Tell the trackers of the stage that the last step has ended."""
+        """Log the stage that the last step has ended."""
         if self._steps is not None and self._steps >= self._told:
             held_out = dict(zip(("before", "after"), record.held_out or (), strict=False))
             self._log(figures("stage", {**record.model_dump(), "held_out": held_out}), self._steps)
 
     def add_result(self, result: Mapping[str, Any]) -> None:
-        """Tell the trackers what the run measured."""
+        """Log the result of the run."""
         self._log(figures("result", result), (self._told if self._steps is None else self._steps) + 1)
 
     def close(self, *, whole: bool) -> None:
@@ -213,24 +212,25 @@ class Metrics:
                 what(tracker)
             except Exception as error:
                 del self._trackers[name]
-                LOGGER.warning("%s fails, and is told no more: %s; %s holds every step", name, error, METRICS)
+                LOGGER.warning("%s fails and is dropped: %s; %s holds every step", name, error, METRICS)
 
 
 @contextlib.contextmanager
-def tracked(folder: Path, experiment: Experiment, names: Sequence[str], console: Console) -> Iterator[Metrics]:
-    """The metrics of a run folder, with trackers that are started now and finished with the block; one that is new to
-    the run is told the steps in the folder first.
+def tracked(job: Job, names: Sequence[str]) -> Iterator[Metrics]:
+    """Open the metrics of a run folder, and trackers that finish with the block; one that is new to the run gets the
+    steps in the folder first.
 
     Raises:
         SemalignError: a tracker does not start.
     """
+    folder, console = job.folder, job.console
     known = Tracked.read(folder / TRACKED) if (folder / TRACKED).is_file() else Tracked(id=uuid.uuid4().hex)
     started: dict[str, Tracker] = {}
     metrics = Metrics(folder, started)
     try:
         for name in names:
             resumed = name in known.trackers
-            start = Start(folder, known.id, experiment.model_dump(mode="json"), resumed, console.is_quiet)
+            start = Start(folder, known.id, job.experiment.model_dump(mode="json"), resumed, console.quiet)
             try:
                 started[name] = tracker = TRACKERS[name](start)
                 for number, step in enumerate([] if resumed else steps_of(folder), 1):
@@ -249,7 +249,7 @@ def tracked(folder: Path, experiment: Experiment, names: Sequence[str], console:
 
 
 def figures(prefix: str, tree: Mapping[str, Any]) -> dict[str, float]:
-    """The numbers of a record by their place in it, such as `train/losses/output`."""
+    """Return the numbers of a record by their place in it, such as `train/losses/output`."""
     found = {f"{prefix}/{place.replace('.', '/')}": value for place, value in leaves(tree)}
     numbers = {name: float(value) for name, value in found.items() if isinstance(value, int | float)}
     return {name: value for name, value in numbers.items() if not name.endswith("/version")}  # of a contract

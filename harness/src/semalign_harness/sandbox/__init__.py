@@ -1,4 +1,4 @@
-"""Judge programs that a model wrote without trusting them: confined processes, and a verdict out of their reach."""
+"""Judge programs that a model wrote: confined processes, and a verdict out of their reach."""
 
 from ._judge import Level as Level
 from ._judge import Limits as Limits

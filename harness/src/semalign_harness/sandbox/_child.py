@@ -1,7 +1,7 @@
-"""Entry of a bare interpreter (`python -P -s -S`): makes this folder a package of its own and goes to work.
+"""Entry of a bare interpreter (`python -P -s -S`): make this folder a package, and supervise.
 
-The interpreter sees the standard library and this folder, nothing else, so that it starts fast and imports no code
-that the sandbox does not need.
+The interpreter sees the standard library and this folder, nothing else, so that it starts fast and
+imports no code that the sandbox does not need.
 """
 
 import os

@@ -1,4 +1,7 @@
-"""What a process on Linux can take away from itself without privileges, through ctypes; resource limits everywhere."""
+"""Layers that take rights from a process for good, on Linux; resource limits everywhere.
+
+A function raises `Refused` where the kernel or its configuration does not allow the layer.
+"""
 
 import ctypes
 import os
@@ -6,11 +9,7 @@ import resource
 import sys
 from collections.abc import Callable, Sequence
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from typing import Any
-else:  # typing would take a quarter of the time that a program takes
-    Any = object
+from ._typing import Any
 
 LINUX = sys.platform == "linux"
 
@@ -20,7 +19,7 @@ CLONE_NEWUSER, CLONE_NEWPID, CLONE_NEWNET = 0x10000000, 0x20000000, 0x40000000
 # <sys/mount.h>, <linux/mount.h>, <fcntl.h>
 MS_REC, MS_PRIVATE = 0x4000, 0x40000
 AT_FDCWD, AT_RECURSIVE, MOUNT_ATTR_RDONLY, MOUNT_ATTR_NOSUID = -100, 0x8000, 1, 2
-# <linux/prctl.h>, <linux/capability.h>, <linux/seccomp.h>, <linux/audit.h>
+# <linux/prctl.h>, <linux/capability.h>, <linux/seccomp.h>
 PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_SECCOMP, PR_SET_NO_NEW_PRIVS = 1, 4, 22, 38
 CAPABILITY_VERSION_3 = 0x20080522
 SECCOMP_MODE_FILTER = 2
@@ -34,23 +33,7 @@ NET_RIGHTS, SCOPES = 0b11, 0b11
 # Numbers that are the same on every architecture.
 SYS_MOUNT_SETATTR, SYS_LANDLOCK = 442, (444, 445, 446)
 
-
-class Machine:
-    """An architecture as seccomp sees it.
-
-    Args:
-        audit: AUDIT_ARCH_*.
-        allowed: numbers of the calls without a way out of the process: read, write, map, wait, ask for the time.
-        fcntl, ioctl, prlimit, clone, clone3: numbers of the calls that pass with some arguments only.
-    """
-
-    def __init__(
-        self, audit: int, allowed: tuple[int, ...], *, fcntl: int, ioctl: int, prlimit: int, clone: int, clone3: int
-    ) -> None:
-        self.audit, self.allowed = audit, allowed
-        self.fcntl, self.ioctl, self.prlimit, self.clone, self.clone3 = fcntl, ioctl, prlimit, clone, clone3
-
-
+# Calls without a way out of the process: read, write, map, wait, ask for the time.
 # fmt: off
 ALLOWED_X86_64 = (
     0, 1, 19, 20, 17, 3,  # read write readv writev pread64 close
@@ -76,52 +59,48 @@ ALLOWED_AARCH64 = (  # the same, in the same order; the last line has no counter
     134, 135, 139, 132, 93, 94, 128,
 )
 # fmt: on
-X86_64 = Machine(0xC000003E, ALLOWED_X86_64, fcntl=72, ioctl=16, prlimit=302, clone=56, clone3=435)
-AARCH64 = Machine(0xC00000B7, ALLOWED_AARCH64, fcntl=25, ioctl=29, prlimit=261, clone=220, clone3=435)
-MACHINES = {"x86_64": X86_64, "aarch64": AARCH64}
-# Descriptor flags (no owner, no signals: F_SETOWN would let a process signal others), and what isatty asks.
+# AUDIT_ARCH_* of <linux/audit.h>, the list, and the numbers of fcntl, ioctl, prlimit, clone and
+# clone3, which pass only with some arguments.
+MACHINES = {
+    "x86_64": (0xC000003E, ALLOWED_X86_64, (72, 16, 302, 56, 435)),
+    "aarch64": (0xC00000B7, ALLOWED_AARCH64, (25, 29, 261, 220, 435)),
+}
+# Descriptor flags, and the request of isatty. F_SETOWN would let a process signal others.
 FCNTL_COMMANDS = (0, 1, 2, 3, 1030)  # F_DUPFD F_GETFD F_SETFD F_GETFL F_DUPFD_CLOEXEC
-# How the C library starts a thread: all is shared, and it ends with the process. Any other clone is a process.
-THREAD_FLAGS = (0x003D0F00, 0x007D0F00)  # glibc; musl says CLONE_DETACHED too
 IOCTL_REQUESTS = (0x5401, 0x5450, 0x5451)  # TCGETS FIONCLEX FIOCLEX
+# Flags of a thread of the C library, which shares all. Any other clone is a process.
+THREAD_FLAGS = (0x003D0F00, 0x007D0F00)  # glibc; musl says CLONE_DETACHED too
 
 SIGKILL, EPERM, ENOSYS = 9, 1, 38
 MOST_THREADS = 64
 LIMITED = ("CPU", "AS", "DATA", "FSIZE", "NOFILE", "NPROC", "CORE")
+LIBRARIES = ("/lib", "/lib64", "/usr/lib", "/usr/lib64", "/usr/local/lib", "/usr/share/zoneinfo", "/etc/ld.so.cache")
+"""Shared libraries and data of the system that the standard library needs."""
 
 
 class Refused(Exception):
     """A layer that should be in force is not."""
 
 
-def _libc() -> Any:
-    return ctypes.CDLL(None, use_errno=True)
-
-
-def _check(result: int, what: str) -> int:
+def _call(what: str, function: str, *arguments: Any) -> int:
+    """Call a function of the C library; `what` names the layer if it fails."""
+    result: int = getattr(ctypes.CDLL(None, use_errno=True), function)(*arguments)
     if result < 0:
-        number = ctypes.get_errno()
-        raise Refused(f"{what}: {os.strerror(number)}")
+        raise Refused(f"{what}: {os.strerror(ctypes.get_errno())}")
     return result
-
-
-# Namespaces
 
 
 def enter_namespaces(kind: str) -> None:
     """Leave the network, the IPC objects and the writable view of the file system behind.
 
     Args:
-        kind: `user` makes a user namespace first, `root` relies on the caller's privileges, `none` does nothing.
-
-    Raises:
-        Refused: the kernel or its configuration does not allow it.
+        kind: `user` makes a user namespace first, `root` needs privileges, `none` does nothing.
     """
     if kind == "none":
         return
-    libc, uid, gid = _libc(), os.getuid(), os.getgid()
+    uid, gid = os.getuid(), os.getgid()
     flags = CLONE_NEWNET | CLONE_NEWIPC | CLONE_NEWUTS | CLONE_NEWNS | (CLONE_NEWUSER if kind == "user" else 0)
-    _check(libc.unshare(flags), "unshare")
+    _call("unshare", "unshare", flags)
     if kind == "user":
         try:
             for name, text in (("setgroups", "deny"), ("uid_map", f"{uid} {uid} 1"), ("gid_map", f"{gid} {gid} 1")):
@@ -129,39 +108,30 @@ def enter_namespaces(kind: str) -> None:
                     file.write(text)
         except OSError as error:
             raise Refused(f"user namespace: {error.strerror}") from None
-    _check(libc.mount(None, b"/", None, MS_REC | MS_PRIVATE, None), "private mounts")
+    _call("private mounts", "mount", None, b"/", None, MS_REC | MS_PRIVATE, None)
     attributes = (ctypes.c_uint64 * 4)(MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID, 0, 0, 0)
-    _check(libc.syscall(SYS_MOUNT_SETATTR, AT_FDCWD, b"/", AT_RECURSIVE, attributes, 32), "read-only mounts")
+    _call("read-only mounts", "syscall", SYS_MOUNT_SETATTR, AT_FDCWD, b"/", AT_RECURSIVE, attributes, 32)
 
 
 def enter_pid_namespace(kind: str) -> None:
-    """Let the next child be the first process of a namespace of its own, where it can name no other.
-
-    Raises:
-        Refused: the kernel or its configuration does not allow it.
-    """
+    """Let the next child be the first process of a namespace, where it can name no other."""
     if kind != "none":
-        _check(_libc().unshare(CLONE_NEWPID), "process namespace")
-
-
-# Privileges, limits
+        _call("process namespace", "unshare", CLONE_NEWPID)
 
 
 def die_with_parent() -> None:
     """Get SIGKILL when the parent ends."""
     if LINUX:
-        _check(_libc().prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0), "PDEATHSIG")
+        _call("PDEATHSIG", "prctl", PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0)
 
 
 def drop_privileges() -> None:
     """Give up every capability, for good, and be invisible to other processes of the same user."""
     if not LINUX:
         return
-    libc = _libc()
-    _check(libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "no_new_privs")
-    header, nothing = (ctypes.c_uint32 * 2)(CAPABILITY_VERSION_3, 0), (ctypes.c_uint32 * 6)()
-    _check(libc.capset(header, nothing), "capset")
-    _check(libc.prctl(PR_SET_DUMPABLE, 0, 0, 0, 0), "dumpable")
+    _call("no_new_privs", "prctl", PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+    _call("capset", "capset", (ctypes.c_uint32 * 2)(CAPABILITY_VERSION_3, 0), (ctypes.c_uint32 * 6)())
+    _call("dumpable", "prctl", PR_SET_DUMPABLE, 0, 0, 0, 0)
     die_with_parent()  # again: a change of credentials clears it
 
 
@@ -172,13 +142,13 @@ def set_limits(names: Sequence[str], *, cpu_seconds: int, memory_bytes: int, thr
         names: of the limits, in `resource` without RLIMIT_.
         cpu_seconds: of this process.
         memory_bytes: address space of this process.
-        threads: most threads and processes of this user; 0 where nothing but this limit keeps from new processes.
+        threads: most threads and processes of this user; 0 where only this limit stops new ones.
     """
     values = {"CPU": cpu_seconds, "AS": memory_bytes, "DATA": memory_bytes, "NOFILE": 64, "NPROC": threads}
     for name in names:
         kind, value = getattr(resource, f"RLIMIT_{name}"), values.get(name, 0)
         hard = resource.getrlimit(kind)[1]
-        # One second between the soft limit of the CPU, a signal that can be ignored, and the hard one, which kills.
+        # The soft limit of the CPU is a signal that can be ignored, the hard one kills.
         wanted = (value, value + 1) if name == "CPU" else (value, value)
         if hard != resource.RLIM_INFINITY:
             wanted = (min(wanted[0], hard), min(wanted[1], hard))
@@ -188,22 +158,18 @@ def set_limits(names: Sequence[str], *, cpu_seconds: int, memory_bytes: int, thr
             raise Refused(f"limit {name}: {error}") from None
 
 
-# Landlock
-
-
 def readable_paths() -> list[str]:
-    """Folders and files to import the standard library from, with the system's shared libraries."""
+    """Return the folders and files of the standard library and of shared libraries."""
     own = [path for path in sys.path if os.path.isabs(path)]
-    system = ["/lib", "/lib64", "/usr/lib", "/usr/lib64", "/usr/local/lib", "/usr/share/zoneinfo"]
-    found = [os.path.join(sys.base_exec_prefix, "lib"), *own, *system, "/etc/ld.so.cache", "/etc/localtime"]
+    found = [os.path.join(sys.base_exec_prefix, "lib"), *own, *LIBRARIES, "/etc/localtime"]
     return [path for path in dict.fromkeys(map(os.path.realpath, found)) if path != "/" and os.path.exists(path)]
 
 
 def _grants(path: str) -> list[tuple[str, int]]:
-    """Paths to grant for a folder or file, each with its rights: installed packages inside it stay closed.
+    """Return paths to grant for a folder or file, with their rights, without installed packages.
 
-    The kernel knows no exception from a rule, so that a library folder with packages is granted child by child; only
-    its names are to list, which imports need.
+    The kernel knows no exception from a rule. So a library folder with packages is granted child
+    by child, and only its names can be listed, which imports need.
     """
     if not os.path.isdir(path):
         return [(path, READ_FILE)]
@@ -227,58 +193,40 @@ def _holds_packages(path: str) -> bool:
 
 
 def landlock_version() -> int:
-    """Version of the kernel's Landlock interface; 0 without."""
-    if not LINUX:
+    """Return the version of the kernel's Landlock interface; 0 without."""
+    try:
+        version = (None, ctypes.c_size_t(0), LANDLOCK_CREATE_RULESET_VERSION)
+        return _call("Landlock", "syscall", SYS_LANDLOCK[0], *version) if LINUX else 0
+    except Refused:
         return 0
-    version = _libc().syscall(SYS_LANDLOCK[0], None, ctypes.c_size_t(0), LANDLOCK_CREATE_RULESET_VERSION)
-    return max(0, int(version))
 
 
 def landlock_ruleset(version: int, paths: Sequence[str]) -> int:
-    """Rules, as a descriptor: nothing writable, only `paths` readable, no TCP, no signals to other processes.
-
-    Args:
-        version: of `landlock_version`.
-        paths: files and folders to read.
-
-    Raises:
-        Refused: the kernel does not do it.
-    """
-    libc = _libc()
+    """Return a descriptor of rules: only `paths` readable, no writes, TCP or signals to others."""
     files = (1 << FILE_RIGHTS[min(version, len(FILE_RIGHTS)) - 1]) - 1
     rights = (ctypes.c_uint64 * 3)(files, NET_RIGHTS if version >= 4 else 0, SCOPES if version >= 6 else 0)
     size = 8 * (1 + (version >= 4) + (version >= 6))
-    ruleset = _check(libc.syscall(SYS_LANDLOCK[0], rights, ctypes.c_size_t(size), 0), "Landlock")
+    ruleset = _call("Landlock", "syscall", SYS_LANDLOCK[0], rights, ctypes.c_size_t(size), 0)
     for path, allowed in dict.fromkeys(grant for each in paths for grant in _grants(each)):
         descriptor = os.open(path, os.O_PATH | os.O_CLOEXEC)
         rule = allowed.to_bytes(8, sys.byteorder) + descriptor.to_bytes(4, sys.byteorder)
-        _check(libc.syscall(SYS_LANDLOCK[1], ruleset, LANDLOCK_RULE_PATH_BENEATH, rule, 0), f"Landlock rule for {path}")
+        added = (SYS_LANDLOCK[1], ruleset, LANDLOCK_RULE_PATH_BENEATH, rule, 0)
+        _call(f"Landlock rule for {path}", "syscall", *added)
         os.close(descriptor)
     return ruleset
 
 
 def landlock(ruleset: int) -> None:
-    """Put these rules in force for this process, for good.
-
-    Raises:
-        Refused: the kernel does not do it.
-    """
-    _check(_libc().syscall(SYS_LANDLOCK[2], ruleset, 0), "Landlock")
+    """Put these rules in force for this process, for good."""
+    _call("Landlock", "syscall", SYS_LANDLOCK[2], ruleset, 0)
     os.close(ruleset)
 
 
-# seccomp
-
-
 def seccomp_program() -> bytes:
-    """The filter: calls of the list pass, all others fail with EPERM; another architecture's calls kill.
-
-    Raises:
-        Refused: no list for this machine.
-    """
-    machine = MACHINES.get(os.uname().machine)
-    if machine is None:
+    """Return the filter: calls of the list pass, others fail, another architecture's kill."""
+    if os.uname().machine not in MACHINES:
         raise Refused(f"seccomp: no list of system calls for {os.uname().machine}")
+    audited, allowed, (fcntl, ioctl, prlimit, clone, clone3) = MACHINES[os.uname().machine]
     load, equal, back = 0x20, 0x15, 0x06  # BPF_LD|W|ABS, BPF_JMP|JEQ|K, BPF_RET|K
 
     def step(code: int, value: int, yes: int = 0, no: int = 0) -> bytes:
@@ -289,24 +237,20 @@ def seccomp_program() -> bytes:
         body = [step(load, 16 + 8 * index), *checks, step(back, RET_ERRNO | EPERM)]
         return [step(equal, call, no=sum(map(len, body)) // 8), *body]
 
-    program = [step(load, 4), step(equal, machine.audit, yes=1), step(back, RET_KILL), step(load, 0)]
-    for call in machine.allowed:
+    program = [step(load, 4), step(equal, audited, yes=1), step(back, RET_KILL), step(load, 0)]
+    for call in allowed:
         program += [step(equal, call, no=1), step(back, RET_ALLOW)]
-    program += argument(machine.fcntl, 1, FCNTL_COMMANDS)
-    program += argument(machine.ioctl, 1, IOCTL_REQUESTS)
-    program += argument(machine.prlimit, 0, (0,))
-    program += argument(machine.clone, 0, THREAD_FLAGS)
-    # The C library falls back to clone, whose flags can be seen here, only when clone3 does not exist.
-    program += [step(equal, machine.clone3, no=1), step(back, RET_ERRNO | ENOSYS), step(back, RET_ERRNO | EPERM)]
+    program += argument(fcntl, 1, FCNTL_COMMANDS)
+    program += argument(ioctl, 1, IOCTL_REQUESTS)
+    program += argument(prlimit, 0, (0,))
+    program += argument(clone, 0, THREAD_FLAGS)
+    # The C library falls back to clone, whose flags are visible, only without clone3.
+    program += [step(equal, clone3, no=1), step(back, RET_ERRNO | ENOSYS), step(back, RET_ERRNO | EPERM)]
     return b"".join(program)
 
 
 def seccomp() -> None:
-    """Allow only the system calls of `seccomp_program`, for good.
-
-    Raises:
-        Refused: no list for this machine, or the kernel does not do it.
-    """
+    """Allow only the system calls of `seccomp_program`, for good."""
     program = seccomp_program()
     code = ctypes.create_string_buffer(program, len(program))
 
@@ -314,10 +258,8 @@ def seccomp() -> None:
         _fields_ = [("length", ctypes.c_ushort), ("filter", ctypes.c_void_p)]
 
     pointer = ctypes.byref(Program(len(program) // 8, ctypes.addressof(code)))
-    _check(_libc().prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, pointer, 0, 0), "seccomp")
+    _call("seccomp", "prctl", PR_SET_SECCOMP, SECCOMP_MODE_FILTER, pointer, 0, 0)
 
-
-# The portable last line
 
 DENIED = (
     "ctypes.", "fcntl.", "ftplib.", "http.", "imaplib.", "nntplib.", "os.chflags", "os.chmod", "os.chown",
@@ -330,11 +272,11 @@ WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 
 
 def audit(paths: Sequence[str]) -> None:
-    """Refuse Python's own ways to other processes, the network and files, also where the kernel would allow them.
+    """Refuse Python's own ways to other processes, the network and files.
 
     Of `paths`, installed packages stay closed: a program may look for a benchmark's answers there.
     """
-    # All that the hook uses is bound here: a program can rebind the names of this module and of Python.
+    # The hook's names are bound here: a program can rebind those of this module and of Python.
     realpath, fspath, is_a, number, octets = os.path.realpath, os.fspath, isinstance, int, bytes
     writing, denied, refusal, reason = WRITING, DENIED, PermissionError, EPERM
     files, folders = frozenset(paths), tuple(path + "/" for path in paths)
@@ -352,26 +294,17 @@ def audit(paths: Sequence[str]) -> None:
     sys.addaudithook(hook)
 
 
-# All of it
-
-
 def confine(settings: dict[str, Any], *, ruleset: int) -> None:
     """Apply every layer to this process, for good.
 
     Args:
         settings: `layers` as `available` found them, `cpu_seconds`, `memory_bytes`.
         ruleset: descriptor of `landlock_ruleset`, if the layers have Landlock.
-
-    Raises:
-        Refused: one of them could not be applied.
     """
     layers = settings["layers"]
-    set_limits(
-        layers["limits"],
-        cpu_seconds=settings["cpu_seconds"],
-        memory_bytes=settings["memory_bytes"],
-        threads=MOST_THREADS if layers["seccomp"] else 0,
-    )
+    cpu_seconds, memory_bytes = settings["cpu_seconds"], settings["memory_bytes"]
+    threads = MOST_THREADS if layers["seccomp"] else 0
+    set_limits(layers["limits"], cpu_seconds=cpu_seconds, memory_bytes=memory_bytes, threads=threads)
     drop_privileges()
     if layers["landlock"]:
         landlock(ruleset)
@@ -380,41 +313,35 @@ def confine(settings: dict[str, Any], *, ruleset: int) -> None:
 
 
 def available() -> dict[str, Any]:
-    """The layers that this machine allows, each tried in a process of its own."""
+    """Return the layers that this machine allows, each tried in a process of its own."""
     version = landlock_version()
+
+    def namespaces(kind: str) -> None:
+        enter_namespaces(kind)
+        enter_pid_namespace(kind)
+        _works(lambda: None)  # a child starts
+
+    def rules() -> None:
+        drop_privileges()
+        landlock(landlock_ruleset(version, readable_paths()))
+
+    def filtered() -> None:
+        drop_privileges()
+        seccomp()
+
+    def limit(name: str) -> None:
+        set_limits([name], cpu_seconds=1, memory_bytes=1 << 30)
+
     return {
-        "namespaces": next((kind for kind in ("user", "root") if _works(_try_namespaces, kind)), "none"),
-        "landlock": version if version and _works(_try_landlock, version) else 0,
-        "seccomp": _works(_try_seccomp),
-        "limits": [name for name in LIMITED if _works(_try_limit, name)],
+        "namespaces": next((kind for kind in ("user", "root") if _works(namespaces, kind)), "none"),
+        "landlock": version if version and _works(rules) else 0,
+        "seccomp": _works(filtered),
+        "limits": [name for name in LIMITED if _works(limit, name)],
     }
 
 
-def _try_namespaces(kind: str) -> None:
-    enter_namespaces(kind)
-    enter_pid_namespace(kind)
-    child = os.fork()
-    if child == 0:
-        os._exit(0)
-    os.waitpid(child, 0)
-
-
-def _try_landlock(version: int) -> None:
-    drop_privileges()
-    landlock(landlock_ruleset(version, readable_paths()))
-
-
-def _try_seccomp() -> None:
-    drop_privileges()
-    seccomp()
-
-
-def _try_limit(name: str) -> None:
-    set_limits([name], cpu_seconds=1, memory_bytes=1 << 30)
-
-
 def _works(attempt: Callable[..., None], *arguments: Any) -> bool:
-    """Whether an attempt succeeds, in a child."""
+    """Return whether an attempt succeeds, in a child."""
     child = os.fork()
     if child == 0:
         try:

@@ -1,4 +1,4 @@
-"""Judging programs from the harness: probe the machine once, then one bare interpreter for each program."""
+"""Verdicts: one probe of the machine, then one bare interpreter for each program."""
 
 import ast
 import builtins
@@ -12,19 +12,20 @@ import sys
 import sysconfig
 import time
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
 from pydantic import Field
-from semalign_geometry import Contract, SemalignError, Settings
+from semalign_geometry.base import Contract, SemalignError, Settings
 
+from ._confine import LIBRARIES
 from ._peer import look_up
 from ._values import Codec
 
 Reason = Literal["passed", "failed", "timeout", "memory", "output", "exited", "crashed", "broken", "refused"]
-"""Why a verdict is what it is."""
+"""Reason of a verdict."""
 Namespaces = Literal["bubblewrap", "user", "root", "none"]
 
 FOLDER = Path(__file__).resolve().parent
@@ -43,43 +44,45 @@ class Program(NamedTuple):
     code: str
     """The whole module, written by a model: never trusted."""
     tests: str
-    """Trusted: statements that raise unless the program is right, such as asserts; they run after `code`.
+    """Trusted statements that raise unless the program is right; they run after `code`.
 
-    For HumanEval `test` and `check(<entry point>)`; for MBPP `test_setup_code` and the lines of `test_list`.
+    For HumanEval `test` and `check(<entry point>)`; for MBPP `test_setup_code` and the lines of
+    `test_list`.
     """
     entry_point: str | None = None
     """The function under test; None takes every name that the tests use and do not define."""
     prompt: str = ""
-    """Trusted beginning of `code`: what it binds and the tests use besides the entry point (the encoder in
-    HumanEval/38, a constant, an import) is taken from here, so that the program cannot redefine it."""
+    """Trusted beginning of `code`: what it binds and the tests use besides the entry point (the
+    encoder in HumanEval/38, a constant, an import) is taken from here, so that the program cannot
+    redefine it."""
 
 
 class Limits(Settings):
-    """What one program may use."""
+    """Limits of one program."""
 
     cpu_seconds: int = Field(10, ge=1)
     """Seconds of CPU time, of the program and of its tests each."""
     idle_seconds: float = Field(10.0, gt=0)
     """Seconds in which neither of them uses the CPU: sleep, and waiting for what never comes."""
     wall_seconds: float = Field(180.0, gt=0)
-    """Seconds until the verdict, a last resort: far more than the others, so that a busy machine changes no verdict."""
+    """Seconds until the verdict: a last resort, so that a busy machine changes no verdict."""
     memory_bytes: int = Field(1 << 30, ge=1 << 27)
     """Address space of the program and of its tests each, in bytes."""
     output_bytes: int = Field(1 << 26, ge=0)
-    """What the program may print, in bytes; all of it is thrown away."""
+    """Most that the program may print, in bytes; all of it is thrown away."""
     reply_bytes: int = Field(8 << 20, ge=1 << 10)
     """Longest encoded return value, in bytes."""
 
 
 class Verdict(Settings):
-    """How one program did."""
+    """Result of one program."""
 
     passed: bool
     """Whether every test ran and none raised."""
     reason: Reason
-    """`passed`; `failed` a test, or raised; ran into the limit of time (`timeout`), `memory` or `output`; `exited` or
-    `crashed` before the tests were through; `broken`: its process sent what is no answer; `refused`: the tests cannot
-    run here."""
+    """`passed`; `failed` a test, or raised; ran into the limit of time (`timeout`), `memory` or
+    `output`; `exited` or `crashed` before the tests were through; `broken`: its process sent no
+    answer; `refused`: the tests cannot run here."""
     detail: str
     """One line for people."""
     seconds: float
@@ -90,11 +93,12 @@ class Level(Contract):
     """The layers around a program on this machine."""
 
     namespaces: Namespaces
-    """No network, no other process in sight, all mounts read-only: through `bubblewrap`, which also hides all files but
-    Python's, through a `user` namespace, with the caller's own privileges (`root`), or not (`none`)."""
+    """No network, no other process in sight, all mounts read-only: through `bubblewrap`, which
+    also hides all files but Python's, through a `user` namespace, with the caller's own privileges
+    (`root`), or not (`none`)."""
     landlock: int
-    """Version of the kernel's Landlock (nothing writable, standard library readable, no TCP from 4, no signals to other
-    processes from 6); 0 without."""
+    """Version of the kernel's Landlock (nothing writable, standard library readable, no TCP from
+    4, no signals to other processes from 6); 0 without."""
     seccomp: bool
     """System calls cut to a list without sockets, processes, signals and changes of files."""
     limits: list[str]
@@ -105,7 +109,7 @@ class Level(Contract):
 
 @functools.cache
 def probe() -> Level:
-    """The layers that this machine allows, each tried once per process.
+    """Return the layers that this machine allows, each tried once per process.
 
     Raises:
         SemalignError: a bare interpreter does not start.
@@ -124,19 +128,20 @@ def probe() -> Level:
 def judge(
     programs: Iterable[Program], *, limits: Limits | None = None, workers: int | None = None, allow_weak: bool = False
 ) -> list[Verdict]:
-    """Run each program against its tests, apart from this process and from one another; verdicts in the same order.
+    """Run each program against its tests in processes of its own; return verdicts in order.
 
-    The program lives in one confined process, the tests in another that calls it with plain values, and the verdict
-    comes from the second: what the program prints, patches or returns cannot speak for it.
+    The program lives in one confined process, the tests in another that calls it with plain
+    values, and the verdict comes from the second: nothing that the program prints, patches or
+    returns can speak for it.
 
     Args:
         programs: what to judge.
         limits: what each may use; None for the defaults.
         workers: how many at a time; None for one per CPU of this process.
-        allow_weak: whether to run where the kernel confines less than `Level.strong` says, such as on macOS.
+        allow_weak: whether to run where `Level.strong` is False, such as on macOS.
 
     Raises:
-        SemalignError: this machine's sandbox is weak and `allow_weak` is not set, or a layer could not be applied.
+        SemalignError: the sandbox is weak and `allow_weak` is not set, or a layer failed.
     """
     level = probe()
     if not level.strong and not allow_weak:
@@ -163,12 +168,12 @@ def judge(
 
 
 def _job(program: Program, limits: Limits) -> bytes | Verdict:
-    """What the referee reads; a verdict at once where the tests cannot run."""
+    """Return the referee's input, or a verdict at once where the tests cannot run."""
     try:
         names = names_under_test(program)
     except SyntaxError as error:
         return Verdict(passed=False, reason="refused", detail=_line(f"the tests do not parse: {error}"), seconds=0.0)
-    tests = _parse(program.tests)
+    tests = _parse(program.tests)[0]
     job = (program.code, program.prompt, program.tests, *names, _mentioned(tests), _assert_lines(tests))
     return Codec().encode((*job, limits.reply_bytes))
 
@@ -193,23 +198,23 @@ class Names(NamedTuple):
     prompt: list[str]
     """Bound by the trusted prompt."""
     standard: dict[str, str]
-    """Names of the standard library, which are Python's own whatever the program makes of them; each with its path."""
+    """Python's own, whatever the program makes of them; each with its path."""
 
 
-def _parse(text: str) -> ast.Module:
+def _parse(text: str) -> tuple[ast.Module, symtable.SymbolTable]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of sloppy escapes in strings
-        return ast.parse(text)
+        return ast.parse(text), symtable.symtable(text, "tests.py", "exec")
 
 
 def _assert_lines(tests: ast.Module) -> frozenset[int]:
-    """Numbers of the lines in which assertions stand."""
+    """Return numbers of the lines in which assertions stand."""
     found = [node for node in ast.walk(tests) if isinstance(node, ast.Assert)]
     return frozenset(n for node in found for n in range(node.lineno, (node.end_lineno or node.lineno) + 1))
 
 
 def _mentioned(tests: ast.Module) -> frozenset[str]:
-    """Names and attributes in the tests, those that they import included, but for the exceptions that they raise."""
+    """Return names, attributes and imports in the tests, without exceptions that they raise."""
     found: set[str] = set()
     errors = [node.exc for node in ast.walk(tests) if isinstance(node, ast.Raise)]
     raised = {id(error.func if isinstance(error, ast.Call) else error) for error in errors}
@@ -223,87 +228,60 @@ def _mentioned(tests: ast.Module) -> frozenset[str]:
 
 
 def names_under_test(program: Program) -> Names:
-    """Names that the tests use and do not bind, by where their values come from.
+    """Return names that the tests use and do not bind, by where their values come from.
 
-    Decided by the tests and the prompt alone. A name of Python's (built-in, a standard module, or one that a
-    standard module is known for, such as `Counter`) is the program's only if it is the entry point, or if the tests use
-    no other: MBPP 126 tests a function called `sum`.
+    The tests and the prompt alone decide. A name of Python's (built-in, a standard module, or one
+    that a standard module is known for, such as `Counter`) is the program's only if it is the
+    entry point, or if the tests use no other: MBPP 126 tests a function called `sum`.
 
     Raises:
         SyntaxError: the tests do not parse.
     """
-    uses, defined = _Uses(_parse(program.tests)), _top_level(program.prompt)
+    tree, table = _parse(program.tests)
+    prompt, names_of_prompt = _parse(program.prompt)
+    symbols, bound = _symbols(table), _star_imports(tree)
+    bound |= {name for name, symbol in symbols if _binds(symbol) or symbol.is_parameter()}
+    calls = [node.func.id for node in _inside_out(tree) if isinstance(node, ast.Call) and type(node.func) is ast.Name]
+    defined = _star_imports(prompt) | {each.get_name() for each in names_of_prompt.get_symbols() if _binds(each)}
     entry = {program.entry_point} if program.entry_point else set()
-    free = uses.read - uses.bound
+    free = {name for name, symbol in symbols if symbol.is_referenced()} - bound
     unknown = {name for name in free if not hasattr(builtins, name)} | (free & defined) | entry
-    standard = {name: path for name in unknown - entry - defined if (path := _standard_path(name, uses))}
+    standard = {name: path for name in unknown - entry - defined if (path := _standard_path(name, tree, calls))}
     names = unknown - set(standard)
     if not names:  # the name under test is one of Python's
-        names = {name for name in standard if name in uses.called} or uses.called - uses.bound
-        names = {min(names, key=uses.order.index)} if names else names
+        names = {name for name in standard if name in calls} or set(calls) - bound
+        names = {min(names, key=calls.index)} if names else names
         standard = {name: path for name, path in standard.items() if name not in names}
     trusted = (names & defined) - entry
     return Names(sorted(names - trusted), sorted(trusted), standard)
 
 
-class _Uses:
-    """The names in a module: `read`, `bound`, `called`, the called ones from inside out and in their `order`, and the
-    `attributes` that are read from each."""
-
-    def __init__(self, tests: ast.Module) -> None:
-        self.read: set[str] = set()
-        self.bound: set[str] = set()
-        self.called: set[str] = set()
-        self.order: list[str] = []
-        self.attributes: dict[str, set[str]] = {}
-        self._visit(tests)
-
-    def _visit(self, node: ast.AST) -> None:
-        for child in ast.iter_child_nodes(node):
-            self._visit(child)
-        match node:
-            case ast.Name(ctx=ast.Load()):
-                self.read.add(node.id)
-            case ast.Name():
-                self.bound.add(node.id)
-            case ast.arg():
-                self.bound.add(node.arg)
-            case ast.FunctionDef() | ast.ClassDef() | ast.AsyncFunctionDef():
-                self.bound.add(node.name)
-            case ast.ImportFrom(module=str(module), level=0, names=[ast.alias(name="*")]):
-                self.bound.update(_public(module))
-            case ast.alias():
-                self.bound.add((node.asname or node.name).partition(".")[0])
-            case ast.ExceptHandler(name=str(name)):
-                self.bound.add(name)
-            case ast.MatchAs(name=str(name)) | ast.MatchStar(name=str(name)) | ast.MatchMapping(rest=str(name)):
-                self.bound.add(name)
-            case ast.Call(func=ast.Name(id=name)):
-                self.called.add(name)
-                self.order.append(name)
-            case ast.Attribute(value=ast.Name(id=name), attr=attribute):
-                self.attributes.setdefault(name, set()).add(attribute)
+def _symbols(table: symtable.SymbolTable) -> list[tuple[str, symtable.Symbol]]:
+    """Return the names of all scopes of a module."""
+    own = [(symbol.get_name(), symbol) for symbol in table.get_symbols()]
+    return own + [pair for child in table.get_children() for pair in _symbols(child)]
 
 
-def _top_level(module: str) -> set[str]:
-    """Names that a module binds outside of its functions, classes and comprehensions."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        symbols = symtable.symtable(module, "prompt.py", "exec").get_symbols()
-    found = {symbol.get_name() for symbol in symbols if symbol.is_assigned() or symbol.is_imported()}
-    for node in ast.walk(_parse(module)):
+def _binds(symbol: symtable.Symbol) -> bool:
+    return symbol.is_assigned() or symbol.is_imported()
+
+
+def _inside_out(node: ast.AST) -> Iterator[ast.AST]:
+    for child in ast.iter_child_nodes(node):
+        yield from _inside_out(child)
+    yield node
+
+
+def _star_imports(module: ast.Module) -> set[str]:
+    """Return names that `from … import *` takes from standard modules."""
+    found: set[str] = set()
+    for node in ast.walk(module):
         match node:
             case ast.ImportFrom(module=str(path), level=0, names=[ast.alias(name="*")]):
-                found |= _public(path)
+                if path.partition(".")[0] in sys.stdlib_module_names:
+                    space = vars(look_up(f"{path}:"))
+                    found.update(space.get("__all__") or (name for name in space if not name.startswith("_")))
     return found
-
-
-def _public(module: str) -> set[str]:
-    """Names that `from … import *` takes from a standard module; none from another."""
-    if module.partition(".")[0] not in sys.stdlib_module_names:
-        return set()
-    found = look_up(f"{module}:")
-    return set(getattr(found, "__all__", None) or (name for name in vars(found) if not name.startswith("_")))
 
 
 KNOWN_FOR = {
@@ -321,26 +299,25 @@ KNOWN_FOR = {
 """Names that programs import from standard modules more often than they define them."""
 
 
-def _standard_path(name: str, uses: _Uses) -> str | None:
-    """The path of what a free name means in the standard library; None if it means nothing that fits its use.
+def _standard_path(name: str, tests: ast.Module, calls: list[str]) -> str | None:
+    """Return the path of the standard object that a free name means; None if none fits its use.
 
     `datetime` is the class where it is called or `strptime` is read from it, else the module.
     """
-    modules = [name] if name in sys.stdlib_module_names else []
-    found = [f"{module}:" for module in modules if name not in uses.called]
+    found = [f"{name}:"] if name in sys.stdlib_module_names and name not in calls else []
     found += [f"{module}:{name}" for module, names in KNOWN_FOR.items() if name in names.split()]
-    wanted = uses.attributes.get(name, set())
-    return next((path for path in found if all(hasattr(look_up(path), each) for each in wanted)), None)
+    attributes = [node for node in ast.walk(tests) if isinstance(node, ast.Attribute)]
+    read = [node.attr for node in attributes if isinstance(node.value, ast.Name) and node.value.id == name]
+    return next((path for path in found if all(hasattr(look_up(path), each) for each in read)), None)
 
 
 def _bubblewrap() -> list[str]:
-    """The command that starts a program where nothing but Python is to see; empty without bubblewrap."""
+    """Return the command to start a program that sees only Python; empty without bubblewrap."""
     program = shutil.which("bwrap") if sys.platform == "linux" else None
     if program is None:
         return []
     base, library = os.path.realpath(sys.executable), sysconfig.get_path("stdlib")
-    shown = [base, library, sysconfig.get_path("platstdlib"), os.path.join(sys.base_exec_prefix, "lib")]
-    shown += ["/lib", "/lib64", "/usr/lib", "/usr/lib64", "/usr/local/lib", "/usr/share/zoneinfo", "/etc/ld.so.cache"]
+    shown = [base, library, sysconfig.get_path("platstdlib"), os.path.join(sys.base_exec_prefix, "lib"), *LIBRARIES]
     command = [program, "--unshare-all", "--die-with-parent", "--dev", "/dev", "--chdir", "/"]
     for path in sorted({path for path in shown if os.path.exists(path)}, key=len):
         command += ["--ro-bind", path, path]
@@ -360,8 +337,8 @@ def _spawn(wrapper: list[str], settings: dict[str, Any], job: bytes, seconds: fl
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        # The same verdict each time, also for programs that rely on the order of a set; threads share one heap, so that
-        # they need no address space of their own for it.
+        # One order of sets, so that the verdict is the same each time. One heap for all threads,
+        # so that they need no address space of their own for it.
         env={"PYTHONHASHSEED": "0", "MALLOC_ARENA_MAX": "1"},
         cwd="/",
         start_new_session=True,
@@ -384,7 +361,7 @@ def _spawn(wrapper: list[str], settings: dict[str, Any], job: bytes, seconds: fl
 
 
 def _line(text: str) -> str:
-    """Printable text on one line."""
+    """Return printable text on one line."""
     shown = "".join(character if character.isprintable() else " " for character in text)
     shown = " ".join(shown.split())
     return shown if len(shown) <= DETAIL else shown[: DETAIL - 1] + "…"

@@ -1,34 +1,24 @@
 """Event loops for a process that can make neither sockets nor epoll descriptors.
 
-asyncio is imported where it is used: it is slow to load, few programs need it, and this file cannot be read any more
-once the process is confined.
+asyncio is imported where it is used: its import is slow, few programs need it, and a confined
+process cannot read this file any more.
 """
 
 import os
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from typing import Any
-else:  # typing would take a quarter of the time that a program takes
-    Any = object
+from ._typing import Any
 
 
-class Waker:
+class _Waker:
     """A pipe with the methods of the two sockets through which threads wake a loop."""
 
     def __init__(self) -> None:
         self.reader, self.writer = os.pipe()
 
     def fileno(self) -> int:
-        """The end that becomes readable."""
         return self.reader
 
     def recv(self, size: int) -> bytes:
-        """What has been sent.
-
-        Raises:
-            BlockingIOError: nothing.
-        """
         import select
 
         if not select.select([self.reader], [], [], 0)[0]:
@@ -36,11 +26,9 @@ class Waker:
         return os.read(self.reader, size)
 
     def send(self, data: bytes) -> None:
-        """Wake the loop."""
         os.write(self.writer, data)
 
     def close(self) -> None:
-        """Close both ends."""
         if self.reader >= 0:
             os.close(self.reader)
             os.close(self.writer)
@@ -48,7 +36,7 @@ class Waker:
 
 
 def _make_self_pipe(loop: Any) -> None:
-    loop._ssock = loop._csock = Waker()
+    loop._ssock = loop._csock = _Waker()
     loop._internal_fds += 1
     loop._add_reader(loop._ssock.fileno(), loop._read_from_self)
 
@@ -63,7 +51,7 @@ def prepare() -> None:
 
 
 def run(awaitable: Any) -> Any:
-    """The result of something to await, also inside a loop that runs."""
+    """Return the result of something to await, also inside a loop that runs."""
     from asyncio import events
 
     async def wait() -> Any:

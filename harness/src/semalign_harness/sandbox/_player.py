@@ -1,4 +1,4 @@
-"""The process that holds the program: it does what the tests ask, knows nothing of them, and nothing trusts it."""
+"""The process of the program: it does what the tests ask, and nothing trusts it."""
 
 import os
 import sys
@@ -7,22 +7,17 @@ from collections.abc import Callable
 
 from . import _loop
 from ._peer import Peer, path_of
+from ._typing import Any, NoReturn
 from ._values import Codec, send
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from typing import Any, NoReturn
-else:  # typing would take a quarter of the time that a program takes
-    Any = NoReturn = object
-
 Signature = tuple[tuple[str, ...], tuple[str, ...], int, str, tuple[str, ...], str]
-"""Parameters of a function: by position, those of all that have a default, how many only by position, `*`, only by
-name, `**`; empty for none."""
+"""Parameters of a function: by position, those of all that have a default, how many only by
+position, `*`, only by name, `**`; empty for none."""
 LEFT_OUT = object()
 READY = "ready"
-"""First message of a player, once it is confined: whatever ends it later is the program's doing."""
+"""First message of a confined player: whatever ends it later is the program's doing."""
 OWN_FRAMES = 30
-"""Calls of ours below a call of the program, with some to spare: they do not count against its recursion limit."""
+"""Most calls of ours below one of the program, which its recursion limit does not count."""
 
 
 class Player(Peer):
@@ -33,37 +28,35 @@ class Player(Peer):
     def __init__(self, incoming: int, outgoing: int) -> None:
         super().__init__(incoming, outgoing, first=1, limit=sys.maxsize, trusting=True)
         self.turn = RLock()
-        """Held by the thread that talks with the tests; free while the program works, so that its threads can ask."""
+        """Held by the thread that talks with the tests, free while the program works."""
         self.turn.acquire()
         self.names: list[str] = []
         self.space: dict[str, Any] = {}
         self.exports: dict[str, Any] = {}
-        """The names that the tests use, shared with them, so that they see when the program binds one again."""
+        """The names that the tests use, shared with them, so that they see a new binding."""
 
     def pack(self, payload: Any) -> bytes:
-        """A message, with the present values of the names that the tests use."""
+        """Return a message, with the present values of the names that the tests use."""
         self.exports.update({name: self.space[name] for name in self.names if name in self.space})
         return super().pack(payload)
 
-    def dropped(self) -> list[int]:
-        """Containers of the tests that nothing of the program refers to any more."""
-        found = [number for number in self.loose() if number % 2 == 0 and number in self.contents]
-        self.forget(found)
-        return found
+    def may_drop(self, number: int) -> bool:
+        """Return whether it is a container of the tests."""
+        return number % 2 == 0 and number in self.contents
 
     def path(self, value: Any) -> str | None:
-        """The name of a built-in exception: the tests' process looks up nothing else."""
+        """Return the name of a built-in exception: the tests' process looks up nothing else."""
         known = isinstance(value, type) and issubclass(value, BaseException) and value.__module__ == "builtins"
         return path_of(value) if known else None
 
     def real(self, module: str, name: str) -> Any:
-        """The standard class of this name, if the program can know it."""
+        """Return the standard class of this name, if the program can know it."""
         known = super().real(module, name)
         standard = module.partition(".")[0] in sys.stdlib_module_names
         return known or (getattr(sys.modules.get(module), name, None) if standard else None)
 
     def build(self, kind: type, details: Any) -> Any:
-        """A function with the parameters of the tests' function, or an object without storage."""
+        """Return a function with the tests' parameters, or an object without storage."""
         if details is None:
             return super().build(kind, details)
 
@@ -89,17 +82,17 @@ class Player(Peer):
             return super().ask(operation, target, *arguments, **keywords)
 
     def receive(self) -> Any:
-        """The next message; ends when there is none."""
+        """Return the next message; end when there is none."""
         try:
             return super().receive()
         except EOFError:
             os._exit(0)
 
     def load(self, code: str, names: list[str]) -> Any:
-        """Run the module; returns the values of those names that it binds."""
+        """Run the module and return the values of those names that it binds."""
         code = code.removeprefix("\ufeff")  # as for any file
         module = type(sys)("solution")
-        module.__loader__ = Source(code)  # type: ignore[assignment]
+        module.__loader__ = _Source(code)  # type: ignore[assignment]
         sys.modules["solution"] = module
         self.names, self.space = names, module.__dict__
         if "asyncio" in code:
@@ -111,7 +104,7 @@ class Player(Peer):
 def _function(
     forward: Callable[..., Any], name: str, qualname: str, doc: str | None, parameters: Signature, waits: bool
 ) -> Any:
-    """A function with the name and the parameters of another, to which it passes its arguments on.
+    """Return a function with the name and the parameters of another, which it calls.
 
     Parameters that have a default there get `LEFT_OUT` here, and are left out of the call.
     """
@@ -121,30 +114,26 @@ def _function(
     listed[positional_only:positional_only] = ["/"] if positional_only else []
     listed += [f"**{others}"] if others else []
 
-    def call(fixed: dict[str, Any], rest: Any, named: dict[str, Any]) -> Any:
-        given = [value for value in fixed.values() if value is not LEFT_OUT]
-        first = next((i for i, value in enumerate(fixed.values()) if value is LEFT_OUT), len(fixed))
-        named = {**dict(list(fixed.items())[first:]), **named}
-        return forward(*given[:first], *rest, **{key: value for key, value in named.items() if value is not LEFT_OUT})
+    def call(given: dict[str, Any]) -> Any:
+        further, more = given.pop(rest, ()), given.pop(others, {})
+        kept = {name: value for name, value in given.items() if value is not LEFT_OUT}
+        first = next((i for i, each in enumerate(fixed) if each not in kept), len(fixed))
+        return forward(*[kept.pop(each) for each in fixed[:first]], *further, **kept, **more)
 
-    pairs = [", ".join(f"{each!r}: {each}" for each in names) for names in (fixed, named)]
-    arguments = f"{{{pairs[0]}}}, {rest or ()}, {{{pairs[1]}{f', **{others}' if others else ''}}}"
-    text = f"def made({', '.join(listed)}): return {'await ' * waits}_call({arguments})"
     space: dict[str, Any] = {"_LEFT_OUT": LEFT_OUT, "_call": call}
-    exec("async " * waits + text.replace("{, ", "{"), space)
+    exec(f"{'async ' * waits}def made({', '.join(listed)}): return {'await ' * waits}_call(locals())", space)
     made = space["made"]
     made.__name__, made.__qualname__, made.__doc__, made.__module__ = name, qualname, doc, "tests"
     return made
 
 
-class Source:
-    """Gives the program's own lines to `inspect` and `traceback`."""
+class _Source:
+    """The program's own lines, for `inspect` and `traceback`."""
 
     def __init__(self, code: str) -> None:
         self.code = code
 
     def get_source(self, name: str) -> str:
-        """The whole module."""
         return self.code
 
 

@@ -1,4 +1,4 @@
-"""The process that runs the tests: it holds no line of the program, only stand-ins that ask the player's process."""
+"""The process of the tests: it holds stand-ins that ask the player, and nothing of the program."""
 
 import builtins
 import os
@@ -8,21 +8,14 @@ from . import _loop
 from ._mirror import INSPECTED
 from ._peer import Peer, look_up
 from ._player import READY, Signature
+from ._typing import Any, NoReturn
 from ._values import Codec, Malformed, NotPlain, receive, send
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from typing import Any, NoReturn
-else:  # typing would take a quarter of the time that a program takes
-    Any = NoReturn = object
-
 UNREADY, GONE, BROKEN, ENDED = "sandbox", "gone", "broken", "exited"
-
-
 DETAIL = 1000
 """Longest detail, in characters: much of it is the program's own words."""
 OUT_OF_MEMORY = ("without exception set", "without setting an exception")
-"""How the SystemError ends that CPython raises in place of a MemoryError where an allocation inside it fails."""
+"""Ends of the SystemError that CPython raises where an allocation inside it fails."""
 SECRET = ("frame", "code", "traceback", "module")
 """Classes of objects through which a program could reach the tests."""
 OPEN = (INSPECTED - {"__code__", "__closure__", "__self__", "__func__", "__dict__"}) | {
@@ -31,48 +24,38 @@ OPEN = (INSPECTED - {"__code__", "__closure__", "__self__", "__func__", "__dict_
 """Names with underscores that a program may read of the tests' objects."""
 VARIABLE_ARGUMENTS, VARIABLE_KEYWORDS, COROUTINE = 0x04, 0x08, 0x80
 """Flags of a code object."""
-
-
 ENDS: dict[type[BaseException], str] = {StopIteration: "__next__", StopAsyncIteration: "__anext__"}
 """Exceptions that end a loop, each with the only operation that they end."""
 
 
 class Stopped(BaseException):
-    """The program ended or broke the protocol: no test goes on, whatever it catches."""
+    """The program ended or broke the protocol: no test resumes, whatever it catches."""
 
 
 class Referee(Peer):
     """The tests' side.
 
-    The program may use only objects that the tests have passed to it, and only as a program in the same process would
-    by their public names: it calls them, reads their attributes and sets those that are data.
+    The program may use only objects that the tests have passed to it, and only by their public
+    names, as a program in the same process would: it calls them, reads their attributes and sets
+    those that are data.
 
     Args:
-        incoming: descriptor of the player's messages.
-        outgoing: descriptor for messages to the player.
-        limit: longest message of the player, in bytes.
-        tests: text of the tests.
-        mentioned: names and attributes that the tests use.
-        asserts: numbers of the lines in which their assertions stand.
+        incoming, outgoing, limit: as for `Peer`.
+        tests: text of the tests, with the names and attributes that they use (`mentioned`) and the
+            numbers of the lines in which their assertions stand (`asserts`).
     """
 
-    def __init__(
-        self,
-        incoming: int,
-        outgoing: int,
-        *,
-        limit: int,
-        tests: str,
-        mentioned: frozenset[str] = frozenset(),
-        asserts: frozenset[int] = frozenset(),
-    ) -> None:
+    mentioned: frozenset[str] = frozenset()
+    asserts: frozenset[int] = frozenset()
+
+    def __init__(self, incoming: int, outgoing: int, *, limit: int, tests: str) -> None:
         super().__init__(incoming, outgoing, first=2, limit=limit, trusting=False)
-        self.tests, self.mentioned, self.asserts = tests, mentioned, asserts
+        self.tests = tests
         self.stopped: tuple[str, str] | None = None
         self.space: dict[str, Any] = {"__name__": "tests"}
         self.names: list[str] = []
         self.exports: dict[str, Any] = {}
-        """What the program's process says of its names: it may hold others, which are no names for the tests."""
+        """Names that the program's process has sent, also those that the tests do not use."""
 
     def load(self, code: str, names: list[str]) -> None:
         """Run the program; those of the names that it binds are bound for the tests too."""
@@ -85,10 +68,13 @@ class Referee(Peer):
         if type(found) is not dict:
             raise self.stop(BROKEN, "the program's process sent no names")
         self.names, self.exports = names, found
-        self.space.update({name: found[name] for name in names if name in found})
+        self._bind()
+
+    def _bind(self) -> None:
+        self.space.update({name: self.exports[name] for name in self.names if name in self.exports})
 
     def stop(self, reason: str, detail: str | BaseException) -> Stopped:
-        """End the tests, for the first reason that there is; nothing asks the program about an error any more."""
+        """End the tests for the first reason; nothing asks the program about an error any more."""
         if self.stopped is None:
             self.stopped = (reason, "")
             self.stopped = (reason, detail if isinstance(detail, str) else describe(detail, self.tests))
@@ -97,7 +83,7 @@ class Referee(Peer):
     # As a peer
 
     def stamp(self) -> bytes:
-        """A ticket that the player cannot have sent before."""
+        """Return a ticket that the player cannot have sent before."""
         self.ticket = os.urandom(16)
         return self.ticket
 
@@ -106,14 +92,12 @@ class Referee(Peer):
         if type(ticket) is not bytes or ticket != self.ticket:
             raise ValueError("an answer to another question")
 
-    def dropped(self) -> list[int]:
-        """Containers, and objects of the program, that nothing of the tests refers to any more."""
-        found = [number for number in self.loose() if number % 2 or number in self.contents]
-        self.forget(found)
-        return found
+    def may_drop(self, number: int) -> bool:
+        """Return whether it is a container, or an object of the program."""
+        return number % 2 == 1 or number in self.contents
 
     def named(self, path: str) -> Any:
-        """A built-in exception: the program names nothing else, least of all something to call."""
+        """Return a built-in exception: the program names nothing else."""
         module, _, name = path.partition(":")
         found = getattr(builtins, name, None)
         if module != "builtins" or not (isinstance(found, type) and issubclass(found, BaseException)):
@@ -121,11 +105,11 @@ class Referee(Peer):
         return found
 
     def known_exception(self, module: str, qualname: str) -> type | None:
-        """An exception that the tests name: others, such as unittest's own, must not steer what runs the tests."""
+        """Return an exception that the tests name: others could steer what runs the tests."""
         return super().known_exception(module, qualname) if self.mentioned.issuperset(qualname.split(".")) else None
 
     def details(self, value: Any) -> Any:
-        """Name and parameters of a function."""
+        """Return name and parameters of a function."""
         kind = type(value)
         if kind.__name__ in SECRET:
             raise NotPlain(f"the tests pass a value of type {kind.__name__}, which does not leave their process")
@@ -137,21 +121,20 @@ class Referee(Peer):
         """Send a message, unless the program has ended."""
         if self.stopped:
             raise Stopped
-        message = self.pack(payload)
         try:
-            send(self.outgoing, message)
+            super().send(payload)
         except OSError as error:
             raise self.stop(GONE, str(error)) from None
 
     def receive(self) -> Any:
-        """The next message."""
+        """Return the next message."""
         try:
             payload = super().receive()
         except EOFError:
             raise self.stop(GONE, "the program ended before it answered") from None
         except Malformed as error:
-            raise self.stop(BROKEN, f"the program's process broke the protocol: {error}") from None
-        self.space.update({name: self.exports[name] for name in self.names if name in self.exports})
+            raise self._broken(error) from None
+        self._bind()
         return payload
 
     def answer(self, message: Any) -> None:
@@ -159,12 +142,15 @@ class Referee(Peer):
         try:
             super().answer(message)
         except Malformed as error:
-            raise self.stop(BROKEN, f"the program's process broke the protocol: {error}") from None
+            raise self._broken(error) from None
+
+    def _broken(self, error: Malformed) -> Stopped:
+        return self.stop(BROKEN, f"the program's process broke the protocol: {error}")
 
     def perform(self, operation: str, target: Any, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
         """Do what the program asks with an object that the tests have passed to it.
 
-        An assertion that does not hold in the tests' own function fails the tests, whatever the program does about it.
+        A failed assertion in the tests' own function fails the tests, whatever the program does.
         """
         number = self.numbers.get(id(target), 1)
         if number % 2 or number in self.contents and type(target).__module__ == "builtins":
@@ -179,7 +165,7 @@ class Referee(Peer):
                 raise AttributeError(f"the program cannot change {name!r}")
         try:
             found = super().perform(operation, target, arguments, keywords)
-            # What Python keeps under such a name is its own: the program gets a copy.
+            # Python's own value of such a name stays here: the program gets a copy.
             inner = operation == "getattr" and arguments[0].startswith("_") and type(found) in (dict, list, set)
             return found.copy() if inner else found
         except Exception as error:
@@ -189,8 +175,8 @@ class Referee(Peer):
             raise
 
     def raised(self, operation: str, error: BaseException) -> BaseException:
-        """The exception for the tests; one that ends a loop or the process reaches only tests that name it."""
-        name = next(base.__name__ for base in type(error).__mro__ if _built_in(base))
+        """Return the exception for the tests; they must name one that ends a loop or process."""
+        name = next(kind.__name__ for kind in type(error).__mro__ if getattr(builtins, kind.__name__, None) is kind)
         text = error.args[0] if error.args and type(error.args[0]) is str else ""
         if name == "SystemError" and text.endswith(OUT_OF_MEMORY):
             return MemoryError()
@@ -202,12 +188,8 @@ class Referee(Peer):
         return error
 
 
-def _built_in(kind: type) -> bool:
-    return getattr(builtins, kind.__name__, None) is kind
-
-
 def _signature(function: Any) -> tuple[Signature, bool]:
-    """Parameters of a function, and whether it is a coroutine function."""
+    """Return the parameters of a function, and whether it is a coroutine function."""
     code = function.__code__
     names, flags = list(code.co_varnames), code.co_flags
     fixed, named = names[: code.co_argcount], names[code.co_argcount :][: code.co_kwonlyargcount]
@@ -215,8 +197,7 @@ def _signature(function: Any) -> tuple[Signature, bool]:
     rest = further.pop(0) if flags & VARIABLE_ARGUMENTS else ""
     others = further.pop(0) if flags & VARIABLE_KEYWORDS else ""
     optional = fixed[len(fixed) - len(function.__defaults__ or ()) :] + list(function.__kwdefaults__ or ())
-    positional_only = code.co_posonlyargcount
-    signature = (tuple(fixed), tuple(optional), positional_only, rest, tuple(named), others)
+    signature = (tuple(fixed), tuple(optional), code.co_posonlyargcount, rest, tuple(named), others)
     return signature, bool(flags & COROUTINE)
 
 
@@ -225,7 +206,8 @@ def referee(job: int, requests: int, replies: int, verdict: int) -> NoReturn:
     message = receive(job, sys.maxsize)
     assert message is not None
     code, prompt, tests, names, trusted, standard, mentioned, asserts, limit = Codec().decode(message)
-    link = Referee(replies, requests, limit=limit, tests=tests, mentioned=mentioned, asserts=asserts)
+    link = Referee(replies, requests, limit=limit, tests=tests)
+    link.mentioned, link.asserts = mentioned, asserts
     passed, reason, detail = _run(link, code, prompt, names, trusted, standard)
     if link.stopped:  # also where the tests caught it
         passed, (reason, detail) = False, link.stopped
@@ -258,7 +240,7 @@ def _run(
 
 
 def describe(error: BaseException, tests: str) -> str:
-    """The error and the line of the tests where it came up."""
+    """Return the error and the line of the tests where it came up."""
     number, lines = (_lines(error) or [(0, "")])[-1][0], tests.split("\n")
     where = f" at {lines[number - 1].strip()}" if 0 < number <= len(lines) else ""
     try:
@@ -269,7 +251,7 @@ def describe(error: BaseException, tests: str) -> str:
 
 
 def _lines(error: BaseException) -> list[tuple[int, str]]:
-    """Numbers of the lines of the tests that an error has passed, each with the function, the innermost last."""
+    """Return lines of the tests that an error has passed, with functions, the innermost last."""
     found, trace = [], error.__traceback__
     while trace is not None:
         code = trace.tb_frame.f_code

@@ -1,65 +1,48 @@
-"""The process that starts player and referee, watches the clock and the output, ends both and reports."""
+"""The process that starts player and referee, watches them, ends both and reports."""
 
 import os
 import select
 import time
 from collections.abc import Callable
 
-from ._confine import (
-    LINUX,
-    MOST_THREADS,
-    SIGKILL,
-    Refused,
-    audit,
-    available,
-    confine,
-    die_with_parent,
-    enter_namespaces,
-    enter_pid_namespace,
-    landlock_ruleset,
-    readable_paths,
-)
+from . import _confine
+from ._confine import SIGKILL
 from ._player import play
 from ._referee import GONE, UNREADY, referee
+from ._typing import Any
 from ._values import Codec, receive, send
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from typing import Any, NoReturn
-else:  # typing would take a quarter of the time that a program takes
-    Any = NoReturn = object
 
 VERDICT_LIMIT = 1 << 16
 SIGXCPU, SILENT = 24, "silent"
 FIRST_FREE = 64
 """Above every descriptor that this process has open."""
 INTERVAL = 0.05
-"""Seconds between looks at the processes."""
+"""Seconds between two checks of the processes."""
 WINDOW = 0.5
-"""Seconds over which CPU time is compared with the clock: on a busy machine each process runs a little in them."""
+"""Seconds over which CPU time is compared with the clock: a busy machine runs each a little."""
 IDLE = 0.01
 """A smaller share of the CPU counts as sleep."""
 CPU_CLOCK = 2
 """The clock of a process by its number counts user and system time, for all its threads."""
 LAST_WORDS = 1.0
-"""Seconds that a program whose pipe has closed is given to end by itself, so that its status is known."""
+"""Seconds for a program whose pipe has closed to end by itself, with a status."""
 
 Report = tuple[bool, str, str]
 """Passed, reason, detail."""
 
 
 def main(settings: dict[str, Any]) -> None:
-    """Probe the machine, or judge the program whose job comes over standard input; reports on standard output."""
+    """Probe the machine, or judge the job on standard input; report on standard output."""
     codec = Codec()
     if settings["probe"]:
-        send(1, codec.encode(available()))
+        send(1, codec.encode(_confine.available()))
         return
-    die_with_parent()
+    _confine.die_with_parent()
     if settings["parent"] not in (None, os.getppid()):
         return
     try:
         report = _judge(settings)
-    except Refused as error:
+    except _confine.Refused as error:
         report = (False, UNREADY, str(error))
     send(1, codec.encode(report))
 
@@ -68,27 +51,27 @@ def _judge(settings: dict[str, Any]) -> Report:
     layers = settings["layers"]
     requests, replies, verdict, output = os.pipe(), os.pipe(), os.pipe(), os.pipe()
     nothing = os.open(os.devnull, os.O_RDWR)
-    paths = readable_paths()
-    rules = [landlock_ruleset(layers["landlock"], paths)] if layers["landlock"] else []
-    enter_namespaces(layers["namespaces"])
+    paths = _confine.readable_paths()
+    rules = [_confine.landlock_ruleset(layers["landlock"], paths)] if layers["landlock"] else []
+    _confine.enter_namespaces(layers["namespaces"])
     os.chdir("/")
 
     def judging() -> None:
         try:
-            confine(settings, ruleset=6)
+            _confine.confine(settings, ruleset=6)
         except Exception as error:
             send(5, Codec().encode((False, UNREADY, f"{type(error).__name__}: {error}")))
             return
         referee(0, 3, 4, 5)
 
     def playing() -> None:
-        confine(settings, ruleset=5)
-        audit(paths)
+        _confine.confine(settings, ruleset=5)
+        _confine.audit(paths)
         play(3, 4)
 
-    # Neither process has the job in its memory when it starts: only the referee holds the pipe that it comes from.
+    # Neither process starts with the job in its memory: only the referee holds its pipe.
     judge = _start([0, nothing, nothing, requests[1], replies[0], verdict[1], *rules], judging)
-    enter_pid_namespace(layers["namespaces"])
+    _confine.enter_pid_namespace(layers["namespaces"])
     player = _start([nothing, output[1], output[1], requests[0], replies[1], *rules], playing)
     for descriptor in (0, nothing, *requests, *replies, verdict[1], output[1], *rules):
         os.close(descriptor)
@@ -114,7 +97,7 @@ def _start(descriptors: list[int], work: Callable[[], None]) -> int:
     if process:
         return process
     try:
-        die_with_parent()
+        _confine.die_with_parent()
         for number, descriptor in enumerate(descriptors):
             os.dup2(descriptor, FIRST_FREE + number)
         for number in range(len(descriptors)):
@@ -128,11 +111,11 @@ def _start(descriptors: list[int], work: Callable[[], None]) -> int:
 def _watch(settings: dict[str, Any], verdict: int, output: int, watched: list[int]) -> Report:
     """Wait for the verdict, or until one limit is reached.
 
-    The kernel limits the CPU time of each process. This limits the time in which neither of them uses any: sleep, which
-    is no work that a busy machine could slow down.
+    The kernel limits the CPU time of each process. This limits the time in which neither of them
+    uses any: sleep, which is no work that a busy machine could slow down.
     """
     start = last = time.monotonic()
-    rest = Rest(watched)
+    rest = _Rest(watched)
     printed, pipes = 0, [verdict, output]
     while True:
         ready = select.select(pipes, [], [], INTERVAL)[0]
@@ -154,23 +137,18 @@ def _watch(settings: dict[str, Any], verdict: int, output: int, watched: list[in
             return False, "timeout", f"no verdict after {settings['wall_seconds']:g} seconds"
         if now - last < INTERVAL:
             continue
-        if (threads := max(map(_threads, watched))) > MOST_THREADS:
-            return False, "memory", f"runs {threads} threads, more than {MOST_THREADS}"
-        if now - last > WINDOW:
-            rest.look()
-            last = now
-        if rest.seconds > settings["idle_seconds"]:
-            return False, "timeout", f"slept for {rest.seconds:.0f} seconds"
+        last = now
+        if (threads := max(map(_threads, watched))) > _confine.MOST_THREADS:
+            return False, "memory", f"runs {threads} threads, more than {_confine.MOST_THREADS}"
+        if (asleep := rest.look()) > settings["idle_seconds"]:
+            return False, "timeout", f"slept for {asleep:.0f} seconds"
 
 
-class Rest:
-    """How long processes have slept: neither used a CPU nor waited for one.
+class _Rest:
+    """Seconds in which processes have slept: neither used a CPU nor waited for one.
 
-    Where the system does not say how long they waited for a CPU, a look counts as sleep if they used next to none
-    since the last one.
-
-    Args:
-        processes: their numbers.
+    Where the system does not say how long they waited for a CPU, the time since the last look
+    counts as sleep if they used next to none in it.
     """
 
     def __init__(self, processes: list[int]) -> None:
@@ -181,18 +159,20 @@ class Rest:
         self.start = self.last = time.monotonic()
         self.before = self._busy()
 
-    def look(self) -> None:
-        """Count up to now."""
-        now, busy = time.monotonic(), self._busy()
-        if self.delays:
-            self.seconds = now - self.start - busy
-        elif busy - self.before < IDLE * (now - self.last):
-            self.seconds += now - self.last
-        self.last, self.before = now, busy
+    def look(self) -> float:
+        now = time.monotonic()
+        if now - self.last > WINDOW:
+            busy = self._busy()
+            if self.delays:
+                self.seconds = now - self.start - busy
+            elif busy - self.before < IDLE * (now - self.last):
+                self.seconds += now - self.last
+            self.last, self.before = now, busy
+        return self.seconds
 
     def _busy(self) -> float:
-        """Seconds of use and of waiting for it; the wall time where the system says neither."""
-        if not LINUX:
+        """Return seconds of use and of waiting for it; else the wall time."""
+        if not _confine.LINUX:
             return time.monotonic()
         for process in self.processes:
             try:
@@ -209,7 +189,7 @@ class Rest:
 
 
 def _threads(process: int) -> int:
-    """How many threads a process has; 0 where the system does not say."""
+    """Return the number of threads of a process; 0 where the system does not say."""
     try:
         with open(f"/proc/{process}/stat", "rb") as file:
             return int(file.read().rpartition(b")")[2].split()[17])
@@ -218,7 +198,7 @@ def _threads(process: int) -> int:
 
 
 def _wait(process: int, seconds: float) -> tuple[int, float] | None:
-    """Status and CPU seconds of a child once it has ended; None if it goes on."""
+    """Return status and CPU seconds of a child once it has ended; None if it still runs."""
     deadline = time.monotonic() + seconds
     while True:
         found, status, usage = os.wait4(process, os.WNOHANG)
@@ -230,9 +210,9 @@ def _wait(process: int, seconds: float) -> tuple[int, float] | None:
 
 
 def _last_words(ended: tuple[int, float] | None, settings: dict[str, Any], detail: str) -> tuple[str, str]:
-    """Reason and detail of a process that closed its pipe."""
+    """Return reason and detail of a process that closed its pipe."""
     if ended is None:
-        return "exited", f"{detail}, but goes on"
+        return "exited", f"{detail}, but still runs"
     status, seconds = ended
     if os.WIFEXITED(status):
         return "exited", f"{detail}, with status {os.WEXITSTATUS(status)}"

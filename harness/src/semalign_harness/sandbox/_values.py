@@ -1,78 +1,98 @@
-"""Plain values as bytes: how the tests' process and the program's process talk, and how verdicts travel.
+"""Bytes of plain values, for messages between the processes and for verdicts.
 
-One item is a tag, a size, a colon and the payload; containers count their items, all else counts its bytes. Decoding
-makes exactly the built-in and standard types listed here, whatever the bytes say. Objects that are no plain value do
-not cross; `_peer` gives them numbers.
+An item is a tag, a size, a colon and the payload. The size of a container counts its items, any
+other size counts bytes. Decoding makes only the built-in and standard types listed here, whatever
+the bytes are. An object that is no plain value has no bytes here: `_peer` numbers it.
 """
 
 import builtins
 import os
 from collections.abc import Callable, Iterator
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from typing import Any
-else:  # typing would take a quarter of the time that a program takes
-    Any = object
+from ._typing import Any
 
-Read = Callable[[Any], Any]
-
-# What a value of a standard class is made of, and how it is made again.
-STANDARD: dict[str, tuple[Read, Callable[..., Any]]] = {
-    "builtins.range": (lambda value: (value.start, value.stop, value.step), range),
-    "builtins.slice": (lambda value: (value.start, value.stop, value.step), slice),
-    "builtins.ellipsis": (lambda value: (), lambda: ...),
-    "builtins.dict_keys": (lambda value: tuple(value), lambda *keys: dict.fromkeys(keys).keys()),
-    "builtins.dict_items": (lambda value: tuple(value), lambda *items: dict(items).items()),
-    "builtins.dict_values": (lambda value: tuple(value), lambda *values: dict(enumerate(values)).values()),
-    "decimal.Decimal": (lambda value: (str(value),), lambda *a: _standard("decimal").Decimal(*a)),
-    "fractions.Fraction": (
-        lambda value: (value.numerator, value.denominator),
-        lambda *a: _standard("fractions").Fraction(*a),
-    ),
-    "datetime.date": (
-        lambda value: (value.year, value.month, value.day),
-        lambda *a: _standard("datetime").date(*a),
-    ),
-    "datetime.timedelta": (
-        lambda value: (value.days, value.seconds, value.microseconds),
-        lambda *a: _standard("datetime").timedelta(*a),
-    ),
-    "datetime.timezone": (lambda value: value.__getinitargs__(), lambda *a: _standard("datetime").timezone(*a)),
-    "zoneinfo.ZoneInfo": (lambda value: (str(value.key),), lambda *a: _standard("zoneinfo").ZoneInfo(*a)),
-    "datetime.time": (
-        lambda value: (value.hour, value.minute, value.second, value.microsecond, value.tzinfo, value.fold),
-        lambda *a: _standard("datetime").time(*a[:5], fold=a[5]),
-    ),
-    "datetime.datetime": (
-        lambda value: (*value.timetuple()[:6], value.microsecond, value.tzinfo, value.fold),
-        lambda *a: _standard("datetime").datetime(*a[:8], fold=a[8]),
-    ),
-    "re.Pattern": (lambda value: (value.pattern, value.flags), lambda *a: _standard("re").compile(*a)),
-    "uuid.UUID": (lambda value: (value.int,), lambda *a: _standard("uuid").UUID(int=a[0])),
-    "pathlib.PosixPath": (lambda value: value.parts, lambda *a: _standard("pathlib").Path(*a)),
-    "pathlib.PurePosixPath": (lambda value: value.parts, lambda *a: _standard("pathlib").PurePosixPath(*a)),
-    "builtins.NotImplementedType": (lambda value: (), lambda: NotImplemented),
+STANDARD: dict[str, str | Callable[[Any], Any]] = {
+    "builtins.range": "start stop step",
+    "builtins.slice": "start stop step",
+    "builtins.ellipsis": "",
+    "builtins.NotImplementedType": "",
+    "builtins.dict_keys": tuple,
+    "builtins.dict_items": tuple,
+    "builtins.dict_values": tuple,
+    "decimal.Decimal": lambda value: (str(value),),
+    "fractions.Fraction": "numerator denominator",
+    "datetime.date": "year month day",
+    "datetime.timedelta": "days seconds microseconds",
+    "datetime.timezone": lambda value: value.__getinitargs__(),
+    "datetime.time": "hour minute second microsecond tzinfo fold",
+    "datetime.datetime": "year month day hour minute second microsecond tzinfo fold",
+    "zoneinfo.ZoneInfo": "key",
+    "re.Pattern": "pattern flags",
+    "uuid.UUID": "int",
+    "pathlib.PosixPath": lambda value: value.parts,
+    "pathlib.PurePosixPath": lambda value: value.parts,
 }
+"""Standard classes that cross by content: its attributes, or a function that returns it."""
+MAKERS: dict[str, Callable[..., Any]] = {
+    "builtins.ellipsis": lambda: ...,
+    "builtins.NotImplementedType": lambda: NotImplemented,
+    "builtins.dict_keys": lambda *keys: dict.fromkeys(keys).keys(),
+    "builtins.dict_items": lambda *items: dict(items).items(),
+    "builtins.dict_values": lambda *values: dict(enumerate(values)).values(),
+    "datetime.time": lambda *parts: standard("datetime.time")(*parts[:-1], fold=parts[-1]),
+    "datetime.datetime": lambda *parts: standard("datetime.datetime")(*parts[:-1], fold=parts[-1]),
+    "re.Pattern": lambda *parts: standard("re.compile")(*parts),
+    "uuid.UUID": lambda number: standard("uuid.UUID")(int=number),
+}
+"""Functions from the content to the value, where the class itself is not that function."""
 TYPES = (
     "bool", "bytearray", "bytes", "complex", "dict", "float", "frozenset", "int", "list", "object", "range", "set",
     "str", "tuple", "type",
 )  # fmt: skip
+READERS: dict[bytes, Callable[[bytes], Any]] = {
+    b"N": lambda payload: None,
+    b"T": lambda payload: True,
+    b"F": lambda payload: False,
+    b"i": lambda payload: int(payload, 16),
+    b"f": lambda payload: float.fromhex(payload.decode()),
+    b"c": lambda payload: complex(*map(float.fromhex, payload.decode().split(" "))),
+    b"u": lambda payload: payload.decode("utf-8", "surrogatepass"),
+    b"b": bytes,
+    b"a": bytearray,
+    b"k": lambda payload: getattr(builtins, TYPES[TYPES.index(payload.decode())]),
+}
+TAGS: dict[type, bytes] = {tuple: b"t", list: b"l", set: b"s", frozenset: b"z", dict: b"d"}
+BUILDERS: dict[bytes, Callable[[list[Any]], Any]] = {
+    **{tag: kind for kind, tag in TAGS.items()},
+    b"d": lambda items: dict(zip(items[::2], items[1::2], strict=True)),
+    b"x": lambda items: _value(*items),
+}
 
 
 class NotPlain(Exception):
-    """A value that does not cross to the other process."""
+    """A value does not cross to the other process."""
 
 
 class Malformed(Exception):
-    """Bytes that are no encoded value."""
+    """Bytes are no encoded value."""
+
+
+def standard(path: str) -> Any:
+    """Return the object of a dotted name with one dot."""
+    module, _, name = path.partition(".")
+    return getattr(__import__(module), name)
+
+
+def name_of(kind: type) -> str:
+    """Return the dotted name of a class."""
+    return f"{kind.__module__}.{kind.__qualname__}"
 
 
 class Codec:
     """Values to bytes and back, containers by their content."""
 
     def encode(self, value: Any) -> bytes:
-        """The value as bytes.
+        """Return the bytes of a value.
 
         Raises:
             NotPlain: it holds an object.
@@ -83,20 +103,19 @@ class Codec:
         return b"".join(out)
 
     def decode(self, data: bytes) -> Any:
-        """The value of bytes that may come from an enemy.
+        """Return the value of bytes that may come from an enemy.
 
         Raises:
             Malformed: they are no encoded value.
             MemoryError: it is too large.
         """
-        try:
-            value, end = self.read(data, 0)
-        except MemoryError:
-            raise
-        except Exception as error:
-            raise Malformed(f"{type(error).__name__}: {error}") from None
+        return guarded(self.read_whole, data)
+
+    def read_whole(self, data: bytes) -> Any:
+        """Read the one item that the bytes hold."""
+        value, end = self.read(data, 0)
         if end != len(data):
-            raise Malformed(f"{len(data) - end} bytes follow the value")
+            raise ValueError(f"{len(data) - end} bytes follow the value")
         return value
 
     def write(self, value: Any, out: list[bytes]) -> None:
@@ -118,10 +137,12 @@ class Codec:
             self.write_items(kind, value, out)
         elif kind is type and value.__module__ == "builtins" and value.__name__ in TYPES:
             scalar(b"k", value.__name__.encode(), out)
-        elif (name := f"{kind.__module__}.{kind.__qualname__}") in STANDARD:
+        elif (name := name_of(kind)) in STANDARD:
+            parts = STANDARD[name]
+            content = tuple(getattr(value, each) for each in parts.split()) if isinstance(parts, str) else parts(value)
             out.append(b"x2:")
             self.write(name, out)
-            self.write(STANDARD[name][0](value), out)
+            self.write(content, out)
         else:
             self.write_other(value, kind, out)
 
@@ -132,11 +153,7 @@ class Codec:
             self.write(item, out)
 
     def write_other(self, value: Any, kind: type, out: list[bytes]) -> None:
-        """Append the bytes of a container that can change, or of an object.
-
-        Raises:
-            NotPlain: it is an object.
-        """
+        """Append the bytes of a container that can change, or refuse an object."""
         if kind is dict:
             self.write_items(dict, [item for pair in value.items() for item in pair], out)
         elif kind in TAGS:
@@ -147,7 +164,7 @@ class Codec:
             raise NotPlain(f"a value of type {kind.__name__} does not cross between the processes")
 
     def read(self, data: bytes, start: int) -> tuple[Any, int]:
-        """The value whose bytes begin at `start`, and where they end."""
+        """Return the value whose bytes begin at `start`, and where they end."""
         tag, size, at = head(data, start)
         if tag in BUILDERS:
             items = []
@@ -161,51 +178,27 @@ class Codec:
         return self.read_scalar(tag, data[at:end]), end
 
     def read_scalar(self, tag: bytes, payload: bytes) -> Any:
-        """The value of an item that holds no other."""
-        match tag:
-            case b"N":
-                return None
-            case b"T":
-                return True
-            case b"F":
-                return False
-            case b"i":
-                return int(payload, 16)
-            case b"f":
-                return float.fromhex(payload.decode())
-            case b"c":
-                real, imaginary = payload.decode().split(" ")
-                return complex(float.fromhex(real), float.fromhex(imaginary))
-            case b"u":
-                return payload.decode("utf-8", "surrogatepass")
-            case b"b":
-                return payload
-            case b"a":
-                return bytearray(payload)
-            case b"k" if payload.decode() in TYPES:
-                return getattr(builtins, payload.decode())
-        raise ValueError(f"unknown tag {tag!r}")
+        """Return the value of an item that holds no other."""
+        return READERS[tag](payload)
 
 
-def _dict(items: list[Any]) -> Any:
-    return dict(zip(items[::2], items[1::2], strict=True))
+def guarded(read: Callable[[bytes], Any], data: bytes) -> Any:
+    """Read bytes that may come from an enemy; any error but a full memory is `Malformed`."""
+    try:
+        return read(data)
+    except MemoryError:
+        raise
+    except Exception as error:
+        raise Malformed(f"{type(error).__name__}: {error}") from None
 
 
-def _value(items: list[Any]) -> Any:
-    name, parts = items
-    return STANDARD[name][1](*parts)
-
-
-TAGS: dict[type, bytes] = {tuple: b"t", list: b"l", set: b"s", frozenset: b"z", dict: b"d"}
-BUILDERS: dict[bytes, Callable[[list[Any]], Any]] = {
-    **{tag: kind for kind, tag in TAGS.items()},
-    b"d": _dict,
-    b"x": _value,
-}
+def _value(name: str, parts: Any) -> Any:
+    STANDARD[name]  # nothing else may be made
+    return MAKERS[name](*parts) if name in MAKERS else standard(name)(*parts)
 
 
 def head(data: bytes, start: int) -> tuple[bytes, int, int]:
-    """Tag and size of the item at `start`, and where its payload begins."""
+    """Return tag and size of the item at `start`, and where its payload begins."""
     colon = data.index(b":", start, start + 20)
     size = int(data[start + 1 : colon])
     if size < 0:
@@ -215,27 +208,18 @@ def head(data: bytes, start: int) -> tuple[bytes, int, int]:
 
 def scalar(tag: bytes, payload: bytes, out: list[bytes]) -> None:
     """Append an item that holds no other."""
-    out.append(tag + b"%d:" % len(payload))
-    out.append(payload)
-
-
-def _standard(name: str) -> Any:
-    return __import__(name)
+    out += tag + b"%d:" % len(payload), payload
 
 
 def send(descriptor: int, message: bytes) -> None:
-    """Write a message and its length.
-
-    Raises:
-        OSError: nobody reads any more.
-    """
+    """Write a message and its length; an `OSError` where nobody reads any more."""
     data = len(message).to_bytes(8, "big") + message
     while data:
         data = data[os.write(descriptor, data) :]
 
 
 def receive(descriptor: int, limit: int) -> bytes | None:
-    """The next message; None when the other side has closed.
+    """Return the next message; None when the other side has closed.
 
     Raises:
         Malformed: it announces more than `limit` bytes.

@@ -1,1 +1,1 @@
-"""What knows nothing of models, rows and experiments."""
+"""Helpers below models, rows and experiments."""

@@ -8,7 +8,7 @@ import platformdirs
 
 
 def bytes_in(folder: Path) -> int:
-    """Size of the files in a folder; one that goes meanwhile does not count."""
+    """Return the size of the files in a folder; a file that vanishes meanwhile does not count."""
     size = 0
     for file in folder.rglob("*"):
         with contextlib.suppress(FileNotFoundError):
@@ -17,5 +17,5 @@ def bytes_in(folder: Path) -> int:
 
 
 def cache_folder() -> Path:
-    """Where generated and converted models are kept: $SEMALIGN_CACHE, else the user's cache folder."""
+    """Return the folder of cached models: $SEMALIGN_CACHE, else the user's cache folder."""
     return Path(os.environ.get("SEMALIGN_CACHE") or platformdirs.user_cache_dir("semalign"))

@@ -1,4 +1,4 @@
-"""What a person sees while an experiment runs."""
+"""Output of a run while it works: steps, notes, progress bars and log lines, on standard error."""
 
 import io
 import logging
@@ -18,13 +18,13 @@ T = TypeVar("T")
 OURS = ("semalign_geometry", "semalign_attribution", "semalign_align", "semalign_train", "semalign_harness")
 """Names of the loggers of the five packages."""
 LOADERS = ("transformers", "bitsandbytes")
-"""Names of the loggers of the packages that load models; peft imports the second where it is installed."""
+"""Names of the loggers of the packages that load models."""
 NOTED_EVERY = 60.0
 """Seconds between two notes of a bar where there is no terminal."""
 
 
 class _Notes(tqdm):  # type: ignore[type-arg]
-    """A bar for where there is no terminal: a note of where it stands, once in a while."""
+    """A bar for where there is no terminal: a note of its state, once in a while."""
 
     def __init__(self, note: Callable[[str], None], **given: Any) -> None:
         self._note = note
@@ -33,47 +33,38 @@ class _Notes(tqdm):  # type: ignore[type-arg]
         super().__init__(**given, **every, leave=False, file=io.StringIO(), bar_format=form)
 
     def display(self, msg: str | None = None, pos: int | None = None) -> None:
-        """Note where it stands; there is nothing to clear, which is what an empty message asks for."""
-        if msg is None:
+        if msg is None:  # an empty message clears the bar, and there is nothing to clear
             self._note(str(self))
 
 
 class Bar:
-    """A progress bar whose postfix tells where it is."""
+    """A progress bar with a postfix."""
 
     def __init__(self, bar: "tqdm[NoReturn]") -> None:
-        """Wrap a tqdm bar."""
         self._bar = bar
 
     def skip(self, steps: int) -> None:
-        """Go on after steps that were done before, which count for no rate."""
+        """Resume after steps that were done before, which count for no rate."""
         if steps > self._bar.n:
             self._bar.initial = self._bar.n = self._bar.last_print_n = steps
 
     def advance(self, postfix: str = "") -> None:
-        """One step further."""
+        """Count one step."""
         self._bar.set_postfix_str(postfix, refresh=False)
         self._bar.update()
 
 
 class Console:
-    """Steps, notes and bars on standard error; where it is no terminal, a note every minute instead of a bar."""
+    """Steps, notes and bars on standard error; without a terminal, a note every minute for a bar.
+
+    Args:
+        quiet: show nothing.
+    """
 
     def __init__(self, *, quiet: bool = False) -> None:
-        """Start the clock.
-
-        Args:
-            quiet: show nothing.
-        """
-        self._quiet = quiet
+        self.quiet = quiet
         self._stream = sys.stderr  # also while a library's own output is turned away
-        self._on_terminal = self._stream.isatty()
         self._started = time.perf_counter()
-
-    @property
-    def is_quiet(self) -> bool:
-        """Whether it shows nothing."""
-        return self._quiet
 
     @property
     def seconds(self) -> float:
@@ -81,18 +72,18 @@ class Console:
         return time.perf_counter() - self._started
 
     def note(self, text: str) -> None:
-        """A line."""
-        if not self._quiet:
+        """Show a line."""
+        if not self.quiet:
             tqdm.write(f"[{self.seconds:7.1f} s] {text}", file=self._stream)
 
     @contextmanager
     def step(self, label: str) -> Iterator[None]:
-        """A part of the run, named while it lasts, and shown with its seconds when it ends."""
-        with self._timed(label), self._tqdm(f"{label} …"):
+        """Show a part of the run while it lasts, and its seconds when it ends."""
+        with self._shown(label, f"{label} …"):
             yield
 
     def progress(self, label: str, items: Sequence[T]) -> Iterator[T]:
-        """The items, with a bar."""
+        """Yield the items, with a bar."""
         with self.bar(label, len(items)) as bar:
             for item in items:
                 yield item
@@ -100,12 +91,12 @@ class Console:
 
     @contextmanager
     def bar(self, label: str, total: int) -> Iterator[Bar]:
-        """A bar that the caller advances."""
-        with self._timed(label), self._tqdm(label, total=total) as bar:
+        """Show a bar that the caller advances."""
+        with self._shown(label, label, total=total) as bar:
             yield Bar(bar)
 
     def ticker(self, label: str) -> Callable[[int, int], None]:
-        """A bar for work that reports the steps done and all steps; it appears with the first report."""
+        """Return a function of the steps done and all steps, which shows a bar."""
         bars: list[tqdm[NoReturn]] = []
 
         def report(done: int, total: int) -> None:
@@ -118,7 +109,7 @@ class Console:
         return report
 
     def counter(self, label: str, total: int) -> Callable[[int], None]:
-        """A bar for work that reports how many more are done."""
+        """Return a function of the further steps done, which shows a bar."""
         tick, done = self.ticker(label), 0
 
         def report(more: int) -> None:
@@ -129,23 +120,18 @@ class Console:
         return report
 
     @contextmanager
-    def _timed(self, label: str) -> Iterator[None]:
+    def _shown(self, label: str, text: str, *, total: int | None = None) -> Iterator["tqdm[NoReturn]"]:
         begun = time.perf_counter()
-        yield
+        with self._tqdm(text, total=total) as bar:
+            yield bar
         self.note(f"{label}: {time.perf_counter() - begun:.1f} s")
 
     def _tqdm(self, label: str, *, total: int | None = None) -> "tqdm[NoReturn]":
-        if not self._on_terminal:
-            return _Notes(self.note, total=total, desc=label, disable=self._quiet)
-        return tqdm(
-            total=total,
-            desc=label,
-            bar_format="{desc}" if total is None else None,
-            disable=self._quiet,
-            leave=False,
-            file=self._stream,
-            dynamic_ncols=True,
-        )
+        common: dict[str, Any] = {"total": total, "desc": label, "disable": self.quiet}
+        if not self._stream.isatty():
+            return _Notes(self.note, **common)
+        form = "{desc}" if total is None else None
+        return tqdm(**common, bar_format=form, leave=False, file=self._stream, dynamic_ncols=True)
 
 
 class _Lines(logging.Handler):
@@ -157,8 +143,11 @@ class _Lines(logging.Handler):
 
 @contextmanager
 def logged(*, verbose: bool) -> Iterator[None]:
-    """Show log lines while the block runs: warnings of the five packages and errors of those they load models with, or
-    with `verbose` every line of the former and warnings of the latter, with their time."""
+    """Show warnings of the five packages and errors of those that load models in the block.
+
+    With `verbose`, show all lines of the five packages and warnings of the others, each with its
+    time.
+    """
     form = "%(asctime)s %(levelname)s %(name)s: %(message)s" if verbose else "%(levelname)s: %(message)s"
     handler = _Lines()
     handler.setFormatter(logging.Formatter(form))
@@ -177,8 +166,11 @@ def logged(*, verbose: bool) -> Iterator[None]:
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """Let Ctrl-C be a `KeyboardInterrupt` of the block also where an extension made another error of it, as torch does
-    when it is interrupted while it asks what an object is. Only in the main thread, and where Ctrl-C is not ignored."""
+    """Raise `KeyboardInterrupt` for Ctrl-C also where an extension turns it into another error.
+
+    torch does so when it is interrupted while it finds out the class of an object. Outside the
+    main thread, and where Ctrl-C is ignored, nothing changes.
+    """
     before, pressed = signal.getsignal(signal.SIGINT), False
     if before is not signal.default_int_handler or threading.current_thread() is not threading.main_thread():
         yield

@@ -1,4 +1,4 @@
-"""Failures of code that is not ours, as one sentence that names what it was given: a row, a model."""
+"""Failures of foreign code as one sentence that names its input: a row, a model."""
 
 import errno
 import logging
@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from semalign_geometry import SemalignError
+from semalign_geometry.base import SemalignError
 
 _LOG = logging.getLogger(__name__)
 _TOOLS = {"torch", "numpy", "pydantic", "safetensors", "jaxtyping", "beartype", *sys.stdlib_module_names}
@@ -20,49 +20,46 @@ _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 @contextmanager
 def naming(what: str) -> Iterator[None]:
-    """Turn a failure of foreign code inside the block into a `SemalignError` that begins with `what`.
+    """Turn a failure of foreign code, or a full memory, into a `SemalignError` on `what`.
 
-    Foreign is a failure that no code of the five packages is the last caller of: of a model or its files, a template, a
-    tokenizer, an installed plug-in. Our own mistakes keep their class and their traceback, `AssertionError` among them,
-    and a full disk stays an `OSError`. `--verbose` shows the traceback of what was turned into a sentence.
+    A failure is foreign if its innermost frame, tools aside, is of none of the five packages: of a
+    model or its files, a template, a tokenizer, an installed plug-in. Our own mistakes keep their
+    class and their traceback, and a full disk stays an `OSError`. `--verbose` shows the traceback
+    of a foreign failure.
 
     Args:
-        what: names the row or the model, and what could not be done with it.
-
-    Raises:
-        SemalignError: foreign code failed, or the memory is full.
+        what: the row or the model, and the work that failed.
     """
     try:
         yield
     except SemalignError:
         raise
     except Exception as error:
-        if isinstance(error, OSError) and error.errno in _FULL:
-            raise
         if is_full_memory(error):
-            _LOG.debug(what, exc_info=True)
-            raise SemalignError(f"{what}: {memory_message(error)}") from error
-        if not _is_foreign(error):
+            message = memory_message(error)
+        elif _is_foreign(error) and not (isinstance(error, OSError) and error.errno in _FULL):
+            message = reason(error)
+        else:
             raise
         _LOG.debug(what, exc_info=True)
-        raise SemalignError(f"{what}: {reason(error)}") from error
+        raise SemalignError(f"{what}: {message}") from error
 
 
 def reason(error: BaseException) -> str:
-    """The class and the first sentence of the message of an error, on one line."""
+    """Return the class and the first sentence of the message of an error, on one line."""
     message = " ".join(str(error).split()).partition(". ")[0]
     return textwrap.shorten(f"{type(error).__name__}: {message}", 240, placeholder=" …").removesuffix(":")
 
 
 def is_full_memory(error: Exception) -> bool:
-    """Whether an error says that the memory of this machine or of a device is full."""
+    """Return whether an error says that the memory of this machine or of a device is full."""
     # torch has a class for CUDA alone.
-    told = isinstance(error, RuntimeError) and re.search(r"(out of|not enough|can't allocate) memory", str(error))
-    return bool(told) or isinstance(error, MemoryError | torch.OutOfMemoryError)
+    worded = isinstance(error, RuntimeError) and re.search(r"(out of|not enough|can't allocate) memory", str(error))
+    return bool(worded) or isinstance(error, MemoryError | torch.OutOfMemoryError)
 
 
 def memory_message(error: Exception) -> str:
-    """What helps where the memory is full."""
+    """Return advice for a full memory."""
     return (
         f"the memory is full ({reason(error)}): lower batch_size and, in a run, train.micro_batch_size, or choose a "
         "device with more of it"
@@ -70,7 +67,7 @@ def memory_message(error: Exception) -> str:
 
 
 def _is_foreign(error: Exception) -> bool:
-    """By the innermost frame that is of no tool."""
+    """Return whether the innermost frame that is of no tool is of none of the five packages."""
     for frame, _ in reversed([*traceback.walk_tb(error.__traceback__)]):
         package = str(frame.f_globals.get("__name__", "")).partition(".")[0]
         if package not in _TOOLS:

@@ -1,4 +1,4 @@
-"""Folders of the cache that several processes may want to make at once."""
+"""Locks of folders in the cache that several processes may want to make at once."""
 
 from pathlib import Path
 
@@ -8,13 +8,13 @@ from .console import Console
 
 
 def lock_of(folder: Path) -> FileLock:
-    """The lock of whoever makes or deletes a folder; its empty hidden file beside the folder stays."""
+    """Return the lock to make or delete a folder; its file beside the folder stays."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     return FileLock(folder.with_name(f".{folder.name}.lock"))
 
 
 def wait_for(lock: FileLock, console: Console, work: str) -> None:
-    """Take a lock; when another process has it, say what that does, and wait."""
+    """Take a lock; note the work of another process that has it, and wait."""
     try:
         lock.acquire(timeout=0)
     except Timeout:

@@ -1,4 +1,4 @@
-"""What the machine is good at, and what a run took of it."""
+"""Devices and processes of this machine, and the memory that a run takes."""
 
 import contextlib
 import ctypes
@@ -16,15 +16,11 @@ import torch
 import torch.distributed as dist
 from accelerate import PartialState
 from semalign_align import Ranks
-from semalign_geometry import SemalignError
+from semalign_geometry.base import SemalignError
 
 
 def pick_device(name: str) -> torch.device:
-    """The device that `auto` or a name stands for.
-
-    Raises:
-        SemalignError: this machine has no such device.
-    """
+    """Return the device of a name, or the accelerator of this machine for `auto`."""
     if name == "auto":
         return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     try:
@@ -36,41 +32,34 @@ def pick_device(name: str) -> torch.device:
 
 
 def join(name: str) -> tuple[Ranks, torch.device]:
-    """The processes of this job, met when a launcher has started several, and the device of this one.
-
-    Args:
-        name: a device, or `auto`.
-
-    Raises:
-        SemalignError: this machine has no such device.
-    """
+    """Connect the processes of this job; return them and the device of this one."""
     device = pick_device(name)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        # One process may work for long while the others wait for what it makes.
+        # One process may work for long while the others wait.
         state = PartialState(cpu=device.type == "cpu", timeout=timedelta(days=7))
         device = device if device.type == "cpu" else torch.device(state.device)
     return Ranks.current(), device
 
 
 def leave() -> None:
-    """Part from the processes that `join` met."""
+    """Disconnect from the processes of `join`."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and dist.is_initialized():
         dist.destroy_process_group()
 
 
 def forget_peak_memory(device: torch.device) -> None:
-    """Let the peak of this process begin anew at what is in use now, where the system can: on CUDA and on Linux."""
+    """Reset the peak of this process to the memory in use, on CUDA and on Linux."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).malloc_trim(0)  # what was freed counts no more
+        ctypes.CDLL(None).malloc_trim(0)  # freed memory counts no more
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
 
 
 def peak_memory(device: torch.device) -> int:
-    """Peak memory in bytes: of the device for CUDA, else of this process alone."""
+    """Return peak memory in bytes: of the device for CUDA, else of this process alone."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     status = Path("/proc/self/status")
@@ -83,10 +72,10 @@ def peak_memory(device: torch.device) -> int:
 
 @functools.cache
 def bfloat16_is_fast() -> bool:
-    """Whether this processor multiplies bfloat16 matrices at least as fast as float32 ones.
+    """Return whether this processor multiplies bfloat16 matrices at least as fast as float32 ones.
 
-    Processors without such instructions emulate them, a hundred times slower. What x86 processors have is known, others
-    are tried, which other work on the machine can disturb.
+    Processors without such instructions emulate them, a hundred times slower. The instructions of
+    x86 processors are known. Others are timed, which other work on the machine can disturb.
     """
     known = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
     if known.get("architecture") == "x86_64":

@@ -1,19 +1,15 @@
-"""Settings as trees: YAML files, dotted overrides, and one laid over the other."""
+"""Trees of settings: YAML files, dotted overrides, and one tree merged over another."""
 
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
-from semalign_geometry import SemalignError
+from semalign_geometry.base import SemalignError
 
 
 def read_tree(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML file.
-
-    Raises:
-        SemalignError: the file is missing or is not a YAML mapping.
-    """
+    """Return the mapping in a YAML file."""
     try:
         return parse_tree(path.read_text(encoding="utf-8"), str(path))
     except FileNotFoundError:
@@ -23,7 +19,7 @@ def read_tree(path: Path) -> dict[str, Any]:
 
 
 def parse_tree(text: str, origin: str) -> dict[str, Any]:
-    """The mapping in a YAML text that came from `origin`."""
+    """Return the mapping in a YAML text from `origin`."""
     try:
         tree = yaml.safe_load(text)
     except yaml.YAMLError as error:
@@ -48,11 +44,7 @@ def _override(override: str) -> dict[str, Any]:
 
 
 def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
-    """Overrides of the form `key.key=value`, the values read as YAML, as one tree; later ones win.
-
-    Raises:
-        SemalignError: one is not of that form.
-    """
+    """Return overrides of the form `key.key=value` as one tree; later ones win."""
     tree: dict[str, Any] = {}
     for override in overrides:
         tree = merged(tree, _override(override), kinds=False)
@@ -60,7 +52,7 @@ def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
 
 
 def merged(below: Any, above: Any, *, kinds: bool = True) -> Any:
-    """`above` laid over `below`, mapping by mapping; with `kinds`, a changed `kind` replaces its whole section."""
+    """Return `above` over `below`; with `kinds`, a changed `kind` replaces its section."""
     if not isinstance(below, dict) or not isinstance(above, dict):
         return above
     if kinds and "kind" in above and above["kind"] != below.get("kind"):

@@ -1,4 +1,4 @@
-"""Alignment supervision: the source runs once, and what the target must match is stored at the target's width."""
+"""Alignment supervision: the source runs once, and its supervision is stored at the target's width."""
 
 from ._boundary import check_objective as check_objective
 from ._boundary import count_of as count_of
@@ -20,13 +20,13 @@ from ._settings import SupervisionManifest as SupervisionManifest
 from ._settings import SupervisionSettings as SupervisionSettings
 from ._settings import TopK as TopK
 from ._size import store_bytes as store_bytes
-from ._source import source_spans as source_spans
-from ._store import FinalStates as FinalStates
-from ._store import OutputTarget as OutputTarget
-from ._store import SupervisedBatch as SupervisedBatch
 from ._store import Supervision as Supervision
-from ._store import position_mask as position_mask
 from ._supervise import supervise as supervise
+from ._supervision import FinalStates as FinalStates
+from ._supervision import OutputTarget as OutputTarget
+from ._supervision import SupervisedBatch as SupervisedBatch
+from ._supervision import SupervisionSource as SupervisionSource
+from ._supervision import position_mask as position_mask
 
 __all__ = [
     "AnswerNLL",
@@ -48,11 +48,11 @@ __all__ = [
     "Supervision",
     "SupervisionManifest",
     "SupervisionSettings",
+    "SupervisionSource",
     "TopK",
     "check_objective",
     "count_of",
     "position_mask",
-    "source_spans",
     "store_bytes",
     "supervise",
     "total_of",

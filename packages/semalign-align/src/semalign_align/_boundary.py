@@ -1,11 +1,12 @@
-"""The boundary to objectives of other authors: what they return is checked, in one sentence that names them."""
+"""Checks of what objectives of other authors return; an error names the objective."""
 
 import operator
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
-from semalign_geometry import ComponentError, Head, TopEntries, brief
+from semalign_geometry import Head, TopEntries
+from semalign_geometry.base import ComponentError, brief
 from torch import Tensor
 
 from ._objectives import Objective, Step
@@ -19,17 +20,17 @@ def total_of(objective: Objective, step: Step) -> Float[Tensor, "*one"]:
         ComponentError: the objective returned something else.
     """
     total: Any = objective.total(step)
-    told = None
+    returned = None
     if not isinstance(total, Tensor):
-        told = brief(total)
+        returned = brief(total)
     elif total.numel() != 1:
-        told = f"a tensor of shape {tuple(total.shape)}"
+        returned = f"a tensor of shape {tuple(total.shape)}"
     elif torch.is_grad_enabled() and not total.requires_grad:
-        told = f"{brief(total.item())} without a gradient"
-    if told is not None:
+        returned = f"{brief(total.item())} without a gradient"
+    if returned is not None:
         raise ComponentError(
-            f"the objective {objective.name} returned {told} from total: expected one number, the sum over the units "
-            "of the micro-batch as a tensor without dimensions, computed from step.residual or step.hidden"
+            f"the objective {objective.name} returned {returned} from total: expected one number, the sum over the "
+            "units of the micro-batch as a tensor without dimensions, computed from step.residual or step.hidden"
         )
     assert isinstance(total, Tensor)
     return total
@@ -64,7 +65,7 @@ def check_objective(objective: Objective, *, width: int, reference_width: int) -
         reference_width: of the supervision's.
 
     Raises:
-        ComponentError: `total` or `count` returned something else, as `total_of` and `count_of` say.
+        ComponentError: `total` or `count` returned something else, see `total_of` and `count_of`.
     """
     generator = torch.Generator().manual_seed(0)
 

@@ -1,23 +1,23 @@
-"""Supervision that is computed when it is asked for, and never kept."""
+"""Supervision that is computed on demand, and never kept."""
 
 from collections.abc import Iterable, Sequence
 
 import torch
 from jaxtyping import Int
-from semalign_attribution import Batch, DecoderView, LayerPairing, supervised
-from semalign_geometry import SemalignError, TopEntries, Transport
+from semalign_attribution import Batch, DecoderView, LayerPairing, Supervised, supervised
+from semalign_geometry import Transport
+from semalign_geometry.base import SemalignError
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
-from ._residuals import SCALE, restored_residual
-from ._settings import SupervisionManifest, SupervisionSettings, TopK
-from ._source import SupervisingSource, residual_key
-from ._store import FinalStates, OutputTarget, SupervisedBatch, padded
+from ._codec import decode
+from ._settings import SupervisionSettings
+from ._source import SupervisingSource
+from ._supervision import SupervisedBatch, check_examples, padded
 
 
 class LiveSupervision:
-    """A source that stays in memory and supervises batch by batch; in place of a `Supervision`, with the same values.
+    """A source that stays in memory and supervises batch by batch, with the values of a `Supervision`.
 
     It needs no disk, but both models at once, and runs the source again for every batch of every pass.
     """
@@ -42,14 +42,13 @@ class LiveSupervision:
             transport: from the source's width to the target's.
             settings: what is supervised; values are rounded as a store rounds them.
             entries: vocabulary ids that both models share with equal ids; None for the source's whole head.
-            key: what tells the source and the batches from any other, such as a hash of both; training with
-                checkpoints needs it.
+            key: cache key of the source and the batches, such as a hash of both; training with checkpoints needs it.
 
         Raises:
             SemalignError: no examples, a pairing for another depth, or a transport for another width.
         """
-        settings = settings or SupervisionSettings()
-        self._source = SupervisingSource(source, pairing, transport, settings, entries)
+        self._source = SupervisingSource(source, pairing, transport, settings or SupervisionSettings(), entries)
+        self._head = self._source.head
         self._ids: list[Tensor] = []
         self._labels: list[Tensor] = []
         counts: list[int] = []
@@ -68,23 +67,10 @@ class LiveSupervision:
         """Supervised tokens of each example."""
         self.entries: Int[Tensor, " v"] = self._source.entries
         """Vocabulary ids that the output distribution is over."""
-        self._head = head = self._source.head
-        self.manifest = SupervisionManifest(
-            files={},
-            key=key,
-            settings=settings,
-            pairing=pairing,
-            transport=transport.manifest,
-            examples=len(counts),
-            tokens=int(self.lengths.sum()),
-            supervised_tokens=sum(counts),
-            residual_error=0.0,
-            entries=len(head.weight),
-            head_scale=head.scale,
-            head_softcap=head.softcap,
-            shards=(),
+        self.manifest = self._source.manifest(
+            key=key, examples=len(counts), tokens=int(self.lengths.sum()), supervised_tokens=sum(counts)
         )
-        """What is supervised, and how; without files, and with no error of rounding measured."""
+        """Settings, pairing and sizes; without files, and without a measured error of rounding."""
 
     @property
     def largest_id(self) -> int:
@@ -95,46 +81,19 @@ class LiveSupervision:
         return len(self._ids)
 
     def tokens(self, indices: Sequence[int], *, device: torch.device | str = "cpu") -> Batch:
-        """The tokens of some examples, padded on the right.
-
-        Raises:
-            SemalignError: an example does not exist.
-        """
-        for index in indices:
-            if not 0 <= index < len(self):
-                raise SemalignError(f"example {index} does not exist: there are examples 0 to {len(self) - 1}")
+        """The tokens of some examples, padded on the right; see `SupervisionSource.tokens`."""
+        check_examples(indices, len(self))
         batch = padded([self._ids[index] for index in indices], [self._labels[index] for index in indices])
         return {key: value.to(device) for key, value in batch.items()}
 
     def collate(
         self, indices: Sequence[int], *, layer: int | None = None, device: torch.device | str = "cpu"
     ) -> SupervisedBatch:
-        """Some examples with their supervision; runs the source.
-
-        Args:
-            indices: examples, counted from 0.
-            layer: target layer whose residual supervision is wanted, counted from 1; None for none.
-            device: where the tensors go.
-
-        Raises:
-            SemalignError: an example or a layer does not exist, or the source computes values that are not finite.
-        """
-        source = self._source
-        wanted = [] if layer is None else [s for s in source.spans if s[1] == source.pairing.source_of(layer)]
-        batch = self.tokens(indices, device=device)
-        positions = supervised(batch)
-        part, _ = source.read(batch, positions, wanted)
+        """Some examples with their supervision, for which the source runs; see `SupervisionSource.collate`."""
+        device, source = torch.device(device), self._source
+        tokens = self.tokens(indices)
+        wanted = [] if layer is None else [source.pairing.source_of(layer)]
+        part, _ = source.read(tokens, Supervised.of(tokens), wanted)
         part = {name: value.to(device) for name, value in part.items()}
-        reference = None
-        for span in wanted:
-            key = residual_key(span)
-            stored = {suffix: part[key + suffix] for suffix in ("", SCALE) if key + suffix in part}
-            vectors = restored_residual(stored).split(positions.counts.tolist())
-            reference = pad_sequence(list(vectors), batch_first=True)
-        return SupervisedBatch(batch, positions, reference, self._output(part, torch.device(device)))
-
-    def _output(self, part: dict[str, Tensor], device: torch.device) -> OutputTarget:
-        if isinstance(self._source.settings.output, TopK):
-            return TopEntries(part["top_ids"], part["top_log_probs"], part["tail"])
         self._head = self._head.to(device)
-        return FinalStates(part["final"], self._head)
+        return decode(part.__getitem__, tokens, manifest=self.manifest, layer=layer, head=self._head)

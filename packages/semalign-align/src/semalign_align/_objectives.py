@@ -1,6 +1,6 @@
-"""What a frontier layer is trained to minimise: objectives on its residual contribution, and on the model's output.
+"""Terms of the loss: objectives on the residual contribution of a layer, and on the model's output.
 
-Every objective returns a sum over its units (tokens or sequences) and says how many units there are, so that the
+Every objective returns a sum over its units (tokens or sequences) and their number, so that the
 trainer can divide by the count of the whole optimisation batch: the mean does not depend on how the batch is split.
 """
 
@@ -12,25 +12,23 @@ from semalign_geometry import (
     LEAST_TOKENS,
     Divergence,
     Head,
-    Scope,
-    SemalignError,
-    Settings,
     TopEntries,
     answer_nll,
-    coarse_divergence,
-    output_divergence,
+    kl_divergence,
     quadratic_divergence,
     relation_distances,
+    top_k_divergence,
     unit_rows,
 )
+from semalign_geometry.base import SemalignError, Settings
 from torch import Tensor
 
-from ._store import FinalStates, OutputTarget
+from ._supervision import FinalStates, OutputTarget
 
 
 @dataclass(frozen=True, eq=False)
 class Step:
-    """What objectives may look at: one micro-batch after its forward run."""
+    """One micro-batch after its forward run, as objectives read it."""
 
     residual: Float[Tensor, "b m t"]
     """Residual contribution of the frontier layer at the supervised positions, padded."""
@@ -39,7 +37,7 @@ class Step:
     mask: Bool[Tensor, "b m"]
     """Which places are real."""
     hidden: Float[Tensor, "p t"] | None
-    """What the target feeds its head at the supervised positions; None when no objective needs it."""
+    """Input of the target's head at the supervised positions; None when no objective needs it."""
     labels: Int[Tensor, " p"]
     """Answer tokens at the supervised positions."""
     output: OutputTarget
@@ -58,7 +56,7 @@ class Objective(Protocol):
 
     @property
     def name(self) -> str:
-        """What the term is called in results."""
+        """Name of the term in results."""
         ...
 
     @property
@@ -100,33 +98,22 @@ class _LayerObjective(_Term):
 
 
 class Relation(_LayerObjective):
-    """Distance of centred token-token relations, 1 − CKA, of the supervised tokens; the prompt's own play no part.
+    """Distance of centred token-token relations, 1 − CKA, of the supervised tokens; the prompt's own are ignored.
 
     Source: v2, reading (method 2.4).
     """
 
     kind: Literal["relation"] = "relation"
     """Chooses this objective in a configuration."""
-    scope: Scope = "sequence"
-    """Relate the tokens of each sequence, or, for ablation, all tokens of a micro-batch at once (then the value depends
-    on the split)."""
-    unit_tokens: bool = False
-    """Whether every token's vector is scaled to unit length first, for ablation."""
 
     def total(self, step: Step) -> Float[Tensor, ""]:
-        """Sum over the sequences with three supervised tokens or more; for scope `batch` the distance times the
-        tokens."""
-        distances, counted = relation_distances(
-            step.residual, step.reference, mask=step.mask, scope=self.scope, unit_tokens=self.unit_tokens
-        )
-        if self.scope == "batch":
-            return distances[0] * step.mask.sum()
+        """Sum over the sequences with three supervised tokens or more."""
+        distances, counted = relation_distances(step.residual, step.reference, mask=step.mask)
         return (distances * counted).sum()
 
     def count(self, counts: Int[Tensor, " b"]) -> int:
-        """Sequences with three supervised tokens or more, as all relations of two are equal; for scope `batch`
-        supervised tokens."""
-        return int(counts.sum() if self.scope == "batch" else (counts >= LEAST_TOKENS).sum())
+        """Sequences with three supervised tokens or more, as all relations of two are equal."""
+        return int((counts >= LEAST_TOKENS).sum())
 
 
 class Cosine(_LayerObjective):
@@ -192,7 +179,7 @@ class OutputKL(_OutputTerm):
 
         Args:
             source: the source's output distribution.
-            hidden: what the target feeds its head.
+            hidden: inputs of the target's head.
             head: the target's head over the entries that `source` is over.
             temperature: divides the logits of both.
 
@@ -200,14 +187,14 @@ class OutputKL(_OutputTerm):
             SemalignError: another divergence than `forward` on final hidden states.
         """
         if isinstance(source, TopEntries):
-            return coarse_divergence(source, hidden, head, temperature=temperature, kind=self.divergence)
+            return top_k_divergence(source, hidden, head, temperature=temperature, kind=self.divergence)
         assert isinstance(source, FinalStates)
         if self.divergence != "forward":
             raise SemalignError(
                 f"on final hidden states there is no {self.divergence} divergence: supervise by top entries "
-                "(supervision.output.kind=top_k), or set train.divergence=forward"
+                "(output=TopK()), or set divergence=forward"
             )
-        return output_divergence(source.hidden, source.head, hidden, head, temperature=temperature)
+        return kl_divergence(source.hidden, source.head, hidden, head, temperature=temperature)
 
 
 class AnswerNLL(_OutputTerm):

@@ -7,22 +7,22 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from semalign_geometry import SemalignError
+from semalign_geometry.base import SemalignError
 from torch import Tensor
 
 T = TypeVar("T")
 
 
 class RaisedElsewhere(SemalignError):
-    """An error of the first process, on another one: the first tells of it."""
+    """An error of the first process, raised on another one; the first prints it."""
 
 
 @dataclass(frozen=True)
 class Ranks:
     """This process among those of torch.distributed's default group.
 
-    With one process every method is the identity. All processes of a job must see one file system. Which of them share
-    a machine is what `LOCAL_RANK` and `LOCAL_WORLD_SIZE` say; where a launcher sets neither, each counts as alone.
+    With one process every method is the identity. All processes of a job must see one file system. `LOCAL_RANK`
+    and `LOCAL_WORLD_SIZE` say which of them share a machine; where a launcher sets neither, each counts as alone.
     """
 
     rank: int
@@ -47,13 +47,13 @@ class Ranks:
         """Whether this is the process that writes."""
         return self.rank == 0
 
-    def wait(self) -> None:
-        """Until every process has come here."""
+    def barrier(self) -> None:
+        """Wait until every process has reached this call."""
         if self.size > 1:
             dist.barrier()
 
-    def add(self, values: Sequence[Tensor]) -> list[Tensor]:
-        """The sum of each tensor over the processes, the same bits on all; the tensors have one dtype."""
+    def all_reduce_sum(self, values: Sequence[Tensor]) -> list[Tensor]:
+        """Sum each tensor over the processes, to the same bits on all; the tensors have one dtype."""
         if self.size == 1 or not values:
             return list(values)
         flat = torch.cat([value.reshape(-1) for value in values]).to(self._device())
@@ -61,23 +61,23 @@ class Ranks:
         parts = flat.to(values[0].device).split([value.numel() for value in values])
         return [part.view_as(value) for part, value in zip(parts, values, strict=True)]
 
-    def deal(self, items: Sequence[T]) -> Iterator[tuple[T, bool]]:
-        """This process's items, one of each round; all processes have as many rounds.
+    def shard(self, items: Sequence[T]) -> Iterator[tuple[T, bool]]:
+        """This process's items, one of each round; all processes have equally many rounds.
 
         False marks an item that another process has too, for a round in which fewer items than processes are left:
         layers that are sharded over the processes must run on all of them at once.
         """
-        return _dealt(items, self.rank, self.size)
+        return _shard(items, self.rank, self.size)
 
-    def deal_locally(self, items: Sequence[T]) -> Iterator[tuple[T, bool]]:
-        """Like `deal`, among the processes of this machine; each machine has all items."""
-        return _dealt(items, self.local_rank, self.local_size)
+    def shard_locally(self, items: Sequence[T]) -> Iterator[tuple[T, bool]]:
+        """Like `shard`, among the processes of this machine; each machine has all items."""
+        return _shard(items, self.local_rank, self.local_size)
 
-    def from_first(self, make: Callable[[], T]) -> T:
-        """What the first process makes, on every process.
+    def broadcast_from_first(self, make: Callable[[], T]) -> T:
+        """Call `make` on the first process, and return its result on every process.
 
         Raises:
-            SemalignError: it was raised there; `RaisedElsewhere` on the other processes.
+            SemalignError: `make` raised it on the first process; `RaisedElsewhere` on the other processes.
         """
         if self.size == 1:
             return make()
@@ -99,16 +99,16 @@ class Ranks:
         return result
 
     def in_turn(self, make: Callable[[], T]) -> T:
-        """What each process makes for itself, the first before the others, which find what it left in caches.
+        """Call `make` on the first process, then on all others, which find the caches of the first filled.
 
         Raises:
-            SemalignError: it was raised on the first process; `RaisedElsewhere` on the others then.
+            SemalignError: `make` raised it on the first process; `RaisedElsewhere` on the others then.
         """
         made: list[T] = []
-        self.from_first(lambda: made.append(make()))
+        self.broadcast_from_first(lambda: made.append(make()))
         return made[0] if made else make()
 
-    def from_all(self, value: T) -> list[T]:
+    def all_gather(self, value: T) -> list[T]:
         """The value of every process, in their order."""
         if self.size == 1:
             return [value]
@@ -118,12 +118,12 @@ class Ranks:
 
     @staticmethod
     def _device() -> torch.device:
-        """Where the group's backend takes tensors."""
+        """Device of the tensors that the group's backend takes."""
         on_cuda = "nccl" in dist.get_backend()
         return torch.device("cuda", torch.cuda.current_device()) if on_cuda else torch.device("cpu")
 
 
-def _dealt(items: Sequence[T], rank: int, size: int) -> Iterator[tuple[T, bool]]:
+def _shard(items: Sequence[T], rank: int, size: int) -> Iterator[tuple[T, bool]]:
     for start in range(0, len(items), size):
         mine = start + rank
         yield (items[mine], True) if mine < len(items) else (items[0], False)

@@ -1,10 +1,11 @@
-"""What is supervised, and how it is stored."""
+"""Settings of supervision, and the contracts of a store."""
 
 from typing import Annotated, Literal
 
 from pydantic import Field
 from semalign_attribution import LayerPairing
-from semalign_geometry import ArtifactManifest, Contract, Settings, TransportManifest
+from semalign_geometry import TransportManifest
+from semalign_geometry.base import ArtifactManifest, Contract, Settings
 
 
 class TopK(Settings):
@@ -17,7 +18,7 @@ class TopK(Settings):
 
 
 class FinalHidden(Settings):
-    """Output supervision by what the source feeds its head, for the exact KL; the source's head is stored once
+    """Output supervision by the inputs of the source's head, for the exact KL; the source's head is stored once
     beside it."""
 
     kind: Literal["final_hidden"] = "final_hidden"
@@ -27,14 +28,11 @@ class FinalHidden(Settings):
 class SupervisionSettings(Settings):
     """Settings of `supervise`."""
 
-    residual: Literal["layer", "span"] = "layer"
-    """Contribution of the paired source layer alone, or, for ablation, of all source layers since the next shallower
-    paired one."""
     output: Annotated[TopK | FinalHidden, Field(discriminator="kind")] = TopK()
-    """How the source's output distribution is kept."""
+    """Form in which the source's output distribution is kept."""
     temperature: float = Field(1.0, gt=0)
     """Divides the logits of both models in the output objective. No factor temperature² follows, so at a temperature
-    T the gradient of that objective is about 1/T² of that at 1: weigh it against the others accordingly."""
+    T the gradient of that objective is about 1/T² of that at 1: raise its weight accordingly."""
     dtype: Literal["bfloat16", "float32", "int8"] = "bfloat16"
     """dtype of stored residuals; `int8` has a float32 scale for each token, and final hidden states in bfloat16."""
     shard_bytes: int = Field(64 * 2**20, ge=1)
@@ -51,37 +49,37 @@ class Shard(Settings):
 
 
 class Progress(Contract):
-    """How far one process has come with its share of a store."""
+    """Progress of one process with its share of a store."""
 
     key: str
-    """What tells this supervision from any other."""
+    """Cache key of the supervision."""
     ranks: int
-    """Processes that write it, each its own share of the batches."""
+    """Processes that write the store, each its own share of the batches."""
     shards: tuple[Shard, ...] = ()
-    """The whole shards."""
+    """The finished shards."""
     files: dict[str, str] = {}
-    """sha256 (hex) of each."""
+    """sha256 (hex) of each, by file name."""
     batches: int = 0
-    """Batches that are in them."""
+    """Batches in them."""
     tokens: int = 0
-    """All tokens of those."""
+    """All tokens of these batches."""
     supervised_tokens: int = 0
-    """Their tokens with supervision."""
+    """Supervised tokens of these batches."""
     squares: tuple[float, float] = (0.0, 0.0)
     """‖stored − computed‖² and ‖computed‖² of the residuals."""
 
 
 class SupervisionManifest(ArtifactManifest):
-    """What a supervision store holds."""
+    """Settings, origin and sizes of a supervision."""
 
     key: str = ""
-    """What tells this supervision from any other, where `resume_key` was given."""
+    """Cache key of the supervision; empty where the caller passed none."""
     settings: SupervisionSettings
-    """How it was made."""
+    """Settings that it was made with."""
     pairing: LayerPairing
     """Which source layer supervises which target layer."""
     transport: TransportManifest
-    """How contributions came to the target's width."""
+    """Transport of the contributions to the target's width."""
     examples: int
     """Examples in the store."""
     tokens: int
@@ -89,7 +87,7 @@ class SupervisionManifest(ArtifactManifest):
     supervised_tokens: int
     """Tokens with supervision."""
     residual_error: float
-    """‖stored − computed‖ / ‖computed‖ over all residuals: what rounding to `settings.dtype` cost."""
+    """‖stored − computed‖ / ‖computed‖ over all residuals: the error of rounding to `settings.dtype`."""
     entries: int
     """Shared vocabulary entries that the output distribution is over."""
     head_scale: float

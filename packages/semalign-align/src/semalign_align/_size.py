@@ -1,4 +1,4 @@
-"""How large a store will be, before the source runs."""
+"""Size of a store, before the source runs."""
 
 from ._settings import SupervisionSettings, TopK
 
@@ -25,7 +25,7 @@ def store_bytes(
     """Bytes of the tensors of a store; the headers of its files and the manifest add some kilobytes.
 
     Args:
-        settings: what is kept, and how.
+        settings: what is kept, and in which form.
         examples: rows.
         tokens: all their tokens.
         supervised_tokens: those with supervision.

@@ -1,4 +1,4 @@
-"""Run the source once and write what the target will be trained to match."""
+"""Run the source once and store its supervision."""
 
 import hashlib
 import itertools
@@ -11,10 +11,10 @@ from pathlib import Path
 import torch
 from jaxtyping import Int
 from semalign_attribution import Batch, DecoderView, LayerPairing, Supervised, supervised
-from semalign_geometry import (
+from semalign_geometry import Transport
+from semalign_geometry.base import (
     MANIFEST,
     SemalignError,
-    Transport,
     check_replaceable,
     checked,
     new_folder,
@@ -32,7 +32,7 @@ from ._store import VOCABULARY, Supervision
 
 LOGGER = logging.getLogger(__name__)
 PARTIAL = ".partial"
-"""Ends the name of the folder in which a store grows that can be resumed, or that several processes write."""
+"""Suffix of the folder of an unfinished store that can be resumed, or that several processes write."""
 
 
 @checked
@@ -51,20 +51,20 @@ def supervise(
 
     The store holds the tokens too, so that training needs nothing else; target layers that share a source layer
     share its bytes. It appears whole or not at all. The source is left as found. Where torch.distributed has several
-    processes, each runs the source on its share of the batches and writes the shards of it; all are given the same
-    arguments, and the same store.
+    processes, each runs the source on its share of the batches and writes the shards of it; all pass the same
+    arguments, and get the same store.
 
     Args:
         source: the source model or its view.
         batches: right-padded batches with supervised answers.
         pairing: the source layer of each target layer.
         transport: from the source's width to the target's.
-        folder: where the store goes; another artifact there is replaced.
-        settings: what is kept, and how.
+        folder: folder of the store; another artifact there is replaced.
+        settings: what is kept, and in which form.
         entries: vocabulary ids that both models share with equal ids; None for the source's whole head.
-        resume_key: what tells the source and the batches from any other, such as a hash of both. With it, an
-            interrupted call that is repeated goes on after its last whole shard, in a folder beside `folder`, and a
-            finished one returns the store that is there.
+        resume_key: cache key of the source and the batches, such as a hash of both. With it, an interrupted call that
+            is repeated resumes after its last whole shard, in a folder beside `folder`, and a finished one returns
+            the store that exists.
 
     Returns:
         The store, opened.
@@ -76,33 +76,16 @@ def supervise(
 
     Source: method 2.3 and 2.5.
     """
-    settings = settings or SupervisionSettings()
-    reader = SupervisingSource(source, pairing, transport, settings, entries)
+    reader = SupervisingSource(source, pairing, transport, settings or SupervisionSettings(), entries)
     ranks, place = Ranks.current(), Path(folder)
-    key = "" if resume_key is None else _key(resume_key, pairing, settings, reader.transport, entries)
-    ranks.from_first(lambda: check_replaceable(place))
-    finished = ranks.from_first(lambda: _finished(place, key)) if key else None
+    key = "" if resume_key is None else _cache_key(resume_key, reader, entries)
+    ranks.broadcast_from_first(lambda: check_replaceable(place))
+    finished = ranks.broadcast_from_first(lambda: _finished(place, key)) if key else None
     if finished is not None:
         LOGGER.info("%s holds this supervision already", place)
         return Supervision(place, finished)
-
     with _workplace(place, key, ranks) as temporary:
-        writer = _Writer(temporary, key, ranks)
-        if writer.progress.shards:
-            LOGGER.info("going on after %d whole shards of %s", len(writer.progress.shards), temporary)
-        mine = batches if ranks.size == 1 else _share(list(batches), ranks)
-        for batch in itertools.islice(mine, writer.progress.batches, None):
-            if not len(next(iter(batch.values()), ())):
-                writer.add(0, 0, {}, torch.zeros(2))
-                continue
-            positions = supervised(batch)
-            part, squares = reader.read(batch, positions, reader.spans)
-            part = _tokens(batch, positions) | {name: value.cpu() for name, value in part.items()}
-            writer.add(len(part["input_ids"]), len(positions.labels), part, squares)
-            if writer.pending_bytes >= settings.shard_bytes:
-                writer.close_shard()
-        writer.close_shard()
-        shares = ranks.from_all(writer.progress)
+        shares = ranks.all_gather(_write_share(reader, batches, _Writer(temporary, key, ranks), ranks))
         if not any(share.shards for share in shares):
             raise SemalignError("there are no examples to supervise: the batches are empty")
         if ranks.is_first:
@@ -110,8 +93,25 @@ def supervise(
     return Supervision(place, SupervisionManifest.read(place / MANIFEST))
 
 
+def _write_share(reader: SupervisingSource, batches: Iterable[Batch], writer: "_Writer", ranks: Ranks) -> Progress:
+    """Run the source on this process's batches that are in no whole shard yet, and write their shards."""
+    mine = batches if ranks.size == 1 else _share(list(batches), ranks)
+    for batch in itertools.islice(mine, writer.progress.batches, None):
+        if not len(next(iter(batch.values()), ())):
+            writer.add(0, 0, {}, torch.zeros(2))
+            continue
+        positions = supervised(batch)
+        part, squares = reader.read(batch, positions, reader.pairing.paired_layers)
+        part = _tokens(batch, positions) | {name: value.cpu() for name, value in part.items()}
+        writer.add(len(part["input_ids"]), len(positions.labels), part, squares)
+        if writer.pending_bytes >= reader.settings.shard_bytes:
+            writer.close_shard()
+    writer.close_shard()
+    return writer.progress
+
+
 class _Writer:
-    """Collects what the source left of each batch, and writes it in shards."""
+    """Collects the supervision of each batch, and writes it in shards."""
 
     def __init__(self, folder: Path, key: str, ranks: Ranks) -> None:
         self._folder, self._key, self._ranks = folder, key, ranks
@@ -122,25 +122,27 @@ class _Writer:
             for file in folder.glob(f"{self._prefix}*"):
                 file.unlink()
         self.progress = found or Progress(key=key, ranks=ranks.size)
-        """What is in whole shards."""
+        """Content of the finished shards."""
+        if self.progress.shards:
+            LOGGER.info("resuming after %d whole shards of %s", len(self.progress.shards), folder)
         self._pending: list[dict[str, Tensor]] = []
         self._counts = torch.tensor((self.progress.batches, self.progress.tokens, self.progress.supervised_tokens))
         self._squares = torch.tensor(self.progress.squares, dtype=torch.float64)
 
     @property
     def pending_bytes(self) -> int:
-        """Size of what is not in a shard yet."""
+        """Size of the supervision that is in no shard yet."""
         return sum(value.nbytes for part in self._pending for value in part.values())
 
     def add(self, tokens: int, supervised_tokens: int, part: dict[str, Tensor], squares: Tensor) -> None:
-        """Take what was read of a batch; nothing when it was empty."""
+        """Take the supervision of a batch; `part` is empty for a batch without rows."""
         if part:
             self._pending.append(part)
         self._counts += torch.tensor((1, tokens, supervised_tokens))
         self._squares += squares
 
     def close_shard(self) -> None:
-        """Write what is pending."""
+        """Write the pending supervision as a shard."""
         if not self._pending:
             return
         name = f"{self._prefix}{len(self.progress.shards):05}.safetensors"
@@ -164,7 +166,7 @@ class _Writer:
         self._pending.clear()
 
     def _found(self) -> Progress | None:
-        """What an interrupted call left; None when there is nothing of this supervision, or it is damaged."""
+        """Progress of an interrupted call; None without one for this supervision, or where a file is damaged."""
         try:
             progress = Progress.read(self._file)
         except SemalignError:
@@ -182,48 +184,41 @@ def _write_manifest(folder: Path, key: str, reader: SupervisingSource, shares: l
             vocabulary["head_bias"] = reader.head.bias.cpu()
     save_tensors(folder / VOCABULARY, vocabulary)
     files = {name: sha256 for share in shares for name, sha256 in share.files.items()}
-    shards = tuple(shard for share in shares for shard in share.shards)
+    shards = [shard for share in shares for shard in share.shards]
     lost, whole = (sum(share.squares[place] for share in shares) for place in (0, 1))
-    manifest = SupervisionManifest(
-        files={**files, VOCABULARY: sha256_of(folder / VOCABULARY)},
+    manifest = reader.manifest(
         key=key,
-        settings=reader.settings,
-        pairing=reader.pairing,
-        transport=reader.transport.manifest,
         examples=sum(shard.examples for shard in shards),
         tokens=sum(share.tokens for share in shares),
         supervised_tokens=sum(share.supervised_tokens for share in shares),
-        residual_error=(lost / whole) ** 0.5 if whole else 0.0,
-        entries=len(reader.head.weight),
-        head_scale=reader.head.scale,
-        head_softcap=reader.head.softcap,
+        files={**files, VOCABULARY: sha256_of(folder / VOCABULARY)},
         shards=shards,
+        residual_error=(lost / whole) ** 0.5 if whole else 0.0,
     )
     manifest.write(folder / MANIFEST)
 
 
 def _share(batches: list[Batch], ranks: Ranks) -> list[Batch]:
     """The batches of this process: a run of neighbours, so that the store has the order of one process, with about as
-    many tokens as any other's."""
+    many tokens as any other process's."""
     sizes = torch.tensor([batch["input_ids"].numel() if batch else 0 for batch in batches], dtype=torch.float64)
     middles = (sizes.cumsum(0) - sizes / 2) / sizes.sum()  # of 1
     owners = (middles * ranks.size).long().clamp(0, ranks.size - 1)
     return [batch for batch, owner in zip(batches, owners.tolist(), strict=True) if owner == ranks.rank]
 
 
-def _key(
-    resume_key: str, pairing: LayerPairing, settings: SupervisionSettings, transport: Transport, entries: Tensor | None
-) -> str:
-    """What tells a supervision from any other."""
-    digest = hashlib.sha256("\n".join([resume_key, pairing.model_dump_json(), settings.model_dump_json()]).encode())
-    for tensor in (transport.matrix, entries):
+def _cache_key(resume_key: str, reader: SupervisingSource, entries: Tensor | None) -> str:
+    """Cache key of a supervision."""
+    parts = [resume_key, reader.pairing.model_dump_json(), reader.settings.model_dump_json()]
+    digest = hashlib.sha256("\n".join(parts).encode())
+    for tensor in (reader.transport.matrix, entries):
         if tensor is not None:
             digest.update(tensor.cpu().contiguous().view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
 def _finished(folder: Path, key: str) -> SupervisionManifest | None:
-    """The manifest of a whole store that an earlier call for the same left; None without one."""
+    """Manifest of a whole store that an earlier call with this key wrote; None without one."""
     try:
         same = SupervisionManifest.read(folder / MANIFEST).key == key
         return read_manifest(folder, SupervisionManifest) if same else None
@@ -233,28 +228,28 @@ def _finished(folder: Path, key: str) -> SupervisionManifest | None:
 
 @contextmanager
 def _workplace(folder: Path, key: str, ranks: Ranks) -> Iterator[Path]:
-    """Where the store grows until it gets its name."""
+    """Folder in which the store grows until it gets its name."""
     folder = folder.resolve()
     if not key and ranks.size == 1:
         with new_folder(folder) as temporary:
             yield temporary
         return
     partial = folder.with_name(folder.name + PARTIAL)
-    ranks.from_first(lambda: partial.mkdir(parents=True, exist_ok=True))
+    ranks.broadcast_from_first(lambda: partial.mkdir(parents=True, exist_ok=True))
     yield partial
-    ranks.wait()
+    ranks.barrier()
     if ranks.is_first:
         gone = folder.with_name(f".{folder.name}.old")
         shutil.rmtree(gone, ignore_errors=True)  # of a call that was killed right here
         if folder.exists():
-            folder.rename(gone)  # at once: a folder without its manifest would be taken for somebody else's
+            folder.rename(gone)  # at once: a folder without its manifest would count as one of other files
         partial.rename(folder)
         shutil.rmtree(gone, ignore_errors=True)
         named = {MANIFEST, *SupervisionManifest.read(folder / MANIFEST).files}
-        for file in folder.iterdir():  # last: progress, without which a killed call would begin anew
+        for file in folder.iterdir():  # last: progress, without which a killed call could not resume
             if file.name not in named:
                 file.unlink()
-    ranks.wait()
+    ranks.barrier()
 
 
 def _tokens(batch: Batch, positions: Supervised) -> dict[str, Tensor]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Int
-from semalign_geometry import SemalignError
+from semalign_geometry.base import SemalignError
 from torch import Tensor
 
 Batch = Mapping[str, Tensor]
@@ -25,6 +25,18 @@ class Supervised:
     """The answer tokens, in the order of `mask`."""
     counts: Int[Tensor, " b"]
     """Supervised positions of each example."""
+
+    @classmethod
+    def of(cls, batch: Batch) -> "Supervised":
+        """Read the positions of a batch that `supervised` has checked before; nothing is checked again."""
+        following = batch["labels"][:, 1:]
+        mask = torch.zeros_like(batch["labels"], dtype=torch.bool)
+        mask[:, :-1] = (following != IGNORE) & (batch["attention_mask"][:, 1:] != 0)
+        return cls(mask, following[mask[:, :-1]], mask.sum(1))
+
+    def to(self, device: torch.device | str) -> "Supervised":
+        """The same positions on a device."""
+        return Supervised(self.mask.to(device), self.labels.to(device), self.counts.to(device))
 
     def example_means(self, values: Tensor) -> Tensor:
         """Mean of one value per supervised position within each example: (s,) → (b,), in the dtype of the values."""
@@ -52,13 +64,10 @@ def supervised(batch: Batch) -> Supervised:
     real = batch["attention_mask"] != 0
     if bool((real[:, 1:] > real[:, :-1]).any()):
         raise SemalignError("attention_mask has a hole: padding must follow the tokens of an example")
-    following = batch["labels"][:, 1:]
-    mask = torch.zeros_like(batch["labels"], dtype=torch.bool)
-    mask[:, :-1] = (following != IGNORE) & real[:, 1:]
-    counts = mask.sum(1)
-    if not bool((counts > 0).all()):
+    positions = Supervised.of(batch)
+    if not bool((positions.counts > 0).all()):
         raise SemalignError(
-            f"example {int((counts == 0).nonzero()[0, 0])} of the batch has no answer token: "
+            f"example {int((positions.counts == 0).nonzero()[0, 0])} of the batch has no answer token: "
             f"labels are {IGNORE} everywhere after the first token"
         )
-    return Supervised(mask, following[mask[:, :-1]], counts)
+    return positions

@@ -1,7 +1,7 @@
 """A view of a transformers causal LM: its layers, final norm and head; capture of contributions and replay.
 
 No modelling code is copied. The model's own forward always runs, so masks, positions, sliding windows and
-embedding scales stay its business; layers are only made to hand on a given input, and hooks read what passes.
+embedding scales stay its business; layers are only made to return a stored input, and hooks read what passes.
 """
 
 from collections import OrderedDict
@@ -12,7 +12,8 @@ from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
-from semalign_geometry import Head, SemalignError, accumulation_dtype, decoder_of, final_norm
+from semalign_geometry import Head, accumulation_dtype, decoder_of, final_norm
+from semalign_geometry.base import SemalignError
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
@@ -23,14 +24,14 @@ from ._verify import verify
 
 @dataclass(frozen=True, eq=False)
 class Trace:
-    """What passed through a forward run; layers are counted from 1."""
+    """Residual streams of a forward run; layers are counted from 1."""
 
     inputs: dict[int, Float[Tensor, "b n d"] | Float[Tensor, "s d"]] = field(default_factory=dict)
     """h_{ℓ−1}, the residual stream before each kept layer, at the kept positions."""
     outputs: dict[int, Float[Tensor, "b n d"] | Float[Tensor, "s d"]] = field(default_factory=dict)
     """h_ℓ, the residual stream after each kept layer, likewise."""
     final: Float[Tensor, "b n d"] | None = None
-    """What the head is fed, after the final norm; None when the run stopped earlier."""
+    """Input of the head, after the final norm; None when the run stopped earlier."""
 
     def residual(self, layer: int) -> Float[Tensor, "b n d"] | Float[Tensor, "s d"]:
         """Residual contribution r_ℓ = h_ℓ − h_{ℓ−1} of a kept layer, in float32 (float64 for float64 models)."""
@@ -84,7 +85,7 @@ class DecoderView:
         """Layer `number`, counted from 1.
 
         Raises:
-            SemalignError: there is none.
+            SemalignError: the model has no such layer.
         """
         if not 1 <= number <= self.depth:
             raise SemalignError(f"layer {number} does not exist: the model has layers 1 to {self.depth}")
@@ -107,8 +108,8 @@ class DecoderView:
         Args:
             batch: input_ids and attention_mask, (b, n), and position_ids where they do not count from the first column.
             keep: layers whose input and output are kept.
-            positions: where they are kept, s positions in all; the rest is let go of layer by layer. None keeps all.
-            start: first layer that runs; the layers before it hand on `hidden`. depth + 1 runs the final norm alone.
+            positions: where they are kept, s positions in all; the rest is dropped layer by layer. None keeps all.
+            start: first layer that runs; the layers before it return `hidden`. depth + 1 runs the final norm alone.
             hidden: h_{start−1}, (b, n, d), the replayed input of layer `start`; needed exactly when start > 1.
             stop: last layer that runs; nothing after it is computed, and `final` is None.
             recompute_from: first layer whose inner activations are dropped, and computed again in the backward run:
@@ -156,14 +157,14 @@ class DecoderView:
     def compiled(self) -> Iterator[None]:
         """Each layer's forward goes through `torch.compile`, layer by layer, so that all share their kernels."""
         with ExitStack() as stack:
-            # A backward run that may free what it was given could not be followed by one for another term.
+            # A backward run that frees its buffers could not be followed by one for another term.
             stack.enter_context(torch._functorch.config.patch(donated_buffer=False))
             for layer in self.layers:
                 stack.enter_context(_instead(layer, torch.compile(layer.forward, dynamic=True)))
             yield
 
-    def verify(self) -> None:
-        """Check that the view reads the model right, and that a row's values do not depend on what stands beside it.
+    def verify(self) -> str | None:
+        """Check that the view reads the model right, and that a row does not depend on other rows.
 
         The whole model runs on six tokens. Then some of its layers, one of each kind at least, run on rows that reach
         64 tokens past the widest window, chunk or choice of positions that the configuration names: alone, in a batch
@@ -172,13 +173,16 @@ class DecoderView:
         on a CPU (a quarter of them in 16-bit dtypes; 10¹⁴ elsewhere), as the 4,096 tokens of Gemma 2 2B do there. Not
         checked are differences below the rounding of the dtype.
 
+        Returns:
+            A sentence on the windows that were not checked; None where all were.
+
         Raises:
             SemalignError: the model cannot run in its dtype; weights are not finite; earlier positions see later ones;
                 the stream between layers is not passed on as it is; the last layer needs more of those before it than
                 the stream (keys and values that layers share); logits from the view's head differ from the model's own;
                 or padding changes a row.
         """
-        verify(self)
+        return verify(self)
 
 
 def view_of(model: PreTrainedModel | DecoderView) -> DecoderView:
@@ -203,9 +207,9 @@ def _keeper(store: dict[int, Tensor], number: int, places: tuple[Tensor, ...] | 
 
 @contextmanager
 def _handing_on(layer: nn.Module, hidden: Tensor) -> Iterator[None]:
-    """The layer returns `hidden`, whatever it is given; its attributes and place in the model stay.
+    """The layer returns `hidden`, whatever its input; its attributes and place in the model stay.
 
-    Its hooks rest: those of a sharded layer would collect weights that nobody uses.
+    Its hooks are off: those of a sharded layer would gather weights that nobody uses.
     """
     hooks = layer._forward_pre_hooks, layer._forward_hooks
     layer._forward_pre_hooks, layer._forward_hooks = OrderedDict(), OrderedDict()

@@ -4,7 +4,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from pydantic import Field, model_validator
-from semalign_geometry import ComponentError, Contract, SemalignError, Settings, brief, checked
+from semalign_geometry.base import ComponentError, Contract, SemalignError, Settings, brief, checked
 
 from ._scores import LayerScores
 
@@ -23,6 +23,11 @@ class LayerPairing(Contract):
     def target_depth(self) -> int:
         """L_T."""
         return len(self.source_layers)
+
+    @property
+    def paired_layers(self) -> tuple[int, ...]:
+        """The source layers that are paired, each once, shallow to deep."""
+        return tuple(sorted(set(self.source_layers)))
 
     def source_of(self, target_layer: int) -> int:
         """π(k), the source layer of target layer k, both counted from 1.
@@ -52,7 +57,7 @@ class PairingPolicy(Protocol):
 
     @property
     def name(self) -> str:
-        """What the policy is called in results."""
+        """Name of the policy in results."""
         ...
 
     def __call__(self, scores: LayerScores, target_depth: int) -> tuple[int, ...]:
@@ -129,7 +134,7 @@ class SimilarityPairing(_Policy):
         if scores.similarity is None or len(scores.similarity) != target_depth:
             raise SemalignError(
                 f"the similarity policy needs a row of scores for each of {target_depth} target layers, and "
-                f"{scores.scorer} gives none: attribute with scorer=Similarity(target)"
+                f"{scores.scorer} has none: attribute with scorer=Similarity(target)"
             )
         return _best_path(scores.similarity, self.depth_weight)
 
@@ -143,11 +148,11 @@ class Manual(_Policy):
     """π(1) … π(L_T), counted from 1."""
 
     def __call__(self, scores: LayerScores, target_depth: int) -> tuple[int, ...]:
-        """As given."""
+        """The user's own layers."""
         return self.layers
 
     def check(self, source_depth: int, target_depth: int) -> None:
-        """See that it fits two models, which takes no scores.
+        """Check that the pairing fits two models; scores are not needed.
 
         Raises:
             SemalignError: it has the wrong length, or is out of range or out of order.
@@ -176,7 +181,7 @@ POLICIES: dict[str, PairingPolicy] = {
     "similarity": SimilarityPairing(),
     "random": Random(),
 }
-"""The policies that a name stands for; `Manual` needs its layers."""
+"""The policies that a name selects; `Manual` needs its layers."""
 
 
 @checked

@@ -5,7 +5,8 @@ from typing import Literal
 
 import torch
 from jaxtyping import Float
-from semalign_geometry import Settings, accumulation_dtype, answer_nll, linear_cka_matrix
+from semalign_geometry import accumulation_dtype, answer_nll, linear_cka_matrix
+from semalign_geometry.base import Settings
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -87,12 +88,12 @@ class Similarity:
     """The target; it must read the source's token ids."""
 
     name = "similarity"
-    """What the scores are called in results."""
+    """Name of the scores in results."""
 
     @torch.no_grad()
     def __call__(self, source: DecoderView, batch: Batch) -> Float[Tensor, "examples targets layers"]:
         """One score per example, target layer and source layer, in [0, 1]; an example with fewer than three supervised
-        tokens tells no pairs apart."""
+        tokens distinguishes no pairs."""
         positions = supervised(batch)
         mask, counts = positions.mask, positions.counts.tolist()
         target = view_of(self.target)

@@ -1,4 +1,4 @@
-"""Layer attribution: how much of the task each source layer carries."""
+"""Layer attribution: the share of the task that each source layer carries."""
 
 import logging
 from collections.abc import Iterable
@@ -7,7 +7,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from jaxtyping import Float
 from pydantic import model_validator
-from semalign_geometry import Contract, SemalignError
+from semalign_geometry.base import Contract, SemalignError
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -59,7 +59,7 @@ class Scorer(Protocol):
 
     @property
     def name(self) -> str:
-        """What the scores are called in results."""
+        """Name of the scores in results."""
         ...
 
     def __call__(
@@ -115,9 +115,9 @@ def attribute_layers(
         raise SemalignError("there are no examples to attribute on: the batches are empty")
     values = torch.cat(parts)
     if not torch.isfinite(values).all():
-        raise SemalignError(f"{scorer.name} gave scores that are not finite: check the source's weights and dtype")
+        raise SemalignError(f"{scorer.name} returned scores that are not finite: check the source's weights and dtype")
     if view.depth > 1 and bool((values == values[..., :1]).all()):
-        LOGGER.warning("%s scores all source layers alike: the examples tell nothing of them", scorer.name)
+        LOGGER.warning("%s scores all source layers alike: the examples do not distinguish them", scorer.name)
     similarity = None
     if values.dim() == 3:
         similarity = tuple(tuple(row) for row in values.mean(0).tolist())
@@ -146,7 +146,7 @@ def _scored(scorer: Scorer, view: DecoderView, batch: Batch) -> Tensor:
     examples, shape = len(next(iter(batch.values()))), tuple(scores.shape)
     if len(shape) not in (2, 3) or (shape[0], shape[-1]) != (examples, view.depth):
         raise SemalignError(
-            f"{scorer.name} gave scores of shape {shape} for {examples} examples and {view.depth} source layers: "
+            f"{scorer.name} returned scores of shape {shape} for {examples} examples and {view.depth} source layers: "
             "expected (examples, layers) or (examples, targets, layers)"
         )
     return scores

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float, Int
-from semalign_geometry import SemalignError, accumulation_dtype
+from semalign_geometry import accumulation_dtype
+from semalign_geometry.base import SemalignError
 from torch import Tensor, nn
 
 from ._batch import Batch
@@ -35,7 +36,7 @@ together: a router of experts, or a choice of positions, may fall otherwise for 
 
 
 @torch.no_grad()
-def verify(view: "DecoderView") -> None:
+def verify(view: "DecoderView") -> str | None:
     """Check that a view reads its model right; see `DecoderView.verify`."""
     with undisturbed(view.model):
         _check_reading(view)
@@ -48,11 +49,14 @@ def verify(view: "DecoderView") -> None:
                 raise
             columns, left_out = min(columns, MARGIN), [passed, *left_out]
             _check_rows(view, first, last, columns, "")
-    if left_out:
-        LOGGER.info(
-            "%s was checked on rows of %d tokens, and not past its %s: longer rows take too much time or memory",
-            *(type(view.model).__name__, columns, " and ".join(left_out)),
-        )
+    if not left_out:
+        return None
+    unchecked = (
+        f"{type(view.model).__name__} was checked on rows of {columns} tokens, and not past its "
+        f"{' and '.join(left_out)}: longer rows take too much time or memory"
+    )
+    LOGGER.info(unchecked)
+    return unchecked
 
 
 def _check_reading(view: "DecoderView") -> None:

@@ -10,10 +10,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from ._artifact import ArtifactManifest
-from ._checked import checked
-from ._errors import SemalignError
 from ._head import Head, accumulation_dtype, final_norm, full_precision, norm_gain, to_float64
+from .base import ArtifactManifest, SemalignError, checked
 
 CHUNK = 8192
 """Vocabulary rows in memory at a time, by default."""
@@ -23,7 +21,7 @@ COARSE = 1e-6
 
 
 class BasisManifest(ArtifactManifest):
-    """What is known of a semantic basis without its tensors."""
+    """Sizes, rank and conditioning of a semantic basis, without its tensors."""
 
     width: int
     """d, the model's width."""
@@ -99,7 +97,7 @@ class SemanticBasis:
 
         Products of float32 and narrower heads run in float32 and are summed over chunks in float64. Where the condition
         number makes float32 products too coarse (relative error of the smallest eigenvalue above about 1e-3),
-        they are repeated in float64.
+        they are computed again in float64.
 
         Args:
             weight: (rows, d) head, any floating dtype.
@@ -149,7 +147,7 @@ class SemanticBasis:
 
     @property
     def dtype(self) -> torch.dtype:
-        """dtype that this basis' own products need: float64 where the conditioning asked for it."""
+        """dtype that this basis' own products need: float64 where the conditioning needs it."""
         return torch.float64 if self.manifest.products == "float64" else torch.float32
 
     def rows(self, *, fold_gain: bool = False, chunk: int = CHUNK) -> Iterator[Float[Tensor, "w d"]]:
@@ -160,7 +158,7 @@ class SemanticBasis:
             chunk: rows of a chunk, w; the last may have fewer.
 
         Raises:
-            SemalignError: the gain is asked for and missing.
+            SemalignError: the gain is needed and missing.
         """
         gain = self._gain(fold_gain)
         for rows_VD in _rows(self.weight, self.ids, self.dtype, chunk):
@@ -189,10 +187,10 @@ class SemanticBasis:
         """G^(−power) of the Gram matrix G = WᵀW (of W·diag(gain) when folded), float64.
 
         Power 1 is the inverse (by Cholesky), 0.5 the inverse square root, 0 the identity. A rank-deficient head
-        gives the Moore–Penrose power: directions that no entry reads map to zero.
+        returns the Moore–Penrose power: directions that no entry reads map to zero.
 
         Raises:
-            SemalignError: the gain is asked for and missing.
+            SemalignError: the gain is needed and missing.
         """
         gain = self._gain(fold_gain)
         gram_DD = self.gram if gain is None else gain[:, None] * self.gram * gain
@@ -215,7 +213,7 @@ class SemanticBasis:
             chunk: columns of a chunk, w; the last may have fewer.
 
         Raises:
-            SemalignError: the gain is asked for and missing.
+            SemalignError: the gain is needed and missing.
         """
         inverse_DD = self.gram_power(1.0, fold_gain=fold_gain)
         for rows_VD in self.rows(fold_gain=fold_gain, chunk=chunk):

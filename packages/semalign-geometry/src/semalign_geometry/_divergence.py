@@ -21,13 +21,12 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ._basis import CHUNK
-from ._checked import checked
-from ._errors import SemalignError
 from ._head import Head, accumulation_dtype, full_precision
+from .base import SemalignError, checked
 
 Divergence = Literal["forward", "reverse", "jensen_shannon"]
-"""KL(p_S ‖ p_T), which covers what the source may say; KL(p_T ‖ p_S), which keeps to what it is likely to say; or half
-of each, against their mean."""
+"""`forward`: KL(p_S ‖ p_T), which covers all that the source may say. `reverse`: KL(p_T ‖ p_S), which keeps to what
+it is likely to say. `jensen_shannon`: half of each, against their mean."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,7 +42,7 @@ class TopEntries:
 
 
 @checked
-def output_divergence(
+def kl_divergence(
     source_hidden: Float[Tensor, "n s"],
     source_head: Head,
     target_hidden: Float[Tensor, "n t"],
@@ -75,7 +74,7 @@ def output_divergence(
         >>> import torch
         >>> source_head, target_head = Head(torch.randn(100, 8)), Head(torch.randn(100, 6))
         >>> source_hidden, target_hidden = torch.randn(5, 8), torch.randn(5, 6, requires_grad=True)
-        >>> nats = output_divergence(source_hidden, source_head, target_hidden, target_head)
+        >>> nats = kl_divergence(source_hidden, source_head, target_hidden, target_head)
         >>> nats.sum().backward()
         >>> nats.shape, target_hidden.grad.shape
         (torch.Size([5]), torch.Size([5, 6]))
@@ -96,7 +95,7 @@ def output_divergence(
 
 
 @checked
-def coarse_divergence(
+def top_k_divergence(
     source: TopEntries,
     target_hidden: Float[Tensor, "n t"],
     target_head: Head,
@@ -131,12 +130,12 @@ def coarse_divergence(
     found = head_statistics(target_hidden, target_head, source.ids, temperature=temperature, chunk=chunk)
     log_q_NC = torch.cat([found.selected, found.rest[:, None]], 1) - found.normaliser[:, None]
     log_p_NC = torch.cat([source.log_probs, source.tail[:, None]], 1).to(log_q_NC.dtype)
-    return cell_divergence(log_p_NC, log_q_NC, kind=kind)
+    return categorical_divergence(log_p_NC, log_q_NC, kind=kind)
 
 
 @checked
 @full_precision
-def cell_divergence(
+def categorical_divergence(
     log_p: Float[Tensor, "n c"], log_q: Float[Tensor, "n c"], *, kind: Divergence = "forward"
 ) -> Float[Tensor, " n"]:
     """Divergence of each row of q from that of p, in nats; plain torch, so the gradient is that of `log_q`.
@@ -204,12 +203,12 @@ def top_entries(
 
 @dataclass(frozen=True, eq=False)
 class HeadStatistics:
-    """What `head_statistics` finds; differentiable in the hidden states."""
+    """Result of `head_statistics`; differentiable in the hidden states."""
 
     selected: Float[Tensor, "n k"]
-    """Logits of the entries that were asked for."""
+    """Logits of the chosen entries."""
     rest: Float[Tensor, " n"]
-    """logsumexp of all other entries; −inf when there is none."""
+    """logsumexp of all other entries; −inf when no entry is left."""
     normaliser: Float[Tensor, " n"]
     """logsumexp over the whole vocabulary."""
 
@@ -317,7 +316,7 @@ def _chunks(head: Head, chunk: int) -> list[slice]:
 
 
 def _without_unused_gradient(hidden: Tensor) -> Tensor:
-    """Inside an autograd function grad mode is always off, so under no_grad it has to be told here."""
+    """Detach under no_grad: inside of an autograd function grad mode is always off."""
     return hidden if torch.is_grad_enabled() else hidden.detach()
 
 

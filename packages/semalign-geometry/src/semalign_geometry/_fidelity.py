@@ -1,4 +1,4 @@
-"""How much of the source's geometry survives the transport, layer by layer."""
+"""Share of the source's geometry that survives the transport, layer by layer."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -7,12 +7,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ._checked import check, checked
-from ._contracts import Contract
-from ._errors import SemalignError
 from ._head import accumulation_dtype
 from ._relation import linear_cka
 from ._transport import Transport
+from .base import Contract, SemalignError, checked
+from .base._checked import check
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,4 +1,4 @@
-"""Frames: how a vector becomes one coefficient for each vocabulary entry, and how coefficients become a vector.
+"""Frames: from a vector to one coefficient for each vocabulary entry, and back from coefficients to a vector.
 
 Shape suffixes: N tokens, V vocabulary entries, D width.
 """
@@ -11,10 +11,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ._basis import CHUNK, SemanticBasis
-from ._checked import checked
-from ._components import Components
-from ._errors import SemalignError
 from ._head import accumulation_dtype, full_precision, least_size, to_float64
+from .base import Components, SemalignError, checked
 
 
 @dataclass(frozen=True)
@@ -34,7 +32,7 @@ class Frame:
     """
 
     name: str
-    """What configurations and results call it."""
+    """Name in configurations and results."""
     analysis: float
     """Power p of A = W G^(−p)."""
     synthesis: float
@@ -47,7 +45,7 @@ FRAMES = {
     frame.name: frame
     for frame in (Frame("cosine", 1.0, 1.0, unit=True), Frame("dual", 0.0, 1.0), Frame("parseval", 0.5, 0.5))
 }
-"""The frames that come along, by name."""
+"""Built-in frames, by name."""
 KNOWN_FRAMES = Components(
     "semalign.frames",
     "frame",
@@ -56,7 +54,7 @@ KNOWN_FRAMES = Components(
     fits=lambda given: isinstance(given, Frame),
     name_of=lambda frame: frame.name,
 )
-"""The frames that a name stands for, those of installed packages included."""
+"""All frames by name, those of installed packages included."""
 
 
 def find_frame(frame: str | Frame) -> Frame:
@@ -94,7 +92,7 @@ def decompose(
         the device of the vectors has none.
 
     Raises:
-        SemalignError: vectors of another width, an unknown frame, a `top_k` below 1, or a gain that is asked for and
+        SemalignError: vectors of another width, an unknown frame, a `top_k` below 1, or a gain that is needed and
             missing.
 
     Source: v1 eq. 1 (`cosine`); method of ACL (`dual`); ours (`parseval`).
@@ -144,7 +142,7 @@ def recompose(
 
     Raises:
         SemalignError: the number of coefficients is not the number of entries, an unknown frame, or a gain that is
-            asked for and missing.
+            needed and missing.
 
     Source: v1 eq. 2 (`cosine`), method of ACL (`dual`), ours (`parseval`).
     """
@@ -164,7 +162,7 @@ def recompose(
 
 
 def _wide(vectors: Tensor, basis: SemanticBasis) -> Tensor:
-    """In float64 where the vectors are or the basis asks for it, else in float32."""
+    """In float64 where the vectors are or the basis needs it, else in float32."""
     if torch.float64 in (basis.dtype, accumulation_dtype(vectors)):
         return to_float64(vectors)
     return vectors.to(torch.float32)

@@ -10,16 +10,16 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from ._checked import ParametersT, ResultT, check, checked
-from ._errors import SemalignError
+from .base import SemalignError, checked
+from .base._checked import ParametersT, ResultT, check
 
 
 @dataclass(frozen=True, eq=False)
 class Head:
     """LM head: logits = softcap(scale · (hidden Wᵀ + bias)).
 
-    The hidden states are the ones that the model feeds its head: after the final norm. A logit of −∞, as a bias of −∞
-    gives, is an entry of probability 0; any other number that is not finite makes its token's results NaN.
+    The hidden states are the ones that the model feeds its head: after the final norm. A logit of −∞, as from a
+    bias of −∞, is an entry of probability 0; any other number that is not finite makes its token's results NaN.
     """
 
     weight: Float[Tensor, "v d"]
@@ -139,7 +139,7 @@ def final_norm(model: nn.Module) -> nn.Module:
     the child is called.
 
     Raises:
-        SemalignError: there is none (an encoder, a post-norm decoder, a norm without a weight as in OLMo 1).
+        SemalignError: the decoder has none (an encoder, a post-norm decoder, a norm without a weight as in OLMo 1).
     """
     decoder = decoder_of(model)
     width = Head.from_model(model).weight.shape[1]

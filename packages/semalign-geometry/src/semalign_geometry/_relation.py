@@ -12,13 +12,9 @@ from einops import einsum, rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from ._checked import checked
-from ._errors import SemalignError
-from ._frames import unit_rows
 from ._head import accumulation_dtype, full_precision, least_size
+from .base import SemalignError, checked
 
-Scope = Literal["sequence", "batch"]
-"""Which tokens are related to each other: those of one sequence, or all of the batch."""
 Route = Literal["auto", "token", "feature"]
 """Sum over token pairs (n×n) or over feature pairs (d×d): the same value; `auto` takes the cheaper."""
 
@@ -35,8 +31,6 @@ def relation_distance(
     reference: Float[Tensor, "*b n e"],
     *,
     mask: Bool[Tensor, "*b n"] | None = None,
-    scope: Scope = "sequence",
-    unit_tokens: bool = False,
     route: Route = "auto",
 ) -> Float[Tensor, ""]:
     """Mean over sequences of L_geo = ½‖K/‖K‖ − L/‖L‖‖², K = X_c X_cᵀ and L = Y_c Y_cᵀ, the centred relations.
@@ -52,8 +46,6 @@ def relation_distance(
         target: (n, d) or (b, n, d) vectors.
         reference: (n, e) or (b, n, e) vectors of the same tokens, of any width.
         mask: True for the tokens that count; None counts all.
-        scope: relate the tokens of each sequence, or all tokens of the batch at once.
-        unit_tokens: scale every token's vector to unit length first (cosine relations), so that no token dominates.
         route: how the sums are taken.
 
     Returns:
@@ -72,9 +64,7 @@ def relation_distance(
 
     Source: v2, reading (method 2.4); definitions at n < 3 and zero variance ours.
     """
-    distances, counted = relation_distances(
-        target, reference, mask=mask, scope=scope, unit_tokens=unit_tokens, route=route
-    )
+    distances, counted = relation_distances(target, reference, mask=mask, route=route)
     return (distances * counted).sum() / counted.sum().clamp_min(1)
 
 
@@ -85,11 +75,9 @@ def relation_distances(
     reference: Float[Tensor, "*b n e"],
     *,
     mask: Bool[Tensor, "*b n"] | None = None,
-    scope: Scope = "sequence",
-    unit_tokens: bool = False,
     route: Route = "auto",
 ) -> tuple[Float[Tensor, " s"], Bool[Tensor, " s"]]:
-    """`relation_distance` of each sequence (one for scope `batch`), and which of them have three tokens or more.
+    """`relation_distance` of each sequence, and which of them have three tokens or more.
 
     A sequence with a counted value that is not finite has the distance NaN; the others keep theirs.
 
@@ -98,9 +86,7 @@ def relation_distances(
     Returns:
         (s,) distances, float32 (float64 for float64 input), and (s,) truth values.
     """
-    similarities, target_squares, reference_squares, counted = _alignments(
-        target, reference, mask, scope, unit_tokens, route
-    )
+    similarities, target_squares, reference_squares, counted = _alignments(target, reference, mask, route)
     # ½‖K̂ − L̂‖² with ‖K̂‖² either 1 or, without variance, 0.
     distances = (target_squares + reference_squares) / 2 - similarities
     return distances.clamp(0, 1), counted
@@ -119,7 +105,7 @@ def linear_cka(x: Float[Tensor, "n d"], y: Float[Tensor, "n e"]) -> Float[Tensor
 
     Source: Kornblith et al. 2019, eq. 2 with linear kernels.
     """
-    similarities, _, _, _ = _alignments(x, y, None, "batch", False, "auto")
+    similarities, _, _, _ = _alignments(x, y, None, "auto")
     return similarities[0].clamp(0, 1)
 
 
@@ -162,7 +148,7 @@ def linear_cka_matrix(xs: Iterable[Float[Tensor, "n _"]], ys: Iterable[Float[Ten
 
 
 def _alignments(
-    target: Tensor, reference: Tensor, mask: Tensor | None, scope: Scope, unit_tokens: bool, route: Route
+    target: Tensor, reference: Tensor, mask: Tensor | None, route: Route
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """⟨K̂, L̂⟩, ‖K̂‖², ‖L̂‖² and whether there are three tokens, of each sequence; K̂ is K/‖K‖, or 0 without variance."""
     if target.shape[:-1] != reference.shape[:-1]:
@@ -177,10 +163,10 @@ def _alignments(
             f"{str(mask.dtype).removeprefix('torch.')} of shape {tuple(mask.shape)}"
         )
     dtype = accumulation_dtype(target, reference)
-    pattern = "... n d -> (...) n d" if target.dim() > 2 and scope == "sequence" else "... d -> 1 (...) d"
+    pattern = "... n d -> (...) n d" if target.dim() > 2 else "n d -> 1 n d"
     mask_BN = rearrange(mask[..., None], pattern)[..., 0]
-    target_BND, target_varies = _centred(rearrange(target, pattern).to(dtype), mask_BN, unit_tokens)
-    reference_BNE, reference_varies = _centred(rearrange(reference, pattern).to(dtype), mask_BN, unit_tokens)
+    target_BND, target_varies = _centred(rearrange(target, pattern).to(dtype), mask_BN)
+    reference_BNE, reference_varies = _centred(rearrange(reference, pattern).to(dtype), mask_BN)
 
     tokens, d, e = mask_BN.shape[1], target.shape[-1], reference.shape[-1]
     # Multiplications for each token: of its pairs with other tokens, or of the pairs of features.
@@ -198,7 +184,7 @@ def _alignments(
     return similarities, target_varies.to(dtype), reference_varies.to(dtype), mask_BN.sum(1) >= LEAST_TOKENS
 
 
-def _centred(vectors_BND: Tensor, mask_BN: Tensor, unit_tokens: bool) -> tuple[Tensor, Tensor]:
+def _centred(vectors_BND: Tensor, mask_BN: Tensor) -> tuple[Tensor, Tensor]:
     """Vectors minus their mean over the counted tokens, scaled to a total square of 1, and whether they vary at all.
 
     What is not finite in a counted token makes all of its sequence NaN.
@@ -206,8 +192,6 @@ def _centred(vectors_BND: Tensor, mask_BN: Tensor, unit_tokens: bool) -> tuple[T
     counted_BN1 = mask_BN[..., None]
     # `where` and not a product: masked tokens may hold anything, infinities included.
     vectors_BND = torch.where(counted_BN1, vectors_BND, 0.0)
-    if unit_tokens:
-        vectors_BND = unit_rows(vectors_BND)
     # The distance does not depend on scale, so scales taken as constants leave its gradient exact, and they keep sums
     # and the fourth powers of the relations inside the range of float32.
     least = least_size(vectors_BND.dtype)
@@ -231,4 +215,4 @@ def _centred(vectors_BND: Tensor, mask_BN: Tensor, unit_tokens: bool) -> tuple[T
 def _centred_alone(representation: Float[Tensor, "n d"]) -> Tensor:
     """`_centred` of one set of vectors that all count."""
     counted_1N = representation.new_ones(1, len(representation), dtype=torch.bool)
-    return _centred(representation[None].to(accumulation_dtype(representation)), counted_1N, False)[0][0]
+    return _centred(representation[None].to(accumulation_dtype(representation)), counted_1N)[0][0]

@@ -11,18 +11,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ._artifact import ArtifactManifest, read_artifact, write_artifact
 from ._basis import CHUNK, COARSE, SemanticBasis
-from ._checked import checked
-from ._errors import SemalignError
 from ._frames import Frame, find_frame, frame_rows, outer_power, unit_rows
 from ._head import accumulation_dtype, full_precision, to_float64
+from .base import ArtifactManifest, SemalignError, checked, read_artifact, write_artifact
 
 LOGGER = logging.getLogger(__name__)
 
 
 class TransportManifest(ArtifactManifest):
-    """What is known of a transport without its matrix."""
+    """Frame and widths of a transport, without its matrix."""
 
     frame: str
     """Name of the frame; `none` for the identity."""
@@ -118,7 +116,7 @@ def fit_transport(
         chunk: vocabulary rows in memory at a time.
 
     Raises:
-        SemalignError: the bases have different numbers of entries, a gain is asked for and missing, or the matrix is
+        SemalignError: the bases have different numbers of entries, a gain is needed and missing, or the matrix is
             not finite in its dtype.
 
     Example:
@@ -169,11 +167,11 @@ def fit_transport(
 
 
 def _warn_of_loss(role: str, basis: SemanticBasis, frame: Frame, fold_gain: bool) -> None:
-    """Log what a head makes a transport lose."""
+    """Log the loss that a head causes in a transport."""
     manifest, rounding = basis.manifest, basis.rounding(fold_gain=fold_gain)
     if manifest.rank < manifest.width:
         LOGGER.warning(
-            "the %s's head has rank %d of %d over the shared entries: the transport leaves out what it cannot read",
+            "the %s's head has rank %d of %d over the shared entries: the transport drops what it cannot read",
             *(role, manifest.rank, manifest.width),
         )
     elif rounding > COARSE and not frame.unit:

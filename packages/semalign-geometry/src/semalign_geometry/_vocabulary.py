@@ -1,4 +1,4 @@
-"""Which vocabulary entries two models share, and where each finds them."""
+"""Vocabulary entries that two models share, and their ids in each."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from ._errors import SemalignError
+from .base import SemalignError
 
 
 @dataclass(frozen=True, eq=False)

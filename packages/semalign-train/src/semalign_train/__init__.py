@@ -1,57 +1,67 @@
-"""Frontier training: the target learns shallow to deep, one layer at a time, on stored supervision."""
+"""Training of a target on stored or live supervision: layer by layer, or all layers at once."""
 
-from ._batches import AnySupervision as AnySupervision
-from ._batches import micro_batches as micro_batches
 from ._batches import optimisation_batches as optimisation_batches
-from ._batches import rate_factor as rate_factor
 from ._checkpoint import KEPT_STATES as KEPT_STATES
-from ._checkpoint import Checkpoints as Checkpoints
-from ._checkpoint import State as State
-from ._checkpoint import fingerprint as fingerprint
 from ._checkpoint import kept_until as kept_until
+from ._frontier import Callback as Callback
+from ._frontier import FrontierTrainer as FrontierTrainer
+from ._joint import JointTrainer as JointTrainer
+from ._loop import DivergedError as DivergedError
+from ._losses import AnswerLoss as AnswerLoss
+from ._losses import HiddenLoss as HiddenLoss
+from ._losses import JointLoss as JointLoss
+from ._losses import JointStep as JointStep
+from ._losses import OutputLoss as OutputLoss
 from ._muon import Muon as Muon
 from ._optimiser import Optimiser as Optimiser
 from ._prefix import PrefixCache as PrefixCache
+from ._records import JointReport as JointReport
+from ._records import StageRecord as StageRecord
+from ._records import StepRecord as StepRecord
+from ._records import TransferReport as TransferReport
 from ._settings import KNOWN_OBJECTIVES as KNOWN_OBJECTIVES
+from ._settings import FrontierConfig as FrontierConfig
+from ._settings import FrontierSettings as FrontierSettings
 from ._settings import FullLayer as FullLayer
 from ._settings import Guards as Guards
+from ._settings import JointConfig as JointConfig
+from ._settings import JointSettings as JointSettings
 from ._settings import LoraLayer as LoraLayer
 from ._settings import LossWeights as LossWeights
-from ._settings import StageRecord as StageRecord
-from ._settings import StepRecord as StepRecord
-from ._settings import TransferConfig as TransferConfig
-from ._settings import TransferReport as TransferReport
+from ._settings import TrainSettings as TrainSettings
 from ._trainable import frontier as frontier
 from ._trainable import trained as trained
-from ._trainer import Callback as Callback
-from ._trainer import DivergedError as DivergedError
-from ._trainer import FrontierTrainer as FrontierTrainer
 
 __all__ = [
-    "AnySupervision",
+    "AnswerLoss",
     "Callback",
-    "Checkpoints",
     "DivergedError",
+    "FrontierConfig",
+    "FrontierSettings",
     "FrontierTrainer",
     "FullLayer",
     "Guards",
+    "HiddenLoss",
+    "JointConfig",
+    "JointLoss",
+    "JointReport",
+    "JointSettings",
+    "JointStep",
+    "JointTrainer",
     "KEPT_STATES",
     "KNOWN_OBJECTIVES",
     "LoraLayer",
     "LossWeights",
     "Muon",
     "Optimiser",
+    "OutputLoss",
     "PrefixCache",
     "StageRecord",
-    "State",
     "StepRecord",
-    "TransferConfig",
+    "TrainSettings",
     "TransferReport",
-    "fingerprint",
     "frontier",
     "kept_until",
-    "micro_batches",
     "optimisation_batches",
-    "rate_factor",
     "trained",
 ]

@@ -1,18 +1,15 @@
-"""The order of the examples, how an optimisation batch is split, and the learning rate of each step."""
+"""Order of the examples, split of an optimisation batch, and learning rate of each step."""
 
 import math
 from collections.abc import Iterator, Sequence
 
 import torch
-from semalign_align import LiveSupervision, Ranks, Supervision
+from semalign_align import Ranks, SupervisionSource
 
-from ._settings import TransferConfig
-
-AnySupervision = Supervision | LiveSupervision
-"""What a target can be trained on: stored supervision, or that of a source in memory."""
+from ._settings import TrainSettings
 
 
-def optimisation_batches(config: TransferConfig, examples: int) -> Iterator[list[int]]:
+def optimisation_batches(config: TrainSettings, examples: int) -> Iterator[list[int]]:
     """Examples of each optimiser step, pass after pass in random order, without end."""
     generator = torch.Generator().manual_seed(config.seed)
     waiting: list[int] = []
@@ -24,16 +21,16 @@ def optimisation_batches(config: TransferConfig, examples: int) -> Iterator[list
 
 
 def micro_batches(
-    config: TransferConfig, store: AnySupervision, indices: Sequence[int], ranks: Ranks
+    config: TrainSettings, store: SupervisionSource, indices: Sequence[int], ranks: Ranks
 ) -> list[list[int]]:
-    """Examples of alike length together, to pad little; small enough that every process gets some."""
+    """Micro-batches of examples of similar length, to pad little; small enough that every process gets some."""
     order = sorted(indices, key=lambda index: int(store.lengths[index]))
     size = min(config.micro_batch_size, math.ceil(len(order) / ranks.size))
     return [order[start : start + size] for start in range(0, len(order), size)]
 
 
-def rate_factor(step: int, steps: int, config: TransferConfig) -> float:
-    """Share of the peak learning rate at a step of a stage, both counted from 1; every step moves.
+def rate_factor(step: int, steps: int, config: TrainSettings) -> float:
+    """Share of the peak learning rate at a step, counted from 1; no step has a rate of 0.
 
     It rises linearly over the warm-up, is 1 at the step after it, and falls so that it would be 0 after the last step.
     """

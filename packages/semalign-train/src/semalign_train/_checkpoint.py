@@ -1,4 +1,4 @@
-"""Training that can be killed at any moment and goes on: finished stages, and the state within the present one."""
+"""Checkpoints of a training that can be killed at any moment and resumed: finished stages, and states within one."""
 
 import hashlib
 import logging
@@ -10,15 +10,16 @@ from time import monotonic
 
 import torch
 from semalign_align import Ranks
-from semalign_geometry import ArtifactManifest, SemalignError, read_artifact, read_manifest, write_artifact
+from semalign_geometry.base import ArtifactManifest, SemalignError, read_artifact, read_manifest, write_artifact
 from torch import Tensor
 
-from ._settings import StageRecord, StepRecord, TransferConfig
+from ._records import StageRecord, StepRecord
+from ._settings import TrainSettings
 
 LOGGER = logging.getLogger(__name__)
 
 KEPT_STATES = 2
-"""States within a stage that are kept: should the newest be damaged, training goes on from the one before."""
+"""States within a stage that are kept: where the newest is damaged, training resumes from the one before."""
 TIME_SHARE = 33
 """A state that is due by time waits until this many times as long has passed as saving the last one took."""
 QUICK_BYTES = 10**9
@@ -26,23 +27,26 @@ QUICK_BYTES = 10**9
 
 
 class StageManifest(ArtifactManifest):
-    """A finished stage; the tensors are the weights that it left behind."""
+    """A finished stage; the tensors are its weights."""
 
     training: str
-    """What tells this training from any other."""
+    """Fingerprint of the training."""
     code: dict[str, str] = {}
-    """Hashes of the code of what does not come along, by its sort and name."""
+    """Hashes of the code of components that are not built in, by sort and name."""
     record: StageRecord
-    """What the stage reported."""
+    """Record of the stage."""
 
 
 class StateManifest(ArtifactManifest):
-    """The state within a stage after a step; the tensors are the trainable parameters and the optimiser's moments."""
+    """The state within a stage after a step.
+
+    The tensors are the trainable parameters, the optimiser's moments and the random state.
+    """
 
     training: str
-    """What tells this training from any other."""
+    """Fingerprint of the training."""
     code: dict[str, str] = {}
-    """Hashes of the code of what does not come along, by its sort and name."""
+    """Hashes of the code of components that are not built in, by sort and name."""
     records: tuple[StepRecord, ...]
     """The steps of the stage so far."""
 
@@ -54,7 +58,7 @@ class State:
     records: tuple[StepRecord, ...]
     """The steps so far."""
     tensors: dict[str, Tensor]
-    """Trainable parameters and the optimiser's moments."""
+    """Trainable parameters, the optimiser's moments and the random state."""
 
 
 class Checkpoints:
@@ -65,18 +69,18 @@ class Checkpoints:
         folder: Path,
         training: str,
         ranks: Ranks,
-        config: TransferConfig,
+        config: TrainSettings,
         *,
         code: Mapping[str, str] | None = None,
     ) -> None:
-        """Use a folder, made when it does not exist; what is damaged in it is dropped with a warning.
+        """Use a folder, made when it does not exist; damaged parts of it are dropped with a warning.
 
         Args:
             folder: where the checkpoints are kept, and those of an interrupted training are found.
-            training: hash of all that decides the result of the training, code aside.
+            training: fingerprint of all that decides the result of the training, code aside.
             ranks: the processes that train together; the first decides and writes, all read.
-            config: says when a state is due.
-            code: hashes of the code of what does not come along, as `Components.code` gives them.
+            config: settings that say when a state is due.
+            code: hashes of the code of components that are not built in, as `Components.code` returns them.
 
         Raises:
             SemalignError: the folder holds the checkpoints of another training, or of one with other code.
@@ -84,9 +88,9 @@ class Checkpoints:
         self.folder, self._training, self._ranks = folder, training, ranks
         self._config, self._code = config, dict(code or {})
         self._saved_at, self._took = monotonic(), 0.0
-        ranks.from_first(self._clean)
+        ranks.broadcast_from_first(self._clean)
         self._found = self._newest_state()
-        ranks.wait()  # before the first process drops states
+        ranks.barrier()  # before the first process drops states
 
     def _clean(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -118,7 +122,7 @@ class Checkpoints:
                     )
 
     def stage(self, layer: int) -> tuple[StageRecord, dict[str, Tensor]] | None:
-        """A finished stage and the weights it left; None when the layer has not been trained to the end."""
+        """A finished stage and its weights; None when the layer has not been trained to the end."""
         folder = self._stage_folder(layer)
         if not folder.exists():
             return None
@@ -127,7 +131,7 @@ class Checkpoints:
         return manifest.record, tensors
 
     def save_stage(self, record: StageRecord, tensors: dict[str, Tensor]) -> None:
-        """Keep a finished stage; the states within it go."""
+        """Keep a finished stage; the states within it are deleted."""
         if not self._ranks.is_first:
             return
         manifest = StageManifest(training=self._training, code=self._code, record=record)
@@ -136,7 +140,7 @@ class Checkpoints:
         self._saved_at = monotonic()
 
     def state(self, layer: int) -> State | None:
-        """The state within the stage of a layer that an interrupted training left, given once; None without any."""
+        """The newest state within the stage of a layer, returned once; None where there is none."""
         found, self._found = self._found, None
         return found if found is not None and found.records[-1].layer == layer else None
 
@@ -145,7 +149,7 @@ class Checkpoints:
         if not states:
             return None
         manifest, tensors = read_artifact(states[-1], StateManifest)
-        LOGGER.info("going on from %s", states[-1])
+        LOGGER.info("resuming from %s", states[-1])
         return State(manifest.records, tensors)
 
     def keep(
@@ -157,7 +161,7 @@ class Checkpoints:
 
         Args:
             records: the steps so far.
-            tensors: gives trainable parameters and the optimiser's moments.
+            tensors: returns the tensors of the state.
             ended: whether this was the last step, whose state is saved too where steps are counted.
         """
         if not self._ranks.is_first:
@@ -173,7 +177,7 @@ class Checkpoints:
                 LOGGER.warning("the state of the training could not be kept: %s", error)
 
     def keep_last(self, records: Sequence[StepRecord], tensors: dict[str, Tensor]) -> None:
-        """Save the state with which a training is interrupted, unless it is there, or so large that this would last."""
+        """Save the state of an interrupted training, unless it is there already or too large to be written at once."""
         if not self._ranks.is_first or not records or self._state_folder(records[-1]).exists():
             return
         if sum(value.nbytes for value in tensors.values()) <= QUICK_BYTES:
@@ -212,8 +216,8 @@ class Checkpoints:
 
 
 def kept_until(folder: Path) -> str | None:
-    """Where a training that is repeated with these checkpoints resumes, such as `after step 12 of layer 3`; None where
-    nothing is kept."""
+    """Place where a training with these checkpoints resumes, such as `after step 12 of layer 3`; None where nothing is
+    kept."""
     if states := sorted(folder.glob("state-*")):
         layer, step = (int(part) for part in states[-1].name.split("-")[1:])
         return f"after step {step}" + (f" of layer {layer}" if layer else "")

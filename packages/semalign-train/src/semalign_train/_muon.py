@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 import torch
 from jaxtyping import Float
-from semalign_geometry import SemalignError
+from semalign_geometry.base import SemalignError
 from torch import Tensor, nn
 
 MOMENTUM = 0.95

@@ -1,25 +1,25 @@
-"""What moves the trainable parameters, with a state that can be kept and restored."""
+"""The optimiser of the trainable parameters, with a state that can be kept and restored."""
 
 from collections.abc import Iterable, Mapping
 
 import torch
-from semalign_geometry import SemalignError
+from semalign_geometry.base import SemalignError
 from torch import Tensor, nn
 
 from ._muon import Muon
-from ._settings import TransferConfig
+from ._settings import TrainSettings
 
 
 class Optimiser:
     """AdamW, or Muon for matrices and AdamW for the rest, over parameters in a fixed order.
 
-    Laws: `adamw` moves every parameter as torch's AdamW does; from a kept state both go on to the same bits.
+    Laws: `adamw` moves every parameter as torch's AdamW does; from a kept state both resume to the same bits.
     """
 
     def __init__(
         self,
         parameters: Iterable[nn.Parameter],
-        config: TransferConfig,
+        config: TrainSettings,
         *,
         products: torch.dtype | None = None,
         matrices: Iterable[nn.Parameter] | None = None,
@@ -30,8 +30,8 @@ class Optimiser:
             parameters: all that train; their places name them in the state.
             config: optimiser, weight decay and betas.
             products: dtype of Muon's products; None takes that of the parameters.
-            matrices: those that Muon may move, of which it takes the ones with two dimensions; None for all. Embeddings
-                and heads are none of them: their rows are entries, of which a batch sees few.
+            matrices: parameters that Muon may move, of which it takes those with two dimensions; None for all. Leave
+                out embeddings and heads: their rows are entries, of which a batch sees few.
 
         Raises:
             SemalignError: there are no parameters.

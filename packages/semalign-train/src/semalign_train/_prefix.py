@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 from jaxtyping import Float
-from semalign_align import LiveSupervision, Ranks, Supervision
+from semalign_align import Ranks, SupervisionSource
 from semalign_attribution import DecoderView
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
@@ -16,7 +16,7 @@ class PrefixCache:
     """h_p of every token of an example, after the frozen layers 1 … p; layers up to p never run again on it.
 
     An example is advanced when a stage needs it, and never further: few passes cost less than a forward run.
-    Law: what is held is what a forward run gives, whichever examples were advanced when, as long as the layers that
+    Law: the streams equal those of a forward run, whichever examples were advanced when, as long as the layers that
     they have been through stay as they were. Because each layer is causal and only real tokens are kept, the stream
     does not depend on how examples were padded. The processes of a machine share one file, and the work of advancing
     it; without a file each holds all streams.
@@ -25,7 +25,7 @@ class PrefixCache:
     def __init__(
         self,
         view: DecoderView,
-        supervision: Supervision | LiveSupervision,
+        supervision: SupervisionSource,
         *,
         folder: Path | None,
         batch_size: int,
@@ -87,7 +87,7 @@ class PrefixCache:
         size = self._batch_size
         order = sorted(examples, key=lambda index: int(self._supervision.lengths[index]))  # little padding
         chunks = [order[place : place + size] for place in range(0, len(order), size)]
-        for indices, mine in self._ranks.deal_locally(chunks) if self._file else ((chunk, True) for chunk in chunks):
+        for indices, mine in self._ranks.shard_locally(chunks) if self._file else ((chunk, True) for chunk in chunks):
             batch = self._supervision.tokens(indices, device=self._view.device)
             with torch.autocast(self._view.device.type, torch.bfloat16, enabled=self._autocast):
                 trace = self._view.trace(batch, start=start, hidden=self.inputs(indices), stop=stop, keep=[stop])
@@ -95,7 +95,7 @@ class PrefixCache:
                 self._streams = self._allocate(trace.outputs[stop])
             if mine:
                 self._store(indices, trace.outputs[stop])
-        self._ranks.wait()
+        self._ranks.barrier()
 
     def _allocate(self, like: Tensor) -> Float[Tensor, "tokens d"]:
         """Room for all streams; all processes come here together."""
@@ -105,9 +105,9 @@ class PrefixCache:
         size = shape[0] * shape[1]
         if self._ranks.local_rank == 0:
             _reserve(self._file, size * like.element_size())
-        self._ranks.wait()
+        self._ranks.barrier()
         flat = torch.from_file(str(self._file), shared=True, size=size, dtype=like.dtype)
-        self._ranks.wait()
+        self._ranks.barrier()
         if self._ranks.local_rank == 0:
             self._file.unlink()  # the mapping keeps the content until it goes
         return flat.view(shape)

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from semalign_attribution import DecoderView
-from semalign_geometry import SemalignError
+from semalign_geometry.base import SemalignError
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
@@ -44,37 +44,14 @@ def trained(
         also: parameters elsewhere that train along.
         seed: of the adapters' start.
         name: what messages call the module.
-        lora: further arguments of peft's LoraConfig, such as `init_lora_weights`.
+        lora: further arguments of peft's LoraConfig, such as `lora_dropout`.
 
     Raises:
-        SemalignError: the module has no linear module of a name that `trainable` gives.
+        SemalignError: the module has no linear module of a name in `trainable.modules`.
     """
-    if isinstance(trainable, FullLayer):
-        parameters = list(module.parameters())
-    else:
-        from peft import LoraConfig, LoraModel  # seconds to import, which only adapters are worth
-
-        linear = {name: part for name, part in module.named_modules() if isinstance(part, (nn.Linear, Conv1D))}
-        known = sorted({name.rsplit(".", 1)[-1] for name in linear})
-        unmatched = sorted(set(trainable.modules) - set(known))
-        if unmatched or not trainable.modules:
-            raise SemalignError(
-                f"{name} has no linear module named {', '.join(unmatched) or 'nothing'}: "
-                f"adapters can name {', '.join(known)}"
-            )
-        adapted = [name for name in linear if name.rsplit(".", 1)[-1] in trainable.modules]
-        config = LoraConfig(
-            r=trainable.rank,
-            lora_alpha=trainable.alpha,
-            target_modules=adapted,
-            fan_in_fan_out=isinstance(linear[adapted[0]], Conv1D),
-            **(lora or {}),
-        )
-        # Adapters are drawn on the CPU; torch.manual_seed would reset every other device as well.
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(seed)
-            adapter = LoraModel(module, config, "frontier")
-        parameters = [parameter for name, parameter in module.named_parameters() if "lora_" in name]
+    adapter = None if isinstance(trainable, FullLayer) else _adapted(module, trainable, seed, name, lora or {})
+    named = module.named_parameters()
+    parameters = [parameter for name, parameter in named if adapter is None or "lora_" in name]
     parameters += also
     dtypes = [parameter.dtype for parameter in parameters]
     try:
@@ -83,9 +60,36 @@ def trained(
             parameter.requires_grad_(True)
         yield parameters
     finally:
-        if isinstance(trainable, LoraLayer):
+        if adapter is not None:
             adapter.merge_and_unload()  # while the adapter is float32: one rounding
         for parameter, dtype in zip(parameters, dtypes, strict=True):
             parameter.data = parameter.data.to(dtype)
             parameter.requires_grad_(False)
             parameter.grad = None
+
+
+def _adapted(module: nn.Module, trainable: LoraLayer, seed: int, name: str, lora: Mapping[str, Any]) -> Any:
+    """Put adapters on the linear modules; returns peft's model around the module."""
+    from peft import LoraConfig, LoraModel  # seconds to import, which only adapters are worth
+
+    linear = {name: part for name, part in module.named_modules() if isinstance(part, (nn.Linear, Conv1D))}
+    known = sorted({name.rsplit(".", 1)[-1] for name in linear})
+    unmatched = sorted(set(trainable.modules) - set(known))
+    if unmatched or not trainable.modules:
+        raise SemalignError(
+            f"{name} has no linear module named {', '.join(unmatched) or 'nothing'}: "
+            f"adapters can name {', '.join(known)}"
+        )
+    adapted = [name for name in linear if name.rsplit(".", 1)[-1] in trainable.modules]
+    config = LoraConfig(
+        r=trainable.rank,
+        lora_alpha=trainable.alpha,
+        target_modules=adapted,
+        fan_in_fan_out=isinstance(linear[adapted[0]], Conv1D),
+        init_lora_weights=True if trainable.start == "zero" else trainable.start,
+        **lora,
+    )
+    # Adapters are drawn on the CPU; torch.manual_seed would reset every other device as well.
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        return LoraModel(module, config, "frontier")

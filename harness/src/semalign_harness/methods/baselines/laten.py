@@ -10,17 +10,19 @@ import torch
 from pydantic import Field, PositiveInt
 from semalign_align import Ranks
 from semalign_attribution import Batch, DecoderView, supervised, undisturbed
-from semalign_geometry import SemalignError, Settings, answer_nll
-from semalign_train import StepRecord, optimisation_batches
+from semalign_geometry import answer_nll
+from semalign_geometry.base import SemalignError
+from semalign_train import StepRecord, TrainSettings, optimisation_batches
 from torch import Tensor, nn
 
 from ...data.encoding import Example
 from ...data.rows import batches
-from .._method import MethodContext, MethodReport
-from .neurons import MOVED, Located, Place, Variant, locate, parts_of, places, until_last_word
+from ...models.shape import ModelShape
+from .._method import Method, MethodContext, MethodNeeds, MethodReport, Work
+from .neurons import MOVED, Located, Place, locate, parts_of, places, until_last_word
 
 
-class LaTen(Settings):
+class LaTen(Method):
     """Locate-then-align: the neurons of the source that serve the task best, translated to the target's width, are
     added onto the target's best neurons.
 
@@ -33,20 +35,14 @@ class LaTen(Settings):
 
     Ours, where the paper and its code differ or leave it open: one set of neurons, found once on all rows of
     attribution, instead of one for each step's row; a constant learning rate. Where query heads of the target share a
-    value row, what is added for each of them adds up.
+    value row, their additions to it add up.
 
     Source: LaTen (Tan et al., ACL 2025) and its released code.
     """
 
-    stored: ClassVar[bool] = False
-    moved: ClassVar[tuple[str, ...]] = MOVED
+    keeps_source: ClassVar[bool] = True
     kind: Literal["laten"] = "laten"
     """Chooses this method in a configuration."""
-    variant: Variant = "paper"
-    """`paper`: attribution through the model's own norm and with all positions that attention sums over, and the
-    neurons are fused into the weights. `as_released`: a norm that does not divide by the size of its input, the
-    predicting position's value alone, and weights that stay as they were, as the released code saves the model without
-    what it added."""
     share: float = Field(0.1, gt=0, le=1)
     """Neurons that are moved, as a share of the target's feed-forward and attention neurons in a layer."""
     steps: PositiveInt = 4
@@ -54,7 +50,7 @@ class LaTen(Settings):
     batch_size: int = Field(16, ge=1)
     """Rows in an optimiser step."""
     learning_rate: float = Field(3e-5, gt=0)
-    """Of AdamW, constant."""
+    """Learning rate of the hypernetworks, constant."""
     weight_decay: float = Field(0.05, ge=0)
     """Decoupled weight decay."""
     penalty: float = Field(1000.0, ge=0)
@@ -62,34 +58,47 @@ class LaTen(Settings):
     start: float = Field(1e-5, ge=0)
     """Standard deviation of the hypernetworks' weights at the start."""
 
+    def check(self, source: ModelShape, target: ModelShape, train: TrainSettings, *, reference_width: int) -> None:
+        """Check that both models have the modules that neurons belong to."""
+        for role, shape in (("source", source), ("target", target)):
+            if missing := [name for name in MOVED if name not in shape.linear_features]:
+                raise SemalignError(
+                    f"the {role}'s layers have no linear module named {', '.join(missing)}, which method.kind=laten "
+                    f"needs: choose a {role} of the Llama family, or another method"
+                )
+
+    def work(self, train: TrainSettings, depth: int, rows: int) -> Work:
+        """Return the amount of training of the hypernetworks."""
+        return Work(self.steps, self.steps * self.batch_size)
+
+    def needs(self, source: ModelShape, target: ModelShape, *, rows: int, tokens: int) -> MethodNeeds:
+        """Return the needs of a hypernetwork for each of four kinds of neurons."""
+        return MethodNeeds(trained=4 * source.width * (source.width + target.width))
+
     def run(self, context: MethodContext) -> MethodReport:
-        """Locate neurons in both models, train the hypernetworks, add what they give.
+        """Locate neurons in both models, train the hypernetworks, add the translated neurons.
 
         The source is in memory until its neurons are read. `seconds` counts the attribution. Several processes locate
         the same neurons each, and share the rows of a step.
         """
         started, ranks = time.perf_counter(), Ranks.current()
-        target = DecoderView(context.target.model)
-        data, tokenizer = context.experiment.data, context.target.tokenizer
-        examples = [until_last_word(each, tokenizer) for each in context.inputs.split.train[: data.attribution_rows]]
-        rows = batches(examples, context.experiment.batch_size)
+        target = DecoderView(context.target)
+        examples = [until_last_word(each, context.tokenizer) for each in context.attribution_rows]
+        rows = batches(examples, context.batch_size)
         with undisturbed(target.model):
             part = parts_of(target)[0]
             counts = self._count(part.down_proj.in_features), self._count(part.o_proj.in_features)
-            source_neurons = self._source_neurons(context, rows, target, counts)
-            found = self._locate(context, target, rows, target.depth, counts, "target")
-            onto = places(target, ranks.from_first(lambda: found))
-            networks = _hypernetworks(source_neurons, target.width, self.start, seed=context.experiment.train.seed)
+            source_neurons = _source_neurons(context, rows, target, counts)
+            found = _locate(context, target, rows, target.depth, counts, "target")
+            onto = places(target, ranks.broadcast_from_first(lambda: found))
+            networks = _hypernetworks(source_neurons, target.width, self.start, seed=context.train.seed)
             tokens = self._train(context, target, networks, source_neurons, onto)
-            if self.variant == "paper":
-                added = _translated(networks, source_neurons)
-                changed = sum(
-                    place.fuse(neurons) for kind in onto for place, neurons in zip(onto[kind], added[kind], strict=True)
-                )
-                context.console.note(
-                    f"{changed} of the {sum(each.numel() for each in added.values())} numbers of the target's neurons "
-                    "changed"
-                )
+            added = _translated(networks, source_neurons)
+            changed = sum(
+                place.fuse(neurons) for kind in onto for place, neurons in zip(onto[kind], added[kind], strict=True)
+            )
+            numbers = sum(each.numel() for each in added.values())
+            context.progress.note(f"{changed} of the {numbers} numbers of the target's neurons changed")
         return MethodReport(
             method=self.kind,
             trained_parameters=sum(parameter.numel() for parameter in networks.parameters()),
@@ -101,36 +110,6 @@ class LaTen(Settings):
     def _count(self, neurons: int) -> int:
         return max(1, int(self.share * neurons))
 
-    def _locate(
-        self,
-        context: MethodContext,
-        view: DecoderView,
-        rows: Sequence[Batch],
-        layers: int,
-        counts: tuple[int, int],
-        role: str,
-    ) -> Located:
-        return locate(
-            view,
-            rows,
-            layers=layers,
-            feed_forward=counts[0],
-            attention=counts[1],
-            variant=self.variant,
-            console=context.console,
-            label=f"locate neurons of the {role}",
-        )
-
-    def _source_neurons(
-        self, context: MethodContext, rows: Sequence[Batch], target: DecoderView, counts: tuple[int, int]
-    ) -> dict[str, Tensor]:
-        """The source's neurons of each kind, (layers, neurons, d_S); nothing else of the source is kept."""
-        source = DecoderView(context.load_source().model)
-        with undisturbed(source.model):
-            located = self._locate(context, source, rows, target.depth, counts, "source")
-            found = places(source, Ranks.current().from_first(lambda: located))
-            return {kind: torch.stack([place.read() for place in found[kind]]).to(target.device) for kind in found}
-
     def _train(
         self,
         context: MethodContext,
@@ -139,41 +118,34 @@ class LaTen(Settings):
         source_neurons: Mapping[str, Tensor],
         onto: Mapping[str, Sequence[Place]],
     ) -> int:
-        """Train the hypernetworks in place; returns the supervised tokens that were seen."""
-        ranks, config, rows = Ranks.current(), context.experiment.train, context.inputs.split.train
-        parameters = list(networks.parameters())
+        """Train the hypernetworks in place; returns the number of supervised tokens."""
+        config, rows = context.train, context.rows
         optimiser = torch.optim.AdamW(
-            parameters, lr=self.learning_rate, betas=config.betas, weight_decay=self.weight_decay
+            list(networks.parameters()), lr=self.learning_rate, betas=config.betas, weight_decay=self.weight_decay
         )
         order = optimisation_batches(config.model_copy(update={"batch_size": self.batch_size}), len(rows))
         seen = 0
-        with context.console.bar("train the hypernetworks", self.steps) as bar:
-            for step in range(1, self.steps + 1):
-                begun, indices = time.perf_counter(), next(order)
-                chosen = [rows[index] for index in indices]
-                count = sum(len(row.answer_ids) for row in chosen)
-                with torch.enable_grad():
-                    translated = _translated(networks, source_neurons)
-                    added = {kind: value.detach().requires_grad_() for kind, value in translated.items()}
-                    answer = _answer_gradients(target, chosen, onto, added, config.micro_batch_size, config.autocast)
-                    gradients = ranks.add([_gradient(value) / count for value in added.values()])
-                    penalty = self.penalty * torch.stack([each.square().mean() for each in translated.values()]).sum()
-                    torch.autograd.backward([penalty, *translated.values()], [None, *gradients])
-                norm = float(nn.utils.get_total_norm([_gradient(parameter) for parameter in parameters]))
-                if not math.isfinite(norm):
-                    raise SemalignError(
-                        f"step {step}: the gradient is not finite; if losses rose before, lower method.learning_rate, "
-                        "else set target.dtype to another"
-                    )
-                optimiser.step()
-                optimiser.zero_grad()
-                seen += count
-                tokens, seconds = sum(map(len, chosen)), time.perf_counter() - begun
-                record = StepRecord(
+        for step in range(1, self.steps + 1):
+            begun, indices = time.perf_counter(), next(order)
+            chosen = [rows[index] for index in indices]
+            count = sum(len(row.answer_ids) for row in chosen)
+            losses = self._gradients(context, target, networks, source_neurons, onto, chosen)
+            norm = float(nn.utils.get_total_norm([_gradient(parameter) for parameter in networks.parameters()]))
+            if not math.isfinite(norm):
+                raise SemalignError(
+                    f"step {step}: the gradient is not finite; if losses rose before, lower method.learning_rate, "
+                    "else set target.dtype to another"
+                )
+            optimiser.step()
+            optimiser.zero_grad()
+            seen += count
+            tokens, seconds = sum(map(len, chosen)), time.perf_counter() - begun
+            context.callback(
+                StepRecord(
                     layer=0,
                     step=step,
                     steps=self.steps,
-                    losses={"answer": answer / count, "penalty": float(penalty.detach())},
+                    losses=losses,
                     gradient_norms={},
                     gradient_norm=norm,
                     learning_rate=self.learning_rate,
@@ -183,10 +155,59 @@ class LaTen(Settings):
                     tokens_per_second=tokens / seconds,
                     examples=tuple(indices),
                 )
-                if ranks.is_first:
-                    context.metrics.add(record)
-                bar.advance(", ".join(f"{name} {value:.3f}" for name, value in record.losses.items()))
+            )
         return seen
+
+    def _gradients(
+        self,
+        context: MethodContext,
+        target: DecoderView,
+        networks: nn.ModuleDict,
+        source_neurons: Mapping[str, Tensor],
+        onto: Mapping[str, Sequence[Place]],
+        chosen: Sequence[Example],
+    ) -> dict[str, float]:
+        """Leave the gradient of a step in the hypernetworks; returns the terms of the loss."""
+        count = sum(len(row.answer_ids) for row in chosen)
+        with torch.enable_grad():
+            translated = _translated(networks, source_neurons)
+            added = {kind: value.detach().requires_grad_() for kind, value in translated.items()}
+            answer = _answer_gradients(
+                target, chosen, onto, added, context.train.micro_batch_size, context.train.autocast
+            )
+            gradients = Ranks.current().all_reduce_sum([_gradient(value) / count for value in added.values()])
+            penalty = self.penalty * torch.stack([each.square().mean() for each in translated.values()]).sum()
+            torch.autograd.backward([penalty, *translated.values()], [None, *gradients])
+        return {"answer": answer / count, "penalty": float(penalty.detach())}
+
+
+def _locate(
+    context: MethodContext,
+    view: DecoderView,
+    rows: Sequence[Batch],
+    layers: int,
+    counts: tuple[int, int],
+    role: str,
+) -> Located:
+    return locate(
+        view,
+        rows,
+        layers=layers,
+        feed_forward=counts[0],
+        attention=counts[1],
+        progress=lambda numbers: context.progress.progress(f"locate neurons of the {role}", numbers),
+    )
+
+
+def _source_neurons(
+    context: MethodContext, rows: Sequence[Batch], target: DecoderView, counts: tuple[int, int]
+) -> dict[str, Tensor]:
+    """Read the source's neurons of each kind, (layers, neurons, d_S); nothing else of the source is kept."""
+    source = DecoderView(context.load_source())
+    with undisturbed(source.model):
+        located = _locate(context, source, rows, target.depth, counts, "source")
+        found = places(source, Ranks.current().broadcast_from_first(lambda: located))
+        return {kind: torch.stack([place.read() for place in found[kind]]).to(target.device) for kind in found}
 
 
 def _hypernetworks(neurons: Mapping[str, Tensor], width: int, start: float, *, seed: int) -> nn.ModuleDict:
@@ -224,7 +245,7 @@ def _answer_gradients(
         for kind, neurons in added.items():
             for place, own in zip(onto[kind], neurons, strict=True):
                 stack.enter_context(place.added(own))
-        for batch, mine in ranks.deal(batches(examples, micro_batch_size)):
+        for batch, mine in ranks.shard(batches(examples, micro_batch_size)):
             positions = supervised(batch)
             with torch.autocast(target.device.type, torch.bfloat16, enabled=autocast == "bfloat16"):
                 final = target.trace(batch).final
@@ -233,7 +254,7 @@ def _answer_gradients(
                 loss = mine * answer_nll(final[positions.mask.to(final.device)], target.head, labels).sum()
             loss.backward()
             total += float(loss.detach())
-    return float(ranks.add([torch.tensor([total], dtype=torch.float64)])[0])
+    return float(ranks.all_reduce_sum([torch.tensor([total], dtype=torch.float64)])[0])
 
 
 def _gradient(parameter: Tensor) -> Tensor:

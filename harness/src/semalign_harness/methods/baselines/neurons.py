@@ -8,22 +8,21 @@ Source: Yu and Ananiadou (EMNLP 2024), the static attribution that LaTen (Tan et
 Shape suffixes: R rows of the data, N neurons, C neurons of a chunk, D width, V vocabulary; 1 an axis of length 1.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields, replace
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
 from semalign_attribution import Batch, DecoderView
-from semalign_geometry import Head, SemalignError, accumulation_dtype, norm_gain
+from semalign_geometry import Head, accumulation_dtype, norm_gain
+from semalign_geometry.base import SemalignError
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from ...data.encoding import Example
-from ...util.console import Console
 
-Variant = Literal["paper", "as_released"]
 CHUNK = 64
 """Neurons whose logits over the whole vocabulary are in memory at a time."""
 CLOSING = ' ."),]\n'
@@ -34,7 +33,6 @@ CLOSING = ' ."),]\n'
 class Parts:
     """The modules of a layer that its neurons belong to."""
 
-    attention: nn.Module
     gate_proj: nn.Linear
     up_proj: nn.Linear
     down_proj: nn.Linear
@@ -42,20 +40,20 @@ class Parts:
     o_proj: nn.Linear
 
 
-MOVED = tuple(field.name for field in fields(Parts))[1:]
+MOVED = tuple(field.name for field in fields(Parts))
 """Names of the linear modules that neurons belong to."""
 
 
 @dataclass(frozen=True, eq=False)
 class LayerStreams:
-    """What passes through a layer at the position of each row that predicts the row's token."""
+    """Streams of a layer at the position of each row that predicts the row's token."""
 
     before: Float[Tensor, "r d"]
     """x, the layer's input."""
     attention: Float[Tensor, "r d"]
-    """a, what o_proj gives."""
+    """a, the output of o_proj."""
     feed_forward: Float[Tensor, "r d"]
-    """m, what down_proj gives."""
+    """m, the output of down_proj."""
     values: Float[Tensor, "r k"]
     """The factor on each column of o_proj."""
     activations: Float[Tensor, "r f"]
@@ -64,13 +62,13 @@ class LayerStreams:
 
 @dataclass(frozen=True, eq=False)
 class Streams:
-    """What passes through a model at the position of each row that predicts the row's token."""
+    """Streams of a model at the position of each row that predicts the row's token."""
 
     layers: tuple[LayerStreams, ...]
     last: Float[Tensor, "r d"]
-    """What leaves the last layer."""
+    """The output of the last layer."""
     final: Float[Tensor, "r d"]
-    """What the head is fed."""
+    """The input of the head."""
     labels: Int[Tensor, " r"]
     """p, the tokens."""
 
@@ -87,7 +85,7 @@ class Located:
 
 @dataclass(frozen=True, eq=False)
 class Place:
-    """Where one half of some neurons lies: in rows of a weight matrix (axis 0) or in columns of it (axis 1)."""
+    """Place of one half of some neurons: rows of a weight matrix (axis 0) or columns of it (axis 1)."""
 
     module: nn.Linear
     axis: Literal[0, 1]
@@ -127,8 +125,7 @@ class Place:
 class Lens:
     """f(v) = log softmax(head(norm(v)))[p]: how likely a stream makes the token of its row, if no layer followed.
 
-    The norm is n(v) g ⊙ v. In `paper` n(v) is 1 / rms(v). In `as_released` it is one number a row, the inverse square
-    root of the standard deviation of what leaves the last layer, whatever v is.
+    The norm is g ⊙ v / rms(v).
     """
 
     head: Head
@@ -137,11 +134,9 @@ class Lens:
     epsilon: float
     """Added to the mean square under the root."""
     labels: Int[Tensor, " r"]
-    fixed: Float[Tensor, " r"] | None
-    """n of each row; None for 1 / rms(v)."""
 
     @classmethod
-    def of(cls, view: DecoderView, streams: Streams, variant: Variant) -> "Lens":
+    def of(cls, view: DecoderView, streams: Streams) -> "Lens":
         """The lens of a model on some rows.
 
         Raises:
@@ -149,7 +144,7 @@ class Lens:
         """
         gain = norm_gain(view.final_norm, view.width).to(streams.last.dtype)
         epsilon = getattr(view.model.config.get_text_config(), "rms_norm_eps", None)
-        own = None if epsilon is None else cls(view.head, gain, epsilon, streams.labels, None)
+        own = None if epsilon is None else cls(view.head, gain, epsilon, streams.labels)
         rounding = max(torch.finfo(dtype).eps for dtype in (view.model.dtype, torch.float32))  # norms run in float32
         tolerance = float(streams.final.abs().max()) * 16 * rounding
         if own is None or not torch.allclose(own._normed(streams.last), streams.final, rtol=0, atol=tolerance):
@@ -157,13 +152,12 @@ class Lens:
                 f"the final norm of {type(view.model).__name__} is not an RMSNorm: LaTen needs a model of the Llama "
                 "family"
             )
-        deviation = (streams.last.var(1, unbiased=False) + 1e-5).sqrt()
-        return own if variant == "paper" else replace(own, fixed=(deviation + 1e-6).rsqrt())
+        return own
 
     def __call__(self, streams_RD: Float[Tensor, "r d"]) -> Float[Tensor, " r"]:
         """f of one stream of each row."""
         rows_R = torch.arange(len(streams_RD), device=streams_RD.device)
-        return self._log_probability(self._product(streams_RD), self._scale(streams_RD, rows_R), rows_R)
+        return self._log_probability(self._product(streams_RD), self._scale(streams_RD), rows_R)
 
     def increases(
         self,
@@ -173,7 +167,7 @@ class Lens:
     ) -> Float[Tensor, " n"]:
         """Mean over the rows of f(v + factor · direction) − f(v), of each neuron.
 
-        What a neuron adds to the logits is computed once for all rows, as the head's product is linear; so a neuron
+        The share of a neuron in the logits is computed once for all rows, as the head's product is linear; so a neuron
         that adds little is not drowned by the rounding of that product, which half precision would do.
         """
         before_R, product_RV = self(streams_RD), self._product(streams_RD)
@@ -183,19 +177,18 @@ class Lens:
             score_C = torch.zeros_like(factors_RC[0])
             for row, factors_C in enumerate(factors_RC):
                 rows_C = torch.full_like(factors_C, row, dtype=torch.long)
-                scale_C = self._scale(streams_RD[row] + factors_C[:, None] * directions_CD, rows_C)
+                scale_C = self._scale(streams_RD[row] + factors_C[:, None] * directions_CD)
                 moved_CV = product_RV[row] + factors_C[:, None] * added_CV
                 score_C += self._log_probability(moved_CV, scale_C, rows_C) - before_R[row]
             scores.append(score_C / len(streams_RD))
         return torch.cat(scores)
 
-    def _scale(self, streams: Float[Tensor, "n d"], rows: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
-        """n(v)."""
-        return (streams.square().mean(1) + self.epsilon).rsqrt() if self.fixed is None else self.fixed[rows]
+    def _scale(self, streams: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
+        """1 / rms(v)."""
+        return (streams.square().mean(1) + self.epsilon).rsqrt()
 
     def _normed(self, streams: Float[Tensor, "r d"]) -> Float[Tensor, "r d"]:
-        rows = torch.arange(len(streams), device=streams.device)
-        return self._scale(streams, rows)[:, None] * self.gain * streams
+        return self._scale(streams)[:, None] * self.gain * streams
 
     def _product(self, streams: Float[Tensor, "n d"]) -> Float[Tensor, "n v"]:
         """The head's product with g ⊙ v, its part that is linear in v."""
@@ -243,29 +236,25 @@ def parts_of(view: DecoderView) -> list[Parts]:
             )
         if any(module.weight.shape != (module.out_features, module.in_features) for module in linear.values()):
             raise SemalignError("LaTen moves weights, which cannot be read in 4 bits: set source.load_in_4bit=false")
-        attention = next(name for name in modules if name.endswith("o_proj")).rpartition(".")[0]
-        found.append(Parts(layer.get_submodule(attention), **linear))
+        found.append(Parts(**linear))
     return found
 
 
 @torch.no_grad()
-def observe(view: DecoderView, parts: Sequence[Parts], batches: Sequence[Batch], variant: Variant) -> Streams:
-    """What passes through a model where it predicts the last token of each row.
+def observe(view: DecoderView, parts: Sequence[Parts], batches: Sequence[Batch]) -> Streams:
+    """Record the streams of a model where it predicts the last token of each row.
 
-    The factor on a column of o_proj is, in `paper`, the value summed over all positions with their attention weights,
-    which is what o_proj is fed. In `as_released` it is the value at the predicting position alone, times the weight of
-    that position.
+    The factor on a column of o_proj is its input: the value summed over all positions with their attention weights.
 
     Args:
         view: of the model.
         parts: of its layers.
         batches: rows, padded on the right.
-        variant: of LaTen.
 
     Raises:
         SemalignError: the model changes what o_proj and down_proj give before it adds it to the stream.
     """
-    found = [_observe(view, parts, batch, variant) for batch in batches]
+    found = [_observe(view, parts, batch) for batch in batches]
     layers = tuple(
         LayerStreams(*(torch.cat([getattr(each, field.name) for each in same]) for field in fields(LayerStreams)))
         for same in zip(*(each.layers for each in found), strict=True)
@@ -274,10 +263,9 @@ def observe(view: DecoderView, parts: Sequence[Parts], batches: Sequence[Batch],
     return Streams(layers, last, final, labels)
 
 
-def _observe(view: DecoderView, parts: Sequence[Parts], batch: Batch, variant: Variant) -> Streams:
+def _observe(view: DecoderView, parts: Sequence[Parts], batch: Batch) -> Streams:
     ends = batch["attention_mask"].sum(1).to(view.device) - 1
     rows = torch.arange(len(ends), device=view.device)
-    alone = torch.zeros_like(batch["attention_mask"], device=view.device).index_put((rows, ends - 1), torch.tensor(1))
 
     def at(stream: Tensor) -> Tensor:
         return stream[rows, ends - 1].to(accumulation_dtype(stream))
@@ -285,13 +273,11 @@ def _observe(view: DecoderView, parts: Sequence[Parts], batch: Batch, variant: V
     with ExitStack() as stack:
         output_runs = [stack.enter_context(_tapped(part.o_proj, at)) for part in parts]
         down_runs = [stack.enter_context(_tapped(part.down_proj, at)) for part in parts]
-        for part in parts if variant == "as_released" else []:
-            stack.enter_context(_again_with_values_of(alone, part))
         trace = view.trace(batch, keep=range(1, view.depth + 1))
     layers = []
     for number, (outputs, downs) in enumerate(zip(output_runs, down_runs, strict=True), 1):
         before, after = at(trace.inputs[number]), at(trace.outputs[number])
-        layer = LayerStreams(before, outputs[0][1], downs[0][1], outputs[-1][0], downs[0][0])
+        layer = LayerStreams(before, outputs[0][1], downs[0][1], outputs[0][0], downs[0][0])
         tolerance = float(after.abs().max()) * 16 * torch.finfo(trace.outputs[number].dtype).eps
         if not torch.allclose(before + layer.attention + layer.feed_forward, after, rtol=0, atol=tolerance):
             raise SemalignError(
@@ -316,24 +302,6 @@ def _tapped(module: nn.Linear, at: Callable[[Tensor], Tensor]) -> Iterator[list[
         yield runs
 
 
-@contextmanager
-def _again_with_values_of(positions: Int[Tensor, "b n"], part: Parts) -> Iterator[None]:
-    """Attention runs twice: as it is, and then, for those who look at its modules, with all other values 0.
-
-    So every attention implementation shows the share of some positions, also those that never form attention weights.
-    """
-
-    def some(_: nn.Module, args: tuple[Tensor, ...], values: Tensor) -> Tensor:
-        return values * positions[..., None].to(values.dtype)
-
-    def again(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        with part.v_proj.register_forward_hook(some):
-            module.forward(*args, **kwargs)
-
-    with part.attention.register_forward_hook(again, with_kwargs=True):
-        yield
-
-
 def locate(
     view: DecoderView,
     batches: Sequence[Batch],
@@ -341,9 +309,7 @@ def locate(
     layers: int,
     feed_forward: int,
     attention: int,
-    variant: Variant,
-    console: Console,
-    label: str,
+    progress: Callable[[Sequence[int]], Iterable[int]] = iter,
 ) -> Located:
     """The neurons that make the last token of the rows likelier, in the layers that do.
 
@@ -358,9 +324,7 @@ def locate(
         layers: to choose.
         feed_forward: neurons to choose in each.
         attention: neurons to choose in each.
-        variant: of LaTen.
-        console: where progress is shown.
-        label: what to call it there.
+        progress: passes the numbers of the layers on, and may show progress.
 
     Raises:
         SemalignError: the model is not of the Llama family, or has fewer layers or neurons than are to be chosen.
@@ -376,8 +340,8 @@ def locate(
                 f"LaTen needs {wanted} {name} of {type(view.model).__name__}, which has {has}: choose a source that is "
                 "at least as deep and as wide as the target"
             )
-    streams = observe(view, parts, batches, variant)
-    lens = Lens.of(view, streams, variant)
+    streams = observe(view, parts, batches)
+    lens = Lens.of(view, streams)
 
     def best(scores: Sequence[Tensor]) -> set[int]:
         return {int(place) + 1 for place in _descending(torch.stack(list(scores)))[:layers]}
@@ -388,7 +352,7 @@ def locate(
         [(lens(r + each.feed_forward) - lens(r)).mean() for r, each in zip(middles, streams.layers, strict=True)]
     )
     located = Located({}, {})
-    for number in console.progress(label, range(1, view.depth + 1)):
+    for number in progress(range(1, view.depth + 1)):
         part, stream = parts[number - 1], streams.layers[number - 1]
         if number in networks:
             found = lens.increases(middles[number - 1], stream.activations, _columns(part.down_proj))
@@ -409,7 +373,7 @@ def _descending(scores: Float[Tensor, " n"]) -> Int[Tensor, " n"]:
 
 
 def places(view: DecoderView, located: Located) -> dict[str, list[Place]]:
-    """Where the located neurons lie: of each kind of module one place a layer, in depth order."""
+    """Return the places of the located neurons: of each kind of module one a layer, in depth order."""
     parts = parts_of(view)
     heads = view.model.config.get_text_config().num_attention_heads
     found: dict[str, list[Place]] = {"up_proj": [], "down_proj": [], "v_proj": [], "o_proj": []}

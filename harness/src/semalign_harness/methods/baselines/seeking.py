@@ -9,20 +9,21 @@ from typing import Any, Literal, NamedTuple
 import torch
 from jaxtyping import Float
 from pydantic import Field, model_validator
-from semalign_align import Ranks, SupervisedBatch
-from semalign_attribution import Batch, DecoderView, Trace, supervised, undisturbed
-from semalign_geometry import SemalignError, accumulation_dtype, answer_nll
-from semalign_train import LoraLayer, TransferConfig, trained
+from semalign_align import Ranks
+from semalign_attribution import Batch, DecoderView, supervised, undisturbed
+from semalign_geometry import accumulation_dtype, answer_nll
+from semalign_geometry.base import SemalignError
+from semalign_train import AnswerLoss, LoraLayer, TrainSettings, trained
 from torch import Tensor, nn
 from torch.nn.functional import pad
 from transformers.pytorch_utils import Conv1D
 
 from ...data.rows import batches
-from .._joint import JointMethod, answer_loss
-from .._joint_training import train_jointly
-from .._method import MethodContext, MethodReport
+from ...models.shape import ModelShape
+from .._joint import JointMethod
+from .._method import MethodContext, MethodNeeds, MethodReport
 
-# Matrices are outputs × inputs throughout, as in nn.Linear; those of a Conv1D are looked at transposed.
+# Matrices are outputs × inputs throughout, as in nn.Linear; those of a Conv1D are read transposed.
 
 
 class SoughtLora(LoraLayer):
@@ -42,59 +43,65 @@ class SoughtLora(LoraLayer):
     def _scale_is_one(self) -> "SoughtLora":
         if self.alpha != self.rank:
             raise ValueError(f"alpha is {self.alpha} and rank {self.rank}: seeking has scale 1, leave alpha out")
+        if self.start != "zero":
+            raise ValueError(f"start is {self.start}: seeking starts adapters at the source's weights, leave start out")
         return self
 
 
 class Seeking(JointMethod):
     """Low-rank adapters that start at the source's weights, trained on the NLL of the answers.
 
-    The source's layers and windows of their matrices are chosen by their sensitivity on the attribution rows. What an
-    adapter adds at the start is taken from the weight under it, so that the target starts as it was (weights narrower
-    than float32 are rounded once more). Embeddings and head are left as they are. The paper trains with a learning
-    rate of 3e-4, three passes and batches of 64. Source: Zhong et al., ICLR 2024, "Seeking Neural Nuggets".
+    The source's layers and windows of their matrices are chosen by their sensitivity on the attribution rows. The
+    start of an adapter is taken out of the weight under it, so that the target starts as it was (weights narrower
+    than float32 are rounded once more). Embeddings and head stay as they are. The paper trains with a learning rate of
+    3e-4, a warm-up of 0.03, a linear schedule, three passes and batches of 64. Source: Zhong et al., ICLR 2024,
+    "Seeking Neural Nuggets".
     """
 
     kind: Literal["seeking"] = "seeking"
     """Chooses this method in a configuration."""
     trainable: SoughtLora = SoughtLora()
     """The adapters, in every layer."""
-    warmup: float = Field(0.03, ge=0, le=1)
-    """Share of the steps with a linearly rising learning rate, in place of `train.warmup`."""
-    schedule: Literal["linear", "cosine", "constant"] = "linear"
-    """What the learning rate does after the warm-up, in place of `train.schedule`."""
 
-    def config(self, context: MethodContext) -> TransferConfig:
-        """The experiment's settings of training with the method's own."""
-        return super().config(context).model_copy(update={"warmup": self.warmup, "schedule": self.schedule})
+    def check(self, source: ModelShape, target: ModelShape, train: TrainSettings, *, reference_width: int) -> None:
+        """Check that the layers of both models have modules of one name."""
+        super().check(source, target, train, reference_width=reference_width)
+        if source.linear_features.keys().isdisjoint(target.linear_features):
+            raise SemalignError(
+                "the layers of source and target have no linear modules named alike, which method.kind=seeking needs: "
+                "choose models of one family, or another method"
+            )
+
+    def needs(self, source: ModelShape, target: ModelShape, *, rows: int, tokens: int) -> MethodNeeds:
+        """Add the score of every weight of the source's layers."""
+        joint = super().needs(source, target, rows=rows, tokens=tokens)
+        return joint._replace(beside_source=source.layers * source.layer_parameters)
 
     def run(self, context: MethodContext) -> MethodReport:
         """Seek in the source, let go of it, and train all layers on the answers; `seconds` counts both."""
         began = time.perf_counter()
-        view, config = DecoderView(context.target.model), self.config(context)
-        nuggets = Ranks.current().from_first(lambda: self._seek(context, view))
+        view, seed = DecoderView(context.target), context.train.seed
+        nuggets = Ranks.current().broadcast_from_first(lambda: self._seek(context, view))
         with (
-            injected(view, nuggets, self.trainable, seed=config.seed) as found,
-            dropping(view.layers, view.device, seed=config.seed),
+            injected(view, nuggets, self.trainable, seed=seed) as found,
+            dropping(view.layers, view.device, seed=seed),
         ):
-
-            def losses(trace: Trace, data: SupervisedBatch) -> dict[str, Tensor]:
-                return {"answer": answer_loss(view, trace, data)}
-
-            spent = time.perf_counter() - began
-            return train_jointly(context, self, view, found, losses, config=config, spent=spent)
+            sought = time.perf_counter() - began
+            report = self.train(context, view, AnswerLoss(), parameters=found)
+        return report.model_copy(update={"seconds": sought + report.seconds})
 
     def _seek(self, context: MethodContext, target: DecoderView) -> "dict[str, LowRank]":
-        rows = context.inputs.split.train[: context.experiment.data.attribution_rows]
-        source = DecoderView(context.load_source().model)
+        rows = batches(context.attribution_rows, 1)
+        source = DecoderView(context.load_source())
         check_fit(source, target, self.trainable.modules)
-        scores = sensitivities(source, context.console.progress("seek in the source", batches(rows, 1)))
+        scores = sensitivities(source, context.progress.progress("seek in the source", rows))
         kept = most_sensitive([math.fsum(map(_total, layer.values())) for layer in scores], target.depth)
-        context.console.note(f"layers {', '.join(map(str, kept))} of the source's {source.depth} are kept")
+        context.progress.note(f"layers {', '.join(map(str, kept))} of the source's {source.depth} are kept")
         return extracted(source, target, scores, kept, self.trainable)
 
 
 class Window(NamedTuple):
-    """Where a window begins."""
+    """Corner of a window."""
 
     top: int
     """Its first row."""
@@ -114,7 +121,7 @@ class LowRank(NamedTuple):
 def sensitivities(view: DecoderView, examples: Iterable[Batch]) -> list[dict[str, Tensor]]:
     """S = Σ over examples of |θ ⊙ ∂L/∂θ|, elementwise, of the linear weights of each layer, by their modules' names.
 
-    L is the mean NLL of the example's answer tokens. Gradients go as they come: nothing but S has the weights' size.
+    L is the mean NLL of the example's answer tokens. Each gradient is dropped at once: only S has the weights' size.
 
     Args:
         view: the model, which is left as it was.
@@ -157,7 +164,7 @@ def most_sensitive(totals: Sequence[float], count: int) -> list[int]:
 
 
 def best_window(scores: Float[Tensor, "outputs inputs"], rows: int, columns: int) -> Window:
-    """Where the contiguous window of rows × columns with the largest sum begins; of equal ones the first by rows.
+    """Find the contiguous window of rows × columns with the largest sum; of equal ones the first by rows.
 
     Sums come from two-dimensional prefix sums in float64.
     """
@@ -184,8 +191,8 @@ def extracted(
     """The best windows of the source's matrices in low rank, on the CPU.
 
     Args:
-        source: where they are cut out.
-        target: whose matrices give their shapes.
+        source: model that they are cut from.
+        target: model with the shapes of the windows.
         scores: sensitivities of each source layer.
         kept: the source layer of each target layer, counted from 1.
         trainable: which modules, and the rank.
@@ -254,8 +261,8 @@ def check_fit(source: DecoderView, target: DecoderView, modules: Sequence[str]) 
     """
     if source.depth < target.depth:
         raise SemalignError(
-            f"the source has {source.depth} layers and the target {target.depth}: seeking gives every target layer a "
-            "source layer of its own, choose a source that is as deep"
+            f"the source has {source.depth} layers and the target {target.depth}: seeking needs "
+            "a source layer of its own for every target layer, choose a source that is as deep"
         )
     for module in linear_modules(source.layer(1)).values():
         if not module.weight.is_floating_point():

@@ -1,0 +1,63 @@
+"""`semalign evaluate`: one model on benchmarks."""
+
+import argparse
+import os
+from pathlib import Path
+
+from semalign_geometry.base import SemalignError
+
+from ..evaluation import EvaluationConfig, evaluate, evaluation_table
+from ..util.settings import merged, parse_overrides, read_tree
+from ._options import benchmark_arguments, console_of, given_benchmarks, output_arguments
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of the command."""
+    parser.add_argument("model", nargs="?", help="hub id, model folder or .gguf file; or given in a --config file")
+    parser.add_argument("overrides", nargs="*", metavar="key.key=value", help="further settings, such as backend=vllm")
+    parser.add_argument(
+        "--config", action="append", default=[], metavar="FILE", help="YAML file merged on top; repeatable"
+    )
+    parser.add_argument("--source", metavar="MODEL", help="also measure KL and top-1 agreement to this model")
+    parser.add_argument("--seed", type=int, metavar="N", help="seed that draws the documents (default: 0)")
+    benchmark_arguments(
+        parser,
+        tasks="default: all",
+        limit=", drawn by --seed",
+        sandbox="run the programs of humaneval and mbpp on a machine that offers resource limits only",
+    )
+    output_arguments(parser, "folder of the result (default: evaluations/NAME)")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Evaluate the model, and print the table."""
+    overrides = list(options.overrides)
+    if options.model is not None and "=" in options.model and not Path(options.model).exists():
+        overrides.insert(0, options.model)
+        options.model = None
+    tree: dict[str, object] = {}
+    for config in options.config:
+        tree = merged(tree, read_tree(Path(config)))
+    given = given_benchmarks(options)
+    given |= {role: {"path": path} for role in ("model", "source") if (path := getattr(options, role))}
+    given |= {} if options.seed is None else {"seed": options.seed}
+    tree = merged(merged(tree, given), parse_overrides(overrides))
+    if "model" not in tree:
+        raise SemalignError("evaluate needs a model: a hub id, a model folder or a .gguf file")
+    config = EvaluationConfig.parse(tree, origin=str(options.config[-1]) if options.config else "evaluation")
+    folder = options.out or Path("evaluations") / _name(config.model.path)
+    result = evaluate(config, folder, console=console_of(options))
+    if result is not None:
+        print(evaluation_table(result))
+        print(f"evaluation folder: {folder.resolve()}")
+    return 0
+
+
+def _name(model: str) -> str:
+    """Last two parts of a hub id or path, without the ending of a GGUF file."""
+    place = Path(model)
+    if not place.name or ".." in place.parts:
+        place = Path(os.path.abspath(place))
+    if place.suffix.lower() == ".gguf":
+        place = place.with_suffix("")
+    return "-".join(place.parts[bool(place.anchor) :][-2:]).replace(":", "-") or "model"

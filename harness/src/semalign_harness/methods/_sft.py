@@ -1,0 +1,20 @@
+"""Supervised fine-tuning."""
+
+from typing import Literal
+
+from semalign_attribution import DecoderView
+from semalign_train import AnswerLoss, JointLoss
+
+from ._joint import JointMethod
+from ._method import MethodContext
+
+
+class Sft(JointMethod):
+    """Supervised fine-tuning: the NLL of the answers."""
+
+    kind: Literal["sft"] = "sft"
+    """Chooses this method in a configuration."""
+
+    def loss(self, context: MethodContext, view: DecoderView) -> JointLoss:
+        """Return the NLL of the answers."""
+        return AnswerLoss()

@@ -1,0 +1,130 @@
+"""Supervision of training examples: one protocol, whether it is stored or computed on demand."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Bool, Float, Int
+from semalign_attribution import IGNORE, Batch, Supervised
+from semalign_geometry import Head, TopEntries
+from semalign_geometry.base import SemalignError
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from ._settings import SupervisionManifest
+
+
+@dataclass(frozen=True, eq=False)
+class FinalStates:
+    """The source's output distribution as its final hidden states and its head."""
+
+    hidden: Float[Tensor, "p s"]
+    """Input of the source's head at the supervised positions."""
+    head: Head
+    """The source's head over the shared entries."""
+
+
+OutputTarget = TopEntries | FinalStates
+"""The source's output distribution at the supervised positions."""
+
+
+@dataclass(frozen=True, eq=False)
+class SupervisedBatch:
+    """Some examples with the supervision of one target layer."""
+
+    batch: Batch
+    """input_ids, attention_mask and labels, (b, n)."""
+    positions: Supervised
+    """The supervised positions of `batch`."""
+    reference: Float[Tensor, "b m t"] | None
+    """y_k at the supervised positions of each sequence, padded to the longest; None without a layer."""
+    output: OutputTarget
+    """The source's output distribution at the p supervised positions, in the order of `positions.mask`."""
+
+
+@runtime_checkable
+class SupervisionSource(Protocol):
+    """Supervision of training examples, stored (`Supervision`) or computed on demand (`LiveSupervision`)."""
+
+    @property
+    def manifest(self) -> SupervisionManifest:
+        """Settings, pairing, transport and sizes."""
+        ...
+
+    @property
+    def lengths(self) -> Int[Tensor, " e"]:
+        """Tokens of each example."""
+        ...
+
+    @property
+    def counts(self) -> Int[Tensor, " e"]:
+        """Supervised tokens of each example."""
+        ...
+
+    @property
+    def entries(self) -> Int[Tensor, " v"]:
+        """Vocabulary ids that the output distribution is over."""
+        ...
+
+    @property
+    def largest_id(self) -> int:
+        """The largest token id of all examples."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def tokens(self, indices: Sequence[int], *, device: torch.device | str = "cpu") -> Batch:
+        """The tokens of some examples, padded on the right.
+
+        Args:
+            indices: examples, counted from 0.
+            device: where the tensors go.
+
+        Raises:
+            SemalignError: an example does not exist.
+        """
+        ...
+
+    def collate(
+        self, indices: Sequence[int], *, layer: int | None = None, device: torch.device | str = "cpu"
+    ) -> SupervisedBatch:
+        """Some examples with their supervision.
+
+        Args:
+            indices: examples, counted from 0.
+            layer: target layer of the residual supervision, counted from 1; None for the output alone.
+            device: where the tensors go.
+
+        Raises:
+            SemalignError: an example or a layer does not exist, or a live source computes values that are not finite.
+        """
+        ...
+
+
+def position_mask(counts: Int[Tensor, " b"]) -> Bool[Tensor, "b m"]:
+    """True at the real places of a padded (b, m, …) tensor of supervised positions.
+
+    Example:
+        >>> import torch
+        >>> position_mask(torch.tensor([1, 2])).tolist()
+        [[True, False], [True, True]]
+    """
+    return torch.arange(int(counts.max()), device=counts.device) < counts[:, None]
+
+
+def padded(ids: Sequence[Tensor], labels: Sequence[Tensor]) -> Batch:
+    """A batch of examples, padded on the right."""
+    lengths = torch.tensor([len(part) for part in ids])
+    return {
+        "input_ids": pad_sequence([part.long() for part in ids], batch_first=True),
+        "attention_mask": (torch.arange(int(lengths.max())) < lengths[:, None]).long(),
+        "labels": pad_sequence([part.long() for part in labels], batch_first=True, padding_value=IGNORE),
+    }
+
+
+def check_examples(indices: Sequence[int], count: int) -> None:
+    """Raise SemalignError for the first index that is none of `count` examples."""
+    for index in indices:
+        if not 0 <= index < count:
+            raise SemalignError(f"example {index} does not exist: there are examples 0 to {count - 1}")
