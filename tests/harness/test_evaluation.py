@@ -468,7 +468,7 @@ def test_what_is_no_evaluation_or_a_damaged_one_is_one_sentence(
         (run / name).write_text("{}", encoding="utf-8")
         with pytest.raises(SemalignError, match="holds a run, not an evaluation: .*--out"):
             evaluate(config_of(models[1], data, tasks=["mmlu"]), run)
-    with pytest.raises(SemalignError, match=r"holds no evaluation\.json: give the folder of a finished evaluation"):
+    with pytest.raises(SemalignError, match="holds a run, not an evaluation: give the folder of its evaluation"):
         read_evaluation(run)
 
 
