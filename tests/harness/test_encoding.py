@@ -25,8 +25,8 @@ from semalign_harness.data.settings import DataConfig, RowsConfig
 from semalign_harness.evaluation import EvaluationConfig, evaluate, read_evaluation
 from semalign_harness.evaluation import _run as runner
 from semalign_harness.evaluation._agreement import Text, gold_example
-from semalign_harness.evaluation._greedy import GreedyLM
 from semalign_harness.evaluation._journaled import JournaledLM
+from semalign_harness.evaluation._models import GreedyLM, Models, vllm_model
 from semalign_harness.experiment import Experiment
 from semalign_harness.models.opening import open_model
 from semalign_harness.models.settings import ModelConfig
@@ -181,7 +181,8 @@ def test_vllm_is_given_the_same_ids(pair: tuple[Path, Path], monkeypatch: pytest
     VLLM.__abstractmethods__ = frozenset()
     monkeypatch.setitem(sys.modules, "lm_eval.models.vllm_causallms", SimpleNamespace(VLLM=VLLM))
     encoder = TextEncoder(tokenizer_of(CHATML))
-    lm: Any = runner._vllm(open_model(ModelConfig(path=str(pair[1]))), None, encoder, "float32")
+    opened = open_model(ModelConfig(path=str(pair[1])))
+    lm: Any = vllm_model(Models(opened, None, None, encoder, torch.device("cpu")))
     assert isinstance(lm, VLLM) and lm.tok_encode(("a", "bc")) == [encoder.ids("a"), encoder.ids("bc")]
     assert lm._encode_pair("a", " b") == encoder.pair_ids("a", " b")
 
@@ -226,7 +227,7 @@ def test_a_template_that_loses_a_part_of_an_answer_is_refused(template: str, ans
 
 def test_thoughts_do_not_fit_a_prompt_without_thinking() -> None:
     encoder = TextEncoder(tokenizer_of(THINKS), options={"enable_thinking": False})
-    with pytest.raises(SemalignError, match="told apart, in a row: set the options .* such as enable_thinking"):
+    with pytest.raises(SemalignError, match="separated, in a row: set the options .* such as enable_thinking"):
         encoder.example(Conversation(row_of("q", "4", reasoning_content="so")["messages"]), name="a row")
 
 
@@ -293,7 +294,9 @@ def test_the_clock_stands_still() -> None:
     encoder = TextEncoder(tokenizer_of(READS_CLOCK))
     question = [{"role": "user", "content": "q"}]
     assert encoder.prompt(question).startswith("26 Jul 2024 ") and encoder.told_date == DAY
-    assert encoder.notes() == ["the chat template reads the clock, and is told 2024-07-26: set date for another day"]
+    assert encoder.notes() == [
+        "the chat template reads the clock, which stands at 2024-07-26: set date for another day"
+    ]
     later = TextEncoder(tokenizer_of(READS_CLOCK), date=datetime.date(2026, 11, 30))
     assert later.prompt(question).startswith("30 Nov 2026 ") and later.key != encoder.key
     silent = TextEncoder(tokenizer_of(CHATML), date=datetime.date(2026, 11, 30))
@@ -309,7 +312,7 @@ def test_a_run_says_and_keeps_the_day_that_its_template_is_told(
     experiment = load_experiment("tiny", overrides=[*overrides, f"target.path={target}"])
     inputs = read_inputs(experiment, Console())
     assert environment_of(experiment, inputs, torch.device("cpu")).date == "2024-07-26"
-    assert "the chat template reads the clock, and is told 2024-07-26" in capsys.readouterr().err
+    assert "the chat template reads the clock, which stands at 2024-07-26" in capsys.readouterr().err
 
 
 def test_rows_in_a_template_that_reads_the_clock_are_the_same_the_next_day(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -491,7 +494,7 @@ def test_an_evaluation_keeps_its_template_settings(
     command = ["evaluate", str(model), "--data", str(data), "--tasks", "mmlu", "device=cpu", "gold=false"]
     for word in "apples", "now":
         assert main([*command, f"chat_template.word={word}", "--out", str(tmp_path / word)]) == 0
-    assert "the chat template reads the clock, and is told 2024-07-26" in capsys.readouterr().err
+    assert "the chat template reads the clock, which stands at 2024-07-26" in capsys.readouterr().err
     found = {word: read_evaluation(tmp_path / word) for word in ("apples", "now")}
     for word, evaluation in found.items():
         protocol = evaluation.result.benchmarks["mmlu"].protocol

@@ -40,9 +40,11 @@ from semalign_harness.evaluation import (
     pair_table,
     read_evaluation,
 )
+from semalign_harness.evaluation import _agreement as agreement
 from semalign_harness.evaluation import _run as runner
 from semalign_harness.evaluation._agreement import Text, gold_example
 from semalign_harness.evaluation._journaled import JournaledLM
+from semalign_harness.evaluation._models import Models
 from semalign_harness.generation import Way, end_ids, generate
 from semalign_harness.models.loading import LoadedModel, load_model
 from semalign_harness.models.opening import open_model
@@ -211,7 +213,8 @@ def test_a_second_call_asks_the_model_nothing(
     def nothing(*arguments: object, **settings: object) -> None:
         raise AssertionError("a model was loaded")
 
-    monkeypatch.setattr(runner, "load_model", nothing)
+    for module in (runner, agreement):
+        monkeypatch.setattr(module, "load_model", nothing)
     assert evaluated(models[1], data, tmp_path / "two", **settings) == first
     for name in ("mmlu", "gsm8k"):
         one, two = ((tmp_path / folder / f"items-{name}.jsonl").read_bytes() for folder in ("one", "two"))
@@ -226,7 +229,7 @@ def test_a_model_that_cannot_generate_is_refused_before_the_first_benchmark(
     def refuse(model: object) -> Way:
         raise SemalignError("LlamaForCausalLM cannot generate")
 
-    monkeypatch.setattr("semalign_harness.models.opening.check_generation", refuse)
+    monkeypatch.setattr("semalign_harness.models.loading.check_generation", refuse)
     with pytest.raises(SemalignError, match="cannot generate"):
         evaluate(config_of(models[1], data, tasks=["mmlu", "gsm8k"], limit=1), tmp_path / "both")
     assert not list((tmp_path / "cache").glob("evaluations/*/answers-*.jsonl")), "nothing was answered"
@@ -275,11 +278,13 @@ def test_a_failure_is_named_by_what_failed(models: tuple[Path, Path], tmp_path: 
     exec("def answer(document, chat): return document['nope']", names)
     failing = dataclasses.replace(BENCHMARKS["gsm8k"], name="mine", answer=names["answer"])
     encoder, rows = TextEncoder(build_tokenizer(), chat=True), [*map(dict, ROWS["gsm8k"])]
-    with pytest.raises(SemalignError, match=r"^the benchmark mine gives no prompt and .* document 1: KeyError: 'nope'"):
-        runner._texts(failing, rows, [1], encoder, "model")
+    opened = dataclasses.replace(open_model(ModelConfig(path=str(models[1]))), tokenizer=encoder.tokenizer)
+    of = Models(opened, None, None, encoder, torch.device("cpu"))
+    with pytest.raises(SemalignError, match=r"^the benchmark mine has no prompt and .* document 1: KeyError: 'nope'"):
+        runner._texts(runner._Task(failing, rows, [1]), of)
     encoder.tokenizer.chat_template = "{{ raise_exception('no users') }}"
-    with pytest.raises(SemalignError, match="^the chat template of model refuses a prompt: .*no users"):
-        runner._texts(BENCHMARKS["gsm8k"], rows, [1], encoder, "model")
+    with pytest.raises(SemalignError, match="^the chat template of .*target refuses a prompt: .*no users"):
+        runner._texts(runner._Task(BENCHMARKS["gsm8k"], rows, [1]), of)
 
 
 def test_a_killed_evaluation_goes_on(models: tuple[Path, Path], data: Path, tmp_path: Path, cache: Path) -> None:
@@ -391,10 +396,9 @@ def test_keys_tell_requests_apart() -> None:
 @given(st.sampled_from(["loglikelihood", "generate_until"]), st.integers(1, 4096), st.integers(1, 4096))
 def test_longer_documents_run_in_smaller_batches(kind: str, first: int, second: int) -> None:
     found = object.__new__(runner._Runner)
-    found.device = torch.device("cpu")
     found.config = EvaluationConfig.parse({"model": {"path": "x"}}, origin="test")
     config = LlamaConfig(num_hidden_layers=4, num_attention_heads=4, hidden_size=64, vocab_size=50_000)
-    found.opened = SimpleNamespace(config=config)  # type: ignore[assignment]
+    found.models = SimpleNamespace(opened=SimpleNamespace(config=config), device=torch.device("cpu"))  # type: ignore[assignment]
     short, long = sorted((first, second))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=2**30))
@@ -466,6 +470,17 @@ def test_what_is_no_evaluation_or_a_damaged_one_is_one_sentence(
             evaluate(config_of(models[1], data, tasks=["mmlu"]), run)
     with pytest.raises(SemalignError, match="holds a run, not an evaluation: give the folder of its evaluation"):
         read_evaluation(run)
+
+
+def test_an_evaluation_under_its_former_name_is_read_and_added_to(
+    models: tuple[Path, Path], data: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "out"
+    evaluated(models[1], data, folder, tasks=["mmlu"], limit=2)
+    (folder / "evaluation.json").rename(folder / "result.json")
+    assert set(read_evaluation(folder).items) == {"mmlu"}
+    assert set(evaluated(models[1], data, folder, tasks=["gsm8k"], limit=2).benchmarks) == {"mmlu", "gsm8k"}
+    assert set(read_evaluation(folder).items) == {"mmlu", "gsm8k"}
 
 
 def test_a_folder_that_cannot_take_the_evaluation_is_found_out_before_anything_is_computed(

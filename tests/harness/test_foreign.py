@@ -14,7 +14,6 @@ import torch
 import yaml
 from semalign_geometry.base import SemalignError
 from semalign_harness import Experiment, RunResult, load_experiment
-from semalign_harness.benchmarks import code_of as code_of_benchmark
 from semalign_harness.benchmarks import find_benchmark
 from semalign_harness.evaluation import EvaluationConfig, protocol_of
 from semalign_harness.grid.folder import check_folder, claimed_matrix
@@ -233,7 +232,7 @@ def test_evaluations_by_another_code_do_not_compare(edited: Edited) -> None:
     assert protocol() == first
     edited.install("word.strip", "word.lstrip")
     assert protocol() != first
-    assert code_of_benchmark(find_benchmark("gsm8k")) is None
+    assert protocol_of(find_benchmark("gsm8k"), chat=False, options={}, date=None).code_sha256 is None
 
 
 def test_components_that_return_something_else_leave_no_run(
@@ -352,6 +351,6 @@ def test_an_installed_method_and_benchmark_run(
     rows.write_text("".join(json.dumps({"number": n, "even": n % 2 == 0}) + "\n" for n in range(6)), encoding="utf-8")
     data = ["--data", str(rows.parent.parent), "--tasks", "parity", "device=cpu"]
     semalign(site, "evaluate", str(run / "model"), *data, "--out", str(tmp_path / "out"))
-    result = json.loads((tmp_path / "out" / "result.json").read_text())
+    result = json.loads((tmp_path / "out" / "evaluation.json").read_text())
     assert result["benchmarks"]["parity"]["documents"] == 6 and result["packages"]["semalign-example"] == "0.1.0"
     assert len((tmp_path / "out" / "items-parity.jsonl").read_text().splitlines()) == 6

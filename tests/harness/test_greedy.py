@@ -5,8 +5,7 @@ import torch
 from lm_eval.api.instance import Instance
 from semalign_harness import build_tokenizer
 from semalign_harness.data.encoding import TextEncoder
-from semalign_harness.evaluation._encoded import longest_input
-from semalign_harness.evaluation._greedy import GreedyLM
+from semalign_harness.evaluation._models import GreedyLM, longest_input
 from semalign_harness.generation import CHECKED_EVERY, Way, end_ids, generate
 from semalign_harness.models.loading import LoadedModel
 from semalign_harness.models.opening import OpenedModel
@@ -71,7 +70,7 @@ def test_thoughts_whose_marks_are_special_tokens_stay_apart_from_the_answer(monk
     tokenizer = build_tokenizer()
     tokenizer.add_tokens(["[THINK]", "[/THINK]"], special_tokens=True)
     row = tokenizer("[THINK]The answer is 3[/THINK]The answer is 2 How many", add_special_tokens=False)["input_ids"]
-    monkeypatch.setattr("semalign_harness.evaluation._greedy.generate", lambda *_, **__: [row])
+    monkeypatch.setattr("semalign_harness.evaluation._models.generate", lambda *_, **__: [row])
     (text,) = greedy(tokenizer).generate_until(requests(["x"], most=8, stops=("How",)))
     assert after_thoughts(text).strip() == "The answer is 2" and final_number(text) == 2
 

@@ -143,7 +143,7 @@ DAMAGED = [
     ("rows.arrow", FORMATS["arrow"][:100], "rows.arrow cannot be read"),
     ("rows.jsonl.zst", compressed(FORMATS["jsonl"], "zstd")[:-9], "rows.jsonl.zst cannot be read: OSError"),
     ("rows.jsonl.zst", b"no zstd", "rows.jsonl.zst cannot be read: OSError"),
-    ("rows.jsonl.xz", lzma.compress(FORMATS["jsonl"])[:-9], "rows.jsonl.xz cannot be read: EOFError"),
+    ("rows.jsonl.xz", lzma.compress(FORMATS["jsonl"])[:-9], "rows.jsonl.xz cannot be read: LZMAError"),
     ("rows.jsonl.bz2", b"BZh no", "rows.jsonl.bz2 cannot be read: OSError"),
     ("rows.zip", b"PK no", "rows.zip cannot be read: BadZipFile: File is not a zip file"),
     ("rows.zip", in_zip(b"{}", "train.jsonl", "test.jsonl"), "holds 2 files: unpack it, and name one of them"),

@@ -1,4 +1,4 @@
-"""Generation in batches that shrink, where a model's cache allows it, else row by row; checked for each model."""
+"""Generation in batches that shrink where a model's cache allows it, else row by row."""
 
 import enum
 import inspect
@@ -22,11 +22,11 @@ from transformers import (
 )
 
 GENERATION = 4
-"""Raised when the same prompt may get another text: answers that were kept are then generated again."""
+"""Raised when the same prompt may get another text: cached answers are then void."""
 CHECKED_EVERY = 8
-"""Steps between two looks at the text of a row, which a stop rule may have ended."""
+"""Steps between two checks of the text of a row against the stop rules."""
 PROMPT_LENGTHS, ANSWER_LENGTHS = (5, 17, 11), (5, 2, 5)
-"""Tokens of the rows that a model is checked on: two prompts are padded, and one answer ends before the others."""
+"""Lengths of the rows of the check: two prompts are padded, and one answer ends early."""
 TOLERANCE = 0.01
 """Largest relative distance of logits that count as the same; in half precision it is 32 ε."""
 
@@ -35,13 +35,17 @@ class Way(enum.Enum):
     """Ways to generate, the fastest first."""
 
     BATCHES = "in batches"
-    """Prompts of different lengths together; a row that has ended costs nothing while the others go on."""
+    """Prompts of different lengths together; a row that has ended costs nothing."""
     ALONE = "one row at a time"
-    """By the `generate` of transformers, for models whose cache allows no padding or cannot drop a row."""
+    """By transformers, for models whose cache allows no padding or cannot drop a row."""
+
+
+Pick = Callable[[Tensor, list[int]], Tensor]
+"""Next token of each row, of logits (b, v) and the places of the rows' prompts."""
 
 
 def likeliest(logits_BV: Tensor, rows: list[int]) -> Tensor:
-    """The likeliest entry of each row."""
+    """Pick the likeliest entry of each row."""
     return logits_BV.argmax(-1)
 
 
@@ -55,13 +59,13 @@ def generate(
     way: Way = Way.BATCHES,
     stopped: Callable[[list[int]], bool] = lambda row: False,
     ended: Callable[[int, list[int]], None] = lambda place, row: None,
-    pick: Callable[[Tensor, list[int]], Tensor] = likeliest,
+    pick: Pick = likeliest,
 ) -> list[list[int]]:
-    """The likeliest token after each prompt, or the one that `pick` takes, again and again.
+    """Continue each prompt by its likeliest token, or the one that `pick` takes, again and again.
 
-    Law: a row is what the model gives to its prompt alone and without a cache, whatever else is in the batch, up to
-    rounding: where two tokens are equally likely within it, another batch may choose the other. Settings of sampling or
-    penalties that come with a checkpoint are ignored.
+    Law: a row is the model's continuation of its prompt alone and without a cache, whatever else is
+    in the batch, up to rounding: of two tokens that are equally likely within it, another batch may
+    choose the other. Settings of sampling or penalties of a checkpoint are ignored.
 
     Args:
         model: in evaluation mode.
@@ -69,31 +73,30 @@ def generate(
         max_new_tokens: most tokens of a row.
         ends: token ids that end a row; see `end_ids`.
         way: the one that `check_generation` returned for this model.
-        stopped: whether the tokens of a row so far end it; asked every `CHECKED_EVERY` tokens.
-        ended: told of each prompt's place and its new tokens when its row is complete.
-        pick: the next token of each row, of logits (b, v) and the places of the rows' prompts.
+        stopped: whether the tokens of a row so far end it; called every `CHECKED_EVERY` tokens.
+        ended: called with each prompt's place and its new tokens when its row is complete.
+        pick: chooses the next token of each row.
 
     Returns:
         The new tokens of each prompt, the ending one included.
     """
 
     def is_complete(row: list[int]) -> bool:
-        looked = len(row) % CHECKED_EVERY == 0
-        return len(row) == max_new_tokens or row[-1] in ends or (looked and stopped(row))
+        return len(row) == max_new_tokens or row[-1] in ends or (len(row) % CHECKED_EVERY == 0 and stopped(row))
 
     if way is Way.BATCHES:
-        return _in_batch(model, prompts, is_complete=is_complete, ended=ended, pick=pick)
+        return _in_batch(model, prompts, is_complete, ended, pick)
     return [
-        _alone(model, prompt, place, max_new_tokens=max_new_tokens, is_complete=is_complete, ended=ended, pick=pick)
-        for place, prompt in enumerate(prompts)
+        _alone(model, prompt, place, max_new_tokens, is_complete, ended, pick) for place, prompt in enumerate(prompts)
     ]
 
 
 def check_generation(model: PreTrainedModel) -> Way:
-    """The fastest way in which a model obeys the law of `generate`, found by about ten short forward runs.
+    """Find the fastest way in which a model obeys the law of `generate`, by about ten short runs.
 
-    The tokens are given and the logits compared, so that near-ties raise no alarm. Those of a row have to agree at half
-    of its steps or more: in half precision, a hair decides which experts a token goes to.
+    The tokens are fixed and the logits compared, so that near-ties are no failure. The logits of a
+    row must agree at half of its steps or more: in half precision, rounding decides which experts a
+    token goes to.
 
     Raises:
         SemalignError: there is none.
@@ -105,7 +108,7 @@ def check_generation(model: PreTrainedModel) -> Way:
         for way in Way:
             try:
                 found = _logits_of(way, model, prompts, answers)
-            except Exception as error:  # in code of the model, which keeps its cache or reads its mask in another way
+            except Exception as error:  # in code of the model, which may use its cache or its mask differently
                 failures.append(f"{way.value} {type(error).__name__} ({' '.join(str(error).split())[:100]})")
                 continue
             distance = _distance(found, expected)
@@ -120,7 +123,7 @@ def check_generation(model: PreTrainedModel) -> Way:
 
 
 def end_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
-    """Every token id that ends a text of this model."""
+    """Return every token id that ends a text of this model."""
     settings = model.generation_config
     configured = settings.eos_token_id if settings is not None else None
     several = configured if isinstance(configured, list) else [configured]
@@ -128,21 +131,22 @@ def end_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> froze
 
 
 def left_padded(rows: Sequence[Sequence[int]]) -> tuple[Int[Tensor, "b n"], Int[Tensor, "b n"]]:
-    """Rows of token ids with their ends aligned, and which places are real."""
-    ids = pad_sequence([torch.tensor(row) for row in rows], batch_first=True, padding_side="left")
-    mask = pad_sequence([torch.ones(len(row), dtype=torch.long) for row in rows], batch_first=True, padding_side="left")
-    return ids, mask
+    """Align the ends of rows of token ids; return them with the mask of the real places."""
+    ids = [torch.tensor(row) for row in rows]
+    ids_BN, mask_BN = (
+        pad_sequence(each, batch_first=True, padding_side="left") for each in (ids, [*map(torch.ones_like, ids)])
+    )
+    return ids_BN, mask_BN
 
 
 def _in_batch(
-    model: Any,  # a PreTrainedModel, whose type does not say that it generates
+    model: Any,  # a PreTrainedModel, whose type does not declare that it generates
     prompts: Sequence[Sequence[int]],
-    *,
     is_complete: Callable[[list[int]], bool],
     ended: Callable[[int, list[int]], None],
-    pick: Callable[[Tensor, list[int]], Tensor],
+    pick: Pick,
 ) -> list[list[int]]:
-    """All rows together, by the model's own preparation of inputs, with the cache that its forward run returns."""
+    """All rows together, by the model's own preparation of inputs and its own cache."""
     found: list[list[int]] = [[] for _ in prompts]
     ids_BN, mask_BN = (part.to(model.device) for part in left_padded(prompts))
     known = inspect.signature(model.forward).parameters
@@ -189,13 +193,12 @@ def _alone(
     model: Any,  # likewise
     prompt: Sequence[int],
     place: int,
-    *,
     max_new_tokens: int,
     is_complete: Callable[[list[int]], bool],
     ended: Callable[[int, list[int]], None],
-    pick: Callable[[Tensor, list[int]], Tensor],
+    pick: Pick,
 ) -> list[int]:
-    """One row by the `generate` of transformers, which picks and ends as it is told."""
+    """One row by the `generate` of transformers, with our own choice of tokens and of the end."""
 
     def picked(ids_1N: Tensor, logits_1V: Tensor) -> Tensor:
         return torch.full_like(logits_1V, -torch.inf).scatter(1, pick(logits_1V, [place])[:, None], 0.0)
@@ -221,9 +224,9 @@ def _alone(
 
 
 def _given_rows(entries: int) -> tuple[list[list[int]], list[list[int]]]:
-    """Random prompts and answers; all answers end with one token, which stands nowhere else.
+    """Random prompts and answers; all answers end with one token, which occurs nowhere else.
 
-    The others come again only where they are too few. The ends of a vocabulary, often special, are left out.
+    Other tokens repeat only where they are too few. The vocabulary's ends, often special, are left out.
     """
     generator = torch.Generator().manual_seed(0)
     end, *others = (entries // 10 + torch.randperm(entries - entries // 5, generator=generator)).tolist()
@@ -236,7 +239,7 @@ def _given_rows(entries: int) -> tuple[list[list[int]], list[list[int]]]:
 
 
 def _logits_without_cache(model: PreTrainedModel, prompt: list[int], answer: list[int]) -> Float[Tensor, "s v"]:
-    """Logits that each token of an answer is picked from: a position of a causal model sees no later one."""
+    """Logits before each token of an answer, by one run without a cache."""
     ids = torch.tensor([[*prompt, *answer[:-1]]], device=model.device)
     logits: Tensor = model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits
     return logits[0, len(prompt) - 1 :].float()
@@ -245,7 +248,7 @@ def _logits_without_cache(model: PreTrainedModel, prompt: list[int], answer: lis
 def _logits_of(
     way: Way, model: PreTrainedModel, prompts: list[list[int]], answers: list[list[int]]
 ) -> list[Float[Tensor, "_ v"]]:
-    """The same logits as they come up while `generate` is given the answers."""
+    """The same logits while `generate` picks the answers."""
     seen: list[list[Tensor]] = [[] for _ in prompts]
 
     def pick(logits_BV: Tensor, rows: list[int]) -> Tensor:
@@ -259,12 +262,9 @@ def _logits_of(
 
 
 def _distance(found: list[Float[Tensor, "_ v"]], expected: list[Float[Tensor, "_ v"]]) -> float:
-    """Of each row the median over its steps of ‖found − expected‖ / ‖expected − mean‖, and of all rows the largest."""
-    return float(
-        torch.stack(
-            [
-                ((ours - theirs).norm(dim=1) / (theirs - theirs.mean(1, keepdim=True)).norm(dim=1)).median()
-                for ours, theirs in zip(found, expected, strict=True)
-            ]
-        ).max()
-    )
+    """Largest of the rows' medians over steps of ‖found − expected‖ / ‖expected − mean‖."""
+    medians = [
+        ((ours - theirs).norm(dim=1) / (theirs - theirs.mean(1, keepdim=True)).norm(dim=1)).median()
+        for ours, theirs in zip(found, expected, strict=True)
+    ]
+    return float(torch.stack(medians).max())

@@ -140,7 +140,7 @@ def read_parity(documents: list[Document], responses: list[str], judge: Judge | 
     return readings
 
 
-EXTRACTION = "The first of the words even and odd."
+RULE = "The first of the words even and odd."
 PARITY = Benchmark(
     name="parity",
     metric="accuracy",
@@ -148,8 +148,8 @@ PARITY = Benchmark(
     hub=("example/parity", None),
     row=ParityRow,
     forms={
-        False: Form("Is {{ number }} even or odd?\nAnswer:", EXTRACTION, stop=("\n",), max_new_tokens=8),
-        True: Form("Is {{ number }} even or odd? Answer with one word.", EXTRACTION, max_new_tokens=8),
+        False: Form(prompt="Is {{ number }} even or odd?\nAnswer:", extraction=RULE, stop=("\n",), max_new_tokens=8),
+        True: Form(prompt="Is {{ number }} even or odd? Answer with one word.", extraction=RULE, max_new_tokens=8),
     },
     answer=parity_answer,
     read=read_parity,

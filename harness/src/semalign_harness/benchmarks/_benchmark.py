@@ -1,38 +1,36 @@
-"""What a benchmark is: rows, prompt, stop rules, extraction, and an lm-eval task made of them."""
+"""The protocol of a benchmark: rows, prompt, stop rules, extraction, and its task for lm-eval."""
 
 import random
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple
 
 import datasets
-from jinja2 import Environment, StrictUndefined
 from pydantic import ConfigDict, JsonValue
 from semalign_geometry.base import ComponentError, Contract, SemalignError, Settings, brief
 
-from ..data.rows import load_rows
+from ..data.rows import TEMPLATES, load_rows
 from ..data.settings import RowsConfig
-from ._judge import Judge
+from ..sandbox import Program, Verdict
 
 Document = dict[str, Any]
 """One row of a benchmark, with exactly the fields that the benchmark reads."""
 Reading = dict[str, Any]
-"""What one response was read as: `extracted`, `correct`, other metrics; for programs `reason`, `detail`."""
+"""Reading of one response: `extracted`, `correct`, other metrics; for programs `reason`, `detail`."""
+Judge = Callable[[list[Program]], list[Verdict]]
+"""Runs programs and returns one verdict for each, in their order."""
 Read = Callable[[list[Document], list[str], Judge | None], list[Reading]]
 """Reads all responses of a task at once, one per document."""
 
 SPECIAL_STOPS = ("</s>", "<|im_end|>", "<|endoftext|>", "<|eot_id|>")
-"""Ends of a turn, for models that write them as text or do not have them as end-of-sequence token."""
+"""Ends of a turn, for models that write them as text or have another end-of-sequence token."""
 CHOICES = ("A", "B", "C", "D")
 FILTER = "extract"
-"""Name of the filter in lm-eval's results: `correct,extract` is the headline figure."""
-
-# The environment of lm-eval's own templates, so that both render the same prompt.
-_JINJA = Environment(undefined=StrictUndefined, keep_trailing_newline=True)
-
-RowT = TypeVar("RowT", bound="Row")
+"""Name of the filter in lm-eval's results: `correct,extract` is the headline metric."""
+LAYOUT = "<benchmark>/<split>.jsonl.gz"
+"""Place of rows in a folder of benchmarks."""
 
 
 class Row(Settings):
@@ -41,79 +39,67 @@ class Row(Settings):
     model_config = ConfigDict(extra="ignore", strict=True)
 
 
-@dataclass(frozen=True)
-class Form:
-    """How a benchmark is put to a model, with or without its chat template."""
+class Form(Settings):
+    """The way to put a benchmark to a model, with or without its chat template."""
 
     prompt: str
-    """Jinja template over the fields of a document; with the chat template, it is the user's message."""
+    """Jinja template over the fields of a document; the user's message with a chat template."""
     extraction: str
-    """How the response is read, in words."""
+    """The way to read the response, in words."""
     stop: tuple[str, ...] = ()
-    """Texts that end the response."""
+    """Texts that end the response; none where nothing is generated."""
     max_new_tokens: int | None = None
-    """Longest response; None where nothing is generated."""
+    """Longest response in tokens; None where nothing is generated."""
     prefix: str = ""
-    """What the response is made to begin with."""
+    """Beginning of the response, which the model continues."""
 
 
-class BenchmarkProtocol(Contract):
-    """How a benchmark was put to a model and read; stands in the report beside its figures."""
+class BenchmarkProtocol(Form, Contract):
+    """The way a benchmark was put to a model and read; stands in the report beside its metrics."""
 
     benchmark: str
     """Name of the benchmark."""
     benchmark_version: int
-    """Raised whenever a prompt, a stop rule or the extraction changes: figures of two versions do not compare."""
+    """Raised when a prompt, a stop rule or the extraction changes: two versions do not compare."""
     metric: Literal["accuracy", "pass@1"]
-    """What the share of correct documents is called."""
+    """Name of the share of correct documents."""
     chat: bool
     """Whether the prompt goes through the model's chat template, as the user's message."""
     encoding: int = 0
     """Raised when the same prompt may become other token ids; 0 in results of earlier versions."""
     chat_template: dict[str, JsonValue] = {}
-    """Options that the chat template was given."""
+    """Options of the chat template."""
     date: str | None = None
-    """The day that the chat template was told; None where it does not read the clock."""
+    """Today's date in the chat template; None where it does not read the clock."""
     few_shot: int = 0
     """Solved examples in the prompt."""
-    prompt: str
-    """Jinja template of the prompt over the fields of a document."""
-    prefix: str
-    """What the response is made to begin with."""
     choices: tuple[str, ...]
     """Continuations whose log-likelihoods are compared; empty where a response is generated."""
-    stop: tuple[str, ...]
-    """Texts that end a generated response."""
-    max_new_tokens: int | None
-    """Longest generated response in tokens; None where nothing is generated."""
-    extraction: str
-    """How the response is read, in words."""
     other_metrics: tuple[str, ...]
     """Metrics that are reported beside the headline."""
     code_sha256: str | None = None
-    """Hash of the code of a benchmark that an installed package brings; None for those that come along, whose version
-    says the same."""
+    """Hash of the code of an installed package's benchmark; None for the built-in ones."""
 
 
 class Gold(NamedTuple):
-    """A document's reference solution, in the form that its prompt asks for."""
+    """The reference solution of a document, in the form of its answers."""
 
     prompt: str
     """The prompt; with the chat template, the user's message."""
     answer: str
-    """What follows the prompt (and the prefix), leading space included."""
+    """Continuation of the prompt (and the prefix), leading space included."""
     prefix: str = ""
-    """What the assistant's turn is made to begin with."""
+    """Beginning of the assistant's turn."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of one document."""
+    """The outcome of one document."""
 
     prompt: str
-    """What the model was given, chat template included."""
+    """Prompt of the model, chat template included."""
     output: str
-    """What the model wrote, up to the stop rule; the log-likelihood of each choice where nothing is generated."""
+    """Text up to the stop rule; the log-likelihood of each choice where nothing is generated."""
     extracted: str | None
     """Answer or program that was read out of it; None when there is none."""
     correct: bool
@@ -128,14 +114,14 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Benchmark:
-    """One benchmark, zero-shot. Its documents, prompts and readings are the same whichever place the rows come from."""
+    """One benchmark, zero-shot. Its documents do not depend on the place of its rows."""
 
     name: str
     """Name, which is the folder of local copies and the name of the lm-eval task."""
     metric: Literal["accuracy", "pass@1"]
-    """What the share of correct documents is called."""
+    """Name of the share of correct documents."""
     version: int
-    """Raised whenever a prompt, a stop rule or the extraction changes."""
+    """Raised when a prompt, a stop rule or the extraction changes."""
     hub: tuple[str, str | None]
     """Id and subset on the hub."""
     row: type[Row]
@@ -151,62 +137,71 @@ class Benchmark:
     runs_code: bool = False
     """Whether responses are programs, which need a judge."""
 
-    layout: ClassVar[str] = "<benchmark>/<split>.jsonl.gz"
-    """Where rows lie in a folder of them."""
-
     def documents(self, data: Path | None, split: str = "test") -> list[Document]:
-        """All documents of a split.
+        """Read all documents of a split.
 
         Args:
-            data: folder that holds `<benchmark>/<split>.jsonl.gz` (or `.jsonl`, or files of rows as the hub names
-                them, such as `test-00000-of-00001.parquet`); None takes the hub.
+            data: folder that holds `<benchmark>/<split>.jsonl.gz` (or `.jsonl`, or files of rows as
+                the hub names them, such as `test-00000-of-00001.parquet`); None takes the hub.
             split: name of the split.
 
         Raises:
-            SemalignError: the file is missing, the hub does not give the rows, or a row lacks a field.
+            SemalignError: the file is missing, the hub does not return rows, or a row lacks a field.
         """
-        origin, rows = self._folder_rows(data, split) if data is not None else self._hub_rows(split)
-        documents = []
-        for number, row in enumerate(rows, 1):
-            try:
-                documents.append(self.row.parse(row).model_dump())
-            except SemalignError as error:
-                problem = str(error).removeprefix("input: ")
-                raise SemalignError(
-                    f"{origin}, row {number}: {problem}; a row of {self.name} has the fields "
-                    f"{', '.join(self.row.model_fields)}"
-                ) from error
-        return documents
+        origin = self._origin(data, split)
+        try:
+            rows = load_rows(origin)
+        except SemalignError as error:
+            if data is not None:
+                raise
+            raise SemalignError(f"{error}; without a network, give a folder with {LAYOUT}") from error
+        return [self._document(row, f"{origin.path}, row {number}") for number, row in enumerate(rows, 1)]
+
+    def _origin(self, data: Path | None, split: str) -> RowsConfig:
+        if data is None:
+            return RowsConfig(path=self.hub[0], subset=self.hub[1], split=split)
+        folder = Path(data).expanduser() / self.name
+        files = [folder / f"{split}{suffix}" for suffix in (".jsonl.gz", ".jsonl")]
+        place = next((file for file in files if file.is_file()), folder)
+        if not place.exists():
+            raise SemalignError(
+                f"{files[0]} does not exist: give a folder with {LAYOUT}, or leave the folder out to take "
+                f"{self.hub[0]} from the hub"
+            )
+        return RowsConfig(path=str(place), split=split)
+
+    def _document(self, row: Mapping[str, Any], name: str) -> Document:
+        try:
+            return self.row.parse(dict(row), origin=name).model_dump()
+        except SemalignError as error:
+            raise SemalignError(
+                f"{error}; a row of {self.name} has the fields {', '.join(self.row.model_fields)}"
+            ) from error
 
     def protocol(self, *, chat: bool) -> BenchmarkProtocol:
-        """How the benchmark is put to a model and read."""
-        form = self.forms[chat]
+        """Describe how the benchmark is put to a model and read."""
         return BenchmarkProtocol(
             benchmark=self.name,
             benchmark_version=self.version,
             metric=self.metric,
             chat=chat,
-            prompt=form.prompt,
-            prefix=form.prefix,
             choices=() if self.read else CHOICES,
-            stop=form.stop,
-            max_new_tokens=form.max_new_tokens,
-            extraction=form.extraction,
             other_metrics=self.other_metrics,
+            **vars(self.forms[chat]),
         )
 
     def gold(self, document: Document, *, chat: bool) -> Gold:
-        """The prompt of a document and the reference solution as a model should give it."""
+        """Return the prompt of a document, and the reference solution in the form of its answers."""
         form = self.forms[chat]
-        return Gold(_JINJA.from_string(form.prompt).render(document), self.answer(document, chat), form.prefix)
+        return Gold(TEMPLATES.from_string(form.prompt).render(document), self.answer(document, chat), form.prefix)
 
     def task(self, documents: Sequence[Document], *, chat: bool, judge: Judge | None = None) -> dict[str, Any]:
-        """An lm-eval task over exactly these documents, for `simple_evaluate(tasks=[…])`.
+        """Make an lm-eval task over exactly these documents, for `simple_evaluate(tasks=[…])`.
 
-        Each logged sample holds `correct` and the other metrics, and `outcome` reads the rest out of it.
+        Each logged sample holds the metrics, and `outcome` reads the rest of it.
 
         Args:
-            documents: what `documents` gave, or a part of it.
+            documents: rows that `documents` returned, or a part of them.
             chat: whether lm-eval will be called with `apply_chat_template=True`.
             judge: runs programs, all of a task in one call; needed where `runs_code`.
 
@@ -217,65 +212,70 @@ class Benchmark:
             raise SemalignError(f"{self.name} has no documents to evaluate: raise its limit")
         if self.runs_code and judge is None:
             raise SemalignError(f"{self.name} runs the programs that a model writes: pass a judge that isolates them")
-        form = self.forms[chat]
-        rows = list(documents)
-        template = _JINJA.from_string(form.prompt)
-        read = self.read
+        form, rows = self.forms[chat], list(documents)
+        template = TEMPLATES.from_string(form.prompt)
+        metrics: list[dict[str, Any]] = [
+            {"metric": name, "aggregation": "mean", "higher_is_better": True}
+            for name in ("correct", *self.other_metrics)
+        ]
+        if self.runs_code:
+            metrics.append({"metric": "reason", "aggregation": _counts, "higher_is_better": False})
 
-        # Closures, not methods: lm-eval copies a task's configuration deeply, and functions stay what they are.
+        # A closure: lm-eval copies a task's configuration deeply, but not functions.
         def custom_dataset(**_: Any) -> datasets.DatasetDict:
             return datasets.DatasetDict({"test": datasets.Dataset.from_list(rows)})
 
-        common: dict[str, Any] = {
+        return {
             "task": self.name,
             "custom_dataset": custom_dataset,
             "test_split": "test",
             "doc_to_text": lambda document: template.render(document),  # lm-eval would compile it for each document
             "gen_prefix": form.prefix or None,
             "num_fewshot": 0,
-            "metric_list": [
-                {"metric": name, "aggregation": "mean", "higher_is_better": True}
-                for name in ("correct", *self.other_metrics)
-            ],
+            "metric_list": metrics,
             "metadata": {"version": self.version},
+            **(self._choice_task() if self.read is None else self._generation_task(self.read, chat, judge)),
         }
-        if read is None:
-            return common | _choice_task()
+
+    def _choice_task(self) -> dict[str, Any]:
+        def process_results(document: Document, results: list[tuple[float, bool]]) -> dict[str, bool]:
+            return {"correct": _likeliest([score for score, _ in results]) == document["answer"]}
+
+        return {
+            "output_type": "multiple_choice",
+            "doc_to_choice": list(CHOICES),
+            "doc_to_target": "answer",
+            "target_delimiter": " ",
+            "filter_list": [{"name": FILTER, "filter": [{"function": "take_first"}]}],
+            "process_results": process_results,
+        }
+
+    def _generation_task(self, read: Read, chat: bool, judge: Judge | None) -> dict[str, Any]:
+        form, answer = self.forms[chat], self.answer
+        logged = ("correct", *self.other_metrics, *(("reason",) if self.runs_code else ()))
 
         def extract(responses: list[list[str]], docs: list[Document]) -> list[Reading]:
             return self._readings(read(docs, [response[0] for response in responses], judge), len(docs))
 
         def process_results(_: Document, results: list[Reading]) -> dict[str, Any]:
             (reading,) = results
-            return {key: reading[key] for key in ("correct", *self_metrics)}
+            return {key: reading[key] for key in logged}
 
-        self_metrics = (*self.other_metrics, *(("reason",) if self.runs_code else ()))
-        if self.runs_code:
-            common["metric_list"].append({"metric": "reason", "aggregation": _counts, "higher_is_better": False})
-        answer = self.answer
-        return common | {
+        return {
             "output_type": "generate_until",
             "doc_to_target": lambda document: answer(document, chat),
-            "generation_kwargs": {
-                "until": list(form.stop),
-                "max_gen_toks": form.max_new_tokens,
-                "do_sample": False,
-            },
+            "generation_kwargs": {"until": list(form.stop), "max_gen_toks": form.max_new_tokens, "do_sample": False},
             "filter_list": [{"name": FILTER, "filter": [{"function": "custom", "filter_fn": extract}]}],
             "process_results": process_results,
         }
 
     def _readings(self, found: object, wanted: int) -> list[Reading]:
-        """What `read` returned.
-
-        Raises:
-            ComponentError: it is not one reading for each document, with all that the benchmark measures.
-        """
+        """Check that `read` returned one reading for each document, with every metric."""
         needed = {"extracted", "correct", *self.other_metrics}
         if not isinstance(found, list | tuple) or len(found) != wanted:
-            told = f"{len(found)} readings" if isinstance(found, list | tuple) else brief(found)
+            returned = f"{len(found)} readings" if isinstance(found, list | tuple) else brief(found)
             raise ComponentError(
-                f"the benchmark {self.name} returned {told} from read: expected one for each of {wanted}"
+                f"the benchmark {self.name} returned {returned} from read: expected one for each of {wanted}"
             )
         for reading in found:
             if not isinstance(reading, dict) or not needed <= reading.keys():
@@ -286,56 +286,30 @@ class Benchmark:
         return list(found)
 
     def outcome(self, sample: Mapping[str, Any]) -> Outcome:
-        """What came of one document, out of a sample that lm-eval logged for this benchmark's task."""
-        prompt = str(sample["arguments"][0][0])
-        other = {name: bool(sample[name]) for name in self.other_metrics}
+        """Read the outcome of one document from a sample that lm-eval logged for this task."""
         if self.read is None:
             scores = [float(score) for score, _ in sample["filtered_resps"]]
             best = _likeliest(scores)
-            return Outcome(
-                prompt=prompt,
-                output="  ".join(f"{choice} {score:.4f}" for choice, score in zip(CHOICES, scores, strict=True)),
-                extracted=None if best is None else CHOICES[best],
-                correct=bool(sample["correct"]),
-                other=other,
-            )
-        (reading,) = sample["filtered_resps"]
+            output = "  ".join(f"{choice} {score:.4f}" for choice, score in zip(CHOICES, scores, strict=True))
+            reading: Reading = {"extracted": None if best is None else CHOICES[best]}
+        else:
+            (reading,), output = sample["filtered_resps"], sample["resps"][0][0]
         return Outcome(
-            prompt=prompt,
-            output=sample["resps"][0][0],
+            prompt=str(sample["arguments"][0][0]),
+            output=output,
             extracted=reading["extracted"],
             correct=bool(sample["correct"]),
-            other=other,
+            other={name: bool(sample[name]) for name in self.other_metrics},
             reason=reading.get("reason"),
             detail=reading.get("detail", ""),
         )
 
-    def _folder_rows(self, data: Path, split: str) -> tuple[str, list[dict[str, Any]]]:
-        folder = Path(data).expanduser()
-        names = [folder / self.name / f"{split}{suffix}" for suffix in (".jsonl.gz", ".jsonl")]
-        file = next((name for name in names if name.is_file()), None)
-        if file is None and (folder / self.name).is_dir():  # of other files, as the hub has them
-            return str(folder / self.name), load_rows(RowsConfig(path=str(folder / self.name), split=split))
-        if file is None:
-            raise SemalignError(
-                f"{names[0]} does not exist: give a folder with {self.layout}, or leave the folder out to take "
-                f"{self.hub[0]} from the hub"
-            )
-        return str(file), load_rows(RowsConfig(path=str(file)))
-
-    def _hub_rows(self, split: str) -> tuple[str, list[dict[str, Any]]]:
-        name, subset = self.hub
-        try:
-            return name, load_rows(RowsConfig(path=name, subset=subset, split=split))
-        except SemalignError as error:
-            raise SemalignError(f"{error}; without a network, give a folder with {self.layout}") from error
-
 
 def sample(documents: Sequence[Document], limit: int | None, seed: int) -> list[int]:
-    """Indices of `limit` documents, drawn without replacement and sorted; all of them when `limit` is None or larger.
+    """Draw `limit` documents without replacement, all for None; return their sorted indices.
 
-    A smaller draw with the same seed is part of a larger one. The draw depends on the seed and on the number of
-    documents alone, and is the same on every platform and version of Python.
+    A smaller draw with the same seed is part of a larger one. The draw depends on the seed and on
+    the number of documents alone, and is the same on every platform and version of Python.
 
     Raises:
         SemalignError: the limit is below 1.
@@ -348,18 +322,13 @@ def sample(documents: Sequence[Document], limit: int | None, seed: int) -> list[
     return sorted(sorted(range(len(documents)), key=keys.__getitem__)[:limit])
 
 
-def _choice_task() -> dict[str, Any]:
-    def process_results(document: Document, results: list[tuple[float, bool]]) -> dict[str, bool]:
-        return {"correct": _likeliest([score for score, _ in results]) == document["answer"]}
-
-    return {
-        "output_type": "multiple_choice",
-        "doc_to_choice": list(CHOICES),
-        "doc_to_target": "answer",
-        "target_delimiter": " ",
-        "filter_list": [{"name": FILTER, "filter": [{"function": "take_first"}]}],
-        "process_results": process_results,
-    }
+def judged(programs: list[Program], judge: Judge | None) -> list[Reading]:
+    """Run programs, all in one call, and return the reading of each response."""
+    assert judge is not None, "a task that runs code is not built without a judge"
+    return [
+        {"extracted": program.code, "correct": verdict.passed, "reason": verdict.reason, "detail": verdict.detail}
+        for program, verdict in zip(programs, judge(programs), strict=True)
+    ]
 
 
 def _likeliest(scores: Sequence[float]) -> int | None:

@@ -1,4 +1,4 @@
-"""GSM8K: word problems, by the number that a worked solution arrives at."""
+"""GSM8K: word problems, by the final number of a worked solution."""
 
 import re
 from fractions import Fraction
@@ -7,11 +7,10 @@ from typing import Annotated
 from pydantic import Field, field_validator
 
 from ..reading import final_number, flexible_text, number_text, strict_number
-from ._benchmark import SPECIAL_STOPS, Benchmark, Document, Form, Reading, Row
-from ._judge import Judge
+from ._benchmark import SPECIAL_STOPS, Benchmark, Document, Form, Judge, Reading, Row
 
 PLAIN = "Q: {{ question }}\nA: Let's think step by step."
-# Asked to "end with" the phrase, small models give the phrase alone: the order of the two must be told.
+# Asked to "end with" the phrase, small models write the phrase alone: the prompt must name the order of the two.
 CHAT = "Question: {{ question }}\n\nFirst reason step by step. Then, on the last line, write: The answer is <number>."
 EXTRACTION = (
     "Everything up to the last </think> is dropped, and what follows a further question. The first line #### n "
@@ -42,7 +41,7 @@ class Gsm8kRow(Row):
 
 
 def reference(document: Document) -> Fraction:
-    """The right number of a document."""
+    """Return the right number of a document."""
     return Fraction(_reference_text(document))
 
 

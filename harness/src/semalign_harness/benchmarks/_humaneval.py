@@ -6,8 +6,7 @@ from pydantic import Field
 
 from ..reading import program
 from ..sandbox import Program
-from ._benchmark import SPECIAL_STOPS, Benchmark, Document, Form, Reading, Row
-from ._judge import Judge, judged
+from ._benchmark import SPECIAL_STOPS, Benchmark, Document, Form, Judge, Reading, Row, judged
 
 PLAIN = "{{ prompt }}"
 CHAT = (

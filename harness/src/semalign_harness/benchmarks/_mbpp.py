@@ -8,8 +8,7 @@ from pydantic import Field
 
 from ..reading import program
 from ..sandbox import Program
-from ._benchmark import SPECIAL_STOPS, Benchmark, Document, Form, Reading, Row
-from ._judge import Judge, judged
+from ._benchmark import SPECIAL_STOPS, Benchmark, Document, Form, Judge, Reading, Row, judged
 
 PLAIN = (
     "You are an expert Python programmer, and here is your task: {{ text }} Your code should pass these tests:\n\n"
@@ -59,7 +58,7 @@ def _read(documents: list[Document], responses: list[str], judge: Judge | None) 
 def _called(tests: str) -> set[str]:
     """Names that the tests call and do not bind, built-in ones only where they call no other.
 
-    No name where the tests do not parse: the judge says so.
+    No name where the tests do not parse: the judge reports that.
     """
     try:
         nodes = list(ast.walk(ast.parse(tests)))

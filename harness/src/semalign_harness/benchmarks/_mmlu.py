@@ -12,8 +12,10 @@ PROMPT = (
     "A. {{ choices[0] }}\nB. {{ choices[1] }}\nC. {{ choices[2] }}\nD. {{ choices[3] }}\nAnswer:"
 )
 PREFIX = "The answer is:"
-"""Begins the assistant's turn: without it a chat model begins a sentence, and what it gives to a bare letter says
-little about the choice."""
+"""Beginning of the assistant's turn.
+
+Without it a chat model begins a sentence, and the probability of a bare letter depends little on
+the choice."""
 EXTRACTION = (
     "The letter among A, B, C and D, with a space before it, whose log-likelihood after {} is highest; the first of "
     "equal ones. Nothing is generated."

@@ -1,83 +1,54 @@
 """Generated arithmetic problems."""
 
-import dataclasses
 import hashlib
 import random
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from semalign_geometry.base import SemalignError
 
 Split = Literal["train", "held_out"]
 
-
 _NAMES = """
-Ada Adam Aisha Alan Amir Ana Anya Ari Arlo Ben Bela Boris Cara Carl Chen Cleo Dana Dario Demi Dina Edith Eli
-Elsa Emil Enzo Eva Farah Felix Finn Flora Gita Greta Gus Hana Hans Hugo Ida Igor Ines Iris Ivan Jana Joel
-Jonas Juno Karim Kofi Lars Lena Leo Lila Luca Luis Maja Marco Mei Mia Milo Mina Nadia Nils Nina Noah Nora
-Olga Omar Oscar Otto Paco Petra Pia Priya Quinn Raj Ravi Remy Rita Rosa Ruth Sami Sara Selma Sven Tara Theo
-Tilda Tom Uma Vera Viktor Wanda Wei Yara Yuki Zara Zeno Zoe
+Ada Adam Aisha Alan Amir Ana Anya Ari Arlo Ben Bela Boris Cara Carl Chen Cleo Dana Dario Demi Dina Edith Eli Elsa Emil
+Enzo Eva Farah Felix Finn Flora Gita Greta Gus Hana Hans Hugo Ida Igor Ines Iris Ivan Jana Joel Jonas Juno Karim Kofi
+Lars Lena Leo Lila Luca Luis Maja Marco Mei Mia Milo Mina Nadia Nils Nina Noah Nora Olga Omar Oscar Otto Paco Petra
+Pia Priya Quinn Raj Ravi Remy Rita Rosa Ruth Sami Sara Selma Sven Tara Theo Tilda Tom Uma Vera Viktor Wanda Wei Yara
+Yuki Zara Zeno Zoe
 """.split()
-
-
 _OBJECTS = """
-acorns apples bagels balls baskets beads bells berries blankets bolts books bottles bowls bricks brushes
-buckets buns buttons cakes candles caps cards carrots chairs cherries clocks coins combs cones corks crayons
-crates cups dates dolls drums eggs envelopes feathers figs flags flutes forks gloves grapes hats herbs hooks
-jars kettles keys kites knots ladders lamps leaves lemons letters limes magnets maps marbles melons mirrors
-mugs nails needles nuts olives onions papers peaches pears pebbles pencils pins plates plums posters pots
-radishes ribbons rings ropes roses rulers scarves seeds shells shirts socks spoons stamps stickers stones
-tiles tulips turnips vases wheels whistles
+acorns apples bagels balls baskets beads bells berries blankets bolts books bottles bowls bricks brushes buckets buns
+buttons cakes candles caps cards carrots chairs cherries clocks coins combs cones corks crayons crates cups dates
+dolls drums eggs envelopes feathers figs flags flutes forks gloves grapes hats herbs hooks jars kettles keys kites
+knots ladders lamps leaves lemons letters limes magnets maps marbles melons mirrors mugs nails needles nuts olives
+onions papers peaches pears pebbles pencils pins plates plums posters pots radishes ribbons rings ropes roses rulers
+scarves seeds shells shirts socks spoons stamps stickers stones tiles tulips turnips vases wheels whistles
 """.split()
-
-
 _PLACES = """
-attic bakery barn basement cabin cafe cellar classroom cottage courtyard den garage garden gym hall hut
-kitchen laundry library lodge market museum office orchard pantry park school shed shop stable studio
-workshop
+attic bakery barn basement cabin cafe cellar classroom cottage courtyard den garage garden gym hall hut kitchen
+laundry library lodge market museum office orchard pantry park school shed shop stable studio workshop
 """.split()
-
-
 _START = (
     "{name} has {first} {object} .",
     "{name} finds {first} {object} .",
     "There are {first} {object} in the {place} .",
 )
-
-
 _GROUPS = (
     "{name} has {first} boxes with {second} {object} each .",
     "{name} fills {first} bags with {second} {object} .",
 )
-
-
 _ADD = ("{name} buys {count} more .", "{other} brings {count} more .", "Then {name} adds {count} .")
-
-
 _SUBTRACT = ("{name} loses {count} .", "{name} gives {other} {count} .", "{other} takes {count} away .")
-
-
 _QUESTION = ("How many {object} now ?", "How many {object} are there ?")
-
-
 _ANSWER = "The answer is"
-
-
 _LARGEST_NUMBER = 40
-
-
 _OPERATIONS: tuple[str, ...] = ("+", "-", "*", "++", "+-", "-+", "--", "*+", "*-")
-
-
 _OPERATION_WEIGHTS = (1.0, 1.0, 1.0, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5)
-
-
 _HELD_OUT_OF_256 = 51
 _START_RANGE, _FACTOR_RANGE, _CHANGE_RANGE = (2, 12), (2, 5), (1, 9)
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class _Step:
+class _Step(NamedTuple):
     """One line of the chain of thought, `left operation right = result`."""
 
     left: int
@@ -89,21 +60,21 @@ class _Step:
 def arithmetic_rows(count: int, *, seed: int, split: Split) -> list[dict[str, Any]]:
     """Generate arithmetic word problems as chat rows.
 
-    A *problem* is its operations and its numbers; names, objects and wording dress it. A hash of the problem
-    decides its split, so no problem of `train` occurs in `held_out`, whatever the two seeds. Prompts do not
-    repeat within one call, problems do. Same arguments, same rows.
+    A *problem* is its operations and its numbers, without names, objects and wording. A hash of the
+    problem decides its split, so no problem of `train` occurs in `held_out`, whatever the two seeds.
+    Prompts do not repeat within one call, problems do. The same arguments return the same rows.
 
     Args:
-        count: Number of rows, at least 0.
-        seed: Seed of the draw; its own stream, the global random state is neither read nor changed.
-        split: About four fifths of all problems belong to `train`, the rest to `held_out`.
+        count: number of rows, at least 0.
+        seed: seed of the draw; the global random state is neither read nor changed.
+        split: about four fifths of all problems belong to `train`, the rest to `held_out`.
 
     Returns:
-        Rows with `messages` (a user turn, then an assistant turn such as `7 + 5 = 12 . The answer is 12`) and
-        `answer`, the digits of the result, which is also the last number of the assistant turn.
+        Rows with `messages` (a user turn, then an assistant turn such as
+        `7 + 5 = 12 . The answer is 12`) and `answer`, the digits of the result.
 
     Raises:
-        SemalignError: If `count` is negative or `split` is unknown.
+        SemalignError: `count` is negative, or `split` is unknown.
 
     Source:
         ours.
@@ -156,15 +127,14 @@ def _draw_steps(operations: str, generator: random.Random) -> list[_Step] | None
 
 
 def _split_of(operations: str, steps: Sequence[_Step]) -> Split:
-    # With this prefix the hash gives both splits every kind of problem (there are only 16 single products).
-    numbers = ":".join(str(number) for number in (steps[0].left, *(step.right for step in steps)))
-    problem = f"problem:{operations}:{numbers}"
-    byte = hashlib.sha256(problem.encode()).digest()[0]
+    # With this prefix both splits get every kind of problem (there are only 16 single products).
+    numbers = ":".join(map(str, (steps[0].left, *(step.right for step in steps))))
+    byte = hashlib.sha256(f"problem:{operations}:{numbers}".encode()).digest()[0]
     return "held_out" if byte < _HELD_OUT_OF_256 else "train"
 
 
 def _tell(steps: Sequence[_Step], generator: random.Random) -> str:
-    """Dress the problem in words: who, what, where, and one of several wordings for every sentence."""
+    """Put the problem in words, with one of several wordings for every sentence."""
     name, other = generator.sample(_NAMES, 2)
     words: dict[str, str | int] = {
         "name": name,

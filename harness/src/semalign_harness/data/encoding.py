@@ -1,4 +1,4 @@
-"""The one way from text to token ids: of rows, written answers, exact answers, benchmarks and the doctor."""
+"""The one way from text to token ids, for rows, answers, benchmarks and the doctor."""
 
 import datetime
 import functools
@@ -9,7 +9,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 from jinja2 import Environment, TemplateSyntaxError, meta, nodes
 from pydantic import AfterValidator, JsonValue
@@ -19,17 +19,18 @@ from transformers import PreTrainedTokenizerBase
 from ..util.failures import naming
 
 ENCODING = 1
-"""Raised when the same text may become other token ids: kept answers of benchmarks are then computed again."""
+"""Raised when the same text may become other token ids: cached answers are then void."""
 DAY = datetime.date(2024, 7, 26)
-"""The day that a template that reads the clock is told, unless another is set: the one that Llama's templates fall back
-to. A fixed day makes a run the same on every day."""
+"""Default date of a template that reads the clock, which is that of Llama's templates.
+
+A fixed date makes a run the same on every day."""
 CLOCK = "strftime_now"
 """Name of the clock in chat templates."""
 _THOUGHTS = ("reasoning_content", "thinking", "reasoning")
-"""Keys of a message that hold the thoughts before its content, in the order in which transformers looks for them."""
+"""Keys of a message that hold the thoughts before its content, in the order of transformers."""
 
 Message = dict[str, Any]
-"""A turn: `role`, `content` and further keys, such as `tool_calls`, which the template may read."""
+"""A turn: `role`, `content` and further keys that the template may read, such as `tool_calls`."""
 
 
 def _checked(options: dict[str, JsonValue]) -> dict[str, JsonValue]:
@@ -49,7 +50,7 @@ class Example:
     """One row as token ids."""
 
     prompt_ids: tuple[int, ...]
-    """What the answer follows, not supervised."""
+    """Prompt, not supervised."""
     answer_ids: tuple[int, ...]
     """Supervised, end-of-sequence token included."""
     answer: str
@@ -61,7 +62,7 @@ class Example:
 
 @dataclass(frozen=True)
 class Conversation:
-    """Turns, and what the template may read besides."""
+    """Turns, and further values that the template may read."""
 
     messages: list[Message]
     """The turns in order; `content` is text."""
@@ -75,15 +76,16 @@ class TextEncoder:
     """Turns conversations and plain texts into token ids, the same wherever a model reads them.
 
     Rules:
-        - With a chat template, what the template writes is taken as it is: the tokenizer adds nothing, no BOS either.
-        - Plain text gets what the tokenizer puts before a text (BOS), unless it begins with that; what the tokenizer
-          puts behind a text (EOS) is never added, so that a prompt does not end.
-        - A prompt is encoded on its own. What continues it is encoded together with it, as SentencePiece writes words
-          differently at the beginning of a text; where a token would span their border, it is encoded alone.
+        - The text of a chat template is taken as it is: the tokenizer adds nothing, no BOS either.
+        - Plain text gets the tokenizer's beginning (BOS), unless it has that already. The tokenizer's
+          end (EOS) is never added, so that a prompt does not end.
+        - A prompt is encoded on its own. Its continuation is encoded together with it, as
+          SentencePiece writes words differently at the beginning of a text; where a token would
+          span their border, the continuation is encoded alone.
         - Texts that name a special token are read as that token, as transformers and vLLM read them.
-        - An answer ends in one end token: the first EOS that follows the whole answer; else the last special token
-          that the template writes behind it; else an EOS, which is appended.
-        - A template that reads the clock is told `date`, at midnight.
+        - An answer ends in one end token: the first EOS that follows the whole answer; else the last
+          special token that the template writes behind it; else an EOS, which is appended.
+        - A template that reads the clock reads midnight of `date`.
 
     Source:
         ours; the first rule is that of `apply_chat_template(tokenize=True)`.
@@ -97,12 +99,12 @@ class TextEncoder:
         date: datetime.date = DAY,
         chat: bool | None = None,
     ) -> None:
-        """Settle how texts are encoded.
+        """Choose the tokenizer and the options of its template.
 
         Args:
-            tokenizer: of the model that reads them.
+            tokenizer: of the model that reads the texts.
             options: passed to the chat template by name.
-            date: told to a template that reads the clock.
+            date: today's date in a template that reads the clock.
             chat: whether prompts go through the chat template; None where the tokenizer has one.
         """
         self.tokenizer = tokenizer
@@ -110,36 +112,38 @@ class TextEncoder:
         self.options = dict(options or {})
         self.date = date
         self.start = _start(tokenizer)
-        """What the tokenizer puts before a plain text."""
+        """Token ids that the tokenizer puts before a plain text."""
 
     @functools.cached_property
     def key(self) -> str:
-        """Cache key of everything that decides the ids of a text, the tokenizer aside."""
+        """Cache key of the settings that decide the ids of a text, without the tokenizer."""
         parts = [ENCODING, self.chat, self.options if self.chat else {}, str(self.told_date)]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:8]
 
     @property
     def told_date(self) -> datetime.date | None:
-        """The day that the chat template is told; None where it does not read the clock."""
+        """Today's date in the chat template; None where it does not read the clock."""
         return self.date if self.chat and CLOCK in self._read.variables else None
 
     @property
     def ignored_options(self) -> list[str]:
-        """Names of options that have no effect: the template never reads them, or prompts are plain text."""
+        """Names of options that the template never reads, or all where prompts are plain text."""
         return [name for name in self.options if not self.chat or name not in self._read.variables]
 
     def notes(self) -> list[str]:
-        """Sentences on options that have no effect, and on the clock."""
+        """Describe options that are ignored, and the date of the clock."""
         found = []
         if self.ignored_options:
             reader = "the chat template never reads" if self.chat else "prompts are plain text, so nothing reads"
             found.append(f"{reader} {', '.join(self.ignored_options)} of chat_template: leave it out")
         if self.told_date is not None:
-            found.append(f"the chat template reads the clock, and is told {self.told_date}: set date for another day")
+            found.append(
+                f"the chat template reads the clock, which stands at {self.told_date}: set date for another day"
+            )
         return found
 
     def unread(self, conversation: Conversation) -> list[str]:
-        """Names of what a conversation holds and the template never reads, `role` and `content` aside."""
+        """Return the keys of a conversation, besides role and content, that the template never reads."""
         given = {key for message in conversation.messages for key, value in message.items() if value}
         given |= {name for name in ("tools", "documents") if getattr(conversation, name)}
         names = self._read.names if self.chat else frozenset()
@@ -147,7 +151,7 @@ class TextEncoder:
         return sorted(given - {"role", "content", "weight"} - names - {*thoughts})
 
     def prompt(self, messages: Sequence[Message], *, tools: Any = None, documents: Any = None) -> str:
-        """The text that a model continues with its answer to some turns."""
+        """Return the text that a model continues with its answer to some turns."""
         if not self.chat:
             return "\n".join(str(message.get("content") or "") for message in messages)
         return self.render(messages, tools=tools, documents=documents, generation=True)
@@ -155,7 +159,7 @@ class TextEncoder:
     def render(
         self, messages: Sequence[Message], *, tools: Any = None, documents: Any = None, generation: bool = False
     ) -> str:
-        """Turns as the chat template writes them; with `generation`, up to where the answer begins."""
+        """Render turns with the template; with `generation`, up to the beginning of the answer."""
         more: dict[str, Any] = {**self.options}
         if self.told_date is not None:
             more["chat_template"] = _clock(self.told_date) + str(self.tokenizer.get_chat_template(tools=tools or None))
@@ -168,23 +172,24 @@ class TextEncoder:
         return str(text)
 
     def ids(self, text: str) -> list[int]:
-        """A prompt as token ids; with the chat template, it is one that `prompt` gave."""
+        """Encode a prompt; with the chat template, it is one that `prompt` returned."""
         ids = self._bare(text)
         begun = self.chat or tuple(ids[: len(self.start)]) == self.start
         return ids if begun else [*self.start, *ids]
 
     def pair_ids(self, prompt: str, continuation: str) -> tuple[list[int], list[int]]:
-        """A prompt and what continues it, as token ids."""
+        """Encode a prompt and its continuation."""
         prompt_ids, whole = self.ids(prompt), self.ids(prompt + continuation)
         if whole[: len(prompt_ids)] == prompt_ids:
             return prompt_ids, whole[len(prompt_ids) :]
         return prompt_ids, self._bare(continuation)
 
     def example(self, conversation: Conversation, *, name: str) -> Example:
-        """A conversation whose last turn is the answer, as token ids; errors call it by `name`.
+        """Encode a conversation whose last turn is the answer; errors name it by `name`.
 
         Raises:
-            SemalignError: the template refuses it, or leaves out a part of the answer, or nothing is left of it.
+            SemalignError: the template refuses it or leaves out a part of the answer, or nothing is
+                left of it.
         """
         messages, answer = conversation.messages, str(conversation.messages[-1]["content"])
         more = {"tools": conversation.tools, "documents": conversation.documents}
@@ -193,31 +198,28 @@ class TextEncoder:
                 raise SemalignError(f"{name} has {field} that are no list: write a list of JSON objects there")
         with naming(f"the chat template refuses {name}"):
             prompt = self.prompt(messages[:-1], **more)
-            tail = self._tail(prompt, self.render(messages, **more), name) if self.chat else answer
+            whole = self.render(messages, **more) if self.chat else prompt + answer
+        if not whole.startswith(prompt):
+            raise SemalignError(
+                "the chat template renders a prompt differently once its answer follows, so the answer cannot be "
+                f"separated, in {name}: set the options in chat_template that fit the answers, such as "
+                "enable_thinking, or give the tokenizer a template whose generation prompt begins the answer"
+            )
         kept = (self._thoughts(messages[-1]), self._body(answer))
         with naming(f"the tokenizer refuses {name}"):
-            prompt_ids, answer_ids = self.pair_ids(prompt, self._ended(tail, kept, name))
+            prompt_ids, answer_ids = self.pair_ids(prompt, self._ended(whole[len(prompt) :], kept, name))
         if not prompt_ids or not answer_ids:
             raise SemalignError(f"{name} has an empty prompt or answer after encoding")
         return Example(tuple(prompt_ids), tuple(answer_ids), answer)
 
     def holds_end(self, answer: str) -> bool:
-        """Whether an answer names the end-of-sequence token before its own end."""
+        """Return whether an answer names the end-of-sequence token before its own end."""
         eos = str(self.tokenizer.eos_token or "")
         return bool(eos) and eos in self._body(answer)
 
-    def _tail(self, prompt: str, whole: str, name: str) -> str:
-        if not whole.startswith(prompt):
-            raise SemalignError(
-                "the chat template renders a prompt differently once its answer follows, so the answer cannot be told "
-                f"apart, in {name}: set the options in chat_template that fit the answers, such as enable_thinking, or "
-                "give the tokenizer a template whose generation prompt begins the answer"
-            )
-        return whole[len(prompt) :]
-
     @property
     def _reads_thoughts(self) -> bool:
-        """Whether the template reads thoughts, which transformers passes to it under every name that they go by."""
+        """Whether the template reads thoughts; transformers passes them under each of their names."""
         return self.chat and not self._read.names.isdisjoint(_THOUGHTS)
 
     def _thoughts(self, message: Message) -> str:
@@ -226,7 +228,7 @@ class TextEncoder:
         return next(found, "") if self._reads_thoughts else ""
 
     def _ended(self, tail: str, kept: Sequence[str], name: str) -> str:
-        """What follows the prompt, up to its one end token; texts that it must keep, in order."""
+        """Cut the tail of a prompt behind its end token; it must hold the texts `kept`, in order."""
         end, eos = 0, str(self.tokenizer.eos_token or "")
         for part in (part for text in kept for part in self._marks.split(text)):  # the space around marks may change
             if (place := tail.find(part.strip(), end)) < 0:
@@ -241,7 +243,7 @@ class TextEncoder:
         return tail[: special[-1]] if special else tail + eos
 
     def _body(self, answer: str) -> str:
-        """An answer without space around it, and without an EOS that it already ends in."""
+        """Strip the space around an answer, and an EOS at its end."""
         body, eos = answer.strip(), str(self.tokenizer.eos_token or "")
         while eos and body.endswith(eos):
             body = body.removesuffix(eos).rstrip()
@@ -258,7 +260,7 @@ class TextEncoder:
 
     @functools.cached_property
     def _marks(self) -> re.Pattern[str]:
-        """Matches every token that is read as a whole wherever a text names it; a group, so that `split` keeps it."""
+        """Matches every token that a text may name; a group, so that `split` keeps it."""
         added = {*self._special, *(token.content for token in self.tokenizer.added_tokens_decoder.values())}
         longest_first = sorted(filter(str.strip, added), key=len, reverse=True)
         return re.compile(f"({'|'.join(map(re.escape, longest_first)) or '(?!)'})")
@@ -266,21 +268,17 @@ class TextEncoder:
     @functools.cached_property
     def _read(self) -> "_Read":
         found = self.tokenizer.chat_template or ""
-        texts = found.values() if isinstance(found, dict) else [found]
-        each = [_read_by(text) for text in texts]
-        return _Read(
-            frozenset().union(*(one.variables for one in each)), frozenset().union(*(one.names for one in each))
-        )
+        each = [_read_by(text) for text in (found.values() if isinstance(found, dict) else [found])]
+        return _Read(*(frozenset().union(*names) for names in zip(*each, strict=True)))
 
 
-@dataclass(frozen=True)
-class _Read:
+class _Read(NamedTuple):
     """Names that a template reads."""
 
     variables: frozenset[str]
-    """Those that it gets from outside."""
+    """Its arguments."""
     names: frozenset[str]
-    """Those, and keys that it looks up in any of its values."""
+    """Its arguments, and keys that it looks up in any of its values."""
 
 
 @functools.lru_cache
@@ -289,7 +287,7 @@ def _read_by(template: str) -> _Read:
     plain = re.sub(r"\{%[-+]?\s*(?:end)?generation\s*[-+]?%\}", "", template)  # a tag of transformers' own
     try:
         tree = environment.parse(plain)
-    except TemplateSyntaxError:  # which is told when the template is used
+    except TemplateSyntaxError:  # which is raised when the template is used
         return _Read(frozenset(), frozenset())
     variables = meta.find_undeclared_variables(tree)
     attributes = {node.attr for node in tree.find_all(nodes.Getattr)}
@@ -298,22 +296,22 @@ def _read_by(template: str) -> _Read:
 
 
 def _clock(date: datetime.date) -> str:
-    """What makes the clock of a template that follows it stand at midnight of a day.
+    """Macro that replaces the clock of the template behind it by midnight of a day.
 
-    transformers passes plain data into templates only, so that the clock cannot be an argument.
+    transformers passes only plain data into templates, so that the clock cannot be an argument.
     """
     midnight = datetime.datetime.combine(date, datetime.time())
     codes = [f"%{flag}{letter}" for letter in "aAbBcdHIjmMpSUwWxXyY" for flag in ("-", "")]
-    told = {code: midnight.strftime(code) for code in codes} | {"%f": "000000", "%z": "", "%Z": "", "%%": "%"}
+    parts = {code: midnight.strftime(code) for code in codes} | {"%f": "000000", "%z": "", "%Z": "", "%%": "%"}
     return (
         f"{{% macro {CLOCK}(format) %}}{{% set found = namespace(text=format) %}}"
-        f"{{% for code, value in {json.dumps(told)}.items() %}}"
+        f"{{% for code, value in {json.dumps(parts)}.items() %}}"
         "{% set found.text = found.text.replace(code, value) %}{% endfor %}{{ found.text }}{% endmacro %}\n"
     )
 
 
 def _start(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
-    """What a tokenizer puts before a text; what it puts behind one is no part of it."""
+    """Token ids that a tokenizer puts before a text."""
     found = tokenizer("a", return_special_tokens_mask=True)
     added = itertools.takewhile(
         lambda each: each[1], zip(found["input_ids"], found["special_tokens_mask"], strict=True)

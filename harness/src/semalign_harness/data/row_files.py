@@ -2,16 +2,15 @@
 
 import bz2
 import csv
+import functools
 import gzip
+import io
 import json
 import lzma
 import re
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from functools import partial
-from io import BufferedReader, BytesIO, TextIOWrapper
 from pathlib import Path
 from typing import Any
 
@@ -30,18 +29,19 @@ _HALF_CHARACTER = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 def is_file_name(path: Path) -> bool:
-    """Whether a path of rows ends like a file, not like a folder or the id of a data set on the hub."""
+    """Return whether a path ends like a file of rows, not like a folder or the id of a data set."""
     return path.suffix.lower() in {*_FORMATS, *_PACKERS, ".zip"}
 
 
 def read_local(path: Path, config: RowsConfig) -> list[Row]:
-    """All rows of a file, of the split of a folder, or of a data set that `save_to_disk` wrote.
+    """Read all rows of a file, of a folder's split, or of a data set that `save_to_disk` wrote.
 
-    A folder has subsets and splits as it would have on the hub. Fields of CSV and TSV files are text. What a JSON row
-    lacks stays absent; Parquet and Arrow hold a null there.
+    A folder has subsets and splits as it would have on the hub. Fields of CSV and TSV files are
+    text. A missing field of a JSON row stays absent; Parquet and Arrow hold a null there.
 
     Raises:
-        SemalignError: nothing is there, or a file is damaged or of another format; the message names its line.
+        SemalignError: nothing is there, or a file is damaged or of another format; the message
+            names its line.
     """
     if path.is_dir():
         if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
@@ -49,18 +49,18 @@ def read_local(path: Path, config: RowsConfig) -> list[Row]:
         return [row for file in _split_files(path, config) for row in _file_rows(file)]
     if not path.is_file():
         raise SemalignError(f"{path} does not exist: {FORMS}")
-    return list(_file_rows(path))
+    return _file_rows(path)
 
 
 def files_at(path: Path) -> list[Path]:
-    """The files that rows at a path may be read from."""
+    """Return the files that rows at a path may be read from."""
     return sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path] * path.is_file()
 
 
-def _file_rows(path: Path) -> Iterator[Row]:
+def _file_rows(path: Path) -> list[Row]:
     try:
-        with _opened(path) as (stream, name):
-            yield from _FORMATS.get(Path(name).suffix.lower(), _json_rows)(stream, path)
+        data, name = _unpacked(path)
+        return list(_FORMATS.get(Path(name).suffix.lower(), _json_rows)(data, path))
     except (SemalignError, MemoryError):
         raise
     except UnicodeDecodeError as error:
@@ -69,41 +69,35 @@ def _file_rows(path: Path) -> Iterator[Row]:
         raise SemalignError(f"{path} cannot be read: {reason(error)}") from error
 
 
-@contextmanager
-def _opened(path: Path) -> Iterator[tuple[BufferedReader, str]]:
-    """The unpacked bytes of a file, and the name that says their format."""
+def _unpacked(path: Path) -> tuple[bytes, str]:
+    """Unpacked bytes of a file, and the name that ends in their format."""
     ending = path.suffix.lower()
-    if ending == ".zip":
-        with zipfile.ZipFile(path) as archive:
-            names = [name for name in archive.namelist() if not name.endswith("/") and not name.startswith("__MACOSX/")]
-            if len(names) != 1:
-                raise SemalignError(f"{path} holds {len(names)} files: unpack it, and name one of them, or the folder")
-            member: Any = archive.open(names[0])  # has more methods than its declared type
-            with BufferedReader(member) as stream:
-                yield stream, names[0]
-    elif ending in _PACKERS:
-        with _PACKERS[ending](path) as stream:
-            yield BufferedReader(stream), path.stem
-    else:
-        with path.open("rb") as stream:
-            yield stream, path.name
+    if ending in _PACKERS:
+        return _PACKERS[ending](path.read_bytes()), path.stem
+    if ending != ".zip":
+        return path.read_bytes(), path.name
+    with zipfile.ZipFile(path) as archive:
+        names = [name for name in archive.namelist() if not name.endswith("/") and not name.startswith("__MACOSX/")]
+        if len(names) != 1:
+            raise SemalignError(f"{path} holds {len(names)} files: unpack it, and name one of them, or the folder")
+        return archive.read(names[0]), names[0]
 
 
-def _arrow_stream(path: Path, compression: str) -> Any:
-    import pyarrow  # which most rows do without
+def _arrow_unpacked(data: bytes, codec: str) -> bytes:
+    import pyarrow  # most rows do not need it
 
-    return pyarrow.input_stream(path, compression=compression)
+    with pyarrow.CompressedInputStream(pyarrow.BufferReader(data), codec) as stream:
+        return bytes(stream.read())
 
 
-def _json_rows(stream: BufferedReader, path: Path) -> Iterator[Row]:
+def _json_rows(data: bytes, path: Path) -> Iterator[Row]:
     """One object a line, or one array of objects."""
-    # newline="\n": Unicode line separators inside a row are no ends of lines; -sig: Windows marks its files.
-    with TextIOWrapper(stream, encoding="utf-8-sig", newline="\n") as file:
-        text = file.read()
+    text = data.decode("utf-8-sig")  # Windows marks its files
     places: Iterator[tuple[str, Any]]
     if text.lstrip()[:1] == "[":
         places = ((f"item {number}", row) for number, row in enumerate(_parsed(text, path, 1), 1))
     else:
+        # Not splitlines(): Unicode line separators inside a row are no ends of lines.
         lines = ((number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip())
         places = ((f"line {number}", _parsed(line, path, number)) for number, line in lines)
     suspect = _HALF_CHARACTER.search(text) is not None
@@ -119,7 +113,7 @@ def _json_rows(stream: BufferedReader, path: Path) -> Iterator[Row]:
 
 
 def _parsed(text: str, path: Path, first: int) -> Any:
-    """The value of a text that begins on the line `first` of a file."""
+    """Value of a text that begins on the line `first` of a file."""
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
@@ -127,7 +121,7 @@ def _parsed(text: str, path: Path, first: int) -> Any:
         raise SemalignError(f"{path}, line {line} is not JSON ({error.msg}): {FORMS}") from error
     except (ValueError, RecursionError) as error:
         raise SemalignError(
-            f"{path}, line {first} begins what nests too deep or holds too long a number to be read: leave it out"
+            f"{path}, line {first} begins a value that nests too deep or holds too long a number: leave it out"
         ) from error
 
 
@@ -139,45 +133,44 @@ def _is_text(row: Row) -> bool:
     return True
 
 
-def _csv_rows(stream: BufferedReader, path: Path, delimiter: str = ",") -> Iterator[Row]:
+def _csv_rows(data: bytes, path: Path, delimiter: str = ",") -> Iterator[Row]:
     """One row a record, under the names of the first; every field is text as it stands there."""
-    csv.field_size_limit(2**31 - 1)  # of the whole process; the default cuts no field, but refuses long ones
-    with TextIOWrapper(stream, encoding="utf-8-sig", newline="") as file:
-        records = csv.reader(file, delimiter=delimiter, strict=True)
-        try:
-            header = next(records, [])
-            if len({*header}) < len(header):
-                raise SemalignError(f"{path} names a field twice in its first line: give each a name of its own")
-            for record in filter(None, records):
-                if len(record) != len(header):
-                    raise SemalignError(
-                        f"{path}, line {records.line_num} has {len(record)} fields where the first line names "
-                        f"{len(header)}: put fields that hold the separator, quotes or a line break in double quotes"
-                    )
-                yield dict(zip(header, record, strict=True))
-        except csv.Error as error:
-            raise SemalignError(f"{path}, line {records.line_num} is not CSV: {error}") from error
+    csv.field_size_limit(2**31 - 1)  # of the whole process; the default refuses long fields
+    records = csv.reader(io.StringIO(data.decode("utf-8-sig"), newline=""), delimiter=delimiter, strict=True)
+    try:
+        header = next(records, [])
+        if len({*header}) < len(header):
+            raise SemalignError(f"{path} names a field twice in its first line: give each a name of its own")
+        for record in filter(None, records):
+            if len(record) != len(header):
+                raise SemalignError(
+                    f"{path}, line {records.line_num} has {len(record)} fields where the first line names "
+                    f"{len(header)}: put fields that hold the separator, quotes or a line break in double quotes"
+                )
+            yield dict(zip(header, record, strict=True))
+    except csv.Error as error:
+        raise SemalignError(f"{path}, line {records.line_num} is not CSV: {error}") from error
 
 
-def _parquet_rows(stream: BufferedReader, path: Path) -> Iterator[Row]:
+def _parquet_rows(data: bytes, path: Path) -> list[Row]:
     from pyarrow import parquet
 
-    seekable = stream if stream.seekable() else BytesIO(stream.read())
-    yield from parquet.ParquetFile(seekable).read().to_pylist()
+    rows: list[Row] = parquet.ParquetFile(io.BytesIO(data)).read().to_pylist()
+    return rows
 
 
-def _arrow_rows(stream: BufferedReader, path: Path) -> Iterator[Row]:
-    """Rows of Arrow's file format, which has a mark of its own, or of its stream format, which `datasets` caches."""
+def _arrow_rows(data: bytes, path: Path) -> list[Row]:
+    """Rows of Arrow's file format, which begins with a mark, or of its stream format."""
     from pyarrow import ipc
 
-    data = stream.read()
     reader = ipc.open_file(data) if data.startswith(b"ARROW1") else ipc.open_stream(data)
-    yield from reader.read_all().to_pylist()
+    rows: list[Row] = reader.read_all().to_pylist()
+    return rows
 
 
 def _split_files(folder: Path, config: RowsConfig) -> list[Path]:
-    """The files of a split of a folder, by the rules of the hub: its README, else the names of files and folders."""
-    import datasets  # seconds to import
+    """Files of a folder's split, by the hub's rules: its README, else names of files and folders."""
+    import datasets  # takes seconds to import
 
     with tempfile.TemporaryDirectory() as cache:
         try:
@@ -199,32 +192,32 @@ def _saved_rows(folder: Path, split: str) -> list[Row]:
         return [dict(row) for row in found.with_format(None)]
     except SemalignError:
         raise
-    except Exception as error:  # of datasets, of pyarrow, and of what decodes pictures and sound
+    except Exception as error:  # of datasets, of pyarrow, and of decoders of images and sound
         raise SemalignError(f"{folder} cannot be read: {reason(error)}") from error
 
 
 def _split(of: Mapping[Any, Any], folder: Path, split: str) -> Any:
-    """What belongs to a split; keys are names, or objects of `datasets` that stand for them."""
+    """Value of a split; keys are names, or objects of `datasets` that stand for them."""
     by_name = {str(name): value for name, value in of.items()}
     if split not in by_name:
         raise SemalignError(f"{folder} has no split {split!r}, but {', '.join(by_name)}: set the split of these rows")
     return by_name[split]
 
 
-_FORMATS: dict[str, Callable[[BufferedReader, Path], Iterator[Row]]] = {
+_FORMATS: dict[str, Callable[[bytes, Path], Iterator[Row] | list[Row]]] = {
     ".jsonl": _json_rows,
     ".ndjson": _json_rows,
     ".json": _json_rows,
     ".csv": _csv_rows,
-    ".tsv": partial(_csv_rows, delimiter="\t"),
+    ".tsv": functools.partial(_csv_rows, delimiter="\t"),
     ".parquet": _parquet_rows,
     ".arrow": _arrow_rows,
 }
 """By the ending of a name; files with another one are read as JSON."""
-_PACKERS: dict[str, Callable[[Path], Any]] = {
-    ".gz": gzip.GzipFile,
-    ".bz2": bz2.BZ2File,
-    ".xz": lzma.LZMAFile,
-    ".zst": partial(_arrow_stream, compression="zstd"),
-    ".lz4": partial(_arrow_stream, compression="lz4"),
+_PACKERS: dict[str, Callable[[bytes], bytes]] = {
+    ".gz": gzip.decompress,
+    ".bz2": bz2.decompress,
+    ".xz": lzma.decompress,
+    ".zst": functools.partial(_arrow_unpacked, codec="zstd"),
+    ".lz4": functools.partial(_arrow_unpacked, codec="lz4"),
 }

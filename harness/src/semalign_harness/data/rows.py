@@ -5,7 +5,7 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from semalign_geometry.base import SemalignError
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
+from ..util.failures import reason
 from .arithmetic import arithmetic_rows
 from .encoding import Conversation, Example, Message, TextEncoder
 from .row_files import Row, is_file_name, read_local
@@ -46,74 +47,83 @@ class Split:
 
 
 def read_rows(config: DataConfig) -> tuple[list[Row], ...]:
-    """The rows to draw from: those for training, and those held out where the experiment names others."""
+    """Read the pools of rows: for training, and held out where the experiment names others."""
     return tuple(load_rows(origin) for origin in (config.train, config.held_out) if origin is not None)
 
 
 def split_rows(config: DataConfig, pools: Sequence[list[Row]], encoder: TextEncoder) -> Split:
-    """Draw the train and held-out rows of an experiment from what `read_rows` gave, and encode them.
+    """Draw train and held-out rows from the pools that `read_rows` returned, and encode them.
 
     Raises:
         SemalignError: too few rows, none short enough, or rows without a prompt or an answer.
     """
     generator = torch.Generator().manual_seed(config.seed)
-    seen: set[tuple[int, ...]] = set()
-    dropped = longest = several = ended_within = 0
-    unread: Counter[str] = Counter()
-
-    def draw(pool: list[tuple[int, Row]], origin: RowsConfig, wanted: int, part: str) -> Iterator[Example]:
-        nonlocal dropped, longest, several, ended_within
-        found = too_long = repeated = 0
-        while pool and found < wanted:
-            number, row = pool.pop()
-            name = f"row {number} of {origin.path}"
-            conversation = read_conversation(row, origin, name)
-            example = encoder.example(conversation, name=name)
-            longest = max(longest, len(example))
-            if example.prompt_ids in seen:
-                repeated += 1
-                continue
-            seen.add(example.prompt_ids)
-            if len(example) > config.max_length:
-                too_long += 1
-                dropped += 1
-                continue
-            found += 1
-            unread.update(encoder.unread(conversation))
-            several += sum(message["role"] == "assistant" for message in conversation.messages) > 1
-            ended_within += encoder.holds_end(example.answer)
-            yield example
-        untouched = part == "train" or config.held_out is not None
-        if found == 0 and too_long and untouched:
-            raise SemalignError(
-                f"every row of {origin.path} is longer than data.max_length={config.max_length} tokens "
-                f"(the longest has {longest}): raise data.max_length"
-            )
-        if found < wanted:
-            raise SemalignError(
-                f"{origin.path} gives {found} {part} rows of the {wanted} that data.{part}_rows asks for "
-                f"({too_long} were longer than data.max_length={config.max_length}, {repeated} repeated a prompt): "
-                f"lower data.{part}_rows"
-            )
-
     shuffled = []
     for pool in pools:
         order = torch.randperm(len(pool), generator=generator).tolist()
         shuffled.append([(index + 1, pool[index]) for index in order])
-    train = list(draw(shuffled[0], config.train, config.train_rows, "train"))
-    measured = list(draw(shuffled[-1], config.held_out or config.train, config.held_out_rows, "held_out"))
+    draw = _Draw(config, encoder)
+    train = draw.take(shuffled[0], config.train, config.train_rows, "train")
+    measured = draw.take(shuffled[-1], config.held_out or config.train, config.held_out_rows, "held_out")
     if config.measure_on == "tuning":
-        measured = list(draw(shuffled[0], config.train, config.held_out_rows, "held_out"))
-    return Split(train, measured, dropped, longest, dict(sorted(unread.items())), several, ended_within)
+        measured = draw.take(shuffled[0], config.train, config.held_out_rows, "held_out")
+    return Split(
+        train, measured, draw.too_long, draw.longest, dict(sorted(draw.unread.items())), draw.several, draw.ended_within
+    )
+
+
+class _Draw:
+    """Encodes rows of which no two have one prompt, and counts them as `Split` does."""
+
+    def __init__(self, config: DataConfig, encoder: TextEncoder) -> None:
+        self._config, self._encoder = config, encoder
+        self._seen: set[tuple[int, ...]] = set()
+        self.too_long = self.longest = self.several = self.ended_within = 0
+        self.unread: Counter[str] = Counter()
+
+    def take(self, pool: list[tuple[int, Row]], origin: RowsConfig, wanted: int, part: str) -> list[Example]:
+        """Take rows from the end of a pool, each with its number in the file."""
+        found: list[Example] = []
+        too_long = repeated = 0
+        while pool and len(found) < wanted:
+            number, row = pool.pop()
+            name = f"row {number} of {origin.path}"
+            conversation = read_conversation(row, origin, name)
+            example = self._encoder.example(conversation, name=name)
+            self.longest = max(self.longest, len(example))
+            if example.prompt_ids in self._seen:
+                repeated += 1
+                continue
+            self._seen.add(example.prompt_ids)
+            if len(example) > self._config.max_length:
+                too_long += 1
+                continue
+            found.append(example)
+            self.unread.update(self._encoder.unread(conversation))
+            self.several += sum(message["role"] == "assistant" for message in conversation.messages) > 1
+            self.ended_within += self._encoder.holds_end(example.answer)
+        self.too_long += too_long
+        limit = f"data.max_length={self._config.max_length}"
+        untouched = part == "train" or self._config.held_out is not None
+        if not found and too_long and untouched:
+            raise SemalignError(
+                f"every row of {origin.path} is longer than {limit} tokens (the longest has {self.longest}): raise "
+                "data.max_length"
+            )
+        if len(found) < wanted:
+            raise SemalignError(
+                f"{origin.path} gives {len(found)} {part} rows of the {wanted} that data.{part}_rows sets ({too_long} "
+                f"were longer than {limit}, {repeated} repeated a prompt): lower data.{part}_rows"
+            )
+        return found
 
 
 def load_rows(config: RowsConfig) -> list[Row]:
-    """All rows of a local file or folder, a hub data set or a generator.
+    """Load all rows of a local file or folder, a hub data set or a generator.
 
     Raises:
         SemalignError: nothing is found there, it cannot be read, or there are no rows.
     """
-    path = Path(config.path).expanduser()
     if config.path.startswith("generated:"):
         if config.path != "generated:arithmetic":
             raise SemalignError(f"unknown generator {config.path!r}: the one known is generated:arithmetic")
@@ -123,28 +133,27 @@ def load_rows(config: RowsConfig) -> list[Row]:
     elif comes_from_hub(config):
         rows = _read_hub(config)
     else:
-        rows = read_local(path, config)
+        rows = read_local(Path(config.path).expanduser(), config)
     if not rows:
         raise SemalignError(f"{config.path} holds no rows")
     return rows
 
 
 def comes_from_hub(config: RowsConfig) -> bool:
-    """Whether rows are those of a data set on the hub: neither generated nor in a local file."""
+    """Return whether rows come from the hub: they are neither generated nor in a local file."""
     path = Path(config.path).expanduser()
     return not (config.path.startswith("generated:") or is_file_name(path) or path.exists())
 
 
 def _read_hub(config: RowsConfig) -> list[Row]:
-    import datasets  # a second to import, which only rows from the hub are worth
+    import datasets  # takes a second to import
 
     datasets.disable_progress_bars()
     try:
         found = datasets.load_dataset(config.path, config.subset, split=config.split)
     except Exception as error:  # the hub client has no common base class of errors
-        reason = " ".join(str(error).split())[:200]
         raise SemalignError(
-            f"{config.path!r} is no local file, and the hub did not give it ({type(error).__name__}: {reason})"
+            f"{config.path!r} is no local file, and the hub did not return it ({reason(error)})"
         ) from error
     return [dict(row) for row in found]
 
@@ -152,13 +161,13 @@ def _read_hub(config: RowsConfig) -> list[Row]:
 def encode_rows(
     rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, *, config: RowsConfig | None = None
 ) -> list[Example]:
-    """Encode rows that hold `messages`, or the prompt and completion fields that `config` names."""
+    """Encode rows that hold `messages`, or the fields that `config` names."""
     origin, encoder = config or RowsConfig(path="rows"), TextEncoder(tokenizer)
     return [encode_row(number, row, encoder, origin) for number, row in enumerate(rows, 1)]
 
 
 def encode_row(number: int, row: Row, encoder: TextEncoder, config: RowsConfig) -> Example:
-    """Encode one row of a place; errors call it by its number, counted from 1.
+    """Encode one row; errors name it by the place of its rows and its number, counted from 1.
 
     Raises:
         SemalignError: the row has no prompt or no answer, or the template does not fit.
@@ -168,7 +177,7 @@ def encode_row(number: int, row: Row, encoder: TextEncoder, config: RowsConfig) 
 
 
 def read_conversation(row: Row, config: RowsConfig, name: str) -> Conversation:
-    """Read the turns of a row, the last one its answer, and what its template may read besides; errors call it `name`.
+    """Read the turns, tools and documents of a row; the last turn is its answer.
 
     Raises:
         SemalignError: the row has no prompt or no answer.
@@ -180,7 +189,7 @@ def read_conversation(row: Row, config: RowsConfig, name: str) -> Conversation:
 
 
 def _listed(row: Row, field: str) -> Any:
-    """A list that stands beside the messages of a row; data sets whose columns cannot hold it write it as JSON."""
+    """A list beside the messages of a row, which some data sets write as JSON."""
     value = row.get(field)
     if isinstance(value, str):
         with contextlib.suppress(ValueError, RecursionError):
@@ -189,9 +198,9 @@ def _listed(row: Row, field: str) -> Any:
 
 
 def glued(example: Example, tokenizer: PreTrainedTokenizerBase) -> str | None:
-    """What stands around the end of a prompt whose answer begins with a word right after a word or a stop.
+    """Return the text around a border where the answer's word directly follows a word or a stop.
 
-    None where something is between them, as a chat template always has it.
+    None where something is between them, as with every chat template.
     """
     end = len(str(tokenizer.decode(list(example.prompt_ids))))
     whole = str(tokenizer.decode(list(example.prompt_ids + example.answer_ids)))
@@ -206,7 +215,7 @@ def _messages(row: Row, config: RowsConfig, name: str) -> list[Message]:
         if messages[-1].get("weight") == 0:
             raise SemalignError(
                 f"{name} has nothing to train on: its last message has weight 0, and only the last answer of a row is "
-                "supervised, so leave the row out or end it with the answer that is meant"
+                "supervised, so leave the row out or end it with the answer to train on"
             )
         return messages
     missing = [field for field in (config.prompt, config.completion) if "{{" not in field and field not in row]
@@ -224,7 +233,7 @@ def _messages(row: Row, config: RowsConfig, name: str) -> list[Message]:
 
 
 def _turns(messages: Any, name: str) -> list[Message]:
-    """The messages of a row, each with text as content, which is empty where a turn that calls tools has none."""
+    """The messages of a row with text as content, empty where a turn only calls tools."""
     found: list[Message] = []
     for turn in messages if isinstance(messages, list) else [None]:
         turn = _without_nulls(turn)
@@ -239,33 +248,38 @@ def _turns(messages: Any, name: str) -> list[Message]:
 
 def _text(row: Row, field: str, name: str) -> str:
     """A field of a row that holds text or a number, or a template filled with its fields."""
-    if "{{" not in field:
-        value = row[field]
-        if value is None:
-            raise SemalignError(f"{name} has no answer or prompt: its field {field!r} is null")
-        number = math.isfinite(value) if isinstance(value, float) else type(value) is int
-        if not (isinstance(value, str) or number):
-            raise SemalignError(
-                f"the field {field!r} of {name} holds {str(value)[:60]!r} of type "
-                f"{type(value).__name__}: name a field of text or numbers, or a template such as "
-                f"'{{{{ {field} | join(\" \") }}}}'"
-            )
-        return str(value)
+    if "{{" in field:
+        return _filled(row, field, name)
+    value = row[field]
+    if value is None:
+        raise SemalignError(f"{name} has no answer or prompt: its field {field!r} is null")
+    number = math.isfinite(value) if isinstance(value, float) else type(value) is int
+    if not (isinstance(value, str) or number):
+        raise SemalignError(
+            f"the field {field!r} of {name} holds {str(value)[:60]!r} of type {type(value).__name__}: name a field of "
+            f"text or numbers, or a template such as '{{{{ {field} | join(\" \") }}}}'"
+        )
+    return str(value)
+
+
+def _filled(row: Row, template: str, name: str) -> str:
     present = _without_nulls(row, TEMPLATES.undefined("a list of the row holds a null"))
     try:
-        return TEMPLATES.from_string(field).render(present)
+        return TEMPLATES.from_string(template).render(present)
     except Exception as error:  # an expression in a template can fail in any way
-        remedy = "; 'FIELD | default(\"\")' fills in a field that is missing or null" * isinstance(
-            error, UndefinedError
-        )
+        undefined = isinstance(error, UndefinedError)
+        remedy = "; 'FIELD | default(\"\")' fills in a field that is missing or null" * undefined
+        fields = ", ".join(present)
         raise SemalignError(
-            f"the template {field[:60]!r} does not fit {name}, whose fields are {', '.join(present)}: {error}{remedy}"
+            f"the template {template[:60]!r} does not fit {name}, whose fields are {fields}: {error}{remedy}"
         ) from error
 
 
 def _without_nulls(value: Any, null: Any = None) -> Any:
-    """A value of a row as templates see it: a null is a missing field, as Parquet has no missing ones; within a list,
-    where nothing can be missing, it becomes `null`."""
+    """A value of a row without null fields, and with `null` for a null in a list.
+
+    Parquet has no missing fields.
+    """
     if isinstance(value, dict):
         return {key: _without_nulls(item, null) for key, item in value.items() if item is not None}
     if isinstance(value, list):
@@ -274,7 +288,7 @@ def _without_nulls(value: Any, null: Any = None) -> Any:
 
 
 def batches(examples: Sequence[Example], batch_size: int) -> list[Batch]:
-    """Padded batches with supervised answers, in order of length so that little is padded."""
+    """Make padded batches with supervised answers, in order of length so that little is padded."""
     order = sorted(examples, key=len)
     return [_batch(order[start : start + batch_size]) for start in range(0, len(order), batch_size)]
 

@@ -1,4 +1,4 @@
-"""The four benchmarks on one model, with intervals; answers are kept, so that nothing is computed twice."""
+"""Benchmarks on one model, with intervals; answers are cached, so that none is computed twice."""
 
 from ..results.evaluation import BenchmarkResult as BenchmarkResult
 from ..results.evaluation import Evaluated as Evaluated
@@ -15,21 +15,3 @@ from ._run import protocol_of as protocol_of
 from ._table import evaluation_table as evaluation_table
 from ._table import pair_table as pair_table
 from ._table import seeds_table as seeds_table
-
-__all__ = [
-    "BenchmarkResult",
-    "Evaluated",
-    "EvaluationConfig",
-    "EvaluationResult",
-    "ItemRecord",
-    "Name",
-    "Pair",
-    "evaluate",
-    "evaluation_table",
-    "over_seeds",
-    "pair",
-    "pair_table",
-    "protocol_of",
-    "read_evaluation",
-    "seeds_table",
-]

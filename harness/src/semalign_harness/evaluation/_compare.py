@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from semalign_geometry.base import SemalignError
 
-from ..results.evaluation import BenchmarkResult, Evaluated, Name
+from ..results.evaluation import Evaluated, ItemRecord, Name
 from ..results.metrics import BITS
 from ..statistics import (
     Aggregate,
@@ -23,7 +23,7 @@ class Pair(NamedTuple):
 
     name: Name
     correct: PairedComparison
-    """Headline figure: second − first."""
+    """Headline metric: second − first."""
     bits_per_byte: PairedComparison | None
     """NLL of the gold answers, second − first; None when one of them did not measure it."""
     gap: GapRecovered | None
@@ -38,69 +38,74 @@ def pair(first: Evaluated, second: Evaluated, *, source: Evaluated | None = None
     Raises:
         SemalignError: they share no benchmark, or were asked different documents or in different ways.
     """
-    names = [name for name in first.items if name in second.items]
-    if not names:
-        raise SemalignError(f"{first.folder} and {second.folder} have no benchmark in common")
-    pairs = []
-    for name in names:
-        for other in (second, *([source] if source and name in source.items else [])):
-            _check_alike(name, first, other)
-        before, after = first.items[name], second.items[name]
-        of_source = source.items[name] if source and name in source.items else None
-        bits = [[item.bits_per_byte for item in items] for items in (before, after, of_source or [])]
-        weights = [item.gold_bytes or 0 for item in before]
-        measured = all(value is not None for value in (*bits[0], *bits[1]))
-        values = [[value for value in column if value is not None] for column in bits]
-        pairs.append(
-            Pair(
-                name,
-                correct=compare_outcomes([item.correct for item in after], [item.correct for item in before]),
-                bits_per_byte=compare_values(values[1], values[0], weights=weights, seed=seed) if measured else None,
-                gap=estimate_gap_recovered(
-                    *([float(item.correct) for item in items] for items in (of_source, before, after)), seed=seed
-                )
-                if of_source
-                else None,
-                gap_bits=estimate_gap_recovered(values[2], values[0], values[1], weights=weights, seed=seed)
-                if measured and len(values[2]) == len(before)
-                else None,
-            )
-        )
-    return pairs
+    names = _common([first, second])
+    return [_pair(name, first, second, source if source and name in source.items else None, seed) for name in names]
+
+
+def _pair(name: Name, first: Evaluated, second: Evaluated, source: Evaluated | None, seed: int) -> Pair:
+    evaluations = [each for each in (first, second, source) if each is not None]
+    _check_alike(name, evaluations)
+    before, after = (
+        [item.correct for item in first.items[name]],
+        [item.correct for item in second.items[name]],
+    )
+    bits = [_bits(each.items[name]) for each in evaluations]
+    weights = [item.gold_bytes or 0 for item in first.items[name]]
+    compared = gap = gap_bits = None
+    if bits[0] is not None and bits[1] is not None:
+        compared = compare_values(bits[1], bits[0], weights=weights, seed=seed)
+    if source is not None:
+        best = [float(item.correct) for item in source.items[name]]
+        gap = estimate_gap_recovered(best, [*map(float, before)], [*map(float, after)], seed=seed)
+        if bits[0] is not None and bits[1] is not None and bits[2] is not None:
+            gap_bits = estimate_gap_recovered(bits[2], bits[0], bits[1], weights=weights, seed=seed)
+    return Pair(name, compare_outcomes(after, before), compared, gap, gap_bits)
 
 
 def over_seeds(evaluations: Sequence[Evaluated]) -> dict[tuple[str, str], Aggregate]:
-    """Mean and spread of each figure, by benchmark and metric, over evaluations of models that differ by their
-    training seed.
+    """Return mean and spread over models that differ by training seed, by benchmark and metric.
 
     Raises:
-        SemalignError: they were asked different documents or in different ways, or have no benchmark in common.
+        SemalignError: they were asked different documents or in different ways, or have no benchmark
+            in common.
     """
-    first = evaluations[0]
-    names = [name for name in first.items if all(name in other.items for other in evaluations)]
-    if not names:
-        raise SemalignError("the evaluations have no benchmark in common")
     found: dict[tuple[str, str], Aggregate] = {}
-    for name in names:
-        for other in evaluations[1:]:
-            _check_alike(name, first, other)
-        results: list[BenchmarkResult] = [each.result.benchmarks[name] for each in evaluations]
-        found[name, first.result.benchmarks[name].protocol.metric] = across_seeds([r.headline.value for r in results])
-        bits = [r.bits_per_byte.value for r in results if r.bits_per_byte is not None]
+    for name in _common(evaluations):
+        _check_alike(name, evaluations)
+        results = [each.result.benchmarks[name] for each in evaluations]
+        found[name, results[0].protocol.metric] = across_seeds([each.headline.value for each in results])
+        bits = [each.bits_per_byte.value for each in results if each.bits_per_byte is not None]
         if len(bits) == len(results):
             found[name, BITS.name] = across_seeds(bits)
     return found
 
 
-def _check_alike(name: Name, first: Evaluated, second: Evaluated) -> None:
-    one, two = first.result.benchmarks[name], second.result.benchmarks[name]
-    if one.protocol != two.protocol:
-        raise SemalignError(
-            f"{name} was put differently in {first.folder} and {second.folder}: evaluate both with the same chat "
-            "setting, and the same version and code of the benchmark"
-        )
-    if one.documents_sha256 != two.documents_sha256:
-        raise SemalignError(
-            f"{first.folder} and {second.folder} drew different documents of {name}: evaluate both with the same "
-            "limit, seed and data"
-        )
+def _common(evaluations: Sequence[Evaluated]) -> list[Name]:
+    names = [name for name in evaluations[0].items if all(name in other.items for other in evaluations)]
+    if not names:
+        folders = " and ".join(str(each.folder) for each in evaluations)
+        raise SemalignError(f"{folders} have no benchmark in common")
+    return names
+
+
+def _bits(items: list[ItemRecord]) -> list[float] | None:
+    """Bits per byte of every item; None when one was not measured."""
+    values = [item.bits_per_byte for item in items]
+    return None if None in values else [value for value in values if value is not None]
+
+
+def _check_alike(name: Name, evaluations: Sequence[Evaluated]) -> None:
+    first, *others = evaluations
+    one = first.result.benchmarks[name]
+    for other in others:
+        two = other.result.benchmarks[name]
+        if one.protocol != two.protocol:
+            raise SemalignError(
+                f"{name} was put differently in {first.folder} and {other.folder}: evaluate both with the same chat "
+                "setting, and the same version and code of the benchmark"
+            )
+        if one.documents_sha256 != two.documents_sha256:
+            raise SemalignError(
+                f"{first.folder} and {other.folder} drew different documents of {name}: evaluate both with the same "
+                "limit, seed and data"
+            )

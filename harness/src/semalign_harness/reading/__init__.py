@@ -1,4 +1,4 @@
-"""Answers read out of a model's text: the number it arrives at, or the program it holds. Nothing of it is run.
+"""Answers read out of a model's text: its final number, or its program. Nothing of it is run.
 
 `run` and the benchmarks read numbers with the same function.
 """
@@ -13,4 +13,4 @@ from ._thoughts import after_thoughts as after_thoughts
 from ._thoughts import answer_text as answer_text
 
 READING = 1
-"""Raised when the same text may be read as another answer: kept exact answers are then computed again."""
+"""Raised when the same text may be read as another answer: cached readings are then void."""

@@ -1,43 +1,43 @@
-r"""The number that a worked solution arrives at.
+r"""The final number of a worked solution.
 
-**Which part of the text counts**
+**The part of the text that counts**
 
 1. Thoughts are dropped: everything up to the last `</think>`.
-2. A line `#### n` ends the solution: the first of them is the answer, and what follows is run-on text. A heading such
-   as `#### 1. Count the eggs` is no such line.
-3. `Q:`, `Question:`, `Problem:`, `User:` and `Human:` begin another exercise: the first exercise with an answer counts,
-   so that a model that invents further questions is read by the one it was given.
-4. Without `####`, the last of these markers decides: `\boxed{n}`, "the answer is n", "final answer: n", "Answer: n". A
-   model that corrects itself is read by its last word.
+2. A line `#### n` ends the solution: the first of them is the answer, and the text behind it is
+   ignored. A heading such as `#### 1. Count the eggs` is no such line.
+3. `Q:`, `Question:`, `Problem:`, `User:` and `Human:` begin another exercise: the first exercise with
+   an answer counts, as models invent further questions.
+4. Without `####`, the last of these markers decides: `\boxed{n}`, "the answer is n",
+   "final answer: n", "Answer: n". A model that corrects itself is read by its last word.
 5. Without a marker, the last sentence with a number decides.
 
-**Which number of a sentence counts**
+**The number of a sentence that counts**
 
-6. Never: a number that is denied ("not 20", "rather than 20", "instead of 20"), a range ("between 5 and 7"), an ordinal
-   (3rd), digits after a letter or in an exponent (mp3, cm^2), a division by zero.
-7. Parentheses, "because …" and "since …," are reasons, the rest is the claim. A reason whose equation arrives at a
-   number of the claim confirms that number; else the claim alone counts, and reasons where it has no number.
-8. In an equation: the value furthest to the right that is not a calculation. `9 * 2 = 18 dollars` is 18, and
-   `36 = 12 × 3` is 36. The signs ≈ and ≡ are equals signs.
-9. Else numbers in bold print, else all others; those outside calculations first. After a marker that names the answer
-   it is the first of them, else the last.
+6. Never: a denied number ("not 20", "rather than 20", "instead of 20"), a range ("between 5 and 7"),
+   an ordinal (3rd), digits after a letter or in an exponent (mp3, cm^2), a division by zero.
+7. Parentheses, "because …" and "since …," are reasons, the rest is the claim. A reason whose equation
+   arrives at a number of the claim confirms that number; else the claim alone counts, and reasons
+   where it has no number.
+8. In an equation: the value furthest to the right that is not a calculation. `9 * 2 = 18 dollars` is
+   18, and `36 = 12 × 3` is 36. The signs ≈ and ≡ are equals signs.
+9. Else numbers in bold print, else all others; those outside calculations first. After a marker that
+   names the answer the first of them counts, else the last.
 
-**What a number is worth**
+**The value of a number**
 
-10. Digits may be grouped by commas (1,000; 10,00,000), spaces of any width (1 000), apostrophes (1'000), underscores,
-    or two and more points (1.000.000). The decimal mark is the point.
+10. Digits may be grouped by commas (1,000; 10,00,000), spaces of any width (1 000), apostrophes
+    (1'000), underscores, or two and more points (1.000.000). The decimal mark is the point.
 11. Fractions count: 3/4, 3 1/2, 1 and 1/2, ½, `\frac{3}{4}`. So do 1.5e3, `2\times 10^3`, 10³ and "1.5 million".
-12. Currencies, percent signs and units are passed over: $18.00, 18%, 18 dollars are 18.
+12. Currencies, percent signs and units are ignored: $18.00, 18%, 18 dollars are 18.
 
-**Where two readings are fair**
+**Choices between two fair readings**
 
-- `1 000` in plain spaces is one number, as solutions write it; so is the "5 100" of "room 5 100 people".
-- `1.000` is 1, and `2,50` are two numbers, as English writes them.
-- `20%` is 20, and "3 dozen" is 3: questions ask for percent and for dozens. "4 million" is 4,000,000, although a few
-  questions count in millions.
-- "25 because 20 + 10 = 30" is 25, what the model claims, and not 30, what it computes.
-- Two lines `####`: the first. A model that corrects itself there loses; one that runs on, which is common, is read
-  right.
+- `1 000` in plain spaces is one number, as in solutions; so is the "5 100" of "room 5 100 people".
+- `1.000` is 1, and `2,50` are two numbers, as in English.
+- `20%` is 20, and "3 dozen" is 3: questions ask for percent and for dozens. "4 million" is 4,000,000,
+  although a few questions count in millions.
+- "25 because 20 + 10 = 30" is 25, the claim, and not 30, the computation.
+- Of two lines `####` the first counts: models run on more often than they correct themselves.
 - Numbers in words are not read.
 
 Numbers are compared as exact fractions, without a tolerance: 33.33 is not 100/3.
@@ -142,7 +142,7 @@ class _Number(NamedTuple):
 
 
 def final_number(text: str) -> Fraction | None:
-    """The number that a worked solution arrives at, by the rules above; None when it holds none."""
+    """Return the final number of a worked solution, by the rules above; None without one."""
     exercises = _exercises(text)
     for read in (_marked, _last_sentence):
         for exercise in exercises:
@@ -152,7 +152,7 @@ def final_number(text: str) -> Fraction | None:
 
 
 def strict_number(text: str) -> Fraction | None:
-    """The number of the first line `#### n`, else of the last phrase "the answer is n"; None without either."""
+    """Return the number of the first line `#### n`, else of the last "the answer is n", if any."""
     for exercise in _exercises(text):
         if (value := _hashes(exercise)) is not None:
             return value
@@ -164,16 +164,16 @@ def strict_number(text: str) -> Fraction | None:
 
 
 def same_number(text: str, reference: str) -> bool:
-    """Whether two texts arrive at the same number, exactly; False when either arrives at none."""
+    """Return whether two texts have exactly the same final number; False when either has none."""
     number = final_number(text)
     return number is not None and number == final_number(reference)
 
 
 def flexible_text(text: str) -> str:
-    """The last thing that looks like a number, as lm-eval's flexible-extract cleans it; empty without one.
+    """Return the last text like a number as lm-eval's flexible-extract cleans it; empty without one.
 
-    It reads `$18.00` as 18.00, which is not 18, and the dots of "18 dollars..." as an answer. Reported so that figures
-    can be compared with published ones; thoughts are dropped here too.
+    It reads `$18.00` as 18.00, which is not 18, and the dots of "18 dollars..." as an answer. It is
+    reported for comparison with published metrics; thoughts are dropped here too.
     """
     found = _FLEXIBLE.findall(after_thoughts(text))
     match = next(filter(None, found[-1])) if found else ""
@@ -181,7 +181,7 @@ def flexible_text(text: str) -> str:
 
 
 def number_text(value: Fraction) -> str:
-    """A number as plain text: 18, -3.25, or 1/3 where no decimal ends."""
+    """Write a number as plain text: 18, -3.25, or 1/3 where the decimals do not end."""
     with decimal.localcontext(prec=4 * LONGEST_NUMBER):
         quotient = decimal.Decimal(value.numerator) / value.denominator
     return f"{quotient:f}" if Fraction(quotient) == value else str(value)
@@ -216,7 +216,7 @@ def _marked(text: str) -> Fraction | None:
 
 
 def _hashes(text: str) -> Fraction | None:
-    """The number of the first line `####` that holds a number and at most a unit, which a heading does not."""
+    """The number of the first line `####` that holds a number and at most a unit."""
     for line in _HASHES.finditer(text):
         match = _NUMBER.match(line[1])
         if match and _UNIT.fullmatch(line[1], match.end()) and (value := _value(match)) is not None:
@@ -276,7 +276,7 @@ def _claim(sentence: str) -> str:
 
 
 def _equal(part: str) -> Fraction | None:
-    """The value furthest to the right in an equation; None without an equals sign, or where all are calculations."""
+    """The value furthest to the right in an equation; None where there is none."""
     *lefts, right = part.split("=")
     if lefts:
         numbers = _numbers(_MINUS.sub("-", right))
@@ -310,7 +310,7 @@ def _numbers(part: str) -> list[_Number]:
 
 
 def _value(match: re.Match[str]) -> Fraction | None:
-    """The value of a number; None for a division by zero and for what is longer than `LONGEST_NUMBER`."""
+    """The value of a number; None for a division by zero, and beyond `LONGEST_NUMBER`."""
     if match.end() - match.start() > LONGEST_NUMBER:
         return None
     try:

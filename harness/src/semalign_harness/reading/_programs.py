@@ -1,12 +1,14 @@
 """The program that a response holds or completes.
 
 1. Thoughts are dropped: everything up to the last `</think>`.
-2. Code stands in blocks: fences of backticks or tildes, `[PYTHON]…[/PYTHON]`, `[BEGIN]…[DONE]` (or `[END]`). A block
-   may lack its end, and text before an end that nothing began is a block. Fences in a triple-quoted string are text.
-3. Where the tested names are known, the last block that defines most of them counts, and text between blocks only
-   where no block does. A stub (a docstring, `...`, `pass`, `NotImplemented`) counts only where nothing else does. Where
-   no name is known, the first block that defines a function counts. Else it is the first block, or the text.
-4. Of the code, the longest run of first lines that compiles is kept, without a sentence that stands before a program.
+2. Code stands in blocks: fences of backticks or tildes, `[PYTHON]…[/PYTHON]`, `[BEGIN]…[DONE]` (or
+   `[END]`). A block may lack its end, and text before an end that nothing began is a block. Fences in
+   a triple-quoted string are text.
+3. Where the tested names are known, the last block that defines most of them counts, and text between
+   blocks only where no block does. A stub (a docstring, `...`, `pass`, `NotImplemented`) counts only
+   where nothing else does. Where no name is known, the first block that defines a function counts.
+   Else it is the first block, or the text.
+4. Of the code, the longest run of first lines that compiles is kept, without a sentence before a program.
 5. Unusual spaces outside strings are spaces, and byte order marks are dropped.
 """
 
@@ -41,15 +43,16 @@ _UNREADABLE = re.compile("[\0\ud800-\udfff]")
 
 
 def program(text: str, *, prompt: str = "", names: Collection[str] = ()) -> str:
-    """The program that a response holds or completes, by the rules above.
+    """Return the program that a response holds or completes, by the rules above.
 
-    With a prompt, code that defines one of `names` follows what stands before its signature in the prompt, such as
-    imports; other code follows the whole prompt, indented as its body.
+    With a prompt, code that defines one of `names` follows the lines before its signature in the
+    prompt, such as imports; other code follows the whole prompt, indented as its body.
 
     Args:
-        text: what the model wrote.
-        prompt: source up to the docstring of the function to complete; empty when the model writes everything.
-        names: what the tests call; empty where that is unknown.
+        text: the response.
+        prompt: source up to the docstring of the function to complete; empty when the model writes
+            everything.
+        names: names that the tests call; empty where they are unknown.
     """
     text = _with_plain_spaces(after_thoughts(text))
     code = _answer_block(text, prompt, names)
@@ -135,7 +138,7 @@ def _unindented(block: str, indent: str) -> str:
 
 
 def _defined(code: str, names: Collection[str]) -> dict[str, bool]:
-    """Which of `names` a module binds at its top level (which functions, without names), each True unless a stub."""
+    """Those of `names` (without any, the functions) that a module binds; False marks a stub."""
     try:
         found: list[ast.AST] = [ast.parse(code)]
     except (SyntaxError, ValueError, RecursionError, MemoryError):
@@ -173,7 +176,7 @@ def _indented(code: str) -> str:
 
 
 def _joined(head: str, code: str) -> str:
-    """A module after lines of our own, its imports from `__future__` before them."""
+    """Join lines of our own and a module, with its imports from `__future__` before them."""
     try:
         body = ast.parse(code).body
     except (SyntaxError, ValueError, RecursionError, MemoryError):
@@ -191,7 +194,7 @@ def _joined(head: str, code: str) -> str:
 
 
 def _best(head: str, candidates: list[str]) -> str:
-    """The candidate of which most lines compile after `head`, cut to them; the first one whole when none does."""
+    """Candidate of which most lines compile after `head`, cut to these; the first when none does."""
     kept = [_compiling_lines(head, candidate) for candidate in candidates]
     longest = max(kept, key=len)
     return "\n".join(longest) or candidates[0]
@@ -206,13 +209,13 @@ def _compiling_lines(head: str, code: str) -> list[str]:
         wrong = _wrong_line(head + "\n".join(lines))
         if wrong is None:
             return lines
-        # A run that reaches the line in question fails in the same place.
+        # A run that reaches this line fails in the same place.
         del lines[max(0, min(wrong - above, len(lines)) - 1) :]
     return []
 
 
 def _wrong_line(source: str) -> int | None:
-    """The number of the line that does not compile, or of the last when that is unknown; None when all do."""
+    """Number of the line that does not compile, the last if it is unknown; None when all do."""
     if unreadable := _UNREADABLE.search(source):
         return source.count("\n", 0, unreadable.start()) + 1
     with warnings.catch_warnings():

@@ -11,10 +11,11 @@ _BEGIN = re.compile(rf"\s*(?:{'|'.join(map(re.escape, _BEGINS))})")
 
 
 def after_thoughts(text: str) -> str:
-    """The text after the last `</think>` (`</thinking>`, `[/THINK]`).
+    """Return the text after the last `</think>` (`</thinking>`, `[/THINK]`).
 
-    Text that begins with `<think>` and never closes it was cut off while the model thought: it holds no answer, and
-    the result is empty. Where the prompt itself opens `<think>`, such text has no mark and is taken as it is.
+    Text that opens `<think>` and never closes it was cut off within the thoughts: it holds no answer,
+    and the result is empty. Where the prompt itself opens `<think>`, the text has no mark and is
+    taken as it is.
     """
     ends = list(_END.finditer(text))
     rest = text[ends[-1].end() :] if ends else text
@@ -22,12 +23,13 @@ def after_thoughts(text: str) -> str:
 
 
 def answer_text(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
-    """The text of an answer without special tokens, but with the marks of thoughts, which are special in some models:
-    `after_thoughts` could not tell thoughts from the answer without them.
+    """Decode an answer without special tokens, but with the marks that `after_thoughts` needs.
+
+    The marks are special tokens in some models.
 
     Args:
-        tokenizer: of the model that wrote it.
-        ids: what the model wrote, as token ids.
+        tokenizer: of the model that wrote the answer.
+        ids: the answer as token ids.
     """
     marks = {tokenizer.convert_tokens_to_ids(mark) for mark in (*_BEGINS, *_ENDS)} - {None, tokenizer.unk_token_id}
     if marks.isdisjoint(ids):
