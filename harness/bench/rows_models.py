@@ -16,7 +16,7 @@ from semalign_attribution import Batch, DecoderView, GradientActivation, attribu
 from semalign_geometry import SemanticBasis
 from semalign_harness.data.encoding import Example
 from semalign_harness.data.rows import batches
-from semalign_train import FrontierTrainer, StageRecord, StepRecord, TransferConfig
+from semalign_train import FrontierConfig, FrontierTrainer, StageRecord, StepRecord
 from torch import Tensor
 from torch.nn.functional import cross_entropy, kl_div
 from transformers import PreTrainedModel
@@ -188,7 +188,7 @@ def _train(target: PreTrainedModel, store: Supervision, steps: int | None) -> in
         if isinstance(record, StepRecord):
             tokens += record.tokens
 
-    config = TransferConfig(
+    config = FrontierConfig(
         passes=PASSES, steps=steps, batch_size=BATCH_SIZE, micro_batch_size=BATCH_SIZE, learning_rate=LEARNING_RATE
     )
     FrontierTrainer(target, store, config, callback=count).fit()
