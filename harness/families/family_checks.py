@@ -16,7 +16,7 @@ from semalign_harness.generation import check_generation, generate
 from semalign_harness.models.opening import OpenedModel, open_model
 from semalign_harness.models.settings import ModelConfig
 from semalign_harness.models.shape import row_bytes
-from semalign_harness.run import measure
+from semalign_harness.run.measure import measure
 from semalign_harness.run.pipeline import save_and_reload
 from tiny_families import WINDOW, build, perturb
 from torch import Tensor

@@ -85,9 +85,9 @@ def diagnose(
             findings.append(refused("rows", failure))
     if pair.split is not None or not has_rows:
         findings += check_rows(pair)
-    for role, model in pair.both:
-        findings += check_adapters(role, model)
-    findings += [check_head(role, model, pair) for role, model in pair.both]
+    for role, each in pair.both:
+        findings += check_adapters(role, each)
+    findings += [check_head(role, each, pair) for role, each in pair.both]
     findings += check_machine(pair, device)
     diagnosis = diagnosis.model_copy(update={"findings": tuple(findings)})
     if not deep or not diagnosis.is_usable:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import huggingface_hub
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+from huggingface_hub.utils.tqdm import disable_progress_bars
 from semalign_geometry import SemalignError, new_folder, sha256_of
 
 from ..util.cache import cache_folder
@@ -49,7 +50,7 @@ def pull(model: KnownModel, *, console: Console | None = None) -> Path:
             partial.mkdir(parents=True, exist_ok=True)
             patterns = [model.file.name] if model.file else [*WANTED]
             if console.is_quiet:
-                huggingface_hub.utils.disable_progress_bars()
+                disable_progress_bars()
             with console.step(f"pull {model.name}"), _asking(model):
                 huggingface_hub.snapshot_download(
                     model.upstream,

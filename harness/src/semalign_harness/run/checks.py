@@ -29,6 +29,8 @@ CHATS = "choose the source that was trained on chats, such as an -Instruct model
 SHORTER = "shorter rows, or models that read longer ones"
 ADVICE = re.compile(r"(choose|give|leave|lower|merge|name|raise|set|write)\b")
 """First word of a remedy at the end of a message."""
+AS_NAMED = "change the setting or the row that it names"
+"""Remedy where a message has none."""
 TRIED = 8
 """Rows that both tokenizers split."""
 PROBES = [
@@ -59,7 +61,7 @@ class Finding(Settings):
         return self
 
     def __str__(self) -> str:
-        return self.message if self.remedy is None else f"{self.message}: {self.remedy}"
+        return self.message if self.remedy in (None, AS_NAMED) else f"{self.message}: {self.remedy}"
 
 
 def ok(check: str, message: str) -> Finding:
@@ -77,10 +79,10 @@ def error(check: str, message: str, remedy: str) -> Finding:
     return Finding(check=check, level="error", message=message, remedy=remedy)
 
 
-def refused(check: str, failure: SemalignError, remedy: str = "change what it names") -> Finding:
+def refused(check: str, failure: SemalignError) -> Finding:
     """Return an error as a finding; the end of its message is the remedy, where that is an advice after a colon."""
     message, _, own = str(failure).rpartition(": ")
-    return error(check, message, own) if ADVICE.match(own) and message else error(check, str(failure), remedy)
+    return error(check, message, own) if ADVICE.match(own) and message else error(check, str(failure), AS_NAMED)
 
 
 def raise_first(findings: Iterable[Finding]) -> list[Finding]:
