@@ -21,7 +21,8 @@ from semalign_harness.grid import submit
 from semalign_harness.grid.matrix import Matrix, read_matrix
 from semalign_harness.results.run import Environment
 from semalign_harness.util.console import Console
-from semalign_train import FrontierTrainer, StepRecord
+from semalign_train import StepRecord
+from semalign_train._loop import Loop
 from submitit.core.submission import process_job
 
 SEEDS = ("--over", "train.seed=0,1")
@@ -155,9 +156,10 @@ def test_a_failed_cell_stops_no_other_and_finished_ones_are_kept(
     assert submitted(tmp_path, overrides, *SEEDS, *ONE_FAILS) == 2
     printed = capsys.readouterr().out.splitlines()
     assert printed[0].split() == ["seed", "layers", *"KL before KL after NLL after agreement seconds".split()]
-    reason = "layers are (9,), expected ascending numbers from 1 to 3"
-    assert [line.rpartition("  ")[2] for line in printed[1:5]] == ["finished", f"failed: {reason}"] * 2
     rows = table(tmp_path)
+    reason = rows[1]["note"]
+    assert reason.startswith("layers are (9,), expected ascending numbers from 1 to 3")
+    assert [line.rpartition("  ")[2] for line in printed[1:5]] == ["finished", f"failed: {reason}"] * 2
     assert [(row["train.seed"], row["method.layers"], row["state"], row["note"]) for row in rows] == [
         (seed, layers, state, note)
         for seed in "01"
@@ -499,15 +501,15 @@ def test_a_job_that_is_stopped_goes_on(
     assert submitted(tmp_path, overrides, *SEEDS, "--executor", "slurm", *limit) == 0
     job = job_ids(tmp_path)[1]
     steps: list[tuple[int, int]] = []
-    step = FrontierTrainer._step
+    step = Loop._step
 
-    def preempted(self: FrontierTrainer, layer: int, number: int, *arguments: Any) -> StepRecord:
-        steps.append((layer, number))
+    def preempted(self: Loop, number: int, *arguments: Any) -> StepRecord:
+        steps.append((self._layer, number))
         if steps == [(1, 1), (1, 2), (2, 1)]:
             os.kill(os.getpid(), signal.SIGUSR2)
-        return step(self, layer, number, *arguments)
+        return step(self, number, *arguments)
 
-    monkeypatch.setattr(FrontierTrainer, "_step", preempted)
+    monkeypatch.setattr(Loop, "_step", preempted)
     with pytest.raises(SystemExit):
         node(job)
     assert (cluster / "requeued").read_text() == f"requeue {job}\n"

@@ -12,7 +12,7 @@ from semalign_align import Ranks, Supervision
 from semalign_harness import RunResult
 from semalign_harness.cli.main import main
 from semalign_harness.results.source_phase import SourcePhase
-from semalign_train import FrontierTrainer
+from semalign_train._loop import Loop
 
 from tests.processes import run_processes
 
@@ -67,14 +67,14 @@ def test_a_bad_input_is_told_once(tmp_path: Path, overrides: list[str]) -> None:
 
 
 def dying(folder: Path, arguments: list[str]) -> None:
-    step = FrontierTrainer._step
+    step = Loop._step
 
-    def fatal(self: Any, layer: int, number: int, *more: Any) -> Any:
-        if Ranks.current().rank == 1 and (layer, number) == (2, 2):
+    def fatal(self: Loop, number: int, *more: Any) -> Any:
+        if Ranks.current().rank == 1 and (self._layer, number) == (2, 2):
             os._exit(9)
-        return step(self, layer, number, *more)
+        return step(self, number, *more)
 
-    FrontierTrainer._step = fatal  # type: ignore[method-assign]
+    Loop._step = fatal  # type: ignore[method-assign]
     command(folder, arguments)
 
 
@@ -85,7 +85,7 @@ def test_a_process_that_dies_leaves_a_run_that_can_go_on(tmp_path: Path, overrid
     assert codes[1] == 9 and codes[0] != 0
     assert not (tmp_path / "run" / "result.json").exists()
     assert run_processes(command, tmp_path, [*arguments, str(tmp_path / "run")]) == [0, 0]
-    assert "going on with the interrupted run" in printed(tmp_path, "stderr", 0)
+    assert "resuming the interrupted run" in printed(tmp_path, "stderr", 0)
     whole, run = (tmp_path / name / "model" / "model.safetensors" for name in ("whole", "run"))
     assert whole.read_bytes() == run.read_bytes()
     lines = [(tmp_path / name / "metrics.jsonl").read_text().splitlines() for name in ("whole", "run")]
