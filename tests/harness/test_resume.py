@@ -18,7 +18,6 @@ import pytest
 import torch
 from filelock import FileLock
 from semalign_harness import Experiment
-from semalign_harness.cli import run as cli_run
 from semalign_harness.cli.main import main
 from semalign_harness.loading import load_experiment
 from semalign_harness.methods import _semalign, settings_of
@@ -55,7 +54,7 @@ def interrupt(monkeypatch: pytest.MonkeyPatch, at: Any, folder: Path, settings: 
             def stop(*arguments: object, **more: object) -> None:
                 raise KeyboardInterrupt
 
-            patch.setattr({"_train": _semalign, "write_report": cli_run}.get(at, pipeline), at, stop)
+            patch.setattr({"_train": _semalign, "add_result": pipeline.Metrics}.get(at, pipeline), at, stop)
         else:
             watch_steps(patch, stop_at=at)
         assert run(folder, settings) == 130
@@ -145,7 +144,7 @@ def test_an_interrupted_run_goes_on(
         ((1, 1), "at the first step of the training"),
         ("source_stores", "before the training, where finished answers and supervision are kept"),
         ("save_and_reload", "the training after layer 3"),
-        ("write_report", "with the finished run"),
+        ("add_result", "with the finished run"),
     ],
 )
 def test_ctrl_c_says_where_the_command_resumes(
