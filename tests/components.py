@@ -36,5 +36,5 @@ def bring(
         asked.append(group)
         return [Entry(name, group, thing, version, module) for name, thing in things.get(group, [])]
 
-    monkeypatch.setattr("semalign_geometry._components.entry_points", entry_points)
+    monkeypatch.setattr("semalign_geometry.base._components.entry_points", entry_points)
     return asked

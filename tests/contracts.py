@@ -7,7 +7,7 @@ from types import ModuleType
 
 import pytest
 from pydantic import ValidationError
-from semalign_geometry import Contract, SemalignError, Settings
+from semalign_geometry.base import Contract, SemalignError, Settings
 
 
 def settings_of(package: ModuleType) -> set[type[Settings]]:

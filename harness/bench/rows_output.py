@@ -5,7 +5,7 @@ Shape suffixes: N tokens, V vocabulary entries, S source width, T target width.
 
 import torch
 from meter import Meter
-from semalign_geometry import Head, output_divergence
+from semalign_geometry import Head, kl_divergence
 from torch import Tensor
 from torch.nn.functional import kl_div
 
@@ -14,7 +14,7 @@ def kl_ours(meter: Meter, *, tokens: int, entries: int, source_width: int, targe
     """In vocabulary chunks."""
     source_NS, source_VS, target_NT, target_VT = _inputs(meter, tokens, entries, source_width, target_width)
     with meter.both():
-        loss = output_divergence(source_NS, Head(source_VS), target_NT, Head(target_VT)).mean()
+        loss = kl_divergence(source_NS, Head(source_VS), target_NT, Head(target_VT)).mean()
         loss.backward()
     assert target_NT.grad is not None
     return {"loss": loss[None], "gradient": target_NT.grad}

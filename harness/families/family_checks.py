@@ -10,7 +10,8 @@ from pathlib import Path
 import torch
 from semalign_align import FinalHidden, SupervisionSettings, supervise
 from semalign_attribution import DecoderView, LayerPairing, undisturbed
-from semalign_geometry import SemalignError, Transport
+from semalign_geometry import Transport
+from semalign_geometry.base import SemalignError
 from semalign_harness import LoadedModel, build_tokenizer, load_model
 from semalign_harness.generation import check_generation, generate
 from semalign_harness.models.opening import OpenedModel, open_model

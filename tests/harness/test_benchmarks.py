@@ -17,7 +17,7 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
 from lm_eval.tasks import TaskManager
 from lm_eval.utils import apply_template
-from semalign_geometry import SemalignError
+from semalign_geometry.base import SemalignError
 from semalign_harness.benchmarks import BENCHMARKS, Benchmark, BenchmarkProtocol, Document, Gold, find_benchmark, sample
 from semalign_harness.benchmarks._mbpp import _called
 from semalign_harness.sandbox import Program, Verdict, judge

@@ -18,7 +18,7 @@ import pytest
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
 from scipy import stats
-from semalign_geometry import SemalignError
+from semalign_geometry.base import SemalignError
 from semalign_harness import Experiment, Measurement, RunResult, load_experiment
 from semalign_harness.cli.main import main
 from semalign_harness.comparison import Benchmarks, Comparison, ComparisonConfig, compare, comparison_csv

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from semalign_attribution import IGNORE
-from semalign_geometry import SemalignError
+from semalign_geometry.base import SemalignError
 from semalign_harness import arithmetic_rows, build_tokenizer, encode_rows, load_experiment, load_rows
 from semalign_harness.data.encoding import TextEncoder
 from semalign_harness.data.row_files import FORMS

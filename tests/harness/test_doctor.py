@@ -18,11 +18,11 @@ from semalign_geometry import (
     FidelityReport,
     LayerFidelity,
     PairedResiduals,
-    SemalignError,
     SemanticBasis,
     fit_transport,
     measure_fidelity,
 )
+from semalign_geometry.base import SemalignError
 from semalign_harness import build_tokenizer, load_experiment, load_model, run_experiment
 from semalign_harness.cli.main import main
 from semalign_harness.data.encoding import TextEncoder

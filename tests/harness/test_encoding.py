@@ -14,7 +14,7 @@ import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from lm_eval.api.model import TemplateLM
-from semalign_geometry import SemalignError
+from semalign_geometry.base import SemalignError
 from semalign_harness import build_tokenizer, encode_rows, load_experiment
 from semalign_harness.cli.main import main
 from semalign_harness.comparison import _run as comparing

@@ -10,7 +10,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from semalign_attribution import DecoderView
-from semalign_geometry import SemalignError
+from semalign_geometry.base import SemalignError
 from semalign_harness import Experiment, build_tiny_model, load_experiment, run_experiment
 from semalign_harness.cli.main import main
 from semalign_harness.loading import pair_names, task_names

@@ -25,7 +25,7 @@ from hypothesis import strategies as st
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
 from safetensors.torch import load_file, save_file
-from semalign_geometry import SemalignError
+from semalign_geometry.base import SemalignError
 from semalign_harness import build_tokenizer
 from semalign_harness.benchmarks import BENCHMARKS
 from semalign_harness.cli.main import main

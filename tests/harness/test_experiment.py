@@ -9,7 +9,7 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
-from semalign_geometry import SemalignError
+from semalign_geometry.base import SemalignError
 from semalign_harness import Experiment, load_experiment
 from semalign_harness.loading import pair_names, task_names
 from semalign_harness.run.run_folder import leaves

@@ -11,7 +11,7 @@ import jinja2
 import pytest
 import torch
 import transformers
-from semalign_geometry import SemalignError
+from semalign_geometry.base import SemalignError
 from semalign_harness.cli.main import main
 from semalign_harness.util.failures import naming
 

@@ -8,7 +8,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from semalign_geometry import SemalignError
+from semalign_geometry.base import SemalignError
 from semalign_harness.models import opening as models
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 

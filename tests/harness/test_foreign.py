@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from semalign_geometry import SemalignError
+from semalign_geometry.base import SemalignError
 from semalign_harness import Experiment, RunResult, load_experiment
 from semalign_harness.benchmarks import code_of as code_of_benchmark
 from semalign_harness.benchmarks import find_benchmark
@@ -82,7 +82,7 @@ def test_experiments_with_foreign_components_round_trip(monkeypatch: pytest.Monk
             ["scorer.kind=relative"],
             "unknown scorer 'relative': choose one of gradient_activation, ablation, similarity, ",
         ),
-        (["pairing.kind=deep"], "similarity, manual, random, deepest, or install the package that brings it"),
+        (["pairing.kind=deep"], "similarity, manual, random, deepest, or install the package that adds it"),
         (["transport.frame=betwen"], "unknown frame 'betwen': choose one of cosine, dual, parseval, none, between, or"),
         (["method.kind=gain"], "unknown method 'gain': choose one of semalign, "),
     ],

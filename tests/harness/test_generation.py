@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from semalign_geometry import SemalignError
+from semalign_geometry.base import SemalignError
 from semalign_harness.generation import (
     ANSWER_LENGTHS,
     CHECKED_EVERY,

@@ -13,7 +13,7 @@ from typing import Any
 import huggingface_hub
 import pytest
 from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RevisionNotFoundError
-from semalign_geometry import SemalignError
+from semalign_geometry.base import SemalignError
 from semalign_harness import load_experiment
 from semalign_harness.cli.main import main
 from semalign_harness.models.catalogue import KnownFile, KnownModel, catalogue, find_known, known_models

@@ -12,7 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from semalign_attribution import DecoderView
-from semalign_geometry import SemalignError
+from semalign_geometry.base import SemalignError
 from semalign_harness.data.arithmetic import arithmetic_rows
 from semalign_harness.data.encoding import Example
 from semalign_harness.data.rows import batches, encode_rows

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from filelock import FileLock
-from semalign_geometry import SemalignError
+from semalign_geometry.base import SemalignError
 from semalign_harness.cli.main import main
 from semalign_harness.grid import jobs as grid
 from semalign_harness.grid import submit

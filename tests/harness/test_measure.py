@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from semalign_align import FinalHidden, Supervision, SupervisionSettings, TopK, supervise
 from semalign_attribution import DecoderView, LayerPairing
-from semalign_geometry import SemalignError, Transport
+from semalign_geometry import Transport
+from semalign_geometry.base import SemalignError
 from semalign_harness import arithmetic_rows, encode_rows, gap_recovered, load_model
 from semalign_harness.data.rows import batches
 from semalign_harness.models.loading import LoadedModel

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import pytest
 import torch
 from semalign_attribution import DecoderView
-from semalign_geometry import SemalignError, Settings, sha256_of
+from semalign_geometry.base import SemalignError, Settings, sha256_of
 from semalign_harness import Experiment, RunResult
 from semalign_harness.cli.main import main
 from semalign_harness.loading import load_experiment

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from semalign_geometry import SemalignError
+from semalign_geometry.base import SemalignError
 from semalign_harness import build_tokenizer, load_experiment, load_model
 from semalign_harness.models.loading import unused_tensors
 from semalign_harness.models.opening import check_tokenizers, open_model

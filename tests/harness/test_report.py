@@ -11,7 +11,8 @@ from xml.etree import ElementTree
 
 import pytest
 from semalign_attribution import LayerPairing
-from semalign_geometry import FidelityReport, LayerFidelity, SemalignError
+from semalign_geometry import FidelityReport, LayerFidelity
+from semalign_geometry.base import SemalignError
 from semalign_harness import Experiment, RunResult, load_experiment, report
 from semalign_harness.benchmarks import find_benchmark
 from semalign_harness.cli.main import main

@@ -14,7 +14,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 from pyarrow import parquet
-from semalign_geometry import SemalignError
+from semalign_geometry.base import SemalignError
 from semalign_harness import load_rows
 from semalign_harness.data.row_files import files_at
 from semalign_harness.data.settings import RowsConfig

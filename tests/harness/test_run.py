@@ -14,7 +14,7 @@ import pytest
 import torch
 from semalign_align import Supervision
 from semalign_attribution import LayerPairing, LayerScores
-from semalign_geometry import SemalignError
+from semalign_geometry.base import SemalignError
 from semalign_harness import Experiment, LoadedModel, RunResult, load_model
 from semalign_harness.cli.main import main
 from semalign_harness.generation import Way

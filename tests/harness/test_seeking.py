@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from semalign_align import Supervision
 from semalign_attribution import DecoderView
-from semalign_geometry import SemalignError
+from semalign_geometry.base import SemalignError
 from semalign_harness import build_tokenizer
 from semalign_harness.data.encoding import Example
 from semalign_harness.methods import MethodReport

@@ -7,7 +7,8 @@ import pytest
 import torch
 from semalign_align import Supervision
 from semalign_attribution import DecoderView, LayerPairing
-from semalign_geometry import SemalignError, linear_cka
+from semalign_geometry import linear_cka
+from semalign_geometry.base import SemalignError
 from semalign_harness.cli.main import main
 from semalign_harness.results.similarity import LayerSimilarity
 from semalign_harness.results.source_phase import SourcePhase

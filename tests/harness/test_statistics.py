@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
-from semalign_geometry import SemalignError
+from semalign_geometry.base import SemalignError
 from semalign_harness import statistics
 from semalign_harness.statistics import (
     BOOTSTRAP_ITEMS,

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from semalign_geometry import SemalignError
+from semalign_geometry.base import SemalignError
 from semalign_harness import Experiment, RunResult, load_experiment
 from semalign_harness.cli.main import main
 from semalign_harness.comparison import compare

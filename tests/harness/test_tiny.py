@@ -12,7 +12,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from semalign_geometry import SemalignError
+from semalign_geometry.base import SemalignError
 from semalign_harness.data.arithmetic import Split, arithmetic_rows
 from semalign_harness.models import tiny
 from transformers import AutoModelForCausalLM, AutoTokenizer

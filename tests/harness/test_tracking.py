@@ -9,7 +9,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from semalign_geometry import SemalignError
+from semalign_geometry.base import SemalignError
 from semalign_harness.cli.main import main
 from semalign_harness.run import tracking
 from semalign_harness.run.tracking import Metrics, Start, figures, find_trackers

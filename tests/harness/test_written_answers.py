@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from semalign_align import Ranks
-from semalign_geometry import SemalignError
+from semalign_geometry.base import SemalignError
 from semalign_harness import Experiment
 from semalign_harness.cli.main import main
 from semalign_harness.data.encoding import Example

@@ -20,7 +20,8 @@ from semalign_attribution import (
     SimilarityPairing,
     Uniform,
 )
-from semalign_geometry import KNOWN_FRAMES, Contract, Kinds, SemalignError, Settings
+from semalign_geometry import KNOWN_FRAMES
+from semalign_geometry.base import Contract, Kinds, SemalignError, Settings
 from semalign_train import TrainSettings
 
 from .data.encoding import DAY, TemplateOptions

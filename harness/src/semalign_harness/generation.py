@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from semalign_attribution import undisturbed
-from semalign_geometry import SemalignError
+from semalign_geometry.base import SemalignError
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import (

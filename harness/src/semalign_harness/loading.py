@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from semalign_geometry import SemalignError
+from semalign_geometry.base import SemalignError
 
 from .experiment import Experiment
 from .util.settings import merged, parse_overrides, parse_tree, read_tree

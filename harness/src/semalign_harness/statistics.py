@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field
 from scipy import stats  # type: ignore[import-untyped]
-from semalign_geometry import Contract, SemalignError
+from semalign_geometry.base import Contract, SemalignError
 
 Numbers = Sequence[float | int]
 """One number for each item; outcomes count as 0 and 1."""

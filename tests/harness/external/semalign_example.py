@@ -6,7 +6,8 @@ import torch
 from pydantic import Field
 from semalign_align import Step
 from semalign_attribution import Batch, DecoderView, LayerScores, supervised, undisturbed
-from semalign_geometry import Frame, SemalignError, Settings
+from semalign_geometry import Frame
+from semalign_geometry.base import SemalignError, Settings
 from semalign_harness.benchmarks import Benchmark, Document, Form, Judge, Reading, Row
 from semalign_harness.methods import Method, MethodContext, MethodReport, Work
 from semalign_train import AnswerLoss, JointConfig, JointTrainer, TrainSettings

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from semalign_geometry import SemalignError
+from semalign_geometry.base import SemalignError
 from semalign_harness.sandbox import Level, Limits, Program, Verdict, _judge, judge, probe
 from semalign_harness.sandbox._judge import names_under_test
 

@@ -1,6 +1,6 @@
 """MMLU, GSM8K, HumanEval and MBPP as zero-shot tasks of lm-eval, with rows from the hub or from a folder."""
 
-from semalign_geometry import Components
+from semalign_geometry.base import Components
 
 from ._benchmark import Benchmark as Benchmark
 from ._benchmark import BenchmarkProtocol as BenchmarkProtocol

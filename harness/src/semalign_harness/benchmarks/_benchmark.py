@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
 import datasets
 from jinja2 import Environment, StrictUndefined
 from pydantic import ConfigDict, JsonValue
-from semalign_geometry import ComponentError, Contract, SemalignError, Settings, brief
+from semalign_geometry.base import ComponentError, Contract, SemalignError, Settings, brief
 
 from ..data.rows import load_rows
 from ..data.settings import RowsConfig

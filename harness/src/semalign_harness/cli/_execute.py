@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from semalign_align import RaisedElsewhere
-from semalign_geometry import SemalignError
+from semalign_geometry.base import SemalignError
 
 from ..util.cache import cache_folder
 from ..util.console import interruptible, logged

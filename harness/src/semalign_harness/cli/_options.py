@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import transformers
-from semalign_geometry import SemalignError
+from semalign_geometry.base import SemalignError
 
 from ..experiment import Experiment
 from ..loading import load_experiment, pair_names

@@ -3,7 +3,7 @@
 import argparse
 from collections.abc import Sequence
 
-from semalign_geometry import SemalignError
+from semalign_geometry.base import SemalignError
 
 from ..comparison import Benchmarks, ComparisonConfig, compare, comparison_markdown, overrides_of_methods
 from ..experiment import Experiment

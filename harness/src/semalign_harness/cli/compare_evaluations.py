@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from semalign_geometry import SemalignError
+from semalign_geometry.base import SemalignError
 
 from ..evaluation import over_seeds, pair, pair_table, read_evaluation, seeds_table
 

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from semalign_geometry import SemalignError, replace_file
+from semalign_geometry.base import SemalignError, replace_file
 
 from ..doctor import diagnose, diagnosis_text, read_settings
 from ..report.plots import draw_similarity, standalone

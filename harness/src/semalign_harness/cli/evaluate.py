@@ -4,7 +4,7 @@ import argparse
 import os
 from pathlib import Path
 
-from semalign_geometry import SemalignError
+from semalign_geometry.base import SemalignError
 
 from ..evaluation import EvaluationConfig, evaluate, evaluation_table
 from ..util.settings import merged, parse_overrides, read_tree

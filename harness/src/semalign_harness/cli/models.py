@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from semalign_geometry import SemalignError
+from semalign_geometry.base import SemalignError
 
 from ..models.catalogue import find_known, known_models
 from ..models.pull import add, models_table, pull

@@ -40,7 +40,7 @@ def run(options: argparse.Namespace) -> int:
         return 0
     console = console_of(options)
     ranks, _ = join(experiment.device)
-    folder = ranks.from_first(lambda: options.out or pick_folder(Path("runs"), experiment))
+    folder = ranks.broadcast_from_first(lambda: options.out or pick_folder(Path("runs"), experiment))
     result = run_experiment(experiment, folder, console=console, trackers=options.track)
     if ranks.is_first:
         _report(folder, console)

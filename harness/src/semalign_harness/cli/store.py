@@ -3,7 +3,7 @@
 import argparse
 import math
 
-from semalign_geometry import SemalignError
+from semalign_geometry.base import SemalignError
 
 from ..report.result_tables import entries_table
 from ..run.phase_cache import entries, prune

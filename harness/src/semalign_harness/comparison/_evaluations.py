@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 
 import torch
-from semalign_geometry import SemalignError
+from semalign_geometry.base import SemalignError
 
 from ..benchmarks import find_benchmark
 from ..evaluation import Evaluated, EvaluationConfig, evaluate, protocol_of, read_evaluation

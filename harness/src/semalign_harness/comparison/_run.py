@@ -6,7 +6,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from semalign_geometry import SemalignError, replace_file
+from semalign_geometry.base import SemalignError, replace_file
 
 from ..evaluation import Evaluated
 from ..experiment import Experiment

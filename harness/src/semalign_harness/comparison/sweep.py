@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from semalign_geometry import SemalignError
+from semalign_geometry.base import SemalignError
 
 from ..grid.matrix import read_matrix
 from ..loading import load_experiment

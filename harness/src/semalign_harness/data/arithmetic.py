@@ -6,7 +6,7 @@ import random
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from semalign_geometry import SemalignError
+from semalign_geometry.base import SemalignError
 
 Split = Literal["train", "held_out"]
 

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 from jinja2 import Environment, TemplateSyntaxError, meta, nodes
 from pydantic import AfterValidator, JsonValue
-from semalign_geometry import SemalignError
+from semalign_geometry.base import SemalignError
 from transformers import PreTrainedTokenizerBase
 
 from ..util.failures import naming

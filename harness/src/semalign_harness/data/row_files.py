@@ -15,7 +15,7 @@ from io import BufferedReader, BytesIO, TextIOWrapper
 from pathlib import Path
 from typing import Any
 
-from semalign_geometry import SemalignError
+from semalign_geometry.base import SemalignError
 
 from ..util.failures import reason
 from .settings import RowsConfig

@@ -14,7 +14,7 @@ import torch
 from jinja2 import StrictUndefined, UndefinedError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from semalign_attribution import IGNORE, Batch
-from semalign_geometry import SemalignError
+from semalign_geometry.base import SemalignError
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 

@@ -3,7 +3,7 @@
 from typing import Literal
 
 from pydantic import Field
-from semalign_geometry import Settings
+from semalign_geometry.base import Settings
 
 
 class RowsConfig(Settings):

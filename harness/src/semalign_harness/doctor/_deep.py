@@ -5,7 +5,8 @@ from collections.abc import Sequence
 
 import torch
 from semalign_attribution import DecoderView, LayerPairing, LayerScores, Manual, Random, Uniform, pair_layers
-from semalign_geometry import FRAMES, FidelityReport, PairedResiduals, SemalignError, SemanticBasis
+from semalign_geometry import FRAMES, FidelityReport, PairedResiduals, SemanticBasis
+from semalign_geometry.base import SemalignError
 from torch import Tensor
 
 from ..data.encoding import Example

@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from semalign_geometry import SemalignError
+from semalign_geometry.base import SemalignError
 
 from ..data.rows import read_rows, split_rows
 from ..experiment import Experiment

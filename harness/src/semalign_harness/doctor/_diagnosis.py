@@ -3,7 +3,8 @@
 import textwrap
 
 from semalign_attribution import LayerPairing
-from semalign_geometry import Contract, FidelityReport
+from semalign_geometry import FidelityReport
+from semalign_geometry.base import Contract
 
 from ..results.similarity import Matrix
 from ..run.checks import Finding, Level

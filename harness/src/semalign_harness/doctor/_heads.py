@@ -6,7 +6,8 @@ from pathlib import Path
 import torch
 from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
-from semalign_geometry import COARSE, SemalignError, SemanticBasis
+from semalign_geometry import COARSE, SemanticBasis
+from semalign_geometry.base import SemalignError
 from torch import Tensor
 from transformers.utils.hub import cached_file
 

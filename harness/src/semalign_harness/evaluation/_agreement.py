@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import torch
 from semalign_attribution import DecoderView, supervised, undisturbed
-from semalign_geometry import SharedVocabulary, output_divergence
+from semalign_geometry import SharedVocabulary, kl_divergence
 
 from ..data.encoding import Example, TextEncoder
 from ..data.rows import batches
@@ -97,7 +97,7 @@ def _compare(
         hidden.append(final[positions.mask.to(view.device)])
     of_source, of_target = hidden[0].to(target.device), hidden[1]
     source_head, target_head = source.head.select(shared.source_ids), target.head.select(shared.target_ids)
-    kl = output_divergence(of_source, source_head, of_target, target_head)
+    kl = kl_divergence(of_source, source_head, of_target, target_head)
     same = torch.cat(
         [
             source_head.logits(theirs).argmax(1) == target_head.logits(ours).argmax(1)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from semalign_geometry import SemalignError
+from semalign_geometry.base import SemalignError
 
 from ..results.evaluation import BenchmarkResult, EvaluationResult, ItemRecord, Name
 from ..results.files import EXPERIMENT

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from lm_eval.models.utils import handle_stop_sequences, postprocess_generated_text
-from semalign_geometry import SemalignError
+from semalign_geometry.base import SemalignError
 
 from ..data.encoding import TextEncoder
 from ..generation import end_ids, generate

@@ -9,7 +9,7 @@ from accelerate import PartialState
 from accelerate.utils import gather
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
-from semalign_geometry import SemalignError
+from semalign_geometry.base import SemalignError
 from torch import Tensor
 
 from ..data.encoding import TextEncoder

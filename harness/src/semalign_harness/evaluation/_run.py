@@ -22,7 +22,8 @@ from lm_eval.evaluator import evaluate as run_tasks
 from lm_eval.tasks import TaskManager
 from pydantic import JsonValue
 from semalign_attribution import DecoderView
-from semalign_geometry import SemalignError, SharedVocabulary, replace_file
+from semalign_geometry import SharedVocabulary
+from semalign_geometry.base import SemalignError, replace_file
 
 from ..benchmarks import KNOWN_TASKS, Benchmark, BenchmarkProtocol, Document, code_of, find_benchmark, sample
 from ..data.encoding import ENCODING, Example, TextEncoder
@@ -112,7 +113,7 @@ def evaluate(config: EvaluationConfig, folder: Path, *, console: Console | None 
     if source is not None and shared is not None:
         comparer = _Comparer(source, opened, shared, runner, str(source_sha256))
         examples = {name: [gold_example(text, encoder, of_both) for text in of] for name, of in texts.items()}
-        ranks.from_first(functools.partial(comparer.check, [each for of in examples.values() for each in of]))
+        ranks.broadcast_from_first(functools.partial(comparer.check, [each for of in examples.values() for each in of]))
 
     results = {
         name: runner.run(find_benchmark(name), documents, indices) for name, (documents, indices) in drawn.items()

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from filelock import FileLock, Timeout
-from semalign_geometry import SemalignError, replace_file
+from semalign_geometry.base import SemalignError, replace_file
 
 from ..results.run import RunResult
 from ..run.environment import check_code

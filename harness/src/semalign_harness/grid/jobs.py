@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psutil
-from semalign_geometry import Contract, SemalignError, Settings
+from semalign_geometry.base import Contract, SemalignError, Settings
 
 if TYPE_CHECKING:
     from submitit import AutoExecutor, Job

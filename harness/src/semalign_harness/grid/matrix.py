@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from semalign_geometry import Contract, SemalignError, Settings
+from semalign_geometry.base import Contract, SemalignError, Settings
 
 from ..experiment import Experiment
 from ..loading import load_experiment

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import transformers
-from semalign_geometry import SemalignError
+from semalign_geometry.base import SemalignError
 
 from ..results.files import ENVIRONMENT, RESULT
 from ..results.run import Environment, RunResult

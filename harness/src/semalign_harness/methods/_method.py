@@ -5,17 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal, NamedTuple, Protocol, TypeVar, runtime_checkable
 
-from semalign_align import Supervision
-from semalign_geometry import Contract, SemalignError, Settings
-from semalign_train import (
-    AnySupervision,
-    JointReport,
-    LoraLayer,
-    StageRecord,
-    StepRecord,
-    TrainSettings,
-    TransferReport,
-)
+from semalign_align import Supervision, SupervisionSource
+from semalign_geometry.base import Contract, SemalignError, Settings
+from semalign_train import JointReport, LoraLayer, StageRecord, StepRecord, TrainSettings, TransferReport
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..data.encoding import Example
@@ -48,7 +40,7 @@ class MethodContext:
     """The model that trains, changed in place."""
     tokenizer: PreTrainedTokenizerBase
     """The target's tokenizer, which encodes the rows for both models."""
-    supervision: AnySupervision
+    supervision: SupervisionSource
     """The source's supervision of the training rows."""
     held_out: Supervision
     """The source's supervision of the held-out rows."""

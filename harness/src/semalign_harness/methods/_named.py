@@ -6,7 +6,7 @@ import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from semalign_geometry import SemalignError
+from semalign_geometry.base import SemalignError
 
 from ..util.settings import merged
 from ._registry import known_kinds

@@ -2,7 +2,7 @@
 
 from typing import Any, cast
 
-from semalign_geometry import Kinds, Settings
+from semalign_geometry.base import Kinds, Settings
 
 from ._hidden import Hidden
 from ._kd import Kd

@@ -6,12 +6,11 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 from pydantic import model_validator
-from semalign_align import Ranks, check_objective
+from semalign_align import Ranks, SupervisionSource, check_objective
 from semalign_attribution import DecoderView, LayerScores
-from semalign_geometry import SemalignError
+from semalign_geometry.base import SemalignError
 from semalign_train import (
     KNOWN_OBJECTIVES,
-    AnySupervision,
     FrontierConfig,
     FrontierSettings,
     FrontierTrainer,
@@ -132,7 +131,7 @@ class SemAlign(FrontierSettings, Method):
         )
 
 
-def _critical_layer(folder: Path, supervision: AnySupervision) -> int:
+def _critical_layer(folder: Path, supervision: SupervisionSource) -> int:
     scores = LayerScores.read(folder / "attribution.json").mean
     critical = max(range(len(scores)), key=scores.__getitem__) + 1
     layers = supervision.manifest.pairing.source_layers
@@ -142,7 +141,7 @@ def _critical_layer(folder: Path, supervision: AnySupervision) -> int:
 def _train(context: MethodContext, config: FrontierConfig) -> TransferReport:
     ranks, place = Ranks.current(), tempfile.TemporaryDirectory
     with contextlib.ExitStack() as stack:
-        scratch = ranks.from_first(lambda: stack.enter_context(place(dir=context.folder, prefix=".scratch-")))
+        scratch = ranks.broadcast_from_first(lambda: stack.enter_context(place(dir=context.folder, prefix=".scratch-")))
         report = FrontierTrainer(
             context.target,
             context.supervision,

@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 from pydantic import Field
-from semalign_geometry import SemalignError, Settings
+from semalign_geometry.base import SemalignError, Settings
 
 PREFIX = "catalogue:"
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager, nullcontext, redirect_stderr
 from pathlib import Path
 
 import torch
-from semalign_geometry import SemalignError, new_folder, sha256_of
+from semalign_geometry.base import SemalignError, new_folder, sha256_of
 from tokenizers.normalizers import NFC
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedModel

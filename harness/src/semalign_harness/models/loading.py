@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from semalign_attribution import DecoderView
-from semalign_geometry import SemalignError
+from semalign_geometry.base import SemalignError
 from torch import nn
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
 

@@ -13,7 +13,8 @@ import torch
 from huggingface_hub import HfApi, try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
 from semalign_attribution import DecoderView
-from semalign_geometry import SemalignError, SharedVocabulary, align_vocabularies, sha256_of
+from semalign_geometry import SharedVocabulary, align_vocabularies
+from semalign_geometry.base import SemalignError, sha256_of
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 from transformers.utils.hub import cached_file, extract_commit_hash
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import huggingface_hub
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 from huggingface_hub.utils.tqdm import disable_progress_bars
-from semalign_geometry import SemalignError, new_folder, sha256_of
+from semalign_geometry.base import SemalignError, new_folder, sha256_of
 
 from ..util.cache import cache_folder
 from ..util.console import Console

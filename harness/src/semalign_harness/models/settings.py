@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from semalign_geometry import Settings
+from semalign_geometry.base import Settings
 
 
 class ModelConfig(Settings):

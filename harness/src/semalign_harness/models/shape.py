@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import torch
 from semalign_attribution import DecoderView
-from semalign_geometry import Settings
+from semalign_geometry.base import Settings
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 from transformers.pytorch_utils import Conv1D

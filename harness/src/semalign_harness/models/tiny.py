@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from semalign_geometry import SemalignError, new_folder
+from semalign_geometry.base import SemalignError, new_folder
 from semalign_train import Muon
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from semalign_geometry import SemalignError
+from semalign_geometry.base import SemalignError
 
 from ..results.measurement import Measurement, RowFigures
 from ..results.run import RunResult

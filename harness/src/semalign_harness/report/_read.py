@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal, TypeVar
 
 from pydantic import ValidationError
 from semalign_attribution import LayerPairing, LayerScores
-from semalign_geometry import Contract, SemalignError
+from semalign_geometry.base import Contract, SemalignError
 from semalign_train import StageRecord, StepRecord
 
 from ..experiment import Experiment

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jinja2
-from semalign_geometry import SemalignError, replace_file
+from semalign_geometry.base import SemalignError, replace_file
 
 from ..results.files import REPORT
 from ..util.tables import markdown

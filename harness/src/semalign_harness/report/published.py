@@ -4,7 +4,7 @@ import importlib.resources
 from collections.abc import Iterator
 
 import yaml
-from semalign_geometry import Contract, Settings
+from semalign_geometry.base import Contract, Settings
 
 from ..comparison import Comparison
 from ..evaluation import Name

@@ -3,7 +3,7 @@
 from typing import Annotated, Any
 
 from pydantic import Field, field_validator, model_validator
-from semalign_geometry import Contract, Settings
+from semalign_geometry.base import Contract, Settings
 
 from ..experiment import Experiment
 from ..statistics import Aggregate, Estimate, GapRecovered, PairedComparison

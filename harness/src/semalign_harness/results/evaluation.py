@@ -4,7 +4,7 @@ import datetime
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
-from semalign_geometry import Contract, Settings
+from semalign_geometry.base import Contract, Settings
 
 from ..benchmarks import BenchmarkProtocol, find_benchmark
 from ..data.encoding import DAY, TemplateOptions

@@ -1,6 +1,6 @@
 """Contract of a measurement on held-out rows."""
 
-from semalign_geometry import Contract, Settings
+from semalign_geometry.base import Contract, Settings
 
 
 class RowFigures(Settings):

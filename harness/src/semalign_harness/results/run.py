@@ -1,6 +1,6 @@
 """Contracts of a run: what it ran on, and what it measured."""
 
-from semalign_geometry import Contract
+from semalign_geometry.base import Contract
 
 from ..methods import MethodReport
 from .measurement import Measurement

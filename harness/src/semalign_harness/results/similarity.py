@@ -1,6 +1,6 @@
 """Contract of the similarity of the layers of two models."""
 
-from semalign_geometry import Contract
+from semalign_geometry.base import Contract
 
 Matrix = tuple[tuple[float, ...], ...]
 

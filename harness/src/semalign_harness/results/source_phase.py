@@ -1,6 +1,6 @@
 """Contract of the supervision that is kept for further runs."""
 
-from semalign_geometry import Contract
+from semalign_geometry.base import Contract
 
 from .measurement import Measurement
 

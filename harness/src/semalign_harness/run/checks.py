@@ -14,7 +14,8 @@ from typing import Literal
 import torch
 from pydantic import model_validator
 from semalign_attribution import Manual
-from semalign_geometry import SemalignError, Settings, SharedVocabulary
+from semalign_geometry import SharedVocabulary
+from semalign_geometry.base import SemalignError, Settings
 
 from ..data.encoding import Conversation, TextEncoder
 from ..data.rows import Split, glued

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import torch
-from semalign_geometry import SemalignError
+from semalign_geometry.base import SemalignError
 
 from ..data.rows import comes_from_hub, load_rows
 from ..experiment import Experiment

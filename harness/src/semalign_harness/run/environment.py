@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from semalign_align import Ranks
-from semalign_geometry import SemalignError, sha256_of
+from semalign_geometry.base import SemalignError, sha256_of
 
 from ..data.row_files import files_at
 from ..experiment import Experiment
@@ -85,7 +85,7 @@ def settled(inputs: Inputs, device: torch.device, began: Environment | None) -> 
             return list(began.dtypes)
         return _dtypes(inputs, device)
 
-    found = _in_dtypes(inputs, Ranks.current().from_first(dtypes))
+    found = _in_dtypes(inputs, Ranks.current().broadcast_from_first(dtypes))
     raise_first([check_dtype(found.source, found.target)])
     return found
 

@@ -7,7 +7,7 @@ never read. Every number is a bound or names what it leaves out.
 from collections.abc import Iterable
 
 from semalign_align import FinalHidden, SupervisionSettings, store_bytes
-from semalign_geometry import Contract, Settings
+from semalign_geometry.base import Contract, Settings
 from semalign_train import KEPT_STATES, TrainSettings
 
 from ..experiment import Experiment, SimilarityScorer

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float, Int
 from semalign_align import FinalStates, Ranks, SupervisedBatch, Supervision
 from semalign_attribution import DecoderView, undisturbed
-from semalign_geometry import SemalignError
+from semalign_geometry.base import SemalignError
 from torch import Tensor
 from torch.nn.functional import cross_entropy, kl_div
 
@@ -62,7 +62,7 @@ def measure(
             ]
             row = torch.tensor(indices).repeat_interleave(data.positions.counts.cpu())
             sums.index_add_(0, row, torch.cat(found).cpu().double())
-    (sums,) = ranks.add([sums])
+    (sums,) = ranks.all_reduce_sum([sums])
     tokens = held_out.manifest.supervised_tokens
     nll, kl, agreement = (sums.sum(0) / tokens).tolist()
     columns = (sums / held_out.counts[:, None]).T.tolist()
@@ -111,7 +111,7 @@ def right_answers(
             output = generate(loaded.model, prompts, max_new_tokens=max_new_tokens, ends=ends, way=loaded.way)
             texts = [answer_text(loaded.tokenizer, ids) for ids in output]
             found |= {place: same_number(text, examples[place].answer) for place, text in zip(part, texts, strict=True)}
-    of_all = {place: right for share in ranks.from_all(found) for place, right in share.items()}
+    of_all = {place: right for share in ranks.all_gather(found) for place, right in share.items()}
     return [of_all[place] for place in range(len(examples))]
 
 

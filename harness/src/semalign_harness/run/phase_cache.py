@@ -14,7 +14,8 @@ from pathlib import Path
 
 import torch
 from filelock import FileLock, Timeout
-from semalign_geometry import KNOWN_FRAMES, SemalignError
+from semalign_geometry import KNOWN_FRAMES
+from semalign_geometry.base import SemalignError
 
 from ..experiment import KNOWN_PAIRINGS, KNOWN_SCORERS, Experiment
 from ..generation import GENERATION

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from semalign_align import Ranks, Supervision
 from semalign_attribution import DecoderView, undisturbed
-from semalign_geometry import ComponentError, SemalignError, new_folder
+from semalign_geometry.base import ComponentError, SemalignError, new_folder
 from semalign_train import kept_until
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
@@ -67,11 +67,11 @@ def run_experiment(
     """
     ranks, device = join(experiment.device)
     console = console if console is not None and ranks.is_first else Console(quiet=True)
-    trackers = ranks.from_first(lambda: find_trackers(trackers))
+    trackers = ranks.broadcast_from_first(lambda: find_trackers(trackers))
     with contextlib.ExitStack() as stack, _saying_where_it_resumes(folder):
-        resumed = ranks.from_first(lambda: stack.enter_context(claimed(folder, experiment)))
-        ranks.from_first(lambda: check_code(folder, experiment))
-        if ranks.from_first(lambda: (folder / RESULT).is_file()):
+        resumed = ranks.broadcast_from_first(lambda: stack.enter_context(claimed(folder, experiment)))
+        ranks.broadcast_from_first(lambda: check_code(folder, experiment))
+        if ranks.broadcast_from_first(lambda: (folder / RESULT).is_file()):
             console.note(f"the run in {folder} is finished already")
             result = RunResult.read(folder / RESULT)
         else:
@@ -80,7 +80,7 @@ def run_experiment(
             result = _run(experiment, folder, console, device, ranks, trackers, resumed=resumed)
         if ranks.is_first:
             shutil.rmtree(folder / "checkpoints", ignore_errors=True)  # which only an unfinished run needs
-        ranks.wait()
+        ranks.barrier()
     return result
 
 
@@ -125,8 +125,8 @@ def _run(
             supervision_seconds=stores.phase.seconds if stored else 0.0,
             train_rows=len(job.inputs.split.train),
             seconds=console.seconds,
-            peak_bytes=max(ranks.from_all(max(peak, peak_memory(device)))),
-            training_peak_bytes=None if resumed else max(ranks.from_all(training_peak)),
+            peak_bytes=max(ranks.all_gather(max(peak, peak_memory(device)))),
+            training_peak_bytes=None if resumed else max(ranks.all_gather(training_peak)),
         )
         if ranks.is_first:
             _similarity(stores, layers_before, layers_after).write(folder / SIMILARITY)
@@ -172,7 +172,7 @@ def _begin(
     Raises:
         SemalignError: the inputs cannot be used, or have changed.
     """
-    began = ranks.from_first(lambda: Environment.read(folder / ENVIRONMENT) if resumed else None)
+    began = ranks.broadcast_from_first(lambda: Environment.read(folder / ENVIRONMENT) if resumed else None)
     inputs = settled(ranks.in_turn(lambda: read_inputs(experiment, console)), device, began)
     job = with_written_answers(Job(experiment, folder, console, device, ranks, inputs))
 
@@ -185,13 +185,13 @@ def _begin(
             experiment.write(folder / EXPERIMENT)  # last: a folder that holds it can be resumed
         return environment.supervision_key
 
-    return job, ranks.from_first(note)
+    return job, ranks.broadcast_from_first(note)
 
 
 def _metrics(stack: contextlib.ExitStack, job: Job, trackers: Sequence[str]) -> Metrics:
     """Return the metrics, which have trackers on the first process."""
     found: list[Metrics] = []
-    job.ranks.from_first(lambda: found.append(stack.enter_context(tracked(job, trackers))))
+    job.ranks.broadcast_from_first(lambda: found.append(stack.enter_context(tracked(job, trackers))))
     return found[0] if found else Metrics(job.folder)
 
 
@@ -203,7 +203,7 @@ def _before(job: Job, target: LoadedModel, stores: SourceStores) -> Measurement:
         found = [file for file in (job.folder / BEFORE, shared) if file.is_file()]
         return Measurement.read(found[0]) if found else None
 
-    before = job.ranks.from_first(known)
+    before = job.ranks.broadcast_from_first(known)
     if before is None:
         before = measured(job, "target before", target, stores.held_out)
         if job.ranks.is_first:
@@ -235,7 +235,7 @@ def _saved(job: Job, target: LoadedModel) -> LoadedModel:
     saved: list[LoadedModel] = []
     named = naming("the trained target cannot be saved and loaded again")
     with job.console.step("save the target, reload it, compare logits"), named:
-        job.ranks.from_first(lambda: saved.append(save_and_reload(target, job.folder / "model")))
+        job.ranks.broadcast_from_first(lambda: saved.append(save_and_reload(target, job.folder / "model")))
     return saved[0] if saved else target  # the same, as the first process has checked
 
 

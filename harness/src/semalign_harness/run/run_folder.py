@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
-from semalign_geometry import SemalignError, replace_file
+from semalign_geometry.base import SemalignError, replace_file
 from semalign_train import StepRecord
 
 from ..experiment import Experiment

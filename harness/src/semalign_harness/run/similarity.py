@@ -10,7 +10,8 @@ import torch
 from jaxtyping import Float
 from semalign_align import Supervision
 from semalign_attribution import DecoderView
-from semalign_geometry import SemalignError, linear_cka_matrix
+from semalign_geometry import linear_cka_matrix
+from semalign_geometry.base import SemalignError
 from torch import Tensor
 
 from ..results.similarity import Matrix

@@ -13,7 +13,7 @@ from semalign_align import (
     LiveSupervision,
     Supervision,
     SupervisionSettings,
-    source_spans,
+    SupervisionSource,
     store_bytes,
     supervise,
 )
@@ -28,16 +28,8 @@ from semalign_attribution import (
     supervised,
     undisturbed,
 )
-from semalign_geometry import (
-    FRAMES,
-    MANIFEST,
-    PairedResiduals,
-    SemalignError,
-    SemanticBasis,
-    Transport,
-    measure_fidelity,
-    replace_file,
-)
+from semalign_geometry import FRAMES, PairedResiduals, SemanticBasis, Transport, measure_fidelity
+from semalign_geometry.base import MANIFEST, SemalignError, replace_file
 from torch import Tensor
 
 from ..data.encoding import Example
@@ -79,7 +71,7 @@ class SourceStores:
     """The source's supervision."""
 
     phase: SourcePhase
-    train: Supervision | LiveSupervision
+    train: SupervisionSource
     held_out: Supervision
 
 
@@ -100,9 +92,9 @@ def source_stores(job: Job, key: str) -> Iterator[SourceStores]:
     ranks, live = job.ranks, job.experiment.live
     with contextlib.ExitStack() as stack:
         with contextlib.ExitStack() as locked:
-            place = ranks.from_first(lambda: locked.enter_context(phase_folder(key, job.console)))
+            place = ranks.broadcast_from_first(lambda: locked.enter_context(phase_folder(key, job.console)))
             source = None
-            if not ranks.from_first(lambda: _is_whole(place, job.console, live=live)):
+            if not ranks.broadcast_from_first(lambda: _is_whole(place, job.console, live=live)):
                 try:
                     source = _make(job, place, key)
                 except SemalignError:
@@ -116,7 +108,7 @@ def source_stores(job: Job, key: str) -> Iterator[SourceStores]:
         phase = SourcePhase.read(place / PHASE).model_copy(update={"folder": str(place)})
         if ranks.is_first:
             phase.write(job.folder / "supervision.json")
-        train: Supervision | LiveSupervision
+        train: SupervisionSource
         if live:
             train = _live(job, place, source or job.load("source"), phase.key)
         else:
@@ -158,13 +150,13 @@ def _make(job: Job, place: Path, key: str) -> LoadedModel:
         with naming(f"the layers of {experiment.source.path} cannot be paired with the target's"):
             return _plan(job, place, loaded[0], geometry, scorer)
 
-    pairing, transport = ranks.from_first(plan)
+    pairing, transport = ranks.broadcast_from_first(plan)
     source = loaded[0] if loaded else job.load("source", generates=job.generates)
     exact = experiment.supervision.model_copy(update={"output": FinalHidden(), "dtype": "float32"})
     wanted: Wanted = {HELD_OUT: (split.held_out, exact)}
     if not experiment.live:
         wanted[TRAIN] = (split.train, experiment.supervision)
-    ranks.from_first(lambda: _check_disk(job, place, source, wanted, pairing, transport))
+    ranks.broadcast_from_first(lambda: _check_disk(job, place, source, wanted, pairing, transport))
     stores = {}
     for name, (rows, settings) in wanted.items():
         progress = job.console.progress(f"supervise {len(rows)} rows", batches(rows, experiment.batch_size))
@@ -194,7 +186,7 @@ def _make(job: Job, place: Path, key: str) -> LoadedModel:
     )
     if ranks.is_first:
         phase.write(place / PHASE)  # last: with it, the source is not needed again
-    ranks.wait()
+    ranks.barrier()
     return source
 
 
@@ -226,7 +218,7 @@ def _check_disk(
             examples=len(rows),
             tokens=sum(len(row) for row in rows),
             supervised_tokens=sum(len(row.answer_ids) for row in rows),
-            layers=len(source_spans(pairing, settings.residual)),
+            layers=len(pairing.paired_layers),
             width=len(transport.matrix),
             source_width=head.shape[1],
             head_bytes=entries * head.shape[1] * head.element_size(),

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from semalign_geometry import Contract, SemalignError
+from semalign_geometry.base import Contract, SemalignError
 from semalign_train import StageRecord, StepRecord
 
 from ..results.files import METRICS, TRACKED

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from semalign_align import RaisedElsewhere
-from semalign_geometry import ComponentError, SemalignError, brief, replace_file
+from semalign_geometry.base import ComponentError, SemalignError, brief, replace_file
 from semalign_train import DivergedError, StageRecord, StepRecord
 
 from ..methods import MethodContext, MethodReport

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from semalign_align import Ranks
 from semalign_attribution import undisturbed
-from semalign_geometry import SemalignError
+from semalign_geometry.base import SemalignError
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
@@ -133,7 +133,7 @@ def _written(job: Job, writer: Role, prompts: list[Prompt], unchecked: _Unchecke
     with _alone(folder, ranks, job.console):
         journal = Journal(folder / f"answers-{ranks.rank}.jsonl")
         _read_all(journal, folder)
-        ranks.wait()  # all have read before one writes
+        ranks.barrier()  # all have read before one writes
 
         def key(prompt: Prompt) -> str:
             return request_key("answer", prompt, wanted.temperature, wanted.seed, wanted.max_new_tokens)
@@ -147,7 +147,7 @@ def _written(job: Job, writer: Role, prompts: list[Prompt], unchecked: _Unchecke
             for part in job.console.progress(f"write {len(missing)} answers", parts[ranks.rank :: ranks.size]):
                 with naming(f"the {writer} {opened.settings.path} cannot write answers"):
                     _write(part, loaded, wanted, lambda prompt, answer: journal.add({key(prompt): answer}))
-            ranks.wait()
+            ranks.barrier()
             _read_all(journal, folder)
         found = {prompt: journal.get(key(prompt)) for prompt in prompts}
         return {prompt: list(answer.value) for prompt, answer in found.items() if answer is not None}
@@ -184,7 +184,7 @@ def _alone(folder: Path, ranks: Ranks, console: Console) -> Iterator[None]:
                 lock = lock_of(folder)
                 wait_for(lock, console, "writes answers of the same model")
                 stack.callback(lock.release)
-        ranks.wait()
+        ranks.barrier()
         yield
 
 

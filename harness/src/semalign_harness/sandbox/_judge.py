@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
 from pydantic import Field
-from semalign_geometry import Contract, SemalignError, Settings
+from semalign_geometry.base import Contract, SemalignError, Settings
 
 from ._peer import look_up
 from ._values import Codec

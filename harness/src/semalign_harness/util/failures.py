@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from semalign_geometry import SemalignError
+from semalign_geometry.base import SemalignError
 
 _LOG = logging.getLogger(__name__)
 _TOOLS = {"torch", "numpy", "pydantic", "safetensors", "jaxtyping", "beartype", *sys.stdlib_module_names}

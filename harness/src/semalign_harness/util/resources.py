@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from accelerate import PartialState
 from semalign_align import Ranks
-from semalign_geometry import SemalignError
+from semalign_geometry.base import SemalignError
 
 
 def pick_device(name: str) -> torch.device:

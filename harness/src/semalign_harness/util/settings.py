@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from semalign_geometry import SemalignError
+from semalign_geometry.base import SemalignError
 
 
 def read_tree(path: Path) -> dict[str, Any]:

@@ -10,7 +10,8 @@ import torch
 from pydantic import Field, PositiveInt
 from semalign_align import Ranks
 from semalign_attribution import Batch, DecoderView, supervised, undisturbed
-from semalign_geometry import SemalignError, answer_nll
+from semalign_geometry import answer_nll
+from semalign_geometry.base import SemalignError
 from semalign_train import StepRecord, TrainSettings, optimisation_batches
 from torch import Tensor, nn
 
@@ -89,7 +90,7 @@ class LaTen(Method):
             counts = self._count(part.down_proj.in_features), self._count(part.o_proj.in_features)
             source_neurons = _source_neurons(context, rows, target, counts)
             found = _locate(context, target, rows, target.depth, counts, "target")
-            onto = places(target, ranks.from_first(lambda: found))
+            onto = places(target, ranks.broadcast_from_first(lambda: found))
             networks = _hypernetworks(source_neurons, target.width, self.start, seed=context.train.seed)
             tokens = self._train(context, target, networks, source_neurons, onto)
             added = _translated(networks, source_neurons)
@@ -174,7 +175,7 @@ class LaTen(Method):
             answer = _answer_gradients(
                 target, chosen, onto, added, context.train.micro_batch_size, context.train.autocast
             )
-            gradients = Ranks.current().add([_gradient(value) / count for value in added.values()])
+            gradients = Ranks.current().all_reduce_sum([_gradient(value) / count for value in added.values()])
             penalty = self.penalty * torch.stack([each.square().mean() for each in translated.values()]).sum()
             torch.autograd.backward([penalty, *translated.values()], [None, *gradients])
         return {"answer": answer / count, "penalty": float(penalty.detach())}
@@ -205,7 +206,7 @@ def _source_neurons(
     source = DecoderView(context.load_source())
     with undisturbed(source.model):
         located = _locate(context, source, rows, target.depth, counts, "source")
-        found = places(source, Ranks.current().from_first(lambda: located))
+        found = places(source, Ranks.current().broadcast_from_first(lambda: located))
         return {kind: torch.stack([place.read() for place in found[kind]]).to(target.device) for kind in found}
 
 
@@ -244,7 +245,7 @@ def _answer_gradients(
         for kind, neurons in added.items():
             for place, own in zip(onto[kind], neurons, strict=True):
                 stack.enter_context(place.added(own))
-        for batch, mine in ranks.deal(batches(examples, micro_batch_size)):
+        for batch, mine in ranks.shard(batches(examples, micro_batch_size)):
             positions = supervised(batch)
             with torch.autocast(target.device.type, torch.bfloat16, enabled=autocast == "bfloat16"):
                 final = target.trace(batch).final
@@ -253,7 +254,7 @@ def _answer_gradients(
                 loss = mine * answer_nll(final[positions.mask.to(final.device)], target.head, labels).sum()
             loss.backward()
             total += float(loss.detach())
-    return float(ranks.add([torch.tensor([total], dtype=torch.float64)])[0])
+    return float(ranks.all_reduce_sum([torch.tensor([total], dtype=torch.float64)])[0])
 
 
 def _gradient(parameter: Tensor) -> Tensor:

@@ -16,7 +16,8 @@ from typing import Literal
 import torch
 from jaxtyping import Float, Int
 from semalign_attribution import Batch, DecoderView
-from semalign_geometry import Head, SemalignError, accumulation_dtype, norm_gain
+from semalign_geometry import Head, accumulation_dtype, norm_gain
+from semalign_geometry.base import SemalignError
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 

@@ -11,7 +11,8 @@ from jaxtyping import Float
 from pydantic import Field, model_validator
 from semalign_align import Ranks
 from semalign_attribution import Batch, DecoderView, supervised, undisturbed
-from semalign_geometry import SemalignError, accumulation_dtype, answer_nll
+from semalign_geometry import accumulation_dtype, answer_nll
+from semalign_geometry.base import SemalignError
 from semalign_train import AnswerLoss, LoraLayer, TrainSettings, trained
 from torch import Tensor, nn
 from torch.nn.functional import pad
@@ -80,7 +81,7 @@ class Seeking(JointMethod):
         """Seek in the source, let go of it, and train all layers on the answers; `seconds` counts both."""
         began = time.perf_counter()
         view, seed = DecoderView(context.target), context.train.seed
-        nuggets = Ranks.current().from_first(lambda: self._seek(context, view))
+        nuggets = Ranks.current().broadcast_from_first(lambda: self._seek(context, view))
         with (
             injected(view, nuggets, self.trainable, seed=seed) as found,
             dropping(view.layers, view.device, seed=seed),
