@@ -16,7 +16,6 @@ from semalign_align import Supervision
 from semalign_attribution import LayerPairing, LayerScores
 from semalign_geometry.base import SemalignError
 from semalign_harness import Experiment, LoadedModel, RunResult, load_model
-from semalign_harness.cli import main as cli
 from semalign_harness.cli.main import main
 from semalign_harness.generation import Way
 from semalign_harness.models.settings import ModelConfig
@@ -97,7 +96,7 @@ def test_a_target_that_cannot_generate_is_refused_before_the_source_works(
         raise SemalignError("LlamaForCausalLM cannot generate")
 
     monkeypatch.setattr(job, "load", noted)
-    monkeypatch.setattr("semalign_harness.models.opening.check_generation", refuse)
+    monkeypatch.setattr("semalign_harness.models.loading.check_generation", refuse)
     assert run(tmp_path, overrides) == 2
     assert labels == ["target"] and "LlamaForCausalLM cannot generate" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
@@ -261,7 +260,7 @@ def test_settings_that_do_not_fit_the_pair_are_told_before_weights_are_read(
     assert "named fc1: method.trainable.modules can name down_proj, gate_proj" in refused(
         tmp_path, overrides, capsys, f"method={{kind: kd, trainable: {adapters}}}"
     )
-    assert "set target.dtype=bfloat16" in refused(tmp_path, overrides, capsys, "target.dtype=float16")
+    assert "target.dtype=bfloat16" in refused(tmp_path, overrides, capsys, "target.dtype=float16")
 
 
 def test_bad_models_are_one_sentence(
@@ -332,7 +331,7 @@ def test_an_empty_out_is_one_sentence(command: str, capsys: pytest.CaptureFixtur
 def test_days_that_are_none_prune_nothing(
     days: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(cli, "prune", lambda **_: pytest.fail("pruned"))
+    monkeypatch.setattr("semalign_harness.cli.store.prune", lambda **_: pytest.fail("pruned"))
     assert main(["store", "prune", "--unused-for", days]) == 2
     assert f"--unused-for {days}: expected a number of days, 0 or more" in capsys.readouterr().err
 
@@ -356,7 +355,9 @@ def test_evaluations_are_named_by_their_model(
     place.mkdir(parents=True)
     monkeypatch.chdir(place)
     folders: list[Path] = []
-    monkeypatch.setattr("semalign_harness.evaluation.evaluate", lambda config, folder, console: folders.append(folder))
+    monkeypatch.setattr(
+        "semalign_harness.cli.evaluate.evaluate", lambda config, folder, console: folders.append(folder)
+    )
     assert main(["evaluate", model, "--tasks", "gsm8k"]) == 0
     assert folders == [Path("evaluations") / name]
 

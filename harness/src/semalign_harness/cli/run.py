@@ -49,13 +49,13 @@ def run(options: argparse.Namespace) -> int:
 
 def _plan(experiment: Experiment, folder: Path) -> str:
     """The experiment as YAML, with the plan as comments."""
+    # Checked first: an input that cannot be used is an error before anything is printed.
+    unchecked = [f"not checked: {note}" for note in DryRun().check(experiment, folder)]
     data = experiment.data
     plan = (
         f"plan: attribute on {data.attribution_rows} rows, supervise {data.train_rows} rows, {_training(experiment)}, "
         f"measure on {data.held_out_rows} rows, into {folder}"
     )
-    # Checked first: an input that cannot be used is an error before anything is printed.
-    unchecked = [f"not checked: {note}" for note in DryRun().check(experiment, folder)]
     lines = [*describe_writing(data), plan, *describe(experiment), *unchecked]
     tree = yaml.safe_dump(experiment.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
     return "\n".join([tree, *(f"# {line}" for line in lines)])
