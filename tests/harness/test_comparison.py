@@ -25,6 +25,7 @@ from semalign_harness.comparison import Benchmarks, Comparison, ComparisonConfig
 from semalign_harness.evaluation import _run as evaluation
 from semalign_harness.evaluation import read_evaluation
 from semalign_harness.grid import submit
+from semalign_harness.grid.folder import keep_reason
 from semalign_harness.grid.matrix import Matrix
 from semalign_harness.methods import BASELINES, MethodReport, known_methods
 from semalign_harness.models.settings import ModelConfig

@@ -17,7 +17,7 @@ from lm_eval.api.model import TemplateLM
 from semalign_geometry.base import SemalignError
 from semalign_harness import build_tokenizer, encode_rows, load_experiment
 from semalign_harness.cli.main import main
-from semalign_harness.comparison import _run as comparing
+from semalign_harness.comparison import _evaluations as comparing
 from semalign_harness.comparison._run import measured_differently
 from semalign_harness.data.encoding import CLOCK, DAY, ENCODING, Conversation, TextEncoder
 from semalign_harness.data.rows import encode_row, split_rows
@@ -280,7 +280,7 @@ def test_settings_of_the_template_are_one_for_all_methods_and_benchmarks() -> No
     experiment = load_experiment("tiny", overrides=["chat_template.enable_thinking=false", "date=2026-11-30"])
     assert experiment.chat_template == {"enable_thinking": False} and experiment.date == datetime.date(2026, 11, 30)
     assert Experiment.parse(json.loads(experiment.model_dump_json())) == experiment
-    found = comparing._evaluation(ModelConfig(path="m"), experiment, Benchmarks(tasks=("mmlu",)))
+    found = comparing._config(ModelConfig(path="m"), experiment, Benchmarks(tasks=("mmlu",)))
     assert (found.chat_template, found.date) == (experiment.chat_template, experiment.date)
     for override in "chat_template.enable_thinking=true", "date=2026-01-01":
         other = load_experiment("tiny", overrides=["chat_template.enable_thinking=false", "date=2026-11-30", override])

@@ -296,7 +296,7 @@ def _chat_template(pair: Pair) -> Iterator[Finding]:
         message = f"the chat template never reads {', '.join(encoder.ignored_options)} of chat_template"
         yield warning("chat template", message, f"chat_template={json.dumps(kept)}")
     if encoder.told_date is not None:
-        message = f"the chat template reads the clock, and is told {encoder.told_date}, the setting date"
+        message = f"the chat template reads the clock, which stands at {encoder.told_date}: set date for another day"
         yield ok("date", message)
 
 
