@@ -596,7 +596,10 @@ def test_runs_stand_side_by_side(run: Path, tmp_path: Path, capsys: pytest.Captu
     assert result[1][1].startswith(f"{measured.after.answer_nll:.4f} [") and result[1][1] == result[1][2]
     assert before[1][1].startswith(f"{measured.before.answer_nll:.4f} [")
     assert {row[0]: row[1:] for row in settings[1:]} == {
-        "method": [f"semalign: frame parseval, pairing {pairing}" for pairing in ("similarity", "manual")],
+        "method": [
+            f"semalign: objective relation, divergence forward, trainable full, rollback 0.0, parseval frame, {pairing} pairing"
+            for pairing in ("similarity", "manual")
+        ],
         "pairing.kind": ["similarity", "manual"],
         "pairing.depth_weight": [
             str(json.loads((run / "experiment.json").read_text())["pairing"]["depth_weight"]),
@@ -621,8 +624,9 @@ def test_runs_of_one_experiment_differ_in_nothing(bare: Path, tmp_path: Path) ->
 
 
 def test_a_method_is_described_by_its_settings(bare: Path) -> None:
-    edit(bare / "experiment.json", lambda tree: tree.update(method={"kind": "kd", "learning_rate": 0.25}))
-    assert re.search(r"method\n?kd: .*trainable lora, .*learning rate 0\.25", parsed(write_report([bare])).text)
+    edit(bare / "experiment.json", lambda tree: tree.update(method={"kind": "kd", "answer": 0.25}))
+    found = re.search(r"method\n?kd: (.*)", parsed(write_report([bare])).text)
+    assert found is not None and {"trainable lora", "answer 0.25"} <= set(found[1].split(", "))
 
 
 def test_runs_on_other_rows_are_told(bare: Path, tmp_path: Path) -> None:

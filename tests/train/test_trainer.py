@@ -688,7 +688,7 @@ def test_examples_with_two_supervised_tokens_have_no_relation(
         FrontierTrainer(target, store, quick(weights=GEOMETRY))
     before = weights(target)
     _, records = fit(target, store, quick(layers=(2,), optimiser=optimiser))
-    assert "no training example has enough supervised tokens for relation, which has no say" in caplog.text
+    assert "no training example has enough supervised tokens for relation, which has no effect" in caplog.text
     assert list(records[0].losses) == ["output"]
     assert changed(before, weights(target)) == names_of(target, 2)
     mixed = make_store(source, target, tmp_path / "three", examples=examples_of([(6, 4), (5, 2)]))
