@@ -595,11 +595,9 @@ def test_runs_stand_side_by_side(run: Path, tmp_path: Path, capsys: pytest.Captu
     measured = RunResult.read(run / "result.json")
     assert result[1][1].startswith(f"{measured.after.answer_nll:.4f} [") and result[1][1] == result[1][2]
     assert before[1][1].startswith(f"{measured.before.answer_nll:.4f} [")
+    shown = "objective relation, divergence forward, trainable full, rollback 0.0"
     assert {row[0]: row[1:] for row in settings[1:]} == {
-        "method": [
-            f"semalign: objective relation, divergence forward, trainable full, rollback 0.0, parseval frame, {pairing} pairing"
-            for pairing in ("similarity", "manual")
-        ],
+        "method": [f"semalign: {shown}, parseval frame, {pairing} pairing" for pairing in ("similarity", "manual")],
         "pairing.kind": ["similarity", "manual"],
         "pairing.depth_weight": [
             str(json.loads((run / "experiment.json").read_text())["pairing"]["depth_weight"]),
