@@ -211,7 +211,7 @@ def test_what_packages_bring_is_checked(monkeypatch: pytest.MonkeyPatch) -> None
         with pytest.raises(SemalignError, match="no class of settings with kind, check, needs, run, stored, work"):
             known_kinds()
     bring(monkeypatch, {"semalign.methods": [("kd", Foreign)]})
-    with pytest.raises(SemalignError, match="another name"):
+    with pytest.raises(SemalignError, match="rename its entry point"):
         known_kinds()
 
 

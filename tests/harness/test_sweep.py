@@ -233,4 +233,4 @@ def test_runs_that_train(tmp_path: Path, overrides: list[str], monkeypatch: pyte
     assert list(methods) == ["semalign.learning_rate-1e-3", "semalign.learning_rate-1e-1"]
     for name, method in methods.items():
         run = RunResult.read(tmp_path / "sweep" / "runs" / f"{name}_seed-0" / "result.json")
-        assert method.figures["KL"].estimate.value == pytest.approx(run.after.kl)
+        assert method.metrics["KL"].estimate.value == pytest.approx(run.after.kl)
