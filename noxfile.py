@@ -114,7 +114,7 @@ TASKS = ("mmlu", "gsm8k", "humaneval", "mbpp")
 @nox.session(name="eval", tags=["eval"], default=False)
 @nox.parametrize("task", TASKS, ids=TASKS)
 def evaluation(session: nox.Session, task: str) -> None:
-    """Put a model to one benchmark: `nox -s "eval(gsm8k)" -- MODEL`, `nox -t eval -- --config FILE` for all four."""
+    """Measure a model on one benchmark: `nox -s "eval(gsm8k)" -- MODEL`, `nox -t eval -- --config FILE` for all."""
     install(session, *with_siblings("harness"))
     session.run("semalign", "evaluate", *session.posargs, "--tasks", task)
 

@@ -157,7 +157,7 @@ def test_repeated_prompts_are_used_once(tmp_path: Path) -> None:
     split = split_rows(config, read_rows(config), ENCODER)
     assert len({e.prompt_ids for e in (*split.train, *split.held_out)}) == 4
     more = config.model_copy(update={"held_out_rows": 3, "train_rows": 3})
-    with pytest.raises(SemalignError, match="gives 1 held_out rows of the 3 .*, [1-9] repeated a prompt"):
+    with pytest.raises(SemalignError, match="has 1 held_out rows of the 3 .*, [1-9] repeated a prompt"):
         split_rows(more, read_rows(config), ENCODER)
 
 
@@ -186,7 +186,7 @@ def test_rows_that_are_left_may_all_be_too_long(tmp_path: Path) -> None:
     rows = [{"prompt": f"question {number}", "completion": "yes " * (99 if number > 6 else 1)} for number in range(9)]
     config = DataConfig(train=write(tmp_path / "rows.jsonl", rows), train_rows=7, held_out_rows=1, max_length=60)
     for seed in range(9):
-        with pytest.raises(SemalignError, match="gives 0 held_out rows of the 1 .* lower data.held_out_rows"):
+        with pytest.raises(SemalignError, match="has 0 held_out rows of the 1 .* lower data.held_out_rows"):
             split_rows(config.model_copy(update={"seed": seed}), read_rows(config), ENCODER)
 
 

@@ -11,7 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from semalign_geometry.base import SemalignError
 from semalign_harness import Experiment, load_experiment
+from semalign_harness.experiment import GONE, GONE_OF_METHODS, upgraded
+from semalign_harness.grid.matrix import Matrix
 from semalign_harness.loading import pair_names, task_names
+from semalign_harness.results.comparison import Comparison
 from semalign_harness.run.run_folder import leaves
 from semalign_harness.util.settings import merged
 
@@ -164,6 +167,7 @@ OLD = {
             {"method.trainable.kind": "lora", "method.answer": 0.5, "train.learning_rate": 1e-4},
         ),
         ({"kind": "sft", "trainable": {"kind": "lora"}, "start": "pissa"}, {"method.trainable.start": "pissa"}),
+        ({"kind": "sft", "trainable": {"kind": "full"}, "start": "zero"}, {"method.trainable.kind": "full"}),
         ({"kind": "laten", "variant": "paper", "learning_rate": 1e-5}, {"method.learning_rate": 1e-5}),
         ({"kind": "seeking", "trainable": {"kind": "lora"}, "warmup": 0.03}, {"train.warmup": 0.03}),
     ],
@@ -180,3 +184,21 @@ def test_run_folders_of_earlier_versions_are_read(
     assert {key: found[key] for key in expected} == expected
     with pytest.raises(SemalignError, match=r"train\.\w+ is now method\.\w+"):
         Experiment.parse(tree)
+
+
+def test_comparisons_and_matrices_of_earlier_versions_are_read(tmp_path: Path) -> None:
+    tree = merged(load_experiment("tiny").model_dump(mode="json", exclude={"method"}), OLD)
+    del tree["train"]["recompute"]
+    config = {"equal": "tokens", "experiment": tree, "methods": {"semalign": []}}
+    (tmp_path / "comparison.json").write_text(json.dumps({"config": config, "metrics": {}, "methods": {}}))
+    cell = {"name": "cell", "values": {}, "experiment": tree}
+    (tmp_path / "matrix.json").write_text(json.dumps({"name": "tiny", "over": {}, "cells": [cell]}))
+    compared = Comparison.read(tmp_path / "comparison.json").config.experiment
+    (varied,) = Matrix.read(tmp_path / "matrix.json").cells
+    assert compared == varied.experiment == Experiment.parse(upgraded(tree))
+
+
+@pytest.mark.parametrize("key", [*GONE, *GONE_OF_METHODS])
+def test_settings_that_are_gone_are_named(key: str) -> None:
+    with pytest.raises(SemalignError, match=f"tiny: {re.escape(key)} no longer exists: leave it out$"):
+        load_experiment("tiny", overrides=[f"{key}=1"])

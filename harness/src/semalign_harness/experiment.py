@@ -89,6 +89,8 @@ MOVED = {
 """Settings of older experiments, and their places of today."""
 GONE = ("train.version", "supervision.residual", "method.objective.scope", "method.objective.unit_tokens")
 """Settings of older experiments that no longer exist, besides those of methods."""
+GONE_OF_METHODS = ("method.seconds", "method.variant")
+"""Settings of older methods that no longer exist."""
 
 
 class Experiment(Contract):
@@ -158,10 +160,16 @@ class Experiment(Contract):
 
     @classmethod
     def parse(cls, data: Any, *, origin: str = "input") -> "Experiment":
-        """Validate plain data; the place of today is named for a setting that has moved."""
+        """Validate plain data; the message for an older setting names its place of today, or that it is gone."""
         for old, new in _moved(data):
             raise SemalignError(f"{origin}: {old} is now {new}")
-        return super().parse(data, origin=origin)
+        try:
+            return super().parse(data, origin=origin)
+        except SemalignError as error:
+            for old in (*GONE, *GONE_OF_METHODS):
+                if f"unknown key '{old}'" in str(error):
+                    raise SemalignError(f"{origin}: {old} no longer exists: leave it out") from error
+            raise
 
     @classmethod
     def read(cls, path: str | Path) -> "Experiment":
@@ -199,6 +207,8 @@ def upgraded(tree: dict[str, Any]) -> dict[str, Any]:
             place[new.rpartition(".")[2]] = value
     for old in GONE:
         _section(tree, old.rpartition(".")[0]).pop(old.rpartition(".")[2], None)
+    if (trainable := _section(tree, "method.trainable")).get("kind") == "full":
+        trainable.pop("start", None)  # the start is of adapters alone
     if isinstance(_section(tree, "train").get("steps"), list):
         tree["train"]["steps"] = max(tree["train"]["steps"])
     if (kind := _section(tree, "method").get("kind", "semalign")) in KNOWN_METHODS.built_in:

@@ -112,7 +112,7 @@ class _Draw:
             )
         if len(found) < wanted:
             raise SemalignError(
-                f"{origin.path} gives {len(found)} {part} rows of the {wanted} that data.{part}_rows sets ({too_long} "
+                f"{origin.path} has {len(found)} {part} rows of the {wanted} that data.{part}_rows sets ({too_long} "
                 f"were longer than {limit}, {repeated} repeated a prompt): lower data.{part}_rows"
             )
         return found

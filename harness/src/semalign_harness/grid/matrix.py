@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import model_validator
 from semalign_geometry.base import Contract, SemalignError, Settings
 
-from ..experiment import Experiment
+from ..experiment import Experiment, upgraded
 from ..loading import load_experiment
 
 _LONGEST_VALUE, _LONGEST_NAME = 24, 100
@@ -27,6 +28,14 @@ class Cell(Settings):
     """The varied settings, by their dotted keys."""
     experiment: Experiment
     """All settings."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_earlier_versions(cls, tree: Any) -> Any:
+        """Read files that hold older settings of the experiment."""
+        if not isinstance(tree, dict) or not isinstance(tree.get("experiment"), dict):
+            return tree
+        return tree | {"experiment": upgraded(tree["experiment"])}
 
 
 class Matrix(Contract):

@@ -6,6 +6,7 @@ from pydantic import Field, field_validator, model_validator
 from semalign_geometry.base import Contract, Settings
 
 from ..experiment import Experiment
+from ..experiment import upgraded as upgraded_experiment
 from ..statistics import Aggregate, Estimate, GapRecovered, PairedComparison
 from .evaluation import Name
 from .files import upgraded
@@ -44,8 +45,11 @@ class ComparisonConfig(Settings):
     @model_validator(mode="before")
     @classmethod
     def _of_earlier_versions(cls, tree: Any) -> Any:
-        """Read files that still name an equal budget."""
-        return {key: value for key, value in tree.items() if key != "equal"} if isinstance(tree, dict) else tree
+        """Read files that still name an equal budget, or older settings of the experiment."""
+        if not isinstance(tree, dict) or not isinstance(tree.get("experiment"), dict):
+            return tree
+        kept = {key: value for key, value in tree.items() if key != "equal"}
+        return kept | {"experiment": upgraded_experiment(tree["experiment"])}
 
     @model_validator(mode="after")
     def _against_is_compared(self) -> "ComparisonConfig":
