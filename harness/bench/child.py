@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 
 def main(request_file: str) -> None:
-    """Run the side that a file asks for, once to warm up where that is asked for, then measured.
+    """Run the side that a file names, once to warm up where the file says so, then measured.
 
     The answer, the results and what was printed go to the files that the request names.
     """

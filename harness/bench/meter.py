@@ -10,7 +10,7 @@ from semalign_harness.util.resources import forget_peak_memory, peak_memory
 
 
 class Meter:
-    """Measures the blocks that a side marks; also tells the side its device and dtype."""
+    """Measures the blocks that a side marks; also names device and dtype of the side."""
 
     def __init__(self, device: str, dtype: str) -> None:
         self.device = torch.device(device)

@@ -77,13 +77,13 @@ class Pair:
 
 
 def prepare(meter: Meter, *, folder: str, supervised: bool, rows: int | None = None, **description: Any) -> None:
-    """Write a pair to a folder: random models where `description` gives sizes, else those that it names.
+    """Write a pair to a folder: random models where `description` holds sizes, else those that it names.
 
     Args:
-        meter: tells device and dtype.
+        meter: names device and dtype.
         folder: a new folder.
         supervised: whether pairing, transport and a supervision store are wanted, too.
-        rows: number of rows; None for as many as give each layer of the target two steps in three passes.
+        rows: number of rows; None for as many as it takes for two steps of each layer of the target in three passes.
         description: the arguments of `_random` or `_real`.
     """
     place = Path(folder)

@@ -114,7 +114,7 @@ class Mirrors:
         self.metaclass, self.base = RemoteClass, Remote
 
     def forward(self, name: str) -> Any:
-        """Return a method that asks for an operation."""
+        """Return a method that requests an operation."""
         ask = self.ask
 
         def forward(this: Any, *arguments: Any, **keywords: Any) -> Any:
