@@ -89,7 +89,7 @@ import socket
 server = socket.socket()
 found["bind"] = attempt(lambda: server.bind(("127.0.0.1", 0)))
 packages = os.path.dirname(os.__file__) + "/site-packages"
-inside = [packages + "/" + name for name in os.listdir(packages)]
+inside = [packages + "/" + name for name in os.listdir(packages)] if os.path.isdir(packages) else []
 found["packages"] = [attempt(lambda: os.close(os.open(path, os.O_RDONLY))) for path in inside if os.path.isfile(path)]
 """
     found = run(script + FILE_ATTEMPTS, *files)
