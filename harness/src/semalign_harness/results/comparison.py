@@ -5,11 +5,10 @@ from typing import Annotated, Any
 from pydantic import Field, field_validator, model_validator
 from semalign_geometry.base import Contract, Settings
 
-from ..experiment import Experiment
-from ..experiment import upgraded as upgraded_experiment
+from ..experiment import Experiment, upgraded
 from ..statistics import Aggregate, Estimate, GapRecovered, PairedComparison
 from .evaluation import Name
-from .files import upgraded
+from .files import with_present_keys
 from .metrics import arrow, number_format
 
 
@@ -49,7 +48,7 @@ class ComparisonConfig(Settings):
         if not isinstance(tree, dict) or not isinstance(tree.get("experiment"), dict):
             return tree
         kept = {key: value for key, value in tree.items() if key != "equal"}
-        return kept | {"experiment": upgraded_experiment(tree["experiment"])}
+        return kept | {"experiment": upgraded(tree["experiment"])}
 
     @model_validator(mode="after")
     def _against_is_compared(self) -> "ComparisonConfig":
@@ -146,7 +145,7 @@ class Comparison(Contract):
     @model_validator(mode="before")
     @classmethod
     def _of_any_version(cls, data: Any) -> Any:
-        return upgraded(data)
+        return with_present_keys(data)
 
     def train_rows(self) -> str:
         """Return the number of training rows of the methods as text, as a range where they differ."""

@@ -12,7 +12,7 @@ from ..data.encoding import DAY, TemplateOptions
 from ..models.settings import ModelConfig
 from ..sandbox import Level
 from ..statistics import Estimate
-from .files import EVALUATION, EXPERIMENT, RESULT, upgraded
+from .files import EVALUATION, EXPERIMENT, RESULT, with_present_keys
 
 
 def _known(name: str) -> str:
@@ -149,7 +149,7 @@ class EvaluationResult(Contract):
     @model_validator(mode="before")
     @classmethod
     def _of_any_version(cls, data: Any) -> Any:
-        return upgraded(data)
+        return with_present_keys(data)
 
 
 class Evaluated(NamedTuple):

@@ -14,11 +14,11 @@ EVALUATION_FOLDERS = {
 _RENAMED = {"figure": "headline", "figures": "metrics"}
 
 
-def upgraded(value: Any, *, inside: bool = False) -> Any:
+def with_present_keys(value: Any, *, inside: bool = False) -> Any:
     """Return the JSON of a result with the keys of this version; only files have a format version now."""
     if isinstance(value, list):
-        return [upgraded(item, inside=True) for item in value]
+        return [with_present_keys(item, inside=True) for item in value]
     if not isinstance(value, dict):
         return value
     kept = {key: item for key, item in value.items() if key != "version" or not inside}
-    return {_RENAMED.get(key, key): upgraded(item, inside=True) for key, item in kept.items()}
+    return {_RENAMED.get(key, key): with_present_keys(item, inside=True) for key, item in kept.items()}
