@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from semalign_attribution import IGNORE, Batch, Supervised
 from semalign_geometry import Head, TopEntries
 from semalign_geometry.base import SemalignError
@@ -13,34 +13,51 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from ._settings import SupervisionManifest
+from ._spans import BatchSpans
 
 
 @dataclass(frozen=True, eq=False)
 class FinalStates:
     """The source's output distribution as its final hidden states and its head."""
 
-    hidden: Float[Tensor, "p s"]
-    """Input of the source's head at the supervised positions."""
+    hidden: Float[Tensor, "s d"]
+    """Input of the source's head at the start of each span."""
     head: Head
-    """The source's head over the shared entries."""
+    """The source's head over the shared entries, or over the classes of two vocabularies."""
 
 
 OutputTarget = TopEntries | FinalStates
-"""The source's output distribution at the supervised positions."""
+"""The source's output distribution at the start of each span."""
 
 
 @dataclass(frozen=True, eq=False)
 class SupervisedBatch:
-    """Some examples with the supervision of one target layer."""
+    """Some examples with the supervision of one target layer.
+
+    With one tokenizer every answer token is a span.
+    """
 
     batch: Batch
-    """input_ids, attention_mask and labels, (b, n)."""
+    """input_ids, attention_mask and labels as the target reads them, (b, n)."""
     positions: Supervised
-    """The supervised positions of `batch`."""
+    """The positions of `batch` that predict its p answer tokens."""
     reference: Float[Tensor, "b m t"] | None
-    """y_k at the supervised positions of each sequence, padded to the longest; None without a layer."""
+    """y_k at the start of each span of each sequence, padded to the most spans; None without a layer."""
     output: OutputTarget
-    """The source's output distribution at the p supervised positions, in the order of `positions.mask`."""
+    """The source's output distribution at the starts of the s spans of all sequences."""
+    spans: BatchSpans | None = None
+    """Spans of two tokenizers; None with one."""
+    source: Batch | None = None
+    """The examples as the source reads them; None where it reads `batch`."""
+
+    @property
+    def counts(self) -> Int[Tensor, " b"]:
+        """Spans of each sequence."""
+        return self.positions.counts if self.spans is None else self.spans.counts
+
+    def at_spans(self, values: Shaped[Tensor, "p *d"]) -> Shaped[Tensor, "s *d"]:
+        """Pick the rows of the first token of each span, of values at all answer tokens."""
+        return values if self.spans is None else values[self.spans.starts]
 
 
 @runtime_checkable
