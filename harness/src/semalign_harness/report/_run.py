@@ -28,7 +28,7 @@ TERMS = {
 
 
 def run_page(run: ReportedRun) -> Page:
-    """Return the page of a run: result, layers, training, benchmarks, cost, examples and protocol."""
+    """Return the page of a run: result, layers, training, entries, benchmarks, cost, examples and protocol."""
     benchmarks = run_benchmarks(run.evaluations) if run.evaluations else []
     return page_of(
         run.result.name,
@@ -36,6 +36,7 @@ def run_page(run: ReportedRun) -> Page:
             "Result": _result(run),
             "Layers": [*_attribution(run), *_similarity(run), *_fidelity(run), *_stability(run), *_layer_table(run)],
             "Training": _training(run),
+            "Entries": _entries(run),
             "Benchmarks": [*benchmarks, *missing_benchmarks(run)],
             "Cost": [Facts(tuple(cost_pairs(run)))],
             "Examples": example_blocks(run.evaluations),
@@ -84,6 +85,8 @@ def _result(run: ReportedRun) -> list[Block]:
     """Facts, and every metric of source, target before and target after with the share of the gap."""
     experiment, result = run.experiment, run.result
     measured = f"{many(result.after.rows, 'held-out row')}, {many(result.after.tokens, 'supervised token')}"
+    if result.after.spans is not None:
+        measured += f", {many(result.after.spans, 'span')}"
     if result.after.answer_rows:
         measured += f", {many(result.after.answer_rows, 'generated answer')}"
     facts = (
@@ -224,3 +227,20 @@ def _training(run: ReportedRun) -> list[Block]:
     if undone := [f"layer {stage.layer}" for stage in run.stages if stage.rolled_back]:
         blocks.append(Text(f"Undone because the held-out loss rose: {', '.join(undone)}."))
     return blocks
+
+
+def _entries(run: ReportedRun) -> list[Block]:
+    """Entries, or classes, whose probability changed most."""
+    if (found := run.entries) is None:
+        return []
+    header = ("", "source", "target before", "target after", "change")
+    rows = [
+        (each.entry, *(f"{value:.3%}" for value in (each.source, each.before, each.after)), f"{each.after - each.before:+.3%}")
+        for each in (*found.gained, *reversed(found.lost))
+    ]
+    kind, unit = ("Entries", "supervised token") if run.result.after.spans is None else ("Classes of entries", "span")
+    reading = (
+        f"{kind} whose mean probability over {many(found.spans, unit)} of the held-out rows changed most, from the "
+        "largest gain to the largest loss. ␣: a space."
+    )
+    return table_blocks([header, *rows], reading, folded="probabilities that changed most")

@@ -16,6 +16,7 @@ from torch.nn.functional import cross_entropy, kl_div
 from transformers import PreTrainedTokenizerBase
 
 from ..data.encoding import Example
+from ..data.sides import Role, one_sided
 from ..generation import end_ids, generate
 from ..models.loading import LoadedModel
 from ..reading import answer_text, same_number
@@ -32,7 +33,7 @@ class Measured(NamedTuple):
 
     metrics: Measurement
     probabilities: Float[Tensor, "2 e"]
-    """Probabilities of each shared entry, or class, by the source and by the model; means over all spans, float64."""
+    """Probabilities of each shared entry, or class, by the source and by the model; means over all spans, float32."""
 
 
 @torch.no_grad()
@@ -76,7 +77,7 @@ def measure(
             sums.index_add_(0, row, torch.cat([values for values, _ in found]).cpu().double())
             probabilities += sum(each.cpu().double() for _, each in found)
     sums, probabilities = ranks.all_reduce_sum([sums, probabilities])
-    return Measured(_metrics(held_out, sums, answer_bytes), probabilities / held_out.counts.sum())
+    return Measured(_metrics(held_out, sums, answer_bytes), (probabilities / held_out.counts.sum()).float())
 
 
 def _metrics(held_out: Supervision, sums: Float[Tensor, "r 3"], answer_bytes: Sequence[int]) -> Measurement:
@@ -219,7 +220,8 @@ def measured(
             is_source=is_source,
             progress=partial(job.console.progress, f"measure {label}"),
         )
-        rows = job.inputs.split.held_out[: wanted.answer_rows]
+        role: Role = "source" if is_source else "target"
+        rows = [one_sided(row, role) for row in job.inputs.split.held_out[: wanted.answer_rows]]
         if not rows:
             return found
         right = right_answers(

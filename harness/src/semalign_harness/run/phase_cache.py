@@ -17,6 +17,7 @@ from filelock import FileLock, Timeout
 from semalign_geometry import KNOWN_FRAMES
 from semalign_geometry.base import SemalignError
 
+from ..data.sides import one_sided
 from ..experiment import KNOWN_PAIRINGS, KNOWN_SCORERS, Experiment
 from ..generation import GENERATION
 from ..reading import READING
@@ -69,6 +70,10 @@ def phase_key(experiment: Experiment, inputs: Inputs, device: torch.device) -> s
         | foreign_packages(experiment)
         | foreign_code(experiment),
     }
+    if inputs.classes is not None:
+        of_source = [one_sided(row, "source") for row in (*inputs.split.train, *inputs.split.held_out)]
+        classes = [each.tolist() for each in (inputs.classes.source, inputs.classes.target)]
+        parts |= {"source_rows": [[row.prompt_ids, row.answer_ids] for row in of_source], "classes": classes}
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
