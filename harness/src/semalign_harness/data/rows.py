@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from jinja2 import StrictUndefined, UndefinedError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
+from semalign_align import AnyBatch, PairedBatch
 from semalign_attribution import IGNORE, Batch
 from semalign_geometry.base import SemalignError
 from torch.nn.utils.rnn import pad_sequence
@@ -20,7 +21,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..util.failures import reason
 from .arithmetic import arithmetic_rows
-from .encoding import Conversation, Example, Message, TextEncoder
+from .encoding import Conversation, Example, Message, SourceSide, TextEncoder
 from .row_files import Row, is_file_name, read_local
 from .settings import DataConfig, RowsConfig
 
@@ -287,15 +288,26 @@ def _without_nulls(value: Any, null: Any = None) -> Any:
     return value
 
 
-def batches(examples: Sequence[Example], batch_size: int) -> list[Batch]:
-    """Make padded batches with supervised answers, in order of length so that little is padded."""
+def batches(examples: Sequence[Example], batch_size: int) -> list[AnyBatch]:
+    """Make padded batches with supervised answers, in order of length so that little is padded.
+
+    They are paired where the source has a tokenizer of its own.
+    """
     order = sorted(examples, key=len)
     return [_batch(order[start : start + batch_size]) for start in range(0, len(order), batch_size)]
 
 
-def _batch(examples: Sequence[Example]) -> Batch:
-    ids = [torch.tensor(e.prompt_ids + e.answer_ids) for e in examples]
-    labels = [torch.tensor((IGNORE,) * len(e.prompt_ids) + e.answer_ids) for e in examples]
+def _batch(examples: Sequence[Example]) -> AnyBatch:
+    target, sources = _padded(examples), [each.source for each in examples if each.source is not None]
+    if not sources:
+        return target
+    assert len(sources) == len(examples)
+    return PairedBatch(_padded(sources), target, tuple(each.spans for each in sources))
+
+
+def _padded(sides: Sequence[Example | SourceSide]) -> Batch:
+    ids = [torch.tensor(e.prompt_ids + e.answer_ids) for e in sides]
+    labels = [torch.tensor((IGNORE,) * len(e.prompt_ids) + e.answer_ids) for e in sides]
     return {
         "input_ids": pad_sequence(ids, batch_first=True),
         "attention_mask": pad_sequence([torch.ones_like(row) for row in ids], batch_first=True),

@@ -31,7 +31,9 @@ class Inputs:
     split: Split
     """Rows for training and held-out rows."""
     shared: SharedVocabulary
-    """Vocabulary entries of both models."""
+    """Vocabulary entries of both models, by their bytes where the tokenizers differ."""
+    classes: "VocabularyClasses | None"
+    """Prefix classes of both vocabularies; None where one tokenizer serves both models."""
     source_id: str
     """Fingerprint of the source."""
     target_id: str
@@ -57,7 +59,7 @@ def read_inputs(experiment: Experiment, console: Console) -> Inputs:
     for finding in findings:
         if finding.level == "warning" or finding.check in NOTED:
             console.note(str(finding))
-    return Inputs(source, target, pair.encoder, split, pair.shared, identity(source), identity(target))
+    return Inputs(source, target, pair.encoder, split, pair.shared, None, identity(source), identity(target))
 
 
 def load(
