@@ -1,5 +1,6 @@
 """The two sides of a row, for models with different tokenizers: as the source reads it, and as the target does."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal
 
@@ -10,8 +11,10 @@ from semalign_attribution import Batch, supervised
 from torch import Tensor
 
 from .encoding import Example
+from .rows import batches
 
 Role = Literal["source", "target"]
+ROLES: tuple[Role, ...] = ("source", "target")
 
 
 def side_of(batch: AnyBatch, role: Role) -> Batch:
@@ -48,3 +51,8 @@ def one_sided(example: Example, role: Role) -> Example:
     if role == "target":
         return replace(example, source=None)
     return Example(side.prompt_ids, side.answer_ids, example.answer)
+
+
+def batches_of(examples: Sequence[Example], batch_size: int, role: Role) -> list[Batch]:
+    """Make batches of rows as one of the models reads them, in order of its length."""
+    return [side_of(batch, role) for batch in batches([one_sided(example, role) for example in examples], batch_size)]

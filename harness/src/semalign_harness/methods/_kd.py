@@ -15,6 +15,7 @@ class Kd(JointMethod):
     """Knowledge distillation: KL(p_S ‖ p_T) on the stored supervision, mixed with the NLL of the answers."""
 
     stored: ClassVar[bool] = True
+    one_tokenizer: ClassVar[bool] = False
     kind: Literal["kd"] = "kd"
     """Chooses this method in a configuration."""
     answer: float = Field(0.0, ge=0, le=1)
