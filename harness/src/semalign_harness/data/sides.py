@@ -43,6 +43,11 @@ def span_starts(batch: AnyBatch, role: Role) -> Bool[Tensor, "b n"]:
     return starts
 
 
+def span_count(example: Example) -> int:
+    """Return the number of spans of a row's answer."""
+    return len(example.answer_ids) if example.source is None else len(example.source.spans.target)
+
+
 def one_sided(example: Example, role: Role) -> Example:
     """Return a row as one of the models reads it, without the other side."""
     side = example.source

@@ -129,6 +129,8 @@ class Method(Settings):
     one_tokenizer: ClassVar[bool] = True
     """Whether it presumes that one tokenisation serves both models: that every answer token has supervision, and that
     the source reads the target's tokens. A method that reads spans, or no supervision at all, says False."""
+    two_tokenizers: ClassVar[bool] = False
+    """Whether it needs tokenizers that differ."""
 
     kind: str
 

@@ -20,11 +20,14 @@ INTERVALS = (
 TERMS = {
     "relation": "1 − CKA of the contributions of the layer and its source layer",
     "cosine": "1 − cosine of the contributions of the layer and its source layer",
-    "output": "divergence from the source, in nats per token",
-    "answer": "NLL of the answers, in nats per token",
+    "output": "divergence from the source, in nats per {unit}",
+    "span": "divergence of the likelihoods of spans, in nats per {unit}",
+    "matched": "divergence of the entries that both models have",
+    "unmatched": "L1 distance of the sorted probabilities of all other entries",
+    "answer": "NLL of the answers, in nats per {unit}",
     "label": "1 − cosine of the logits and the answer token",
 }
-"""Explanations of terms of the loss."""
+"""Explanations of terms of the loss; `unit` is a token or a span."""
 
 
 def run_page(run: ReportedRun) -> Page:
@@ -207,7 +210,8 @@ def _training(run: ReportedRun) -> list[Block]:
     blocks: list[Block] = []
     if any(step.losses for step in run.steps):
         terms = dict.fromkeys(name for step in run.steps for name in step.losses)
-        meant = "".join(f" {name}: {TERMS[name]}." for name in terms if name in TERMS)
+        unit = "token" if run.result.after.spans is None else "span"
+        meant = "".join(f" {name}: {TERMS[name].format(unit=unit)}." for name in terms if name in TERMS)
         parted = " Lines separate the stages, each of which trains one layer." if len(run.stages) > 1 else ""
         unweighted = ", unweighted" if run.stages else ""
         caption = f"Terms of the loss{unweighted}, each step on its own batch; lower is better.{meant}{parted}"

@@ -36,7 +36,7 @@ from torch import Tensor
 
 from ..data.encoding import Example
 from ..data.rows import batches
-from ..data.sides import Role, side_of, span_starts
+from ..data.sides import Role, side_of, span_count, span_starts
 from ..experiment import SimilarityScorer
 from ..models.loading import LoadedModel
 from ..results.fidelity import RunFidelity
@@ -220,7 +220,9 @@ def _check_disk(
     Raises:
         SemalignError: it is.
     """
-    head, entries = DecoderView(source.model).head.weight, len(job.inputs.shared.source_ids)
+    head, inputs = DecoderView(source.model).head.weight, job.inputs
+    entries = len(inputs.shared.source_ids)
+    rows_of_head = entries if inputs.classes is None else len(head)
     needed = sum(
         store_bytes(
             settings,
@@ -230,8 +232,11 @@ def _check_disk(
             layers=len(pairing.paired_layers),
             width=len(transport.matrix),
             source_width=head.shape[1],
-            head_bytes=entries * head.shape[1] * head.element_size(),
-            entries=entries,
+            head_bytes=rows_of_head * head.shape[1] * head.element_size(),
+            entries=entries if inputs.classes is None else inputs.classes.count,
+            source_tokens=sum(len(row.on("source")) for row in rows),
+            spans=None if inputs.classes is None else sum(map(span_count, rows)),
+            classes=inputs.classes,
         )
         for rows, settings in wanted.values()
     )
