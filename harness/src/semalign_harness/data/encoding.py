@@ -1,5 +1,6 @@
 """The one way from text to token ids, for rows, answers, benchmarks and the doctor."""
 
+import contextlib
 import datetime
 import functools
 import hashlib
@@ -32,6 +33,11 @@ _THOUGHTS = ("reasoning_content", "thinking", "reasoning")
 
 Message = dict[str, Any]
 """A turn: `role`, `content` and further keys that the template may read, such as `tool_calls`."""
+DIALOGUE: list[Message] = [
+    {"role": "user", "content": "What is 7 + 5?"},
+    {"role": "assistant", "content": "7 + 5 = 12"},
+]
+"""A question with its answer, which templates are tried on."""
 
 
 def _checked(options: dict[str, JsonValue]) -> dict[str, JsonValue]:
@@ -162,6 +168,14 @@ class TextEncoder:
     def ignored_options(self) -> list[str]:
         """Names of options that the template never reads, or all where prompts are plain text."""
         return [name for name in self.options if not self.chat or name not in self._read.variables]
+
+    @functools.cached_property
+    def ends(self) -> frozenset[int]:
+        """Ids that end an answer: EOS, and the token that the template writes behind one."""
+        found = {self.tokenizer.eos_token_id} - {None}
+        with contextlib.suppress(SemalignError):  # a template that refuses this question may take others
+            found.add(self.example(Conversation(DIALOGUE), name="a question with its answer").answer_ids[-1])
+        return frozenset(found)
 
     def notes(self) -> list[str]:
         """Describe options that are ignored, and the date of the clock."""
