@@ -239,7 +239,11 @@ def _entries(run: ReportedRun) -> list[Block]:
         return []
     header = ("", "source", "target before", "target after", "change")
     rows = [
-        (each.entry, *(f"{value:.3%}" for value in (each.source, each.before, each.after)), f"{each.after - each.before:+.3%}")
+        (
+            each.entry,
+            *(f"{value:.3%}" for value in (each.source, each.before, each.after)),
+            f"{each.after - each.before:+.3%}",
+        )
         for each in (*found.gained, *reversed(found.lost))
     ]
     kind, unit = ("Entries", "supervised token") if run.result.after.spans is None else ("Classes of entries", "span")

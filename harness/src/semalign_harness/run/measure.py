@@ -205,9 +205,7 @@ def right_answers(
     return [of_all[place] for place in range(len(examples))]
 
 
-def measured(
-    job: Job, label: str, loaded: LoadedModel, held_out: Supervision, *, is_source: bool = False
-) -> Measured:
+def measured(job: Job, label: str, loaded: LoadedModel, held_out: Supervision, *, is_source: bool = False) -> Measured:
     """Measure one model by the settings of the experiment, with generated answers where they are wanted; `is_source` as
     in `measure`."""
     wanted, batch_size = job.experiment.measure, job.experiment.batch_size
