@@ -92,7 +92,8 @@ def _kept(job: Job, writer: Role, part: str, rows: list[Example], written: dict[
     reason = "with tokens that only one model knows" if job.inputs.paired is None else "that are no text to both models"
     left_out = f"{wrong} wrong, {too_long} longer than data.max_length={data.max_length}, {lost} {reason}"
     longest, end = data.writing.max_new_tokens, tokenizer.eos_token_id
-    cut = sum(len(ids) == longest and ids[-1] != end for row in kept if (ids := row.on(writer).answer_ids))
+    answers = [row.on(writer).answer_ids for row in kept]
+    cut = sum(len(answer) == longest and answer[-1] != end for answer in answers)
     cut_off = f", {cut} of them cut off at data.writing.max_new_tokens={longest}" if cut else ""
     job.console.note(f"{answered}: {len(kept)} of {len(rows)} stay{cut_off} ({left_out})")
     if not kept:
