@@ -22,7 +22,7 @@ from ..data.encoding import DIALOGUE, Conversation, TextEncoder
 from ..data.paired import PairedEncoder, Role, TextChanged
 from ..data.row_files import Row
 from ..data.rows import Split, glued, split_rows
-from ..experiment import Experiment
+from ..experiment import Experiment, SimilarityScorer
 from ..models.opening import OpenedModel, check_tokenizers, ids_differ, split_differently
 from ..models.shape import ModelShape, bytes_of, heads_of
 from ..util.text import gb
@@ -200,8 +200,8 @@ def check_rows(pair: Pair) -> Iterator[Finding]:
         yield from check(pair, pair.split)
 
 
-def check_settings(experiment: Experiment, source: ModelShape, target: ModelShape) -> Iterator[Finding]:
-    """Check that pairing and method fit the shapes of a pair."""
+def check_settings(experiment: Experiment, source: ModelShape, target: ModelShape, *, apart: bool) -> Iterator[Finding]:
+    """Check that scorer, pairing and method fit a pair; `apart` as in `Pair`."""
     pairing, method = experiment.pairing, experiment.method
     width = source.width if experiment.transport.frame == "none" else target.width
     fits: list[Callable[[], object]] = [lambda: method.check(source, target, experiment.train, reference_width=width)]
@@ -212,6 +212,21 @@ def check_settings(experiment: Experiment, source: ModelShape, target: ModelShap
             fit()
         except SemalignError as failure:
             yield refused("settings", failure)
+    yield from _check_tokenizations(experiment, apart=apart)
+
+
+def _check_tokenizations(experiment: Experiment, *, apart: bool) -> Iterator[Finding]:
+    """Check that scorer and method can do with as many tokenizers as the pair has."""
+    method, scorer = experiment.method, experiment.scorer
+    if apart and method.one_tokenizer:
+        message = f"the tokenizers differ, and method.kind={method.kind} presumes that one serves both models"
+        yield error("settings", message, "choose another method, or models of one family")
+    if not apart and method.two_tokenizers:
+        message = f"one tokenizer serves both models, and method.kind={method.kind} compares spans of two"
+        yield error("settings", message, "choose another method, such as method.kind=kd")
+    if apart and isinstance(scorer, SimilarityScorer):
+        message = "the tokenizers differ, and scorer.kind=similarity compares both models token by token"
+        yield error("settings", message, "scorer.kind=gradient_activation, with another pairing than similarity")
 
 
 def check_dtype(source: OpenedModel, target: OpenedModel, *, chosen: bool = True) -> Finding:
@@ -288,7 +303,7 @@ def _dtype(pair: Pair) -> Iterator[Finding]:
 
 
 def _settings(pair: Pair) -> Iterator[Finding]:
-    yield from check_settings(pair.experiment, pair.source.shape, pair.target.shape)
+    yield from check_settings(pair.experiment, pair.source.shape, pair.target.shape, apart=pair.apart)
 
 
 def _entries(pair: Pair) -> Iterator[Finding]:

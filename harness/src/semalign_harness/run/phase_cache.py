@@ -71,6 +71,8 @@ def phase_key(experiment: Experiment, inputs: Inputs, device: torch.device) -> s
         | foreign_packages(experiment)
         | foreign_code(experiment),
     }
+    if inputs.classes is not None:
+        parts["classes"] = [each.tolist() for each in (inputs.classes.source, inputs.classes.target)]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
