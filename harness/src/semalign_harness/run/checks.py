@@ -18,8 +18,8 @@ from semalign_attribution import Manual
 from semalign_geometry import SharedVocabulary, VocabularyClasses, align_classes
 from semalign_geometry.base import SemalignError, Settings
 
-from ..data.encoding import DIALOGUE, Conversation, TextEncoder
-from ..data.paired import PairedEncoder, Role, TextChanged
+from ..data.encoding import DIALOGUE, Conversation, Role, TextEncoder
+from ..data.paired import PairedEncoder, TextChanged
 from ..data.row_files import Row
 from ..data.rows import Split, glued, split_rows
 from ..experiment import Experiment, SimilarityScorer

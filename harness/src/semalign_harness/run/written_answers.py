@@ -13,7 +13,7 @@ from semalign_geometry.base import SemalignError
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from ..data.encoding import Example
+from ..data.encoding import Example, Role
 from ..data.settings import DataConfig, WritingConfig
 from ..generation import GENERATION, end_ids, generate, likeliest
 from ..models.loading import LoadedModel
@@ -23,7 +23,7 @@ from ..util.console import Console
 from ..util.failures import naming
 from ..util.journal import Answer, Journal, request_key
 from ..util.locking import lock_of, wait_for
-from .job import Job, Role
+from .job import Job
 
 Prompt = tuple[int, ...]
 
