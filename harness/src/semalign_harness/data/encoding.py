@@ -31,6 +31,8 @@ CLOCK = "strftime_now"
 _THOUGHTS = ("reasoning_content", "thinking", "reasoning")
 """Keys of a message that hold the thoughts before its content, in the order of transformers."""
 
+Role = Literal["source", "target"]
+"""One of the two models of a pair."""
 Message = dict[str, Any]
 """A turn: `role`, `content` and further keys that the template may read, such as `tool_calls`."""
 DIALOGUE: list[Message] = [
@@ -106,7 +108,7 @@ class Example:
         """Tokens of the longer side."""
         return max(len(self), len(self.source or ()))
 
-    def on(self, role: Literal["source", "target"]) -> "Example | SourceSide":
+    def on(self, role: Role) -> "Example | SourceSide":
         """Return the side that one of the models reads."""
         return self.source if role == "source" and self.source is not None else self
 

@@ -2,15 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
 
 from semalign_align import Spans, align_spans
 from semalign_geometry import Vocabulary
 from semalign_geometry.base import SemalignError
 
-from .encoding import Conversation, Example, SourceSide, TextEncoder
-
-Role = Literal["source", "target"]
+from .encoding import Conversation, Example, Role, SourceSide, TextEncoder
 
 
 class TextChanged(SemalignError):

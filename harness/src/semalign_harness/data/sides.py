@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Literal
 
 import torch
 from jaxtyping import Bool
@@ -10,10 +9,9 @@ from semalign_align import AnyBatch, PairedBatch
 from semalign_attribution import Batch, supervised
 from torch import Tensor
 
-from .encoding import Example
+from .encoding import Example, Role
 from .rows import batches
 
-Role = Literal["source", "target"]
 ROLES: tuple[Role, ...] = ("source", "target")
 
 

@@ -18,8 +18,8 @@ from semalign_attribution import Manual
 from semalign_geometry import SharedVocabulary, VocabularyClasses, align_classes
 from semalign_geometry.base import SemalignError, Settings
 
-from ..data.encoding import DIALOGUE, Conversation, TextEncoder
-from ..data.paired import PairedEncoder, Role, TextChanged
+from ..data.encoding import DIALOGUE, Conversation, Role, TextEncoder
+from ..data.paired import PairedEncoder, TextChanged
 from ..data.row_files import Row
 from ..data.rows import Split, glued, split_rows
 from ..experiment import Experiment, SimilarityScorer
@@ -334,8 +334,8 @@ def _classes(pair: Pair, classes: VocabularyClasses, seconds: float) -> Iterator
     yield ok(
         "tokenizers",
         f"they differ, so each model reads rows by its own: {shared} entries have the same bytes, all entries fall "
-        f"into {classes.count} classes ({alone[0]} of the source and {alone[1]} of the target into none of a shared "
-        f"entry), found in {seconds:.1f} s",
+        f"into {classes.count} classes ({alone[0]} of the source and {alone[1]} of the target into no class of a "
+        f"shared entry), found in {seconds:.1f} s",
     )
     if shared < widest and pair.experiment.transport.frame != "none":
         message = f"the tokenizers share {shared} entries, too few for a semantic basis of width {widest}"
@@ -385,8 +385,8 @@ def _chat_template(pair: Pair) -> Iterator[Finding]:
         reader = "neither template" if pair.apart else "the chat template never"
         message = f"{reader} reads {', '.join(sorted(ignored))} of chat_template"
         yield warning("chat template", message, f"chat_template={json.dumps(kept)}")
-    if dates := {each.told_date for each in encoders} - {None}:
-        message = f"the chat template reads the clock, which stands at {min(dates)}: set date for another day"
+    if dates := [each.told_date for each in encoders if each.told_date is not None]:
+        message = f"the chat template reads the clock, which stands at {dates[0]}: set date for another day"
         yield ok("date", message)
 
 

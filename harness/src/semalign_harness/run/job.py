@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from semalign_align import Ranks
 
-from ..data.sides import Role as Role
+from ..data.encoding import Role
 from ..experiment import Experiment
 from ..models.loading import LoadedModel
 from ..util.console import Console

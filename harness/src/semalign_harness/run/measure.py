@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, kl_div
 from transformers import PreTrainedTokenizerBase
 
-from ..data.encoding import Example
-from ..data.sides import Role, one_sided
+from ..data.encoding import Example, Role
+from ..data.sides import one_sided
 from ..generation import end_ids, generate
 from ..models.loading import LoadedModel
 from ..reading import answer_text, same_number

@@ -34,9 +34,9 @@ from semalign_geometry import FRAMES, PairedResiduals, SemanticBasis, Transport,
 from semalign_geometry.base import MANIFEST, SemalignError, replace_file
 from torch import Tensor
 
-from ..data.encoding import Example
+from ..data.encoding import Example, Role
 from ..data.rows import batches
-from ..data.sides import Role, side_of, span_count, span_starts
+from ..data.sides import side_of, span_count, span_starts
 from ..experiment import SimilarityScorer
 from ..models.loading import LoadedModel
 from ..results.fidelity import RunFidelity

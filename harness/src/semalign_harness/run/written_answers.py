@@ -13,7 +13,7 @@ from semalign_geometry.base import SemalignError
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from ..data.encoding import Example
+from ..data.encoding import Example, Role
 from ..data.settings import DataConfig, WritingConfig
 from ..generation import GENERATION, end_ids, generate, likeliest
 from ..models.loading import LoadedModel
@@ -23,7 +23,7 @@ from ..util.console import Console
 from ..util.failures import naming
 from ..util.journal import Answer, Journal, request_key
 from ..util.locking import lock_of, wait_for
-from .job import Job, Role
+from .job import Job
 
 Prompt = tuple[int, ...]
 
@@ -92,7 +92,8 @@ def _kept(job: Job, writer: Role, part: str, rows: list[Example], written: dict[
     reason = "with tokens that only one model knows" if job.inputs.paired is None else "that are no text to both models"
     left_out = f"{wrong} wrong, {too_long} longer than data.max_length={data.max_length}, {lost} {reason}"
     longest, end = data.writing.max_new_tokens, tokenizer.eos_token_id
-    cut = sum(len(ids) == longest and ids[-1] != end for row in kept if (ids := row.on(writer).answer_ids))
+    answers = [row.on(writer).answer_ids for row in kept]
+    cut = sum(len(answer) == longest and answer[-1] != end for answer in answers)
     cut_off = f", {cut} of them cut off at data.writing.max_new_tokens={longest}" if cut else ""
     job.console.note(f"{answered}: {len(kept)} of {len(rows)} stay{cut_off} ({left_out})")
     if not kept:

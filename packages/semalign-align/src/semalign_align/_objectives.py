@@ -9,18 +9,19 @@ sides, so that the numbers of both models compare.
 from dataclasses import dataclass
 from typing import ClassVar, Literal, Protocol, runtime_checkable
 
-import torch
 from jaxtyping import Bool, Float, Int
 from pydantic import Field
 from semalign_geometry import (
     LEAST_TOKENS,
     Divergence,
     Head,
+    OutputHead,
     TopEntries,
     answer_nll,
     kl_divergence,
     quadratic_divergence,
     relation_distances,
+    span_divergence,
     top_k_divergence,
     unit_rows,
 )
@@ -49,7 +50,7 @@ class Step:
     """The source's output distribution at the start of each span."""
     head: Head
     """The target's head over its whole vocabulary."""
-    shared_head: Head
+    shared_head: OutputHead
     """The target's head over the entries or classes that `output` is over."""
     temperature: float
     """Divides the logits of both models in `output`."""
@@ -159,7 +160,8 @@ class Fisher(_LayerObjective):
     def total(self, step: Step) -> Float[Tensor, ""]:
         """Sum over the spans."""
         target, reference = _at_target_width(step, self.kind)
-        return quadratic_divergence(target, reference, step.shared_head).sum()
+        lens = step.shared_head if isinstance(step.shared_head, Head) else step.head
+        return quadratic_divergence(target, reference, lens).sum()
 
 
 class _OutputTerm(_Term):
@@ -186,7 +188,7 @@ class OutputKL(_OutputTerm):
         return self.of(step.output, step.span_hidden, step.shared_head, step.temperature).sum()
 
     def of(
-        self, source: OutputTarget, hidden: Float[Tensor, "s t"], head: Head, temperature: float
+        self, source: OutputTarget, hidden: Float[Tensor, "s t"], head: OutputHead, temperature: float
     ) -> Float[Tensor, " s"]:
         """Each span's value, in nats.
 
@@ -247,7 +249,7 @@ class SpanLikelihood(_OutputTerm):
         chosen = spans.several
         tokens = chosen.repeat_interleave(spans.lengths, output_size=len(labels))
         likelihood = sums_within(-answer_nll(hidden[tokens], head, labels[tokens]), spans.lengths[chosen])
-        return _binary_kl(spans.log_likelihood[chosen] / self.temperature, likelihood / self.temperature)
+        return span_divergence(spans.log_likelihood[chosen], likelihood, temperature=self.temperature)
 
 
 class AnswerNLL(_OutputTerm):
@@ -292,10 +294,3 @@ def _at_target_width(step: Step, kind: str) -> tuple[Tensor, Tensor]:
             f"target {step.residual.shape[-1]}: use a transport with a frame, or the relation objective"
         )
     return step.residual[step.mask], step.reference[step.mask].to(step.residual.dtype)
-
-
-def _binary_kl(log_p: Tensor, log_q: Tensor) -> Tensor:
-    """KL between (P, 1 − P) and (Q, 1 − Q) in log space, for P and Q above 0 and below 1."""
-    log_p, log_q = log_p.clamp_max(-1e-6).to(log_q.dtype), log_q.clamp_max(-1e-6)
-    others = [torch.log(-torch.expm1(each)) for each in (log_p, log_q)]
-    return log_p.exp() * (log_p - log_q) + others[0].exp() * (others[0] - others[1])

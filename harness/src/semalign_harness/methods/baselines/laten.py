@@ -15,8 +15,8 @@ from semalign_geometry.base import SemalignError
 from semalign_train import StepRecord, TrainSettings, optimisation_batches
 from torch import Tensor, nn
 
-from ...data.encoding import Example
-from ...data.sides import ROLES, Role, batches_of, one_sided
+from ...data.encoding import Example, Role
+from ...data.sides import ROLES, batches_of, one_sided
 from ...models.shape import ModelShape
 from .._method import Method, MethodContext, MethodNeeds, MethodReport, Work
 from .neurons import MOVED, Located, Place, locate, parts_of, places, until_last_word
