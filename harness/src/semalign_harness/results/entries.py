@@ -7,8 +7,8 @@ class EntryChange(Settings):
     """Mean probability of one entry over the held-out spans, or of one class where the tokenizers differ."""
 
     entry: str
-    """Its text as Python writes it, with ␣ for a space, such as `'␣the'`, or its bytes where they are no text; `end` for
-    the end of a turn, `rest` for what no other class holds. With one tokenizer, the token as the tokenizer names it."""
+    """Its text as Python writes it, with ␣ for a space, such as `'␣the'`, or its bytes where they are no text; `end`
+    for the end of a turn and `rest` for what no other class holds. With one tokenizer, the tokenizer's name of it."""
     source: float
     """By the source."""
     before: float

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from semalign_align import FinalStates, Ranks, SupervisedBatch, Supervision, span_log_likelihoods
 from semalign_attribution import IGNORE, DecoderView, undisturbed
-from semalign_geometry import OutputHead, answer_nll
+from semalign_geometry import Head, OutputHead, answer_nll
 from semalign_geometry.base import SemalignError
 from torch import Tensor
 from torch.nn.functional import cross_entropy, kl_div
@@ -111,6 +111,7 @@ def _of_tokens(
 ) -> list[_Compared]:
     """Return NLL over the whole vocabulary, and KL and agreement over the entries of both models, part by part."""
     source = _final(data)
+    assert isinstance(source.head, Head)  # of one tokenizer
     hidden = source.hidden if is_source else _final_states(view, data)
     found = []
     for ours, theirs, labels in zip(
