@@ -11,7 +11,7 @@ from semalign_geometry.base import SemalignError
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from ._spans import AnyBatch, PairedBatch
+from ._spans import AnyBatch, PairedBatch, sums_within
 
 ShardTensors = Callable[[str], Any]
 """Returns a tensor of a shard by its name, all its examples end to end; it may lie in a file until it is sliced."""
@@ -101,6 +101,8 @@ class Examples:
         """Tokens of each example as the target reads it."""
         self.counts: Int[Tensor, " e"] = torch.tensor(self._sizes["counts"])
         """Spans of each example; its answer tokens with one tokenizer."""
+        self.answer_counts: Int[Tensor, " e"] = self._answer_counts()
+        """Answer tokens of each example as the target reads it."""
 
     def __len__(self) -> int:
         return len(self._shard_of)
@@ -130,6 +132,12 @@ class Examples:
         if not self.paired:
             return None
         return _padded(self._parts("source_ids", indices), self._parts("source_labels", indices))
+
+    def _answer_counts(self) -> Int[Tensor, " e"]:
+        if not self.paired:
+            return self.counts
+        tokens = torch.cat([shard("span_target")[:].long() for shard in self._shards])
+        return sums_within(tokens, self.counts)
 
     def _parts(self, name: str, indices: Sequence[int]) -> list[Tensor]:
         kind = SIZES.get(name, "counts")

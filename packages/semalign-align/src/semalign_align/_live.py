@@ -66,6 +66,8 @@ class LiveSupervision:
         """Tokens of each example as the target reads it."""
         self.counts: Int[Tensor, " e"] = self._examples.counts
         """Spans of each example; its answer tokens with one tokenizer."""
+        self.answer_counts: Int[Tensor, " e"] = self._examples.answer_counts
+        """Answer tokens of each example as the target reads it."""
         self.entries: Int[Tensor, " v"] = self._source.entries
         """Ids of the target's vocabulary that the output distribution is over."""
         self.classes = classes

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from itertools import accumulate, pairwise
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Num
 from semalign_attribution import Batch
 from semalign_geometry.base import SemalignError
 from torch import Tensor
@@ -118,7 +118,7 @@ def span_log_likelihoods(token_log_probs: Float[Tensor, " p"], spans: BatchSpans
     return sums_within(token_log_probs, spans.lengths)
 
 
-def sums_within(values: Float[Tensor, " p"], lengths: Int[Tensor, " s"]) -> Float[Tensor, " s"]:
+def sums_within(values: Num[Tensor, " p"], lengths: Int[Tensor, " s"]) -> Num[Tensor, " s"]:
     """Sum of the first `lengths[0]` values, of the next `lengths[1]`, …; the lengths add up to all of them."""
     span = torch.arange(len(lengths), device=values.device).repeat_interleave(lengths, output_size=len(values))
     return values.new_zeros(len(lengths)).index_add(0, span, values)

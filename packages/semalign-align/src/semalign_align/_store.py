@@ -37,6 +37,8 @@ class Supervision:
         """Tokens of each example as the target reads it."""
         self.counts: Int[Tensor, " e"] = self._examples.counts
         """Spans of each example; its answer tokens with one tokenizer."""
+        self.answer_counts: Int[Tensor, " e"] = self._examples.answer_counts
+        """Answer tokens of each example as the target reads it."""
         with safe_open(folder / VOCABULARY, framework="pt") as file:
             vocabulary = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
         self.classes = classes_of(vocabulary) if self._examples.paired else None

@@ -78,6 +78,11 @@ class SupervisionSource(Protocol):
         ...
 
     @property
+    def answer_counts(self) -> Int[Tensor, " e"]:
+        """Answer tokens of each example as the target reads it."""
+        ...
+
+    @property
     def entries(self) -> Int[Tensor, " v"]:
         """Ids of the target's vocabulary that the output distribution is over."""
         ...
