@@ -25,10 +25,12 @@ from semalign_align import (
     Step,
     Supervision,
     SupervisionSource,
+    check_objective,
     position_mask,
     store_bytes,
     supervise,
 )
+from semalign_align._boundary import _made_up
 from semalign_attribution import view_of
 from semalign_geometry import ClassHead, TopEntries, align_classes
 from semalign_geometry.base import SemalignError
@@ -380,6 +382,14 @@ def test_without_spans_the_span_term_is_zero_with_a_gradient() -> None:
     step = replace(step_of(live(), TARGET, [0]), spans=None)
     total = SpanLikelihood().total(step)
     assert total.item() == 0 and total.requires_grad
+
+
+@each_objective
+def test_made_up_examples_with_spans_fit_our_objectives(objective: Objective) -> None:
+    step = _made_up(6, 6, spans=True, hidden=objective.needs_output)
+    total = objective.total(step)
+    assert total.dim() == 0 and total.requires_grad and objective.count(step.mask.sum(1)) > 0
+    check_objective(objective, width=6, reference_width=6, spans=True)
 
 
 # One tokenizer on both sides, through the code for two

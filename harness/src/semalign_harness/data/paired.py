@@ -9,6 +9,9 @@ from semalign_geometry.base import SemalignError
 
 from .encoding import Conversation, Example, Role, SourceSide, TextEncoder
 
+Pieces = tuple[bytes | None, ...]
+"""Bytes of the tokens of an answer; None for special entries."""
+
 
 class TextChanged(SemalignError):
     """The two models read different text in one answer."""
@@ -75,8 +78,10 @@ class PairedEncoder:
         text = _text(vocabulary.bytes_of(ids[:-1] if ended else ids))
         fresh = self.example(row.source.conversation.answered(text), name="a written answer")
         assert fresh.source is not None
-        kept = slice(None) if ended else slice(-1)
-        source, target = fresh.source.answer_ids[kept], fresh.answer_ids[kept]
+        source, target = fresh.source.answer_ids, fresh.answer_ids
+        if not ended:
+            source = source[: _text_tokens(self.source_vocabulary.bytes_of(source))]
+            target = target[: _text_tokens(self.target_vocabulary.bytes_of(target))]
         try:
             written = (tuple(ids), target) if writer == "source" else (source, tuple(ids))
             spans, framed = self._spans(*written)
@@ -97,10 +102,11 @@ class PairedEncoder:
     def _spans(self, source: Sequence[int], target: Sequence[int]) -> tuple[Spans, tuple[bool, bool]]:
         """Return the spans of an answer, and whether its first and its last span differ by space of one side alone."""
         sides = [self.source_vocabulary.bytes_of(source), self.target_vocabulary.bytes_of(target)]
-        last = [_space_before_end(side) for side in sides]
-        if differs := b"".join(sides[0][last[0]]) != b"".join(sides[1][last[1]]):
-            sides = [(*side[: space.start], *[None] * (len(side) - space.start)) for side, space in zip(sides, last)]
-        first = [b"".join(piece for piece in side if piece is not None)[:1] for side in sides]
+        counts = [_text_tokens(side) for side in sides]
+        space = [side[count:] for side, count in zip(sides, counts, strict=True)]
+        if differs := _joined(space[0]) != _joined(space[1]):
+            sides = [(*side[:count], *[None] * (len(side) - count)) for side, count in zip(sides, counts, strict=True)]
+        first = [_joined(side)[:1] for side in sides]
         try:
             spans = align_spans(*sides)
         except SemalignError as error:
@@ -111,23 +117,26 @@ class PairedEncoder:
         return spans, framed
 
 
-def _space_before_end(pieces: Sequence[bytes | None]) -> slice:
-    """Return the place of the tokens of space that stand before the special entries at the end of an answer."""
+def _text_tokens(pieces: Pieces) -> int:
+    """Return the number of tokens before an answer's end, without space that the template writes between both."""
     end = len(pieces)
     while end and pieces[end - 1] is None:
         end -= 1
-    first = end
-    while end < len(pieces) and first > 1 and (pieces[first - 1] or b"").isspace():
-        first -= 1
-    return slice(first, end)
+    count = end
+    while end < len(pieces) and count > 1 and (pieces[count - 1] or b"").isspace():
+        count -= 1
+    return count
 
 
-def _text(pieces: Sequence[bytes | None]) -> str:
+def _joined(pieces: Pieces) -> bytes:
+    return b"".join(piece for piece in pieces if piece is not None)
+
+
+def _text(pieces: Pieces) -> str:
     """Text of the tokens of a written answer."""
-    found = [piece for piece in pieces if piece is not None]
-    if len(found) < len(pieces):
+    if None in pieces:
         raise TextChanged("the answer has special entries before its end")
     try:
-        return b"".join(found).decode().strip()
+        return _joined(pieces).decode().strip()
     except UnicodeDecodeError as error:
         raise TextChanged("the answer is no text, as when it was cut off inside a character") from error
