@@ -121,7 +121,8 @@ def test_metrics_equal_a_plain_forward_pass(
         agreement = float((both[0].argmax(1) == both[1].argmax(1)).sum())
         rows.append((len(starts[0]), nll[0], nll[1], kl, agreement, len(example.answer.strip().encode())))
         sums += torch.stack([each.sum(0) for each in both])
-    spans, source_nll, target_nll, kl, agreement, size = (torch.tensor(column).double() for column in zip(*rows))
+    columns = (torch.tensor(column).double() for column in zip(*rows, strict=True))
+    spans, source_nll, target_nll, kl, agreement, size = columns
     assert (found.spans, found.rows, sum(found.by_row.tokens)) == (int(spans.sum()), len(rows), found.spans)
     assert found.tokens == sum(len(row.answer_ids) for row in inputs.split.held_out)
     assert found.by_row.answer_bytes == tuple(size.long().tolist())

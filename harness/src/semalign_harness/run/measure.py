@@ -159,8 +159,8 @@ def _final(data: SupervisedBatch) -> FinalStates:
 
 
 def answer_bytes(held_out: Supervision, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Return the length of each answer of a store in UTF-8, at least 1; the space around it and the end of its turn count
-    nothing.
+    """Return the length of each answer of a store in UTF-8, at least 1, without the space around it and the end of its
+    turn.
 
     Args:
         held_out: the store.
