@@ -53,6 +53,12 @@ class PairedEncoder:
         stripped = replace(conversation, messages=[*before, {**last, "content": str(last["content"]).strip()}])
         target = self.target.example(stripped, name=name)
         source = self.source.example(stripped, name=f"{name} for the source")
+        for role, encoder, ids in (
+            ("source", self.source, source.prompt_ids),
+            ("target", self.target, target.prompt_ids),
+        ):
+            if encoder.unknown in ids:
+                raise TextChanged(f"the {role}'s tokenizer has no entry for a part of the prompt")
         spans, framed = self._spans(source.answer_ids, target.answer_ids)
         side = SourceSide(source.prompt_ids, source.answer_ids, spans, framed, conversation)
         return Example(target.prompt_ids, target.answer_ids, str(last["content"]), side)
