@@ -53,12 +53,9 @@ class PairedEncoder:
         stripped = replace(conversation, messages=[*before, {**last, "content": str(last["content"]).strip()}])
         target = self.target.example(stripped, name=name)
         source = self.source.example(stripped, name=f"{name} for the source")
-        for role, encoder, ids in (
-            ("source", self.source, source.prompt_ids),
-            ("target", self.target, target.prompt_ids),
-        ):
-            if encoder.unknown in ids:
-                raise TextChanged(f"the {role}'s tokenizer has no entry for a part of the prompt")
+        for encoder, read in ((self.source, source), (self.target, target)):
+            if encoder.unknown in read.prompt_ids:
+                raise TextChanged(f"{encoder.tokenizer.name_or_path} has no entry for a part of the prompt")
         spans, framed = self._spans(source.answer_ids, target.answer_ids)
         side = SourceSide(source.prompt_ids, source.answer_ids, spans, framed, conversation)
         return Example(target.prompt_ids, target.answer_ids, str(last["content"]), side)
