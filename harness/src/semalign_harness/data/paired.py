@@ -53,6 +53,9 @@ class PairedEncoder:
         stripped = replace(conversation, messages=[*before, {**last, "content": str(last["content"]).strip()}])
         target = self.target.example(stripped, name=name)
         source = self.source.example(stripped, name=f"{name} for the source")
+        for encoder, read in ((self.source, source), (self.target, target)):
+            if encoder.unknown in read.prompt_ids:
+                raise TextChanged(f"{encoder.tokenizer.name_or_path} has no entry for a part of the prompt")
         spans, framed = self._spans(source.answer_ids, target.answer_ids)
         side = SourceSide(source.prompt_ids, source.answer_ids, spans, framed, conversation)
         return Example(target.prompt_ids, target.answer_ids, str(last["content"]), side)

@@ -333,7 +333,7 @@ def _classes(pair: Pair, classes: VocabularyClasses, seconds: float) -> Iterator
     alone = [int((ids >= shared).sum() + (ids < 0).sum()) for ids in (classes.source, classes.target)]
     yield ok(
         "tokenizers",
-        f"they differ, so each model reads rows by its own: {shared} entries have the same bytes, all entries fall "
+        f"the tokenizers differ, and each model reads rows by its own: {shared} entries have equal bytes, all fall "
         f"into {classes.count} classes ({alone[0]} of the source and {alone[1]} of the target into no class of a "
         f"shared entry), found in {seconds:.1f} s",
     )
