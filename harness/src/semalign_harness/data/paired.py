@@ -118,7 +118,8 @@ class PairedEncoder:
         try:
             spans = align_spans(*sides)
         except SemalignError as error:
-            raise TextChanged(str(error)) from error
+            fact, _, _ = str(error).rpartition(": ")  # the remedy is for other callers
+            raise TextChanged(fact) from error
         framed = (first[0] != first[1], differs)
         if sum(framed) >= len(spans.source):
             raise TextChanged("the answer has no span besides those that differ by space of one side")
