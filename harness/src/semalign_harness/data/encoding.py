@@ -187,6 +187,13 @@ class TextEncoder:
             found.add(self.example(Conversation(DIALOGUE), name="a question with its answer").answer_ids[-1])
         return frozenset(found)
 
+    @functools.cached_property
+    def unknown(self) -> int | None:
+        """Id for text that the tokenizer has no entry for; None where it reads every text."""
+        marks = (self.tokenizer.bos_token_id, self.tokenizer.eos_token_id, self.tokenizer.pad_token_id)
+        found: int | None = self.tokenizer.unk_token_id
+        return None if found in marks else found  # as GPT-2's, which is never used
+
     def notes(self) -> list[str]:
         """Describe options that are ignored, and the date of the clock."""
         found = []

@@ -159,7 +159,8 @@ def _final(data: SupervisedBatch) -> FinalStates:
 
 
 def answer_bytes(held_out: Supervision, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Return the length of each answer of a store in UTF-8, at least 1; the end of a turn counts nothing.
+    """Return the length of each answer of a store in UTF-8, at least 1, without the space around it and the end of its
+    turn.
 
     Args:
         held_out: the store.
@@ -172,7 +173,7 @@ def answer_bytes(held_out: Supervision, tokenizer: PreTrainedTokenizerBase) -> l
         )
         for labels in answers
     )
-    return [max(1, len(str(text).encode())) for text in texts]
+    return [max(1, len(str(text).strip().encode())) for text in texts]
 
 
 def _final_states(view: DecoderView, data: SupervisedBatch) -> Float[Tensor, "p d"]:
