@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ._head import Head, accumulation_dtype, final_norm, full_precision, norm_gain, to_float64
-from .base import ArtifactManifest, SemalignError, checked
+from .base import ArtifactManifest, SemalignError, checked, short_repr
 
 CHUNK = 8192
 """Vocabulary rows in memory at a time, by default."""
@@ -65,6 +65,8 @@ class SemanticBasis:
     """(WᵀW)⁻¹, float64, where `gram` lies; None where the rank is deficient."""
     manifest: BasisManifest
     """Sizes, rank and conditioning."""
+
+    __repr__ = short_repr
 
     @classmethod
     @checked

@@ -24,7 +24,7 @@ from ._basis import CHUNK
 from ._class_head import ClassHead, OutputHead
 from ._head import Head, accumulation_dtype, full_precision
 from ._logits import LogitReader, chunks, softcap_slope, weighted_rows
-from .base import SemalignError, checked
+from .base import SemalignError, checked, short_repr
 
 Divergence = Literal["forward", "reverse", "jensen_shannon"]
 """`forward`: KL(p_S ‖ p_T), which covers all that the source may say. `reverse`: KL(p_T ‖ p_S), which keeps to what
@@ -41,6 +41,8 @@ class TopEntries:
     """Natural logarithms, at the temperature that they were taken at."""
     tail: Float[Tensor, " n"]
     """Natural logarithm of the mass outside of `ids`; −inf when k is the whole vocabulary."""
+
+    __repr__ = short_repr
 
 
 @checked
@@ -255,6 +257,8 @@ class HeadStatistics:
     """logsumexp of all other entries; −inf when no entry is left."""
     normaliser: Float[Tensor, " n"]
     """logsumexp over the whole vocabulary."""
+
+    __repr__ = short_repr
 
 
 @checked

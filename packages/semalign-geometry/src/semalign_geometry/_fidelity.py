@@ -10,7 +10,7 @@ from torch import Tensor
 from ._head import accumulation_dtype
 from ._relation import linear_cka
 from ._transport import Transport
-from .base import Contract, SemalignError, checked
+from .base import Contract, SemalignError, checked, short_repr
 from .base._checked import check
 
 
@@ -26,6 +26,8 @@ class PairedResiduals:
     """Those of the target, at its width."""
     source: Float[Tensor, "n s"]
     """Those of the source, at its own."""
+
+    __repr__ = short_repr
 
 
 class LayerFidelity(Contract):

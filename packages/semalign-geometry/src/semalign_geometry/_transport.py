@@ -14,7 +14,7 @@ from torch import Tensor
 from ._basis import CHUNK, COARSE, SemanticBasis
 from ._frames import Frame, find_frame, frame_rows, outer_power, unit_rows
 from ._head import accumulation_dtype, full_precision, to_float64
-from .base import ArtifactManifest, SemalignError, checked, read_artifact, write_artifact
+from .base import ArtifactManifest, SemalignError, checked, read_artifact, short_repr, write_artifact
 
 LOGGER = logging.getLogger(__name__)
 
@@ -44,6 +44,8 @@ class Transport:
     """float32; float64 when a head is float64. It follows the vectors to their device when it is applied."""
     manifest: TransportManifest
     """Frame and widths."""
+
+    __repr__ = short_repr
 
     @classmethod
     def identity(cls, width: int) -> "Transport":
