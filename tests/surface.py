@@ -8,7 +8,9 @@ from types import ModuleType
 
 def assert_exports_what_it_names(package: ModuleType) -> None:
     """`__all__` names each public value of the package once, and each of ours that is callable has a docstring."""
-    assert sorted(package.__all__) == [name for name in dir(package) if not name.startswith("_")]
+    values = {name: getattr(package, name) for name in dir(package) if not name.startswith("_")}
+    public = {name for name, value in values.items() if not isinstance(value, ModuleType)}
+    assert sorted(package.__all__) == sorted(public), set(package.__all__) ^ public
     for name in package.__all__:
         value = getattr(package, name)
         if callable(value) and getattr(value, "__module__", "").startswith("semalign"):

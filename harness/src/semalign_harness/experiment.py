@@ -24,8 +24,7 @@ from semalign_geometry import KNOWN_FRAMES
 from semalign_geometry.base import Contract, Kinds, SemalignError, Settings
 from semalign_train import TrainSettings
 
-from .data.encoding import DAY, TemplateOptions
-from .data.settings import DataConfig
+from .data.settings import DAY, DataConfig, TemplateOptions
 from .methods import KNOWN_METHODS, Method, SemAlign, parse_method
 from .models.settings import ModelConfig
 

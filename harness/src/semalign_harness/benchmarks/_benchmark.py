@@ -5,15 +5,17 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-import datasets
 from pydantic import ConfigDict, JsonValue
 from semalign_geometry.base import ComponentError, Contract, SemalignError, Settings, brief
 
 from ..data.rows import TEMPLATES, load_rows
 from ..data.settings import RowsConfig
 from ..sandbox import Program, Verdict
+
+if TYPE_CHECKING:
+    from datasets import DatasetDict
 
 Document = dict[str, Any]
 """One row of a benchmark, with exactly the fields that the benchmark reads."""
@@ -222,7 +224,9 @@ class Benchmark:
             metrics.append({"metric": "reason", "aggregation": _counts, "higher_is_better": False})
 
         # A closure: lm-eval copies a task's configuration deeply, but not functions.
-        def custom_dataset(**_: Any) -> datasets.DatasetDict:
+        def custom_dataset(**_: Any) -> "DatasetDict":
+            import datasets  # takes a second to import
+
             return datasets.DatasetDict({"test": datasets.Dataset.from_list(rows)})
 
         return {

@@ -16,7 +16,6 @@ from semalign_geometry.base import SemalignError
 from ..util.cache import cache_folder
 from ..util.console import interruptible, logged
 from ..util.failures import is_full_memory, memory_message
-from ..util.resources import leave
 
 _RESUMED = ("run", "submit", "compare", "sweep", "evaluate")
 """Commands that resume where they were interrupted."""
@@ -56,6 +55,14 @@ def execute(command: str, given: Sequence[str], description: str) -> int:
         print("semalign: this is a bug: please report the lines above, and the command", file=sys.stderr)
         return 3
     finally:
+        _leave()
+
+
+def _leave() -> None:
+    """Disconnect from the other processes of the job, where there are any."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        from ..util.resources import leave  # with torch
+
         leave()
 
 

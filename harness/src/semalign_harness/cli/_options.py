@@ -5,14 +5,14 @@ import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import transformers
 from semalign_geometry.base import SemalignError
 
-from ..experiment import Experiment
-from ..loading import load_experiment, pair_names
-from ..util.console import Console
+from ..util.console import Console, take_handler
+
+if TYPE_CHECKING:
+    from ..experiment import Experiment
 
 
 def experiment_arguments(parser: argparse.ArgumentParser, *, settings: str = "settings of the experiment") -> None:
@@ -35,6 +35,8 @@ def named_experiment(options: argparse.Namespace, command: str) -> tuple[str, st
     Raises:
         SemalignError: no experiment is named.
     """
+    from ..loading import pair_names
+
     if options.experiment is None:
         raise SemalignError(f"{command} needs an experiment: a pair ({', '.join(pair_names())}) or a YAML file")
     words = list(options.overrides)
@@ -42,8 +44,12 @@ def named_experiment(options: argparse.Namespace, command: str) -> tuple[str, st
     return options.experiment, task, words
 
 
-def read_experiment(options: argparse.Namespace, command: str, *, overrides: Sequence[str] | None = None) -> Experiment:
+def read_experiment(
+    options: argparse.Namespace, command: str, *, overrides: Sequence[str] | None = None
+) -> "Experiment":
     """Load the experiment that the arguments name, with other overrides where they are given."""
+    from ..loading import load_experiment
+
     base, task, own = named_experiment(options, command)
     return load_experiment(base, task, configs=options.config, overrides=own if overrides is None else overrides)
 
@@ -102,13 +108,16 @@ def given_benchmarks(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def console_of(options: argparse.Namespace) -> Console:
-    """The console that the arguments choose, with libraries silenced."""
+    """The console that the arguments choose, with libraries silenced: `transformers` is imported."""
     quiet_libraries()
     return Console(quiet=options.quiet)
 
 
 def quiet_libraries() -> None:
     """Silence the libraries where the console shows the same more clearly."""
+    take_handler()
+    import transformers
+
     transformers.logging.disable_progress_bar()
     for chatty in ("datasets", "huggingface_hub", "lm_eval", "lm-eval"):
         logging.getLogger(chatty).setLevel(logging.ERROR)

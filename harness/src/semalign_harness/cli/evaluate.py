@@ -6,8 +6,6 @@ from pathlib import Path
 
 from semalign_geometry.base import SemalignError
 
-from ..evaluation import EvaluationConfig, evaluate, evaluation_table
-from ..util.settings import merged, parse_overrides, read_tree
 from ._options import benchmark_arguments, console_of, given_benchmarks, output_arguments
 
 
@@ -31,6 +29,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Evaluate the model, and print the table."""
+    from ..results.evaluation import EvaluationConfig
+    from ..util.settings import merged, parse_overrides, read_tree
+
     overrides = list(options.overrides)
     if options.model is not None and "=" in options.model and not Path(options.model).exists():
         overrides.insert(0, options.model)
@@ -46,7 +47,10 @@ def run(options: argparse.Namespace) -> int:
         raise SemalignError("evaluate needs a model: a hub id, a model folder or a .gguf file")
     config = EvaluationConfig.parse(tree, origin=str(options.config[-1]) if options.config else "evaluation")
     folder = options.out or Path("evaluations") / _name(config.model.path)
-    result = evaluate(config, folder, console=console_of(options))
+    console = console_of(options)
+    from ..evaluation import evaluate, evaluation_table
+
+    result = evaluate(config, folder, console=console)
     if result is not None:
         print(evaluation_table(result))
         print(f"evaluation folder: {folder.resolve()}")

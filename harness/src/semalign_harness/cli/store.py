@@ -5,9 +5,6 @@ import math
 
 from semalign_geometry.base import SemalignError
 
-from ..report.result_tables import entries_table
-from ..run.phase_cache import entries, prune
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the command."""
@@ -19,6 +16,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Print or delete supervision."""
+    from ..report.result_tables import entries_table
+    from ..run.phase_store import entries, prune
+
     if options.action == "list":
         if options.unused_for is not None:
             raise SemalignError("--unused-for is for prune: leave it out of list")

@@ -3,46 +3,30 @@
 import datetime
 import functools
 import hashlib
-import inspect
 import itertools
 import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from jinja2 import Environment, TemplateSyntaxError, meta, nodes
-from pydantic import AfterValidator, JsonValue
+from pydantic import JsonValue
 from semalign_geometry.base import SemalignError
-from transformers import PreTrainedTokenizerBase
 
 from ..util.failures import naming
+from .settings import CLOCK, DAY
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 ENCODING = 1
 """Raised when the same text may become other token ids: cached answers are then void."""
-DAY = datetime.date(2024, 7, 26)
-"""Default date of a template that reads the clock, which is that of Llama's templates.
-
-A fixed date makes a run the same on every day."""
-CLOCK = "strftime_now"
-"""Name of the clock in chat templates."""
 _THOUGHTS = ("reasoning_content", "thinking", "reasoning")
 """Keys of a message that hold the thoughts before its content, in the order of transformers."""
 
 Message = dict[str, Any]
 """A turn: `role`, `content` and further keys that the template may read, such as `tool_calls`."""
-
-
-def _checked(options: dict[str, JsonValue]) -> dict[str, JsonValue]:
-    own = {*inspect.signature(PreTrainedTokenizerBase.apply_chat_template).parameters, "messages", CLOCK}
-    if reserved := sorted(own & {*options}):
-        remedy = "set date for the day" if reserved == [CLOCK] else "leave it out"
-        raise ValueError(f"{reserved[0]} is no option of a chat template, it is set by semalign: {remedy}")
-    return options
-
-
-TemplateOptions = Annotated[dict[str, JsonValue], AfterValidator(_checked)]
-"""Keyword arguments of a chat template by their names, such as `enable_thinking`."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +77,7 @@ class TextEncoder:
 
     def __init__(
         self,
-        tokenizer: PreTrainedTokenizerBase,
+        tokenizer: "PreTrainedTokenizerBase",
         *,
         options: Mapping[str, JsonValue] | None = None,
         date: datetime.date = DAY,
@@ -310,7 +294,7 @@ def _clock(date: datetime.date) -> str:
     )
 
 
-def _start(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+def _start(tokenizer: "PreTrainedTokenizerBase") -> tuple[int, ...]:
     """Token ids that a tokenizer puts before a text."""
     found = tokenizer("a", return_special_tokens_mask=True)
     added = itertools.takewhile(

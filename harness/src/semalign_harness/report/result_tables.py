@@ -6,7 +6,7 @@ from pathlib import Path
 from ..results.measurement import gap_recovered
 from ..results.metrics import NOTHING, metrics_of
 from ..results.run import RunResult
-from ..run.phase_cache import Entry
+from ..run.phase_store import Entry
 from ..util.tables import aligned
 
 COLUMNS = ("", "source", "target before", "target after", "gap recovered")

@@ -8,7 +8,7 @@ from pydantic import AfterValidator, Field, model_validator
 from semalign_geometry.base import Contract, SemalignError, Settings
 
 from ..benchmarks import BenchmarkProtocol, find_benchmark
-from ..data.encoding import DAY, TemplateOptions
+from ..data.settings import DAY, TemplateOptions
 from ..models.settings import ModelConfig
 from ..sandbox import Level
 from ..statistics import Estimate

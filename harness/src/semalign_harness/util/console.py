@@ -11,7 +11,6 @@ from contextlib import ExitStack, contextmanager
 from types import FrameType
 from typing import Any, NoReturn, TypeVar
 
-import transformers
 from tqdm import tqdm
 
 T = TypeVar("T")
@@ -154,14 +153,29 @@ def logged(*, verbose: bool) -> Iterator[None]:
     wanted = dict.fromkeys(OURS, logging.DEBUG if verbose else logging.WARNING)
     wanted |= dict.fromkeys(LOADERS, logging.WARNING if verbose else logging.ERROR)
     with ExitStack() as stack:
-        stack.callback(transformers.logging.enable_default_handler)
-        transformers.logging.disable_default_handler()  # which knows of no bars
+        stack.callback(_return_handler)
+        if "transformers" in sys.modules:
+            take_handler()
         for logger, level in ((logging.getLogger(name), level) for name, level in wanted.items()):
             stack.callback(logger.setLevel, logger.level)
             stack.callback(logger.removeHandler, handler)
             logger.setLevel(level)
             logger.addHandler(handler)
         yield
+
+
+def take_handler() -> None:
+    """Import transformers, and leave its log lines to `logged`: its own handler knows of no bars."""
+    level = logging.getLogger("transformers").level
+    import transformers  # half a second
+
+    transformers.logging.disable_default_handler()
+    logging.getLogger("transformers").setLevel(level)  # the import sets one of its own
+
+
+def _return_handler() -> None:
+    if "transformers" in sys.modules:
+        sys.modules["transformers"].logging.enable_default_handler()
 
 
 @contextmanager
