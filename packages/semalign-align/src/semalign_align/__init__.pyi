@@ -10,6 +10,7 @@ from ._objectives import LabelCosine as LabelCosine
 from ._objectives import Objective as Objective
 from ._objectives import OutputKL as OutputKL
 from ._objectives import Relation as Relation
+from ._objectives import SpanLikelihood as SpanLikelihood
 from ._objectives import Step as Step
 from ._ranks import Ranks as Ranks
 from ._settings import FinalHidden as FinalHidden
@@ -18,6 +19,12 @@ from ._settings import SupervisionManifest as SupervisionManifest
 from ._settings import SupervisionSettings as SupervisionSettings
 from ._settings import TopK as TopK
 from ._size import store_bytes as store_bytes
+from ._spans import AnyBatch as AnyBatch
+from ._spans import BatchSpans as BatchSpans
+from ._spans import PairedBatch as PairedBatch
+from ._spans import Spans as Spans
+from ._spans import align_spans as align_spans
+from ._spans import span_log_likelihoods as span_log_likelihoods
 from ._store import Supervision as Supervision
 from ._supervise import supervise as supervise
 from ._supervision import FinalStates as FinalStates

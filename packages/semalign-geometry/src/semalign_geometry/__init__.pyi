@@ -1,12 +1,17 @@
 from ._basis import COARSE as COARSE
 from ._basis import BasisManifest as BasisManifest
 from ._basis import SemanticBasis as SemanticBasis
+from ._class_head import ClassHead as ClassHead
+from ._class_head import OutputHead as OutputHead
+from ._classes import VocabularyClasses as VocabularyClasses
+from ._classes import align_classes as align_classes
 from ._divergence import Divergence as Divergence
 from ._divergence import TopEntries as TopEntries
 from ._divergence import answer_nll as answer_nll
 from ._divergence import categorical_divergence as categorical_divergence
 from ._divergence import kl_divergence as kl_divergence
 from ._divergence import quadratic_divergence as quadratic_divergence
+from ._divergence import span_divergence as span_divergence
 from ._divergence import top_entries as top_entries
 from ._divergence import top_k_divergence as top_k_divergence
 from ._fidelity import FidelityReport as FidelityReport
@@ -29,6 +34,7 @@ from ._relation import linear_cka as linear_cka
 from ._relation import linear_cka_matrix as linear_cka_matrix
 from ._relation import relation_distance as relation_distance
 from ._relation import relation_distances as relation_distances
+from ._tokens import Vocabulary as Vocabulary
 from ._transport import Transport as Transport
 from ._transport import TransportManifest as TransportManifest
 from ._transport import fit_transport as fit_transport

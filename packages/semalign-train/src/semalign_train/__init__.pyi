@@ -1,8 +1,10 @@
+from ._alm import AlmLoss as AlmLoss
 from ._batches import optimisation_batches as optimisation_batches
 from ._checkpoint import KEPT_STATES as KEPT_STATES
 from ._checkpoint import kept_until as kept_until
 from ._frontier import Callback as Callback
 from ._frontier import FrontierTrainer as FrontierTrainer
+from ._gold import GoldLoss as GoldLoss
 from ._joint import JointTrainer as JointTrainer
 from ._loop import DivergedError as DivergedError
 from ._losses import AnswerLoss as AnswerLoss
