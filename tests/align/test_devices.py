@@ -5,11 +5,13 @@ from typing import Any
 
 import pytest
 import torch
-from semalign_align import FinalHidden, FinalStates, SupervisionSettings, TopK
+from semalign_align import FinalHidden, FinalStates, LiveSupervision, OutputKL, SupervisionSettings, TopK, supervise
+from semalign_attribution import view_of
 from semalign_geometry import TopEntries
 
 from ..devices import elsewhere, usable
-from .chain import EXAMPLES, TARGET_DEPTH, make_store, source_model, target_model
+from . import toy_tokenizers as pairs
+from .chain import EXAMPLES, TARGET_DEPTH, make_store, pair, source_model, target_model
 
 each_output = pytest.mark.parametrize("kept", [TopK(k=8), FinalHidden()], ids=["top_k", "final_hidden"])
 CPU = torch.device("cpu")
@@ -57,3 +59,29 @@ def test_batches_go_to_the_device_whole(name: str, kept: Any, tmp_path: Path) ->
         for mine, theirs in pairs:
             assert mine.device.type == device.type
             torch.testing.assert_close(mine.cpu(), theirs, rtol=0, atol=0)
+
+
+@elsewhere
+@each_output
+def test_spans_of_two_tokenizers_go_to_the_device(name: str, kept: Any, tmp_path: Path) -> None:
+    wanted = SupervisionSettings(output=kept, dtype="float32")
+    models, indices = (pairs.source_model(), pairs.target_model()), [2, 0, 4]
+    transport, more = pairs.transport_between(*models), {"settings": wanted, "classes": pairs.CLASSES}
+    store = supervise(models[0], [pairs.paired()], pair(), transport, tmp_path / "cpu", **more)
+    expected = store.collate(indices, layer=2)
+    assert expected.spans is not None and expected.source is not None
+    with usable(name) as device:
+        live = LiveSupervision(models[0].to(device), [pairs.paired()], pair(), transport, **more)
+        for supervision, tolerance in ((store, 0.0), (live, 1e-2)):
+            there = supervision.collate(indices, layer=2, device=device)
+            assert there.spans is not None and there.source is not None
+            found = [(getattr(there.spans, key), value) for key, value in vars(expected.spans).items()]
+            found += [(there.source[key], value) for key, value in expected.source.items()]
+            found += [(there.reference, expected.reference)]
+            for mine, theirs in found:
+                assert mine.device.type == device.type
+                torch.testing.assert_close(mine.cpu(), theirs, rtol=tolerance, atol=tolerance)
+        head = store.output_head(view_of(models[1].to(device)).head)
+        hidden = torch.randn(int(expected.counts.sum()), head.head.weight.shape[1]).to(device)
+        there = store.collate(indices, device=device)
+        assert torch.isfinite(OutputKL().of(there.output, hidden, head, 1.0).cpu()).all()

@@ -16,8 +16,9 @@ from semalign_align import (
     supervise,
 )
 from semalign_attribution import supervised
-from semalign_geometry import TopEntries
+from semalign_geometry import Head, OutputHead, TopEntries
 from semalign_geometry.base import SemalignError
+from torch import Tensor
 
 from ..attribution.snapshot import snapshot, unsettle
 from ..models import ARCHITECTURES, collate
@@ -41,6 +42,11 @@ def both(folder: Path, wanted: SupervisionSettings, *, architecture: str = "llam
     return stored, LiveSupervision(source, batches, pair(), transport, settings=wanted, entries=entries)
 
 
+def weight_of(head: OutputHead) -> Tensor:
+    """The rows of a head, those in no class included."""
+    return head.weight if isinstance(head, Head) else head.head.weight
+
+
 def assert_same(one: SupervisedBatch, other: SupervisedBatch, *, rtol: float) -> None:
     assert all(torch.equal(one.batch[key], other.batch[key]) for key in one.batch)
     assert torch.equal(one.positions.labels, other.positions.labels)
@@ -57,7 +63,8 @@ def assert_same(one: SupervisedBatch, other: SupervisedBatch, *, rtol: float) ->
     else:
         assert isinstance(ours, FinalStates) and isinstance(theirs, FinalStates)
         torch.testing.assert_close(ours.hidden, theirs.hidden, rtol=rtol, atol=rtol)
-        assert torch.equal(ours.head.weight, theirs.head.weight)
+        assert type(ours.head) is type(theirs.head)
+        assert torch.equal(weight_of(ours.head), weight_of(theirs.head))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])

@@ -65,18 +65,16 @@ class SupervisingSource:
             raise SemalignError("entries and classes exclude each other: classes say which ids the output is over")
         self.pairing, self.settings, self.classes = pairing, settings, classes
         self.transport = Transport(transport.matrix.to(view.device, torch.float32), transport.manifest)
-        if classes is not None:
-            head, ids = ClassHead.of(view.head, classes.source, classes.count), target_entries(classes)
-        elif entries is not None:
-            head, ids = view.head.select(entries), entries.cpu()
-        else:
-            head, ids = view.head, torch.arange(rows)
-        self.head: OutputHead = head
+        self.head: OutputHead = view.head
         """The source's head over the shared entries or the classes."""
-        self.stored_head: Head = head if isinstance(head, Head) else view.head
-        """The head that a store keeps beside final hidden states: whole where `head` is over classes."""
-        self.entries: Int[Tensor, " v"] = ids
+        self.entries: Int[Tensor, " v"] = torch.arange(rows)
         """Ids of the target's vocabulary that are in them."""
+        if entries is not None:
+            self.head, self.entries = view.head.select(entries), entries.cpu()
+        if classes is not None:
+            self.head, self.entries = ClassHead.of(view.head, classes.source, classes.count), target_entries(classes)
+        self.stored_head: Head = self.head if isinstance(self.head, Head) else view.head
+        """The head that a store keeps beside final hidden states: whole where `head` is over classes."""
 
     @torch.no_grad()
     def read(

@@ -1,6 +1,7 @@
 """A language-model head over classes of its entries.
 
-Shape suffixes: N tokens, C classes, E entries (rows of the head), O entries other than the first of each class.
+Shape suffixes: N tokens, D width, C classes, E entries behind them,
+O entries other than the first of each class.
 """
 
 from dataclasses import dataclass, replace
@@ -17,8 +18,8 @@ from .base import SemalignError, checked
 class ClassHead:
     """A head over classes of its entries: p(class) = Σ p(entry) over its members, that is a logit of logsumexp.
 
-    Entries in no class are left out of the softmax. The head is the model's own, not a copy: rows are picked chunk by
-    chunk, the first member of each class before all others, so that a class of one entry costs what the entry costs.
+    Entries in no class are left out of the softmax. The head is the model's own, not a copy: its rows are picked chunk
+    by chunk.
 
     Law: with one entry in each class it is `head.select(…)`.
     """
@@ -79,14 +80,13 @@ class ClassHead:
         """The head on a device; of the same tensors where they lie there."""
         return replace(self, head=self.head.to(device), ids=self.ids.to(device), others=self.others.to(device))
 
-    def members(self, rows: slice) -> tuple[Head, Int[Tensor, " o"]]:
-        """Head over the members of some classes, the first of each before all others; and the classes of the others,
-        counted from the first of these classes."""
+    def members(self, rows: slice) -> tuple[Int[Tensor, " e"], Int[Tensor, " o"]]:
+        """Rows of the head behind some classes, the first member of each before all others; and the classes of the
+        others, counted from the first of these classes."""
         start, stop, _ = rows.indices(self.count)
         others = slice(int(self.starts[start]), int(self.starts[stop]))
         ids = torch.cat([self.ids[start:stop], self.ids[self.count + others.start : self.count + others.stop]])
-        bias = None if self.head.bias is None else self.head.bias[ids]
-        return replace(self.head, weight=self.head.weight[ids], bias=bias), self.others[others] - start
+        return ids, self.others[others] - start
 
     @checked
     @full_precision
@@ -100,28 +100,28 @@ class ClassHead:
         Returns:
             (n, c) float32 (float64 for a float64 head).
         """
-        logits_NE = self.head.logits(hidden)[:, self.ids] / temperature
-        return class_logits(logits_NE, self.others).log_softmax(1)
+        logits_EN = self.head.logits(hidden).T[self.ids] / temperature
+        return class_logits(logits_EN, self.others).log_softmax(0).T
 
 
 OutputHead = Head | ClassHead
 """A head over the entries of a vocabulary, or over classes of them."""
 
 
-def class_logits(logits_NE: Tensor, others: Int[Tensor, " o"]) -> Float[Tensor, "n c"]:
-    """Logsumexp over the members of each class.
+def class_logits(logits_EN: Float[Tensor, "e n"], others: Int[Tensor, " o"]) -> Float[Tensor, "c n"]:
+    """Logsumexp over the members of each class; entries are rows, as sums over rows are fast.
 
     Args:
-        logits_NE: logits of the first member of each of c classes, then those of all others.
+        logits_EN: logits of the first member of each of c classes, then those of all others.
         others: classes of the others.
     """
-    classes = logits_NE.shape[1] - len(others)
-    first_NC, others_NO = logits_NE[:, :classes], logits_NE[:, classes:]
+    classes = len(logits_EN) - len(others)
     if not len(others):
-        return first_NC
-    index_NO = others.expand(len(logits_NE), -1)
-    with torch.no_grad():
-        peak_NC = first_NC.scatter_reduce(1, index_NO, others_NO, "amax").clamp_min(torch.finfo(logits_NE.dtype).min)
-    mass_NC = (first_NC - peak_NC).exp()
-    mass_NC = mass_NC.scatter_add(1, index_NO, (others_NO - peak_NC[:, others]).exp())
-    return peak_NC + mass_NC.log()
+        return logits_EN
+    first_CN, others_ON = logits_EN[:classes], logits_EN[classes:]
+    index_ON = others[:, None].expand_as(others_ON)
+    with torch.no_grad():  # the value does not depend on the peaks
+        peak_CN = first_CN.scatter_reduce(0, index_ON, others_ON, "amax").clamp_min_(torch.finfo(logits_EN.dtype).min)
+    mass_CN = (first_CN - peak_CN).exp()
+    mass_CN = mass_CN.scatter_add(0, index_ON, (others_ON - peak_CN[others]).exp())
+    return peak_CN + mass_CN.log()

@@ -23,7 +23,7 @@ from torch.autograd.function import once_differentiable
 from ._basis import CHUNK
 from ._class_head import ClassHead, OutputHead
 from ._head import Head, accumulation_dtype, full_precision
-from ._logits import chunks, read_chunk, softcap_slope, weighted_rows
+from ._logits import LogitReader, chunks, softcap_slope, weighted_rows
 from .base import SemalignError, checked
 
 Divergence = Literal["forward", "reverse", "jensen_shannon"]
@@ -197,7 +197,7 @@ def span_divergence(
     _check_tokens(source, target)
     dtype = accumulation_dtype(source, target)
     limits = torch.finfo(dtype)
-    numbers = ((each + torch.where(each < torch.inf, 0.0, torch.nan)).to(dtype) for each in (source.detach(), target))
+    numbers = (torch.where(each < torch.inf, 1.0, torch.nan).to(dtype) * each for each in (source.detach(), target))
     log_p, log_q = ((each / temperature).clamp(limits.min, -limits.eps) for each in numbers)  # NaN for +∞
     this = log_p.exp() * (log_p - log_q)
     other = -log_p.expm1() * (_log_complement(log_p) - _log_complement(log_q))
@@ -233,8 +233,9 @@ def top_entries(
     values = torch.zeros(len(hidden), 0, dtype=_dtype(head), device=hidden.device)
     ids = torch.zeros(len(hidden), 0, dtype=torch.long, device=hidden.device)
     rest = torch.full((len(hidden),), -torch.inf, dtype=values.dtype, device=hidden.device)
+    read = LogitReader(head, hidden, temperature=temperature, dtype=values.dtype)
     for rows in chunks(chunk, head):
-        logits_NW = read_chunk(head, hidden, rows, temperature=temperature, dtype=values.dtype).logits
+        logits_NW = read(rows).logits
         best, local = logits_NW.topk(min(k, logits_NW.shape[1]), dim=1)
         candidates, order = torch.cat([values, best], 1).sort(1, descending=True)
         values, ids = candidates[:, :k], torch.cat([ids, local + rows.start], 1).gather(1, order[:, :k])
@@ -406,14 +407,15 @@ class _HeadStatistics(torch.autograd.Function):
         rest = _RunningSoftmax(len(hidden), dtype, hidden.device)
         selected_NK = torch.zeros(ids.shape, dtype=dtype, device=hidden.device)
         mean_ND = torch.zeros(hidden.shape, dtype=dtype, device=hidden.device) if ctx.needs_input_grad[0] else None
+        read = LogitReader(head, hidden, temperature=temperature, dtype=dtype, gradient=mean_ND is not None)
         for rows in chunks(chunk, head):
-            read = read_chunk(head, hidden, rows, temperature=temperature, dtype=dtype, gradient=mean_ND is not None)
+            part = read(rows)
             at, places = _places(ids, rows)
-            selected_NK[at] = read.logits[places]
-            read.logits[places] = -torch.inf
-            p_NW, kept = rest.add(read.logits)
+            selected_NK[at] = part.logits[places]
+            part.logits[places] = -torch.inf
+            p_NW, kept = rest.add(part.logits)
             if mean_ND is not None:
-                mean_ND = kept * mean_ND + read.pull(p_NW)
+                mean_ND = kept * mean_ND + part.pull(p_NW)
         ctx.save_for_backward(mean_ND, ids, selected_NK)
         ctx.settings = (head, temperature, chunk, hidden.dtype)
         return rest.logsumexp(), selected_NK
@@ -445,8 +447,9 @@ class _ClassStatistics(torch.autograd.Function):
         dtype = _dtype(head)
         softmax = _RunningSoftmax(len(hidden), dtype, hidden.device)
         selected_NK = torch.zeros(ids.shape, dtype=dtype, device=hidden.device)
+        read = LogitReader(head, hidden, temperature=temperature, dtype=dtype)
         for rows in chunks(chunk, head):
-            logits_NW = read_chunk(head, hidden, rows, temperature=temperature, dtype=dtype).logits
+            logits_NW = read(rows).logits
             at, places = _places(ids, rows)
             selected_NK[at] = logits_NW[places]
             logits_NW[places] = -torch.inf
@@ -463,12 +466,13 @@ class _ClassStatistics(torch.autograd.Function):
         head, temperature, chunk = ctx.settings
         floor_N1 = rest[:, None].clamp_min(torch.finfo(rest.dtype).min)  # −inf where no class is outside
         gradient_ND = torch.zeros(hidden.shape, dtype=rest.dtype, device=hidden.device)
+        read = LogitReader(head, hidden, temperature=temperature, dtype=rest.dtype, gradient=True)
         for rows in chunks(chunk, head):
-            read = read_chunk(head, hidden, rows, temperature=temperature, dtype=rest.dtype, gradient=True)
-            weights_NW = (read.logits - floor_N1).exp_().mul_(rest_gradient[:, None])
+            part = read(rows)
+            weights_NW = (part.logits - floor_N1).exp_().mul_(rest_gradient[:, None])
             at, places = _places(ids, rows)
             weights_NW[places] = selected_gradient[at]
-            gradient_ND += read.pull(weights_NW)
+            gradient_ND += part.pull(weights_NW)
         return (gradient_ND / temperature).to(hidden.dtype), None, None, None, None
 
 
@@ -497,9 +501,10 @@ class _ExactDivergence(torch.autograd.Function):
         if needed:
             source_mean_ND = torch.zeros(target_hidden.shape, dtype=dtype, device=target_hidden.device)  # E_p[W]
             gradient_ND = torch.zeros_like(source_mean_ND)  # E_q[W] − E_p[W]
+        read_source = LogitReader(source_head, source_hidden, temperature=temperature, dtype=dtype)
+        read_target = LogitReader(target_head, target_hidden, temperature=temperature, dtype=dtype, gradient=needed)
         for rows in chunks(chunk, source_head, target_head):
-            source_NW = read_chunk(source_head, source_hidden, rows, temperature=temperature, dtype=dtype).logits
-            target = read_chunk(target_head, target_hidden, rows, temperature=temperature, dtype=dtype, gradient=needed)
+            source_NW, target = read_source(rows).logits, read_target(rows)
             gap_NW = source_NW - target.logits
             p_NW, p_kept = p.add(source_NW)
             q_NW, q_kept = q.add(target.logits)

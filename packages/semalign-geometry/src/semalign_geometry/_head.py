@@ -83,9 +83,14 @@ class Head:
         weight_WD = self.weight[rows]
         with torch.autocast(hidden.device.type, enabled=False):
             product = (hidden.to(weight_WD.dtype) @ weight_WD.T).to(accumulation_dtype(weight_WD))
-        if self.bias is not None:
-            product = product + self.bias[rows]
-        product = self.scale * product
+        return self.process(product, None if self.bias is None else self.bias[rows])
+
+    def process(self, product: Tensor, bias: Tensor | None) -> Tensor:
+        """What the head makes of the product of hidden states and weights, in its dtype."""
+        if bias is not None:
+            product = product + bias
+        if self.scale != 1:
+            product = self.scale * product
         return product if self.softcap is None else self.softcap * torch.tanh(product / self.softcap)
 
     def log_probs(self, hidden: Float[Tensor, "n d"], *, temperature: float = 1.0) -> Float[Tensor, "n v"]:

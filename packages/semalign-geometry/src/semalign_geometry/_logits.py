@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ._class_head import ClassHead, OutputHead, class_logits
-from ._head import Head
+from ._head import Head, accumulation_dtype
 
 
 def chunks(chunk: int, *heads: OutputHead) -> list[slice]:
@@ -39,58 +39,87 @@ class LogitChunk:
     logits: Float[Tensor, "n w"]
     """Divided by the temperature; the reader may overwrite them."""
     pull: Callable[[Float[Tensor, "n w"]], Float[Tensor, "n d"]]
-    """From weights to Σ_w weights · ∂(temperature · logits_w) / ∂hidden: a gradient of the logits, pulled back."""
+    """From weights to Σ_w weights · ∂(temperature · logits_w) / ∂hidden."""
 
 
-def read_chunk(
-    head: OutputHead,
-    hidden: Float[Tensor, "n d"],
-    rows: slice,
-    *,
-    temperature: float,
-    dtype: torch.dtype,
-    gradient: bool = False,
-) -> LogitChunk:
-    """Make the logits of some entries or classes, in `dtype`; `pull` may be called where `gradient` is true."""
-    if isinstance(head, ClassHead):
-        return _read_classes(head, hidden, rows, temperature, dtype, gradient)
-    logits_NW = head.logits(hidden, rows).to(dtype)
-    slope_NW = softcap_slope(head, logits_NW) if gradient else None
-    logits_NW /= temperature
+class LogitReader:
+    """Reads the logits of a head for some hidden states, one chunk of entries or classes after the other."""
 
-    def pull(weights_NW: Tensor) -> Tensor:
-        return weighted_rows(head.weight[rows], head.scale, weights_NW if slope_NW is None else weights_NW * slope_NW)
+    def __init__(
+        self,
+        head: OutputHead,
+        hidden: Float[Tensor, "n d"],
+        *,
+        temperature: float,
+        dtype: torch.dtype,
+        gradient: bool = False,
+    ) -> None:
+        """Of logits in `dtype`; where `gradient` is true, chunks can be pulled back."""
+        self._head, self._hidden, self._temperature, self._dtype = head, hidden, temperature, dtype
+        self._gradient = gradient
+        self._rows = hidden.new_empty(0)
+        """Rows of the weights behind a chunk of classes; one buffer, as new memory costs more than the copy."""
 
-    return LogitChunk(logits_NW, pull)
+    def __call__(self, rows: slice) -> LogitChunk:
+        """Make the logits of a chunk; its `pull` serves until the next chunk is made."""
+        if isinstance(self._head, ClassHead):
+            return self._classes(self._head, rows)
+        head = self._head
+        logits_NW = head.logits(self._hidden, rows).to(self._dtype)
+        slope_NW = self._slope(head, logits_NW)
+        self._temper(logits_NW)
 
+        def pull(weights_NW: Tensor) -> Tensor:
+            weights_NW = weights_NW if slope_NW is None else weights_NW * slope_NW
+            return weighted_rows(head.weight[rows], head.scale, weights_NW)
 
-def _read_classes(
-    head: ClassHead, hidden: Tensor, rows: slice, temperature: float, dtype: torch.dtype, gradient: bool
-) -> LogitChunk:
-    """Logits of classes; a member's share of its class is its conditional probability, exp(its logit − the class')."""
-    members, others = head.members(rows)
-    logits_NE = members.logits(hidden).to(dtype)
-    slope_NE = softcap_slope(members, logits_NE) if gradient else None
-    logits_NE /= temperature
-    logits_NW = class_logits(logits_NE, others)
-    classes = logits_NW.shape[1]
-    shares_NE = None
-    if gradient and len(others):
-        floor_NW = logits_NW.clamp_min(torch.finfo(dtype).min)  # a class may be −inf
-        shares_NE = logits_NE
-        shares_NE[:, :classes] -= floor_NW
-        shares_NE[:, classes:] -= floor_NW[:, others]
-        shares_NE.exp_()
-        if slope_NE is not None:
-            shares_NE *= slope_NE
-    elif slope_NE is not None:
-        shares_NE = slope_NE
+        return LogitChunk(logits_NW, pull)
 
-    def pull(weights_NW: Tensor) -> Tensor:
-        weights_NE = torch.cat([weights_NW, weights_NW[:, others]], 1) if len(others) else weights_NW
-        return weighted_rows(members.weight, members.scale, weights_NE if shares_NE is None else weights_NE * shares_NE)
+    def _classes(self, classes: ClassHead, rows: slice) -> LogitChunk:
+        """Logits of classes. A member's share of its class is its probability given the class, the exponential of the
+        difference of their logits."""
+        ids, others = classes.members(rows)
+        weight_ED = self._picked(classes.head.weight, ids)
+        logits_EN = self._products(classes.head, weight_ED, ids).to(self._dtype)
+        slope_EN = self._slope(classes.head, logits_EN)
+        self._temper(logits_EN)
+        logits_CN = class_logits(logits_EN, others)
+        logits_NC = logits_CN.T.contiguous()  # a copy: the reader may overwrite it
+        shares_EN = slope_EN
+        if self._gradient and len(others):
+            floor_CN = logits_CN.clamp_min(torch.finfo(self._dtype).min)  # a class may be −inf
+            logits_EN[: len(floor_CN)] -= floor_CN
+            logits_EN[len(floor_CN) :] -= floor_CN[others]
+            shares_EN = logits_EN.exp_() if slope_EN is None else logits_EN.exp_().mul_(slope_EN)
 
-    return LogitChunk(logits_NW, pull)
+        def pull(weights_NC: Tensor) -> Tensor:
+            weights_EN = weights_NC.T
+            if len(others):
+                weights_CN = weights_EN.contiguous()
+                weights_EN = torch.cat([weights_CN, weights_CN[others]])
+            weights_EN = weights_EN if shares_EN is None else weights_EN * shares_EN
+            return weighted_rows(weight_ED, classes.head.scale, weights_EN.T)
+
+        return LogitChunk(logits_NC, pull)
+
+    def _temper(self, logits: Tensor) -> None:
+        if self._temperature != 1:
+            logits /= self._temperature
+
+    def _slope(self, head: Head, logits: Tensor) -> Tensor | None:
+        return softcap_slope(head, logits) if self._gradient else None
+
+    def _products(self, head: Head, weight_ED: Tensor, ids: Tensor) -> Tensor:
+        with torch.autocast(weight_ED.device.type, enabled=False):
+            product_EN = weight_ED @ self._hidden.to(weight_ED.dtype).T
+        return head.process(
+            product_EN.to(accumulation_dtype(weight_ED)), None if head.bias is None else head.bias[ids, None]
+        )
+
+    def _picked(self, weight: Tensor, ids: Tensor) -> Tensor:
+        if len(self._rows) < len(ids):
+            self._rows = weight.new_empty(len(ids), weight.shape[1])
+        return torch.index_select(weight.detach(), 0, ids, out=self._rows[: len(ids)])
 
 
 def softcap_slope(head: Head, logits_NW: Tensor) -> Tensor | None:
