@@ -11,7 +11,6 @@ from ._objectives import Objective as Objective
 from ._objectives import OutputKL as OutputKL
 from ._objectives import Relation as Relation
 from ._objectives import SpanLikelihood as SpanLikelihood
-from ._objectives import Step as Step
 from ._ranks import Ranks as Ranks
 from ._settings import FinalHidden as FinalHidden
 from ._settings import Shard as Shard
@@ -25,6 +24,7 @@ from ._spans import PairedBatch as PairedBatch
 from ._spans import Spans as Spans
 from ._spans import align_spans as align_spans
 from ._spans import span_log_likelihoods as span_log_likelihoods
+from ._step import Step as Step
 from ._store import Supervision as Supervision
 from ._supervise import supervise as supervise
 from ._supervision import FinalStates as FinalStates

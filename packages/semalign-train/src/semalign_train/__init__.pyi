@@ -1,6 +1,5 @@
 from ._alm import AlmLoss as AlmLoss
 from ._batches import optimisation_batches as optimisation_batches
-from ._checkpoint import KEPT_STATES as KEPT_STATES
 from ._checkpoint import kept_until as kept_until
 from ._frontier import Callback as Callback
 from ._frontier import FrontierTrainer as FrontierTrainer
@@ -19,6 +18,7 @@ from ._records import JointReport as JointReport
 from ._records import StageRecord as StageRecord
 from ._records import StepRecord as StepRecord
 from ._records import TransferReport as TransferReport
+from ._settings import KEPT_STATES as KEPT_STATES
 from ._settings import KNOWN_OBJECTIVES as KNOWN_OBJECTIVES
 from ._settings import FrontierConfig as FrontierConfig
 from ._settings import FrontierSettings as FrontierSettings
