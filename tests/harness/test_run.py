@@ -355,9 +355,7 @@ def test_evaluations_are_named_by_their_model(
     place.mkdir(parents=True)
     monkeypatch.chdir(place)
     folders: list[Path] = []
-    monkeypatch.setattr(
-        "semalign_harness.evaluation.evaluate", lambda config, folder, console: folders.append(folder)
-    )
+    monkeypatch.setattr("semalign_harness.evaluation.evaluate", lambda config, folder, console: folders.append(folder))
     assert main(["evaluate", model, "--tasks", "gsm8k"]) == 0
     assert folders == [Path("evaluations") / name]
 

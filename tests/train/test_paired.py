@@ -26,7 +26,6 @@ from semalign_train import (
     LoraLayer,
     LossWeights,
     OutputLoss,
-    StageRecord,
     StepRecord,
 )
 from torch import Tensor, nn
