@@ -19,7 +19,7 @@ from semalign_geometry.base import SemalignError
 from semalign_harness import build_tokenizer, encode_rows, load_experiment
 from semalign_harness.cli.main import main
 from semalign_harness.comparison import _evaluations as comparing
-from semalign_harness.comparison._run import measured_differently
+from semalign_harness.comparison._compared import measured_differently
 from semalign_harness.data.encoding import ENCODING, Conversation, TextEncoder
 from semalign_harness.data.rows import encode_row, split_rows
 from semalign_harness.data.settings import CLOCK, DAY, RESERVED, DataConfig, RowsConfig

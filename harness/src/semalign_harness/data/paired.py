@@ -2,12 +2,17 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
-from semalign_align import Spans, align_spans
-from semalign_geometry import Vocabulary
+import semalign_align
+import semalign_geometry
 from semalign_geometry.base import SemalignError
 
 from .encoding import Conversation, Example, Role, SourceSide, TextEncoder
+
+if TYPE_CHECKING:
+    from semalign_align import Spans
+    from semalign_geometry import Vocabulary
 
 
 class TextChanged(SemalignError):
@@ -22,9 +27,9 @@ class PairedEncoder:
     """Encoder of the source."""
     target: TextEncoder
     """Encoder of the target."""
-    source_vocabulary: Vocabulary
+    source_vocabulary: "Vocabulary"
     """Bytes of the source's entries."""
-    target_vocabulary: Vocabulary
+    target_vocabulary: "Vocabulary"
     """Bytes of the target's entries."""
 
     @classmethod
@@ -34,7 +39,7 @@ class PairedEncoder:
         Raises:
             SemalignError: a tokenizer loses text.
         """
-        vocabularies = (Vocabulary.of(each.tokenizer, ends=each.ends) for each in (source, target))
+        vocabularies = (semalign_geometry.Vocabulary.of(each.tokenizer, ends=each.ends) for each in (source, target))
         return cls(source, target, *vocabularies)
 
     def example(self, conversation: Conversation, *, name: str) -> Example:
@@ -94,9 +99,11 @@ class PairedEncoder:
         """Return whether an answer names an end-of-sequence token before its own end."""
         return self.source.holds_end(answer) or self.target.holds_end(answer)
 
-    def _spans(self, source: Sequence[int], target: Sequence[int]) -> Spans:
+    def _spans(self, source: Sequence[int], target: Sequence[int]) -> "Spans":
         try:
-            return align_spans(self.source_vocabulary.bytes_of(source), self.target_vocabulary.bytes_of(target))
+            return semalign_align.align_spans(
+                self.source_vocabulary.bytes_of(source), self.target_vocabulary.bytes_of(target)
+            )
         except SemalignError as error:
             raise TextChanged(str(error)) from error
 
