@@ -7,7 +7,7 @@ input are answered at once.
 import argparse
 import sys
 from collections.abc import Sequence
-from importlib.metadata import version
+from typing import Any
 
 COMMANDS = {
     "run": "transfer from a source into a target, and measure the target before and after",
@@ -59,6 +59,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
 
 
+class _Version(argparse.Action):
+    """Look up the version only where it is asked for."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *given: Any) -> None:
+        from importlib.metadata import version
+
+        parser.exit(message=f"semalign {version('semalign-harness')}\n")
+
+
 def _top_parser() -> argparse.ArgumentParser:
     commands = "\n".join(f"  {name:20} {text}" for name, text in COMMANDS.items())
     parser = argparse.ArgumentParser(
@@ -67,7 +76,7 @@ def _top_parser() -> argparse.ArgumentParser:
         epilog=f"commands:\n{commands}\n\n{EXAMPLES}\nsemalign COMMAND --help explains a command.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--version", action="version", version=f"semalign {version('semalign-harness')}")
+    parser.add_argument("--version", action=_Version, nargs=0, help="print the version")
     parser.add_argument("command", choices=COMMANDS, metavar="COMMAND", help="one of those below")
     return parser
 

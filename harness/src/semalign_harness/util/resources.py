@@ -14,7 +14,6 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from accelerate import PartialState
 from semalign_align import Ranks
 from semalign_geometry.base import SemalignError
 
@@ -35,6 +34,8 @@ def join(name: str) -> tuple[Ranks, torch.device]:
     """Connect the processes of this job; return them and the device of this one."""
     device = pick_device(name)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        from accelerate import PartialState
+
         # One process may work for long while the others wait.
         state = PartialState(cpu=device.type == "cpu", timeout=timedelta(days=7))
         device = device if device.type == "cpu" else torch.device(state.device)
