@@ -167,6 +167,7 @@ def test_the_manifest_says_what_the_store_holds(tmp_path: Path) -> None:
         assert manifest.tokens == sum(len(example(TARGET_TOKENS, row)[0]) for row in ROWS)
         assert manifest.supervised_tokens == sum(sum(spans.target) for spans in SPANS)
         assert manifest.spans == sum(len(spans.source) for spans in SPANS) == int(supervision.counts.sum())
+        assert supervision.answer_counts.tolist() == [sum(spans.target) for spans in SPANS]
         assert manifest.entries == CLASSES.count
         assert torch.equal(supervision.entries, torch.tensor([i for i, c in enumerate(CLASSES.target) if c >= 0]))
         assert supervision.largest_id == max(int(example(TARGET_TOKENS, row)[0].max()) for row in ROWS)

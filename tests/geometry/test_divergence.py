@@ -18,6 +18,7 @@ from semalign_geometry import (
     categorical_divergence,
     kl_divergence,
     quadratic_divergence,
+    span_divergence,
     top_entries,
     top_k_divergence,
 )
@@ -409,3 +410,45 @@ def test_different_entry_counts_are_refused() -> None:
     hidden = normal(0, 2, 3)
     with pytest.raises(SemalignError, match="source head has 5 entries, the target head 6"):
         kl_divergence(hidden, Head(normal(1, 5, 3)), hidden, Head(normal(1, 6, 3)))
+
+
+likelihoods = st.lists(st.floats(-60, -1e-6), min_size=1, max_size=5).map(lambda x: torch.tensor(x).double())
+
+
+@given(likelihoods, st.data(), st.sampled_from([1.0, 0.5, 100.0]))
+def test_span_divergence_is_the_dense_one(source: Tensor, data: st.DataObject, temperature: float) -> None:
+    drawn = st.lists(st.floats(-20, -1e-3), min_size=len(source), max_size=len(source))
+    target = torch.tensor(data.draw(drawn), dtype=torch.float64)
+
+    def mine(target: Tensor) -> Tensor:
+        return span_divergence(source, target, temperature=temperature)
+
+    def dense(target: Tensor) -> Tensor:
+        p, q = (source / temperature).exp(), (target / temperature).exp()
+        return p * (p.log() - q.log()) + (1 - p) * ((1 - p).log() - (1 - q).log())
+
+    here, there = target.clone().requires_grad_(), target.clone().requires_grad_()
+    assert_close(mine(here), dense(there), rtol=1e-5, atol=1e-9)
+    mine(here).sum().backward()
+    p, q = (source / temperature).exp(), (target / temperature).exp()
+    assert_close(here.grad, (q - p) / (1 - q) / temperature, rtol=1e-5, atol=1e-9)
+    assert (mine(target) >= 0).all()
+    assert_close(span_divergence(source, source, temperature=temperature), torch.zeros_like(source), **TIGHT)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_span_divergence_is_finite_from_zero_to_one(dtype: torch.dtype) -> None:
+    ends = torch.tensor([0.0, -1e-30, -1e-9, -1.0, -200.0, -1e30, -torch.inf], dtype=dtype)
+    source, target = torch.cartesian_prod(ends, ends).unbind(1)
+    target = target.clone().requires_grad_()
+    value = span_divergence(source, target)
+    assert value.isfinite().all() and (value >= 0).all()
+    assert (value.unflatten(0, (len(ends), len(ends))).diagonal() == 0).all()
+    value.sum().backward()
+    assert target.grad is not None and target.grad.isfinite().all()
+
+
+def test_span_divergence_refuses_what_does_not_pair() -> None:
+    spans = -torch.ones(3)
+    with pytest.raises(SemalignError, match="temperature is 0.0"):
+        span_divergence(spans, spans, temperature=0.0)

@@ -37,7 +37,7 @@ from semalign_harness.generation import Way
 from semalign_harness.models.opening import open_model
 from semalign_harness.models.settings import ModelConfig
 from semalign_harness.report.plots import draw_similarity, standalone
-from semalign_harness.run.checks import Pair, encoder_of
+from semalign_harness.run.checks import Pair
 from tokenizers.normalizers import Lowercase
 from tokenizers.processors import TemplateProcessing
 from transformers import (
@@ -150,18 +150,15 @@ def test_fillers_of_padded_rows_are_no_entries(pair: tuple[Path, Path], other: P
     assert found.level == "ok" and "0 only in the target; 10 rows" in found.message
 
 
-def test_entries_with_other_ids_are_shown(pair: tuple[Path, Path], other: Path, doctor: Doctor) -> None:
+def test_with_other_ids_each_model_reads_rows_by_its_own(pair: tuple[Path, Path], other: Path, doctor: Doctor) -> None:
     def swap(data: dict[str, Any]) -> None:
         vocabulary = data["model"]["vocab"]
-        for first, second in (("apples", "answer"), ("bags", "bells"), ("cups", "coins")):
+        for first, second in (("▁apples", "▁answer"), ("▁bags", "▁bells"), ("▁cups", "▁coins")):
             vocabulary[first], vocabulary[second] = vocabulary[second], vocabulary[first]
 
     edit(other / "tokenizer.json", swap)
-    ids = build_tokenizer().get_vocab()
     found = of(doctor(pair[0], other), "tokenizers")
-    assert found.level == "error" and found.remedy is not None and "semalign presets" in found.remedy
-    assert "6 of 310 shared entries have other ids" in found.message
-    assert f"'answer' is {ids['answer']} in the source and {ids['apples']} in the target" in found.message
+    assert found.level == "ok" and "304 entries have equal bytes, all fall into 306 classes" in found.message
 
 
 def test_entries_of_one_side_matter_only_when_rows_use_them(
@@ -177,10 +174,11 @@ def test_entries_of_one_side_matter_only_when_rows_use_them(
     rows = [{"prompt": f"{i} How many {name} now ?", "completion": "The answer is 7"} for i, name in enumerate(names)]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     used = of(doctor(pair[0], other, "--data", tmp_path / "rows.jsonl", *SETTINGS), "rows")
-    assert used.level == "error" and "the rows use 'gherkins', entry 310" in used.message
-    assert used.message.endswith("which only the target knows")
+    assert used.level == "error" and "22 are different texts to both models" in used.message
+    source = Path(shutil.copytree(pair[0], tmp_path / "knows too"))
+    resave(source, lambda tokenizer: tokenizer.add_tokens(["gherkins"]))
     edit(other / "config.json", lambda data: data.update(vocab_size=310))
-    used = of(doctor(pair[0], other, "--data", tmp_path / "rows.jsonl", *SETTINGS), "rows")
+    used = of(doctor(source, other, "--data", tmp_path / "rows.jsonl", *SETTINGS), "rows")
     assert used.level == "error" and used.message.endswith(f"but {other} has embeddings for 310 entries only")
 
 
@@ -216,7 +214,7 @@ def test_rows_that_are_split_differently(
     source = Path(shutil.copytree(pair[0], tmp_path / "lower"))
     resave(source, lower)
     found = of(doctor(source, pair[1], "--data", rows_file, *SETTINGS), "tokenizers")
-    assert found.level == "error" and "the tokenizers split" in found.message
+    assert found.level == "error" and "its Lowercase changes the text" in found.message
 
 
 def test_texts_that_are_split_differently(
@@ -512,7 +510,7 @@ def test_heads_of_hub_models_are_read_when_they_are_here(
     found = open_model(ModelConfig(path=str(pair[0])))
     hub = replace(found, place="somebody/source", commit="5e")
     experiment = load_experiment("tiny")
-    pair_of = Pair(experiment, hub, found, encoder_of(experiment, found))
+    pair_of = Pair.of(experiment, hub, found)
     here = {"model.safetensors": pair[0] / "model.safetensors"}
 
     def cached(place: str, name: str, *, revision: str, local_files_only: bool) -> str:

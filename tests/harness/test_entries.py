@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from semalign_harness.run.entries import SHOWN, _readable, entry_changes, keep_probabilities, kept_probabilities
+from semalign_harness.run.entries import LEAST, SHOWN, _readable, entry_changes, keep_probabilities, kept_probabilities
 
 
 @given(st.integers(2, 60), st.integers(0, 2**31))
@@ -16,8 +16,10 @@ def test_the_largest_changes_are_named_in_order(entries: int, seed: int) -> None
     found = entry_changes(torch.stack([source, before]), torch.stack([source, after]), str, spans=7)
     change = (after - before).tolist()
     order = sorted(range(entries), key=change.__getitem__, reverse=True)
-    assert [int(each.entry) for each in found.gained] == [place for place in order if change[place] > 0][:SHOWN]
-    assert [int(each.entry) for each in found.lost] == [place for place in order[::-1] if change[place] < 0][:SHOWN]
+    assert [int(each.entry) for each in found.gained] == [place for place in order if change[place] >= LEAST][:SHOWN]
+    assert [int(each.entry) for each in found.lost] == [place for place in order[::-1] if change[place] <= -LEAST][
+        :SHOWN
+    ]
     for each in (*found.gained, *found.lost):
         assert (each.source, each.before, each.after) == pytest.approx(
             tuple(float(column[int(each.entry)]) for column in (source, before, after))

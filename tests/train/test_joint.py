@@ -287,6 +287,12 @@ def test_adapters_start_at_no_change_of_the_target(start: str, top: Supervision)
 # Losses
 
 
+class Warm(JointStep):
+    """A step whose output is at another temperature than the store's."""
+
+    temperature = 1.5
+
+
 @pytest.mark.parametrize(
     ("kind", "divergence"),
     [("top", "forward"), ("top", "reverse"), ("top", "jensen_shannon"), ("exact", "forward")],
@@ -297,7 +303,7 @@ def test_losses_do_not_depend_on_whether_the_head_trains(
     store: Supervision = request.getfixturevalue(kind)
     view = DecoderView(target_model())
     data = store.collate(range(len(store)))
-    step = JointStep(view, view.trace(data.batch), data, store)
+    step = Warm(view, view.trace(data.batch), data, store)
     loss, found = OutputLoss(answer=0.5, divergence=divergence), []
     for trains in (False, True):
         step.view.model.get_output_embeddings().requires_grad_(trains)  # type: ignore[union-attr, operator]

@@ -1,5 +1,6 @@
 """Training with two tokenizers: every term at the starts of spans, and the laws of both trainers."""
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -7,7 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from semalign_align import LiveSupervision, Supervision
+from safetensors.torch import load_file, save_file
+from semalign_align import LiveSupervision, Ranks, Supervision
 from semalign_attribution import DecoderView, Supervised, view_of
 from semalign_geometry import relation_distance
 from semalign_geometry.base import SemalignError
@@ -31,6 +33,7 @@ from semalign_train import (
 from torch import Tensor, nn
 
 from ..align.chain import EXACT, PAIRED, TOP, pair
+from ..processes import run_processes
 from .paired import (
     ROWS,
     SOURCE,
@@ -371,6 +374,34 @@ def test_a_live_source_trains_as_a_store_does(trainer: str, paired_exact: Superv
     for one, other in zip(stored, lived, strict=True):
         assert one.losses == pytest.approx(other.losses, rel=1e-3, abs=1e-5) and one.examples == other.examples
         assert one.supervised_tokens == other.supervised_tokens
+
+
+PLACES = (("one", 0), ("two", 0), ("two", 1))
+
+
+def on_processes(folder: Path) -> None:
+    store, rank = Supervision.open(folder / "store"), Ranks.current().rank
+    for number, trainer in enumerate(("frontier", *LOSSES)):
+        target, records = fit(trainer, store)
+        save_file(target.state_dict(), folder / f"{number}-{rank}.safetensors")
+        curve = [record.losses | {"tokens": record.supervised_tokens} for record in records]
+        (folder / f"{number}-{rank}.json").write_text(json.dumps(curve), encoding="utf-8")
+
+
+def test_two_processes_train_as_one(tmp_path: Path) -> None:
+    for folder in (tmp_path / "one", tmp_path / "two"):
+        folder.mkdir()
+        make_store(folder / "store")
+    on_processes(tmp_path / "one")
+    assert run_processes(on_processes, tmp_path / "two") == [0, 0]
+    for number, _ in enumerate(("frontier", *LOSSES)):
+        one, *two = (load_file(tmp_path / place / f"{number}-{rank}.safetensors") for place, rank in PLACES)
+        curves = [json.loads((tmp_path / name / f"{number}-0.json").read_text("utf-8")) for name in ("one", "two")]
+        for mine, theirs in zip(*curves, strict=True):
+            assert mine == pytest.approx(theirs, rel=1e-3, abs=1e-5)
+        for name, value in one.items():
+            torch.testing.assert_close(two[0][name], value, rtol=1e-3, atol=1e-4)
+            assert torch.equal(two[0][name], two[1][name])
 
 
 # Checks

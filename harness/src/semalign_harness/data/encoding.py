@@ -64,11 +64,19 @@ class SourceSide:
     """The same answer under the source's tokenizer, with its end."""
     spans: "Spans"
     """Spans of the answer."""
+    framed: tuple[bool, bool]
+    """Whether one side alone has space before the text, and before its end: the models then expect different entries
+    there, and the first or the last span is read without supervision."""
     conversation: Conversation
     """The row before it was encoded, for an answer that a model writes in place of its own."""
 
     def __len__(self) -> int:
         return len(self.prompt_ids) + len(self.answer_ids)
+
+    @property
+    def compared(self) -> slice:
+        """The supervised spans."""
+        return slice(int(self.framed[0]), len(self.spans.source) - self.framed[1])
 
 
 @dataclass(frozen=True)
@@ -162,6 +170,13 @@ class TextEncoder:
         with contextlib.suppress(SemalignError):  # a template that refuses this question may take others
             found.add(self.example(Conversation(DIALOGUE), name="a question with its answer").answer_ids[-1])
         return frozenset(found)
+
+    @functools.cached_property
+    def unknown(self) -> int | None:
+        """Id for text that the tokenizer has no entry for; None where it reads every text."""
+        marks = (self.tokenizer.bos_token_id, self.tokenizer.eos_token_id, self.tokenizer.pad_token_id)
+        found: int | None = self.tokenizer.unk_token_id
+        return None if found in marks else found  # as GPT-2's, which is never used
 
     def notes(self) -> list[str]:
         """Describe options that are ignored, and the date of the clock."""

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from semalign_align import Spans
     from semalign_geometry import Vocabulary
 
+Pieces = tuple[bytes | None, ...]
+"""Bytes of the tokens of an answer; None for special entries."""
+
 
 class TextChanged(SemalignError):
     """The two models read different text in one answer."""
@@ -55,8 +58,11 @@ class PairedEncoder:
         stripped = replace(conversation, messages=[*before, {**last, "content": str(last["content"]).strip()}])
         target = self.target.example(stripped, name=name)
         source = self.source.example(stripped, name=f"{name} for the source")
-        spans = self._spans(source.answer_ids, target.answer_ids)
-        side = SourceSide(source.prompt_ids, source.answer_ids, spans, conversation)
+        for encoder, read in ((self.source, source), (self.target, target)):
+            if encoder.unknown in read.prompt_ids:
+                raise TextChanged(f"{encoder.tokenizer.name_or_path} has no entry for a part of the prompt")
+        spans, framed = self._spans(source.answer_ids, target.answer_ids)
+        side = SourceSide(source.prompt_ids, source.answer_ids, spans, framed, conversation)
         return Example(target.prompt_ids, target.answer_ids, str(last["content"]), side)
 
     def with_answer(self, row: Example, writer: Role, ids: Sequence[int]) -> Example:
@@ -80,15 +86,17 @@ class PairedEncoder:
         text = _text(vocabulary.bytes_of(ids[:-1] if ended else ids))
         fresh = self.example(row.source.conversation.answered(text), name="a written answer")
         assert fresh.source is not None
-        kept = slice(None) if ended else slice(-1)
-        source, target = fresh.source.answer_ids[kept], fresh.answer_ids[kept]
+        source, target = fresh.source.answer_ids, fresh.answer_ids
+        if not ended:
+            source = source[: _text_tokens(self.source_vocabulary.bytes_of(source))]
+            target = target[: _text_tokens(self.target_vocabulary.bytes_of(target))]
         try:
             written = (tuple(ids), target) if writer == "source" else (source, tuple(ids))
-            spans = self._spans(*written)
+            spans, framed = self._spans(*written)
         except TextChanged:
             written = (source, target)
-            spans = self._spans(*written)
-        side = replace(row.source, answer_ids=written[0], spans=spans)
+            spans, framed = self._spans(*written)
+        side = replace(row.source, answer_ids=written[0], spans=spans, framed=framed)
         return replace(row, answer_ids=written[1], source=side)
 
     def unread(self, conversation: Conversation) -> list[str]:
@@ -99,21 +107,44 @@ class PairedEncoder:
         """Return whether an answer names an end-of-sequence token before its own end."""
         return self.source.holds_end(answer) or self.target.holds_end(answer)
 
-    def _spans(self, source: Sequence[int], target: Sequence[int]) -> "Spans":
+    def _spans(self, source: Sequence[int], target: Sequence[int]) -> "tuple[Spans, tuple[bool, bool]]":
+        """Return the spans of an answer, and whether its first and its last span differ by space of one side alone."""
+        sides = [self.source_vocabulary.bytes_of(source), self.target_vocabulary.bytes_of(target)]
+        counts = [_text_tokens(side) for side in sides]
+        space = [side[count:] for side, count in zip(sides, counts, strict=True)]
+        if differs := _joined(space[0]) != _joined(space[1]):
+            sides = [(*side[:count], *[None] * (len(side) - count)) for side, count in zip(sides, counts, strict=True)]
+        first = [_joined(side)[:1] for side in sides]
         try:
-            return semalign_align.align_spans(
-                self.source_vocabulary.bytes_of(source), self.target_vocabulary.bytes_of(target)
-            )
+            spans = semalign_align.align_spans(*sides)
         except SemalignError as error:
             raise TextChanged(str(error)) from error
+        framed = (first[0] != first[1], differs)
+        if sum(framed) >= len(spans.source):
+            raise TextChanged("the answer has no span besides those that differ by space of one side")
+        return spans, framed
 
 
-def _text(pieces: Sequence[bytes | None]) -> str:
+def _text_tokens(pieces: Pieces) -> int:
+    """Return the number of tokens before an answer's end, without space that the template writes between both."""
+    end = len(pieces)
+    while end and pieces[end - 1] is None:
+        end -= 1
+    count = end
+    while end < len(pieces) and count > 1 and (pieces[count - 1] or b"").isspace():
+        count -= 1
+    return count
+
+
+def _joined(pieces: Pieces) -> bytes:
+    return b"".join(piece for piece in pieces if piece is not None)
+
+
+def _text(pieces: Pieces) -> str:
     """Text of the tokens of a written answer."""
-    found = [piece for piece in pieces if piece is not None]
-    if len(found) < len(pieces):
+    if None in pieces:
         raise TextChanged("the answer has special entries before its end")
     try:
-        return b"".join(found).decode().strip()
+        return _joined(pieces).decode().strip()
     except UnicodeDecodeError as error:
         raise TextChanged("the answer is no text, as when it was cut off inside a character") from error

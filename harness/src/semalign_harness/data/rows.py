@@ -329,20 +329,36 @@ def batches(examples: Sequence[Example], batch_size: int) -> "list[AnyBatch]":
 
 
 def _batch(examples: Sequence[Example]) -> "AnyBatch":
-    target, sources = _padded(examples), [each.source for each in examples if each.source is not None]
+    sources = [each.source for each in examples if each.source is not None]
     if not sources:
-        return target
+        return _padded(examples, [slice(None)] * len(examples))
     assert len(sources) == len(examples)
-    return semalign_align.PairedBatch(_padded(sources), target, tuple(each.spans for each in sources))
+    spans = tuple(
+        semalign_align.Spans(each.spans.source[each.compared], each.spans.target[each.compared]) for each in sources
+    )
+    return semalign_align.PairedBatch(
+        _padded(sources, [_tokens_in(each.spans.source, each.compared) for each in sources]),
+        _padded(examples, [_tokens_in(each.spans.target, each.compared) for each in sources]),
+        tuple(semalign_align.Spans(*each) for each in spans),
+    )
 
 
-def _padded(sides: Sequence[Example | SourceSide]) -> "Batch":
+def _tokens_in(lengths: Sequence[int], spans: slice) -> slice:
+    """The tokens of an answer that belong to some of its spans."""
+    return slice(sum(lengths[: spans.start]), sum(lengths[: spans.stop]))
+
+
+def _padded(sides: Sequence[Example | SourceSide], answers: Sequence[slice]) -> "Batch":
+    """Return a batch of rows in which some tokens of each answer are supervised."""
     import torch
     from torch.nn.utils.rnn import pad_sequence
 
     ignored = semalign_attribution.IGNORE
     ids = [torch.tensor(e.prompt_ids + e.answer_ids) for e in sides]
-    labels = [torch.tensor((ignored,) * len(e.prompt_ids) + e.answer_ids) for e in sides]
+    labels = [torch.full_like(row, ignored) for row in ids]
+    for side, row, label, answer in zip(sides, ids, labels, answers, strict=True):
+        begin = len(side.prompt_ids)
+        label[begin:][answer] = row[begin:][answer]
     return {
         "input_ids": pad_sequence(ids, batch_first=True),
         "attention_mask": pad_sequence([torch.ones_like(row) for row in ids], batch_first=True),

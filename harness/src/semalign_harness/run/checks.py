@@ -333,7 +333,7 @@ def _classes(pair: Pair, classes: VocabularyClasses, seconds: float) -> Iterator
     alone = [int((ids >= shared).sum() + (ids < 0).sum()) for ids in (classes.source, classes.target)]
     yield ok(
         "tokenizers",
-        f"they differ, so each model reads rows by its own: {shared} entries have the same bytes, all entries fall "
+        f"the tokenizers differ, and each model reads rows by its own: {shared} entries have equal bytes, all fall "
         f"into {classes.count} classes ({alone[0]} of the source and {alone[1]} of the target into no class of a "
         f"shared entry), found in {seconds:.1f} s",
     )
@@ -518,6 +518,10 @@ def _spans(pair: Pair, split: Split) -> Iterator[Finding]:
         f"answers have {of_source} tokens of the source and {of_target} of the target in {spans} spans "
         f"({spans / of_target:.2f} for each token of the target), {single / spans:.0%} of one token on both sides",
     )
+    for place, text in enumerate(("begin with space", "have space before their end")):
+        if framed := sum(side.framed[place] for side, _ in sides):
+            message = f"{framed} answers {text} on one side alone, so the span there is not supervised"
+            yield warning("spans", message, "a target whose chat template frames answers as the source's does")
     if split.changed:
         message = f"{split.changed} rows were left out, as their answers differ between both models ({split.change})"
         yield warning("spans", message, "rows of plain text, without special tokens and rare forms of characters")

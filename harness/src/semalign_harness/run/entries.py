@@ -15,6 +15,8 @@ from .inputs import Inputs
 
 SHOWN = 12
 """Entries that gained, and as many that lost, at most."""
+LEAST = 1e-5
+"""Smallest change of a probability that is shown."""
 _NAME = "probabilities"
 
 
@@ -32,7 +34,7 @@ def entry_changes(
     change = after[1] - before[1]
 
     def chosen(signed: Float[Tensor, " e"]) -> tuple[EntryChange, ...]:
-        places = [place for place in signed.topk(min(SHOWN, len(signed))).indices.tolist() if signed[place] > 0]
+        places = [place for place in signed.topk(min(SHOWN, len(signed))).indices.tolist() if signed[place] >= LEAST]
         columns = (before[0], before[1], after[1])
         return tuple(
             EntryChange(entry=name_of(place), **dict(zip(("source", "before", "after"), numbers, strict=True)))

@@ -123,11 +123,13 @@ def estimate(
     """
     source = _model_needs(experiment.source, source_shape)
     target = _model_needs(experiment.target, target_shape)
-    totals = None if source is None or target is None else _totals(experiment, source, target, two_tokenizers)
+    totals = (
+        None if source is None or target is None else _totals(experiment, source, target, two_tokenizers=two_tokenizers)
+    )
     return Needs(source=source, target=target, totals=totals)
 
 
-def _totals(experiment: Experiment, source: ModelNeeds, target: ModelNeeds, two_tokenizers: bool) -> Totals:
+def _totals(experiment: Experiment, source: ModelNeeds, target: ModelNeeds, *, two_tokenizers: bool) -> Totals:
     data, train, method = experiment.data, experiment.train, experiment.method
     needs = method.needs(source.shape, target.shape, rows=data.train_rows, tokens=data.train_rows * data.max_length)
     # More than attribution takes, which goes row by row; supervision runs batch_size rows without autograd.
@@ -144,7 +146,9 @@ def _totals(experiment: Experiment, source: ModelNeeds, target: ModelNeeds, two_
     training = target.weight_bytes + training_state + beside + _training_activations(target, trained, train)
     target_phase = max(training, 2 * target.weight_bytes + beside)
     exact = experiment.supervision.model_copy(update={"output": FinalHidden(), "dtype": "float32"})
-    supervision = _store(experiment.supervision, data.train_rows, experiment, source, target, two_tokenizers)
+    supervision = _store(
+        experiment.supervision, data.train_rows, experiment, source, target, two_tokenizers=two_tokenizers
+    )
     checkpoints = train.checkpoint_steps is not None or train.checkpoint_minutes is not None
     states = 3 * needs.trained * (KEPT_STATES + 1) if checkpoints else 0  # one more than are kept
     return Totals(
@@ -153,7 +157,7 @@ def _totals(experiment: Experiment, source: ModelNeeds, target: ModelNeeds, two_
         target_phase=target_phase,
         memory=max(source_phase, target_phase),
         supervision=0 if experiment.live else supervision,
-        held_out=_store(exact, data.held_out_rows, experiment, source, target, two_tokenizers),
+        held_out=_store(exact, data.held_out_rows, experiment, source, target, two_tokenizers=two_tokenizers),
         scratch=needs.scratch * bytes_of(target.dtype) + 4 * states,
         saved=target.weight_bytes,
         download=source.download_bytes + target.download_bytes,
@@ -258,6 +262,7 @@ def _store(
     experiment: Experiment,
     source: ModelNeeds,
     target: ModelNeeds,
+    *,
     two_tokenizers: bool,
 ) -> int:
     """Return the bytes of a store: rows of the greatest length, all supervised, all source layers paired."""

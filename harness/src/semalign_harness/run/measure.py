@@ -62,7 +62,7 @@ def measure(
     Raises:
         SemalignError: the store keeps top entries only.
     """
-    ranks, head = Ranks.current(), held_out.output_head(view.head)
+    ranks, head = Ranks.current(), None if is_source else held_out.output_head(view.head)
     sums = torch.zeros(len(held_out), 3, dtype=torch.float64)
     probabilities = torch.zeros(2, held_out.manifest.entries, dtype=torch.float64)
     chunks = [range(start, min(start + batch_size, len(held_out))) for start in range(0, len(held_out), batch_size)]
@@ -72,7 +72,7 @@ def measure(
             if data.spans is None:
                 found = _of_tokens(view, data, held_out.entries.to(view.device), is_source=is_source)
             else:
-                found = _of_spans(view, data, head, is_source=is_source)
+                found = _of_spans(view, data, head)
             row = torch.tensor(indices).repeat_interleave(data.counts.cpu())
             sums.index_add_(0, row, torch.cat([values for values, _ in found]).cpu().double())
             probabilities += sum(each.cpu().double() for _, each in found)
@@ -123,11 +123,14 @@ def _of_tokens(
     return found
 
 
-def _of_spans(view: DecoderView, data: SupervisedBatch, head: OutputHead, *, is_source: bool) -> list[_Compared]:
-    """Return the NLL of spans, and KL and agreement of the classes that they begin with, part by part."""
+def _of_spans(view: DecoderView, data: SupervisedBatch, head: OutputHead | None) -> list[_Compared]:
+    """Return the NLL of spans, and KL and agreement of the classes that they begin with, part by part.
+
+    `head` is the model's over the classes; None for the source, which is read from the store.
+    """
     source, spans = _final(data), data.spans
     assert spans is not None
-    if is_source:
+    if head is None:
         nll, hidden, head = -spans.log_likelihood, source.hidden, source.head
     else:
         states = _final_states(view, data)
@@ -156,7 +159,8 @@ def _final(data: SupervisedBatch) -> FinalStates:
 
 
 def answer_bytes(held_out: Supervision, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Return the length of each answer of a store in UTF-8, at least 1; the end of a turn counts nothing.
+    """Return the length of each answer of a store in UTF-8, at least 1, without the space around it and the end of its
+    turn.
 
     Args:
         held_out: the store.
@@ -169,7 +173,7 @@ def answer_bytes(held_out: Supervision, tokenizer: PreTrainedTokenizerBase) -> l
         )
         for labels in answers
     )
-    return [max(1, len(str(text).encode())) for text in texts]
+    return [max(1, len(str(text).strip().encode())) for text in texts]
 
 
 def _final_states(view: DecoderView, data: SupervisedBatch) -> Float[Tensor, "p d"]:

@@ -48,9 +48,10 @@ def phase_key(experiment: Experiment, inputs: Inputs, device: torch.device) -> s
 
 def _ids_of(example: Example) -> list[Any]:
     """Return all that decides the supervision of a row: ids and answer, and the source's ids where it has its own."""
-    side = example.source
-    apart = [] if side is None else [side.prompt_ids, side.answer_ids, side.spans.source, side.spans.target]
-    return [example.prompt_ids, example.answer_ids, example.answer, *apart]
+    own, side = [example.prompt_ids, example.answer_ids, example.answer], example.source
+    if side is None:
+        return own
+    return [*own, side.prompt_ids, side.answer_ids, side.spans.source, side.spans.target, side.framed]
 
 
 def foreign_packages(experiment: Experiment) -> dict[str, str]:

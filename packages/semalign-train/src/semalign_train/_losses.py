@@ -173,9 +173,9 @@ class HiddenLoss(JointLoss):
     """MSE between the source's hidden states and a learned linear map of the target's, at each paired layer, and
     KL(p_S ‖ p_T).
 
-    The source runs beside the target, as its streams are not stored. States are compared at the starts of the spans,
-    and with two tokenizers the likelihoods of spans are matched too, as by `OutputLoss`. Source: FitNets (Romero et al. 2015), TinyBERT
-    (Jiao et al. 2020).
+    The source runs beside the target, as its streams are not stored. States are compared at the starts of the spans.
+    With two tokenizers the likelihoods of spans are matched too, as by `OutputLoss`. Source: FitNets (Romero et al.
+    2015), TinyBERT (Jiao et al. 2020).
     """
 
     def __init__(
