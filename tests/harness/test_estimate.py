@@ -81,7 +81,7 @@ def totals_of(experiment: Experiment) -> Totals:
 def test_every_task_of_every_pair_can_be_planned(
     name: str, task: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    if name == "tiny" and task != "arithmetic":
+    if name.startswith("tiny") and task != "arithmetic":
         pytest.skip("its models know words of the arithmetic task only")
     experiment = load_experiment(name, task)
     needs = estimate(experiment)

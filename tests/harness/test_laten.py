@@ -422,9 +422,9 @@ def test_a_final_norm_of_another_kind_is_refused() -> None:
 
 
 def test_the_last_word_is_no_punctuation_and_no_end_of_sequence() -> None:
-    ids = {word: TOKENIZER.convert_tokens_to_ids(word) for word in ("12", ".", "the")}
+    ids = {word: TOKENIZER.convert_tokens_to_ids(word) for word in ("▁12", "▁.", "▁the")}
     end = TOKENIZER.eos_token_id
-    words, closing = (ids["the"], ids["12"]), (ids["."], end)
+    words, closing = (ids["▁the"], ids["▁12"]), (ids["▁."], end)
     assert until_last_word(Example((1,), (*words, *closing), ""), TOKENIZER).answer_ids == words
     assert until_last_word(Example((1,), words, ""), TOKENIZER).answer_ids == words
     assert until_last_word(Example((1,), closing, ""), TOKENIZER).answer_ids == closing

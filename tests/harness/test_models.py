@@ -124,7 +124,7 @@ def test_tokenizers_must_agree(pair: tuple[Path, Path], tmp_path: Path) -> None:
     file = other / "tokenizer.json"
     data = json.loads(file.read_text(encoding="utf-8"))
     vocabulary = data["model"]["vocab"]
-    vocabulary["apples"], vocabulary["answer"] = vocabulary["answer"], vocabulary["apples"]
+    vocabulary["▁apples"], vocabulary["▁answer"] = vocabulary["▁answer"], vocabulary["▁apples"]
     file.write_text(json.dumps(data), encoding="utf-8")
     with pytest.raises(SemalignError, match="the tokenizers differ: 2 of 310 shared entries have .* one family"):
         check_tokenizers(source, open_model(ModelConfig(path=str(other))), [])

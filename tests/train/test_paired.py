@@ -422,7 +422,7 @@ def test_held_out_rows_have_the_same_classes(paired_top: Supervision, tmp_path: 
     other = make_store(tmp_path / "store", over=over)
     assert torch.equal(other.entries, paired_top.entries)
     with pytest.raises(
-        SemalignError, match="another pairing, .* or classes than the training rows: supervise both alike"
+        SemalignError, match="another pairing, .* or vocabulary than the training rows: supervise both alike"
     ):
         FrontierTrainer(target_model(), paired_top, config, held_out=other)
     fingerprints = {FrontierTrainer(target_model(), store)._fingerprint() for store in (paired_top, other)}

@@ -22,6 +22,10 @@ class TextChanged(SemalignError):
     """The two models read different text in one answer."""
 
 
+class TextLost(TextChanged):
+    """A tokenizer has no entry for a part of a row."""
+
+
 @dataclass(frozen=True, eq=False)
 class PairedEncoder:
     """Encodes rows for both models, each by its own template and tokenizer, and finds the spans of their answers."""
@@ -51,6 +55,7 @@ class PairedEncoder:
         Space around the answer is stripped, which some templates do and others do not.
 
         Raises:
+            TextLost: a tokenizer has no entry for a part of the prompt.
             TextChanged: a tokenizer or a template changes the text of the answer on one side.
             SemalignError: as `TextEncoder.example` does.
         """
@@ -60,7 +65,7 @@ class PairedEncoder:
         source = self.source.example(stripped, name=f"{name} for the source")
         for encoder, read in ((self.source, source), (self.target, target)):
             if encoder.unknown in read.prompt_ids:
-                raise TextChanged(f"{encoder.tokenizer.name_or_path} has no entry for a part of the prompt")
+                raise TextLost(f"{encoder.tokenizer.name_or_path} has no entry for a part of the prompt")
         spans, framed = self._spans(source.answer_ids, target.answer_ids)
         side = SourceSide(source.prompt_ids, source.answer_ids, spans, framed, conversation)
         return Example(target.prompt_ids, target.answer_ids, str(last["content"]), side)
@@ -118,7 +123,8 @@ class PairedEncoder:
         try:
             spans = semalign_align.align_spans(*sides)
         except SemalignError as error:
-            raise TextChanged(str(error)) from error
+            fact, _, _ = str(error).rpartition(": ")  # the remedy is for other callers
+            raise TextChanged(fact) from error
         framed = (first[0] != first[1], differs)
         if sum(framed) >= len(spans.source):
             raise TextChanged("the answer has no span besides those that differ by space of one side")

@@ -3,6 +3,7 @@
 No check reads weights.
 """
 
+import contextlib
 import json
 import re
 import time
@@ -19,7 +20,7 @@ from semalign_geometry import SharedVocabulary, VocabularyClasses, align_classes
 from semalign_geometry.base import SemalignError, Settings
 
 from ..data.encoding import DIALOGUE, Conversation, Role, TextEncoder
-from ..data.paired import PairedEncoder, TextChanged
+from ..data.paired import PairedEncoder, TextChanged, TextLost
 from ..data.row_files import Row
 from ..data.rows import Split, glued, split_rows
 from ..experiment import Experiment, SimilarityScorer
@@ -397,7 +398,8 @@ def _own_templates(pair: Pair) -> Finding:
     try:
         paired = pair.paired
         assert paired is not None
-        paired.example(Conversation(DIALOGUE), name="a question with its answer")
+        with contextlib.suppress(TextLost):  # a small vocabulary may serve the rows
+            paired.example(Conversation(DIALOGUE), name="a question with its answer")
     except TextChanged as failure:
         message = f"the templates render the answer of a question differently ({failure})"
         return warning(check, message, "chat_template={...}, options with which both render an answer alike")

@@ -111,7 +111,7 @@ def environment_of(experiment: Experiment, inputs: Inputs, device: torch.device)
         data_sha256={str(file): sha256_of(file) for file in files},
         models=[inputs.source_id, inputs.target_id],
         supervision_key=phase_key(experiment, inputs, device),
-        date=None if inputs.encoder.told_date is None else str(inputs.encoder.told_date),
+        date=None if inputs.told_date is None else str(inputs.told_date),
     )
 
 

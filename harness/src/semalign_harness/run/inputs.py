@@ -1,5 +1,6 @@
 """Inputs of an experiment, read and checked before any weights are."""
 
+import datetime
 from dataclasses import dataclass
 
 import torch
@@ -41,6 +42,12 @@ class Inputs:
     """Fingerprint of the source."""
     target_id: str
     """Fingerprint of the target."""
+
+    @property
+    def told_date(self) -> datetime.date | None:
+        """Today's date in a chat template; None where none that is used reads the clock."""
+        source = None if self.paired is None else self.paired.source.told_date
+        return self.encoder.told_date or source
 
 
 def read_inputs(experiment: Experiment, console: Console) -> Inputs:

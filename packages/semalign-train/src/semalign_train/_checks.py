@@ -69,8 +69,8 @@ def check_held_out(supervision: SupervisionSource, held_out: SupervisionSource) 
     alike = _decisive(supervision.manifest) == _decisive(held_out.manifest) and one.keys() == other.keys()
     if not alike or not all(torch.equal(value, other[name]) for name, value in one.items()):
         raise SemalignError(
-            "the held-out rows are supervised with another pairing, transport, temperature, vocabulary or "
-            "classes than the training rows: supervise both alike"
+            "the held-out rows are supervised with another pairing, transport, temperature or "
+            "vocabulary than the training rows: supervise both alike"
         )
 
 
