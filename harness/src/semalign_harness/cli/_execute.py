@@ -4,7 +4,6 @@ import argparse
 import errno
 import importlib
 import os
-import shlex
 import sys
 import traceback
 from collections.abc import Sequence
@@ -17,6 +16,7 @@ from ..util.cache import cache_folder
 from ..util.console import interruptible, logged
 from ..util.failures import is_full_memory, memory_message
 from ..util.resources import leave
+from ._typed import typed
 
 _RESUMED = ("run", "submit", "compare", "sweep", "evaluate")
 """Commands that resume where they were interrupted."""
@@ -71,7 +71,7 @@ def _resumption(command: str, given: Sequence[str], place: str) -> str:
     if not pulls and command not in _RESUMED:
         return ""
     launched = int(os.environ.get("WORLD_SIZE", "1")) > 1  # by a command that is not known here
-    return f"; the same command resumes {place}".rstrip() + ("" if launched else f": semalign {shlex.join(given)}")
+    return f"; the same command resumes {place}".rstrip() + ("" if launched else f": {typed(given)}")
 
 
 def _disk_message(error: OSError) -> str:

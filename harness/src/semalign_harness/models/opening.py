@@ -20,7 +20,7 @@ from transformers.utils.hub import cached_file, extract_commit_hash
 
 from ..util.cache import cache_folder
 from ..util.failures import naming
-from ..util.resources import bfloat16_is_fast
+from ..util.resources import bfloat16_is_fast, one_thread
 from .catalogue import catalogue, known_path
 from .gguf import FILLER, converted, made_by_one, place_of_gguf
 from .settings import ModelConfig
@@ -120,7 +120,7 @@ def open_model(
     Args:
         settings: where it comes from.
         progress: called with the steps done and all steps while a generated model is built.
-        note: called before a GGUF file is converted, which takes a while.
+        note: called before a model is generated or a GGUF file is converted, which takes a while.
 
     Raises:
         MissingModel: nothing is found there.
@@ -142,6 +142,16 @@ def open_model(
         tokenizer("a")  # which some damaged tokenizers fail in first
     text = config.get_text_config(decoder=True)
     return OpenedModel(settings, place, commit, text, tokenizer, _quantisation(config) or _quantisation(text))
+
+
+def prepare(
+    settings: ModelConfig,
+    *,
+    progress: Callable[[int, int], None] | None = None,
+    note: Callable[[str], None] | None = None,
+) -> None:
+    """Build a generated model or convert a GGUF file on its first use, as `open_model` would; others stay untouched."""
+    _resolve(settings, progress, note)
 
 
 def _commit(settings: ModelConfig, place: str) -> str:
@@ -293,7 +303,9 @@ def _resolve(
             raise MissingModel(f"unknown generated model {config.path!r}: known are {', '.join(GENERATED)}")
         role = GENERATED[config.path]
         folder = cache_folder() / tiny_folder_name(role)
-        with made_by_one(folder):
+        if note is not None and not folder.is_dir():
+            note(f"pre-training {config.path.removeprefix('generated:')}, a generated model, once; kept in {folder}")
+        with made_by_one(folder), one_thread(note or (lambda text: None)):
             return str(build_tiny_model(role, folder, progress=progress))
     path, known = Path(config.path).expanduser(), known_path(config.path)
     if known is not None:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import torch
 from semalign_attribution import DecoderView
-from semalign_geometry.base import Settings
+from semalign_geometry.base import SemalignError, Settings
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 from transformers.pytorch_utils import Conv1D
@@ -20,6 +20,10 @@ WIDTHS, INTERMEDIATES, STATES = 20, 3, 4
 """Upper bounds of the values that autograd keeps of each token in each layer, in widths (of the stream, or of all heads
 where more), intermediate sizes and states. They were measured with frozen weights on Llama, Qwen 2 and 3, GPT-NeoX,
 Gemma 3, Mamba 1 and 2 and Falcon Mamba."""
+
+
+SMALL = 1_000_000
+"""Parameters from which on a model may gain from several threads."""
 
 
 class Heads(NamedTuple):
@@ -73,6 +77,17 @@ def find_shape(model: ModelConfig) -> ModelShape | None:
         return _catalogued(published_model(model.path)[0])
     with naming(f"the configuration of {model.path!r} cannot be read"):
         return shape_of(AutoConfig.from_pretrained(path, trust_remote_code=False))
+
+
+def is_small(model: ModelConfig) -> bool:
+    """Return whether a model is generated, or in a folder and has fewer parameters than `SMALL`."""
+    if model.path.startswith("generated:"):
+        return True
+    try:
+        shape = find_shape(model) if Path(model.path).expanduser().is_dir() else None
+    except SemalignError:  # raised again where the model is opened
+        return False
+    return shape is not None and shape.parameters < SMALL
 
 
 @functools.cache
