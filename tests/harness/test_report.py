@@ -912,8 +912,9 @@ def test_plots_take_their_colours_from_the_page() -> None:
     assert ">漢字 $x$</text>" in svg, "text stays text"
 
 
-def test_labels_of_shares_are_as_far_apart_as_their_ticks() -> None:
-    dots = [Dot("a", mean([0.905, 0.99])), Dot("b", mean([0.96, 0.995]))]
+@pytest.mark.parametrize("low", [0.5, 0.886, 0.89, 0.9, 0.98, 0.9886])
+def test_labels_of_shares_are_as_far_apart_as_their_ticks(low: float) -> None:
+    dots = [Dot("a", Estimate(value=low, standard_error=0.01, low=low, high=1.0, count=9))]
     svg = draw_dots([Panel("accuracy", dots, [], percent=True)])
     shares = [float(label) for label in re.findall(r">([\d.]+)%</text>", svg)]
     assert len(shares) > 2 and len({round(high - low, 6) for low, high in itertools.pairwise(shares)}) == 1
