@@ -13,6 +13,7 @@ from semalign_geometry import (
     Head,
     TopEntries,
     _divergence,
+    _logits,
     answer_nll,
     categorical_divergence,
     kl_divergence,
@@ -363,8 +364,8 @@ def test_autocast_leaves_the_gradient_alone() -> None:
 @pytest.mark.parametrize("needed", [True, False])
 def test_the_gradient_is_summed_only_if_it_is_needed(needed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
-    original = _divergence._weighted_rows
-    monkeypatch.setattr(_divergence, "_weighted_rows", lambda *args: calls.append(1) or original(*args))
+    original = _logits.weighted_rows
+    monkeypatch.setattr(_logits, "weighted_rows", lambda *args: calls.append(1) or original(*args))
     head, hidden = Head(normal(0, 5, 3)), normal(1, 2, 3)
     target = hidden.clone().requires_grad_()
     with torch.set_grad_enabled(needed):

@@ -10,6 +10,7 @@ import pytest
 import semalign_geometry
 import torch
 from semalign_geometry import (
+    ClassHead,
     Head,
     PairedResiduals,
     SemanticBasis,
@@ -28,6 +29,7 @@ from semalign_geometry import (
     recompose,
     relation_distance,
     relation_distances,
+    span_divergence,
     top_entries,
     top_k_divergence,
     unit_rows,
@@ -47,7 +49,10 @@ LOGS = normal(3, TOKENS, 5).float().log_softmax(1)
 HEAD = Head(WEIGHT)
 BASIS = SemanticBasis.from_head(WEIGHT)
 IDENTITY = Transport.identity(WIDTH)
+CLASSES = ClassHead.of(HEAD, torch.arange(ENTRIES) % 7, 7)
 TOP = top_entries(OTHERS, HEAD, 3)
+TOP_CLASSES = top_entries(OTHERS, CLASSES, 3)
+SPANS = -VECTORS[:, 1].square()
 IDS = torch.arange(TOKENS)
 
 
@@ -81,6 +86,7 @@ def gain_of(weight: Tensor) -> Tensor:
 WHOLE, ONCE = {"each": False}, {"answer": "refused", "each": False}
 CASES: dict[str, Case] = {
     "Head": Case(HEAD.logits, answer="carried"),
+    "ClassHead": Case(CLASSES.log_probs),
     "SemanticBasis head": Case(lambda w: SemanticBasis.from_head(w).gram, WEIGHT, **ONCE),
     "SemanticBasis gain": Case(lambda g: SemanticBasis.from_head(WEIGHT, gain=g[1]).gain, **ONCE),
     "Transport": Case(lambda r: fit_transport(BASIS, BASIS, frame="dual")(r), answer="carried"),
@@ -92,6 +98,7 @@ CASES: dict[str, Case] = {
         lambda q: categorical_divergence(LOGS, q, kind="reverse"), LOGS, has_minus_infinity=True
     ),
     "top_k_divergence target": Case(lambda h: top_k_divergence(TOP, h, HEAD)),
+    "top_k_divergence target classes": Case(lambda h: top_k_divergence(TOP_CLASSES, h, CLASSES)),
     "top_k_divergence source": Case(
         lambda p: top_k_divergence(TopEntries(TOP.ids, p, TOP.tail), VECTORS, HEAD),
         TOP.log_probs,
@@ -110,6 +117,8 @@ CASES: dict[str, Case] = {
     "norm_gain": Case(gain_of, **ONCE),
     "kl_divergence source": Case(lambda h: kl_divergence(h, HEAD, OTHERS, HEAD)),
     "kl_divergence target": Case(lambda h: kl_divergence(OTHERS, HEAD, h, HEAD)),
+    "kl_divergence source classes": Case(lambda h: kl_divergence(h, CLASSES, OTHERS, CLASSES)),
+    "kl_divergence target classes": Case(lambda h: kl_divergence(OTHERS, CLASSES, h, CLASSES)),
     "quadratic_divergence target": Case(lambda z: quadratic_divergence(z, OTHERS, HEAD)),
     "quadratic_divergence reference": Case(lambda z: quadratic_divergence(OTHERS, z, HEAD)),
     "recompose": Case(lambda a: recompose(BASIS, a), normal(4, TOKENS, ENTRIES).float(), answer="carried"),
@@ -117,12 +126,19 @@ CASES: dict[str, Case] = {
     "relation_distance reference": Case(lambda y: relation_distance(OTHERS, y), **WHOLE),
     "relation_distance features": Case(lambda x: relation_distance(x, OTHERS, route="feature"), **WHOLE),
     "relation_distances": Case(lambda x: relation_distances(x, OTHERS)[0], **WHOLE),
+    "span_divergence source": Case(
+        lambda x: span_divergence(x[:, 0], SPANS), -VECTORS.square(), has_minus_infinity=True
+    ),
+    "span_divergence target": Case(
+        lambda x: span_divergence(SPANS, x[:, 0]), -VECTORS.square(), has_minus_infinity=True
+    ),
     "top_entries": Case(lambda h: top_entries(h, HEAD, 3).log_probs[:, 0]),
     "unit_rows": Case(unit_rows),
 }
 WITHOUT_NUMBERS = {
     *("BasisManifest", "Divergence", "FidelityReport", "Frame", "LayerFidelity", "PairedResiduals"),
     *("SharedVocabulary", "TopEntries", "TransportManifest", "accumulation_dtype", "align_vocabularies"),
+    *("OutputHead", "Vocabulary", "VocabularyClasses", "align_classes"),
     *("COARSE", "FRAMES", "KNOWN_FRAMES", "LEAST_TOKENS", "decoder_of", "final_norm"),
 }
 """Names that compute nothing: types, constants, and parts of a model."""
@@ -153,7 +169,15 @@ def test_numbers_that_are_not_finite_are_refused_or_come_out_as_nan(name: str, v
         assert_close(found[[0, 2, 3, 4, 5]], case.call(case.given)[[0, 2, 3, 4, 5]])
 
 
-CONSTANT = ("top_k_divergence source", "kl_divergence source", "quadratic_divergence reference", "top_entries")
+CONSTANT = {
+    *(
+        "top_k_divergence source",
+        "kl_divergence source",
+        "kl_divergence source classes",
+        "quadratic_divergence reference",
+    ),
+    *("span_divergence source", "top_entries"),
+}
 LOSSES = [name for name in CASES if CASES[name].answer == "nan" and name not in CONSTANT and "categorical" not in name]
 
 

@@ -32,6 +32,7 @@ def context_of(
     given: dict[str, Any] = {
         "target": target,
         "tokenizer": tokenizer,
+        "source_tokenizer": tokenizer,
         "supervision": supervision,
         "held_out": None,
         "rows": rows,

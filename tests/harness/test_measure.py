@@ -37,7 +37,7 @@ def test_figures_equal_a_plain_forward_pass(
 ) -> None:
     source, target = models
     monkeypatch.setattr("semalign_harness.run.measure.TOKENS_AT_ONCE", 5)  # cuts through rows
-    found = measure(DecoderView(target.model), store(source, tmp_path / "store", FinalHidden()), batch_size=4)
+    found = measure(DecoderView(target.model), store(source, tmp_path / "store", FinalHidden()), batch_size=4).metrics
     rows = []
     for example in sorted(encode_rows(arithmetic_rows(6, seed=0, split="held_out"), source.tokenizer), key=len):
         ids = torch.tensor([example.prompt_ids + example.answer_ids])
@@ -63,10 +63,10 @@ def test_the_source_agrees_with_itself(
     models: tuple[LoadedModel, LoadedModel], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     view, held_out = DecoderView(models[0].model), store(models[0], tmp_path / "store", FinalHidden())
-    found = measure(view, held_out, batch_size=3)
+    found = measure(view, held_out, batch_size=3).metrics
     assert found.kl == pytest.approx(0, abs=1e-5) and found.agreement == 1
     monkeypatch.setattr(DecoderView, "trace", None)  # its layers do not run again
-    stored = measure(view, held_out, batch_size=3, is_source=True)
+    stored = measure(view, held_out, batch_size=3, is_source=True).metrics
     assert stored.kl == pytest.approx(0, abs=1e-6) and stored.agreement == 1
     assert stored.answer_nll == pytest.approx(found.answer_nll, rel=1e-5)
 

@@ -17,7 +17,7 @@ from semalign_harness.data.arithmetic import Split, arithmetic_rows
 from semalign_harness.models import tiny
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-TOKENIZER = tiny.build_tokenizer()
+TOKENIZER, OTHER = tiny.build_tokenizer(), tiny.build_other_tokenizer()
 
 # Under pytest a run-time type check wraps every function; it draws from the global random state and rejects a
 # wrong literal before the function can. These are the functions that a caller meets.
@@ -120,6 +120,11 @@ def test_a_wrong_request_says_what_is_expected() -> None:
         arithmetic_rows(-1, seed=0, split="train")
 
 
+def test_entries_and_ids_are_those_that_the_weights_were_trained_on() -> None:
+    names = [name.removeprefix("▁") for name in sorted(TOKENIZER.get_vocab(), key=TOKENIZER.get_vocab().get)]
+    assert names == tiny._vocabulary()
+
+
 @given(seed=seeds, split=splits)
 def test_text_survives_the_tokenizer(seed: int, split: Split) -> None:
     for row in arithmetic_rows(10, seed=seed, split=split):
@@ -150,7 +155,7 @@ def test_chat_template() -> None:
     ]
     text = TOKENIZER.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
     tokens = (
-        "<bos> <user> Ada has 2 figs . <assistant> The answer is 2 <eos> <user> How many now ? <assistant>"
+        "<bos> <user> ▁Ada ▁has ▁2 ▁figs ▁. <assistant> ▁The ▁answer ▁is ▁2 <eos> <user> ▁How ▁many ▁now ▁? <assistant>"
     ).split()
     assert TOKENIZER.tokenize(text) == tokens
     assert len({TOKENIZER.pad_token_id, TOKENIZER.eos_token_id, TOKENIZER.bos_token_id, TOKENIZER.unk_token_id}) == 4
@@ -159,17 +164,41 @@ def test_chat_template() -> None:
 
 
 def test_the_head_has_full_column_rank(tmp_path: Path) -> None:
-    models = [
-        AutoModelForCausalLM.from_pretrained(tiny.build_tiny_model(role, tmp_path / role, steps=1))
+    models = {
+        role: AutoModelForCausalLM.from_pretrained(tiny.build_tiny_model(role, tmp_path / role, steps=1))
         for role in typing.get_args(tiny.Role)
+    }
+    for larger, smaller in itertools.pairwise(("source", "target", "small")):
+        assert models[larger].config.num_hidden_layers > models[smaller].config.num_hidden_layers
+        assert models[larger].config.hidden_size > models[smaller].config.hidden_size
+    shared = [
+        OTHER.get_vocab()[f"Ġ{word[1:]}"] for word in TOKENIZER.get_vocab() if f"Ġ{word[1:]}" in OTHER.get_vocab()
     ]
-    for larger, smaller in itertools.pairwise(models):
-        assert larger.config.num_hidden_layers > smaller.config.num_hidden_layers
-        assert larger.config.hidden_size > smaller.config.hidden_size
-    for model in models:
+    for role, model in models.items():
         head = model.get_output_embeddings().weight.detach().double()
-        assert head.shape[0] == len(TOKENIZER) >= 2 * head.shape[1]
+        assert head.shape[0] == len(OTHER if role == "target-other" else TOKENIZER) >= 2 * head.shape[1]
+        if role == "target-other":  # the basis reads the entries that both tokenizers have
+            head = head[shared]
+        assert len(head) >= 2 * models["source"].config.hidden_size - 10
         assert torch.linalg.matrix_rank(head) == head.shape[1]
+
+
+@given(text=st.text(st.characters(codec="utf-8"), max_size=40))
+def test_the_other_tokenizer_gives_every_text_back(text: str) -> None:
+    plain = text.replace("<", "")  # no special entries
+    assert OTHER.decode(OTHER(plain, add_special_tokens=False)["input_ids"]) == plain
+
+
+def test_the_other_tokenizer_writes_numbers_in_digits() -> None:
+    assert OTHER.tokenize(" 3 + 17 = 20 .") == ["Ġ3", "Ġ+", "Ġ1", "7", "Ġ=", "Ġ2", "0", "Ġ."]
+    assert TOKENIZER.tokenize("3 + 17 = 20 .") == ["▁3", "▁+", "▁17", "▁=", "▁20", "▁."]
+
+
+def test_the_other_tokenizer_is_always_the_same() -> None:
+    assert OTHER.backend_tokenizer.to_str() == tiny.build_other_tokenizer().backend_tokenizer.to_str()
+    assert len(OTHER) == len(OTHER.get_vocab()) == 896
+    longer = sum(len(OTHER.tokenize(f" {word[1:]}")) > 1 for word in TOKENIZER.get_vocab() if word[0] == "▁")
+    assert longer > 40, "some words are in pieces"
 
 
 def test_a_short_build_saves_a_model_that_generates(tmp_path: Path) -> None:
@@ -214,7 +243,7 @@ def test_labels_are_the_answer_and_its_end() -> None:
     for row, row_ids, row_labels in zip(rows, ids, labels, strict=True):
         supervised = row_labels != -100
         assert torch.equal(row_ids[supervised], row_labels[supervised])
-        assert TOKENIZER.decode(row_labels[supervised]) == f"{chain_of(row)} <eos>"
+        assert TOKENIZER.decode(row_labels[supervised]) == f"{chain_of(row)}<eos>"
 
 
 def padded_batches(rows: list[dict[str, Any]]) -> list[tuple[torch.Tensor, torch.Tensor]]:

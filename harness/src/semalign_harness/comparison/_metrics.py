@@ -36,9 +36,13 @@ def describe_metrics(
     runs: Mapping[str, Sequence[Run]],
     rivals: Sequence[str],
 ) -> dict[str, ComparedMetric]:
-    """Return direction, source, target before and rival of every metric; the rival is the best of `rivals`."""
+    """Return direction, source, target before and rival of every metric that all runs have; the rival is the best of
+    `rivals`."""
     found = {}
+    of_runs = [_of_run(run) for finished in runs.values() for run in finished]  # earlier versions measured less
     for name, items in before.items():
+        if not all(name in each for each in (source, *of_runs)):
+            continue
         sign = 1 if name in LOWER else -1
         others = {method: sign * _averaged(runs[method], name).value for method in rivals if runs.get(method)}
         found[name] = ComparedMetric(

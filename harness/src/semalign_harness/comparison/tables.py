@@ -16,8 +16,8 @@ COSTS = ("trained parameters", "steps", "supervised tokens", "training", "superv
 READING = (
     "In brackets: 95% intervals over the items. Gap: share of the gap between target before and source that was "
     "closed, 0% none and 100% all of it; unbounded where the items cannot distinguish the gap from none. ↓: lower is "
-    "better, ↑: higher is better. KL to the source and NLL are in nats per token; agreement is top-1 agreement with "
-    "the source."
+    "better, ↑: higher is better. KL to the source and NLL are in nats per token, or per span where the tokenizers "
+    "differ; agreement is top-1 agreement with the source."
 )
 COSTS_READING = (
     "Means over the runs. Supervised tokens count repeats. Supervision: computed once for all methods that need it. "

@@ -1,5 +1,6 @@
 """The one way from text to token ids, for rows, answers, benchmarks and the doctor."""
 
+import contextlib
 import datetime
 import functools
 import hashlib
@@ -8,11 +9,12 @@ import itertools
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Annotated, Any, NamedTuple
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, Literal, NamedTuple
 
 from jinja2 import Environment, TemplateSyntaxError, meta, nodes
 from pydantic import AfterValidator, JsonValue
+from semalign_align import Spans
 from semalign_geometry.base import SemalignError
 from transformers import PreTrainedTokenizerBase
 
@@ -29,8 +31,15 @@ CLOCK = "strftime_now"
 _THOUGHTS = ("reasoning_content", "thinking", "reasoning")
 """Keys of a message that hold the thoughts before its content, in the order of transformers."""
 
+Role = Literal["source", "target"]
+"""One of the two models of a pair."""
 Message = dict[str, Any]
 """A turn: `role`, `content` and further keys that the template may read, such as `tool_calls`."""
+DIALOGUE: list[Message] = [
+    {"role": "user", "content": "What is 7 + 5?"},
+    {"role": "assistant", "content": "7 + 5 = 12"},
+]
+"""A question with its answer, which templates are tried on."""
 
 
 def _checked(options: dict[str, JsonValue]) -> dict[str, JsonValue]:
@@ -46,21 +55,6 @@ TemplateOptions = Annotated[dict[str, JsonValue], AfterValidator(_checked)]
 
 
 @dataclass(frozen=True)
-class Example:
-    """One row as token ids."""
-
-    prompt_ids: tuple[int, ...]
-    """Prompt, not supervised."""
-    answer_ids: tuple[int, ...]
-    """Supervised, end-of-sequence token included."""
-    answer: str
-    """The reference answer as text."""
-
-    def __len__(self) -> int:
-        return len(self.prompt_ids) + len(self.answer_ids)
-
-
-@dataclass(frozen=True)
 class Conversation:
     """Turns, and further values that the template may read."""
 
@@ -70,6 +64,53 @@ class Conversation:
     """Functions that the model may call, as JSON schemas."""
     documents: Any = None
     """Texts that the model may quote."""
+
+    def answered(self, answer: str) -> "Conversation":
+        """Return the conversation with another last turn, which has text alone."""
+        return replace(self, messages=[*self.messages[:-1], {"role": "assistant", "content": answer}])
+
+
+@dataclass(frozen=True)
+class SourceSide:
+    """One row as the source reads it, where it has a tokenizer of its own."""
+
+    prompt_ids: tuple[int, ...]
+    """Prompt by the source's template, not supervised."""
+    answer_ids: tuple[int, ...]
+    """The same answer under the source's tokenizer, with its end."""
+    spans: Spans
+    """Spans of the answer."""
+    conversation: Conversation
+    """The row before it was encoded, for an answer that a model writes in place of its own."""
+
+    def __len__(self) -> int:
+        return len(self.prompt_ids) + len(self.answer_ids)
+
+
+@dataclass(frozen=True)
+class Example:
+    """One row as token ids."""
+
+    prompt_ids: tuple[int, ...]
+    """Prompt, not supervised."""
+    answer_ids: tuple[int, ...]
+    """Supervised, end-of-sequence token included."""
+    answer: str
+    """The reference answer as text."""
+    source: SourceSide | None = None
+    """The row as the source reads it; None where both models read the ids above."""
+
+    def __len__(self) -> int:
+        return len(self.prompt_ids) + len(self.answer_ids)
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longer side."""
+        return max(len(self), len(self.source or ()))
+
+    def on(self, role: Role) -> "Example | SourceSide":
+        """Return the side that one of the models reads."""
+        return self.source if role == "source" and self.source is not None else self
 
 
 class TextEncoder:
@@ -129,6 +170,14 @@ class TextEncoder:
     def ignored_options(self) -> list[str]:
         """Names of options that the template never reads, or all where prompts are plain text."""
         return [name for name in self.options if not self.chat or name not in self._read.variables]
+
+    @functools.cached_property
+    def ends(self) -> frozenset[int]:
+        """Ids that end an answer: EOS, and the token that the template writes behind one."""
+        found = {self.tokenizer.eos_token_id} - {None}
+        with contextlib.suppress(SemalignError):  # a template that refuses this question may take others
+            found.add(self.example(Conversation(DIALOGUE), name="a question with its answer").answer_ids[-1])
+        return frozenset(found)
 
     def notes(self) -> list[str]:
         """Describe options that are ignored, and the date of the clock."""

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from jinja2 import StrictUndefined, UndefinedError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
+from semalign_align import AnyBatch, PairedBatch
 from semalign_attribution import IGNORE, Batch
 from semalign_geometry.base import SemalignError
 from torch.nn.utils.rnn import pad_sequence
@@ -20,7 +21,8 @@ from transformers import PreTrainedTokenizerBase
 
 from ..util.failures import reason
 from .arithmetic import arithmetic_rows
-from .encoding import Conversation, Example, Message, TextEncoder
+from .encoding import Conversation, Example, Message, SourceSide, TextEncoder
+from .paired import PairedEncoder, TextChanged
 from .row_files import Row, is_file_name, read_local
 from .settings import DataConfig, RowsConfig
 
@@ -44,6 +46,10 @@ class Split:
     """Of the rows above, those with several answers, of which the last is supervised."""
     ended_within: int = 0
     """Of the rows above, those whose answer names the end-of-sequence token before its end."""
+    changed: int = 0
+    """Rows that were left out because two tokenizers read different text in their answers."""
+    change: str = ""
+    """The first such difference."""
 
 
 def read_rows(config: DataConfig) -> tuple[list[Row], ...]:
@@ -51,7 +57,7 @@ def read_rows(config: DataConfig) -> tuple[list[Row], ...]:
     return tuple(load_rows(origin) for origin in (config.train, config.held_out) if origin is not None)
 
 
-def split_rows(config: DataConfig, pools: Sequence[list[Row]], encoder: TextEncoder) -> Split:
+def split_rows(config: DataConfig, pools: Sequence[list[Row]], encoder: TextEncoder | PairedEncoder) -> Split:
     """Draw train and held-out rows from the pools that `read_rows` returned, and encode them.
 
     Raises:
@@ -68,34 +74,48 @@ def split_rows(config: DataConfig, pools: Sequence[list[Row]], encoder: TextEnco
     if config.measure_on == "tuning":
         measured = draw.take(shuffled[0], config.train, config.held_out_rows, "held_out")
     return Split(
-        train, measured, draw.too_long, draw.longest, dict(sorted(draw.unread.items())), draw.several, draw.ended_within
+        train,
+        measured,
+        draw.too_long,
+        draw.longest,
+        dict(sorted(draw.unread.items())),
+        draw.several,
+        draw.ended_within,
+        draw.changed,
+        draw.change,
     )
 
 
 class _Draw:
     """Encodes rows of which no two have one prompt, and counts them as `Split` does."""
 
-    def __init__(self, config: DataConfig, encoder: TextEncoder) -> None:
+    def __init__(self, config: DataConfig, encoder: TextEncoder | PairedEncoder) -> None:
         self._config, self._encoder = config, encoder
         self._seen: set[tuple[int, ...]] = set()
-        self.too_long = self.longest = self.several = self.ended_within = 0
+        self.too_long = self.longest = self.several = self.ended_within = self.changed = 0
+        self.change = ""
         self.unread: Counter[str] = Counter()
 
     def take(self, pool: list[tuple[int, Row]], origin: RowsConfig, wanted: int, part: str) -> list[Example]:
         """Take rows from the end of a pool, each with its number in the file."""
         found: list[Example] = []
-        too_long = repeated = 0
+        too_long = repeated = changed = 0
         while pool and len(found) < wanted:
             number, row = pool.pop()
             name = f"row {number} of {origin.path}"
             conversation = read_conversation(row, origin, name)
-            example = self._encoder.example(conversation, name=name)
-            self.longest = max(self.longest, len(example))
+            try:
+                example = self._encoder.example(conversation, name=name)
+            except TextChanged as difference:
+                changed += 1
+                self.change = self.change or f"in {name}, {difference}"
+                continue
+            self.longest = max(self.longest, example.longest)
             if example.prompt_ids in self._seen:
                 repeated += 1
                 continue
             self._seen.add(example.prompt_ids)
-            if len(example) > self._config.max_length:
+            if example.longest > self._config.max_length:
                 too_long += 1
                 continue
             found.append(example)
@@ -103,6 +123,7 @@ class _Draw:
             self.several += sum(message["role"] == "assistant" for message in conversation.messages) > 1
             self.ended_within += self._encoder.holds_end(example.answer)
         self.too_long += too_long
+        self.changed += changed
         limit = f"data.max_length={self._config.max_length}"
         untouched = part == "train" or self._config.held_out is not None
         if not found and too_long and untouched:
@@ -110,10 +131,17 @@ class _Draw:
                 f"every row of {origin.path} is longer than {limit} tokens (the longest has {self.longest}): raise "
                 "data.max_length"
             )
-        if len(found) < wanted:
+        if not found and changed:
             raise SemalignError(
-                f"{origin.path} has {len(found)} {part} rows of the {wanted} that data.{part}_rows sets ({too_long} "
-                f"were longer than {limit}, {repeated} repeated a prompt): lower data.{part}_rows"
+                f"the tokenizers read different text in every answer ({self.change}): set options in chat_template, "
+                "such as enable_thinking=false, with which both templates render an answer alike"
+            )
+        if len(found) < wanted:
+            left_out = f"{too_long} were longer than {limit}, {repeated} repeated a prompt"
+            left_out += f", {changed} are different texts to both models" if changed else ""
+            raise SemalignError(
+                f"{origin.path} has {len(found)} {part} rows of the {wanted} that data.{part}_rows sets "
+                f"({left_out}): lower data.{part}_rows"
             )
         return found
 
@@ -287,15 +315,26 @@ def _without_nulls(value: Any, null: Any = None) -> Any:
     return value
 
 
-def batches(examples: Sequence[Example], batch_size: int) -> list[Batch]:
-    """Make padded batches with supervised answers, in order of length so that little is padded."""
+def batches(examples: Sequence[Example], batch_size: int) -> list[AnyBatch]:
+    """Make padded batches with supervised answers, in order of length so that little is padded.
+
+    They are paired where the source has a tokenizer of its own.
+    """
     order = sorted(examples, key=len)
     return [_batch(order[start : start + batch_size]) for start in range(0, len(order), batch_size)]
 
 
-def _batch(examples: Sequence[Example]) -> Batch:
-    ids = [torch.tensor(e.prompt_ids + e.answer_ids) for e in examples]
-    labels = [torch.tensor((IGNORE,) * len(e.prompt_ids) + e.answer_ids) for e in examples]
+def _batch(examples: Sequence[Example]) -> AnyBatch:
+    target, sources = _padded(examples), [each.source for each in examples if each.source is not None]
+    if not sources:
+        return target
+    assert len(sources) == len(examples)
+    return PairedBatch(_padded(sources), target, tuple(each.spans for each in sources))
+
+
+def _padded(sides: Sequence[Example | SourceSide]) -> Batch:
+    ids = [torch.tensor(e.prompt_ids + e.answer_ids) for e in sides]
+    labels = [torch.tensor((IGNORE,) * len(e.prompt_ids) + e.answer_ids) for e in sides]
     return {
         "input_ids": pad_sequence(ids, batch_first=True),
         "attention_mask": pad_sequence([torch.ones_like(row) for row in ids], batch_first=True),

@@ -9,7 +9,7 @@ from semalign_geometry import FRAMES, FidelityReport, PairedResiduals, SemanticB
 from semalign_geometry.base import SemalignError
 from torch import Tensor
 
-from ..data.encoding import Example
+from ..data.encoding import Example, Role
 from ..data.rows import Split, batches
 from ..experiment import Experiment
 from ..generation import Way, check_generation
@@ -36,10 +36,8 @@ def check_layers(diagnosis: Diagnosis, pair: Pair, split: Split, device: torch.d
     examples = split.train[:ROWS]
     sides: dict[str, tuple[Contributions, SemanticBasis]] = {}
     found = [ok("weights", "both models load, are finite and causal, and their logits are understood")]
-    for role, opened, ids in (
-        ("target", pair.target, pair.shared.target_ids),
-        ("source", pair.source, pair.shared.source_ids),
-    ):
+    for role, opened in reversed(pair.both):
+        ids = pair.shared.source_ids if role == "source" else pair.shared.target_ids
         try:
             loaded = load(console, role, opened, device)
             with naming(f"the rows cannot go through {opened.settings.path}"):
@@ -72,12 +70,12 @@ def check_layers(diagnosis: Diagnosis, pair: Pair, split: Split, device: torch.d
 
 
 def _side(
-    role: str, loaded: LoadedModel, ids: Tensor, examples: Sequence[Example], console: Console
+    role: Role, loaded: LoadedModel, ids: Tensor, examples: Sequence[Example], console: Console
 ) -> tuple[Contributions, SemanticBasis]:
-    """Return a model's contributions at the supervised positions and its basis."""
+    """Return a model's contributions where spans of the answers start and its basis."""
     with console.step(f"read the {role}'s layers and head"):
         view = DecoderView(loaded.model)
-        found = contributions(view, batches(examples, 1), range(1, view.depth + 1))
+        found = contributions(view, batches(examples, 1), range(1, view.depth + 1), role=role)
         basis = SemanticBasis.from_model(loaded.model, entries=ids)
     return found, basis
 

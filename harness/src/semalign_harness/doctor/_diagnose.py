@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from semalign_geometry.base import SemalignError
 
-from ..data.rows import read_rows, split_rows
+from ..data.rows import read_rows
 from ..experiment import Experiment
 from ..models.opening import MissingModel, OpenedModel, check_pulled, open_model
 from ..models.settings import ModelConfig
-from ..run.checks import Finding, Pair, check_pair, check_rows, encoder_of, error, refused
+from ..run.checks import Finding, Pair, check_pair, check_rows, error, refused
 from ..util.console import Console
 from ..util.resources import pick_device
 from ..util.settings import merged, parse_overrides
@@ -76,13 +76,12 @@ def diagnose(
     source, target = opened
     if isinstance(source, Finding) or isinstance(target, Finding):
         return diagnosis.model_copy(update={"findings": tuple(each for each in opened if isinstance(each, Finding))})
-    pair = Pair(experiment, source, target, encoder_of(experiment, target))
-    findings = [*check_pair(pair)]
+    pair, failure = Pair.of(experiment, source, target), None
     if has_rows:
-        try:
-            pair = replace(pair, split=split_rows(experiment.data, pools, pair.encoder))
-        except SemalignError as failure:
-            findings.append(refused("rows", failure))
+        pair, failure = pair.reading(pools)
+    findings = [*check_pair(pair)]
+    if failure is not None and not any(each.message in str(failure) for each in findings if each.level == "error"):
+        findings.append(refused("rows", failure))
     if pair.split is not None or not has_rows:
         findings += check_rows(pair)
     for role, each in pair.both:

@@ -29,8 +29,12 @@ def _totals(pair: Pair, experiment: Experiment, longest: int) -> Totals:
     """Estimate the needs of a run with rows of at most so many tokens."""
     data = experiment.data.model_copy(update={"max_length": longest})
     changed = {"data": data, "source": pair.source.settings, "target": pair.target.settings}
-    shapes = {f"{role}_shape": opened.shape for role, opened in pair.both}
-    totals = estimate(experiment.model_copy(update=changed), **shapes).totals
+    totals = estimate(
+        experiment.model_copy(update=changed),
+        source_shape=pair.source.shape,
+        target_shape=pair.target.shape,
+        two_tokenizers=pair.apart,
+    ).totals
     assert totals is not None
     return totals
 

@@ -12,7 +12,7 @@ from semalign_attribution import DecoderView, supervised, undisturbed
 from semalign_geometry import SharedVocabulary, kl_divergence
 
 from ..data.encoding import Example, TextEncoder
-from ..data.rows import batches
+from ..data.sides import batches_of
 from ..models.loading import load_model
 from ..run.measure import TOKENS_AT_ONCE
 from ..util.console import Console
@@ -142,7 +142,7 @@ def _compare(
     source: DecoderView, target: DecoderView, shared: SharedVocabulary, examples: list[Example]
 ) -> list[Agreement]:
     """Agreements of examples that are sorted by length, in one batch."""
-    (batch,) = batches(examples, len(examples))
+    (batch,) = batches_of(examples, len(examples), "target")
     positions = supervised(batch)
     hidden = []
     for view in (source, target):

@@ -23,6 +23,7 @@ class Hidden(JointMethod):
     stored: ClassVar[bool] = True
     layer_use: ClassVar[LayerUse] = "paired"
     keeps_source: ClassVar[bool] = True
+    one_tokenizer: ClassVar[bool] = False
     kind: Literal["hidden"] = "hidden"
     """Chooses this method in a configuration."""
     weight: float = Field(1.0, ge=0)

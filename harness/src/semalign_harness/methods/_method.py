@@ -39,7 +39,9 @@ class MethodContext:
     target: PreTrainedModel
     """The model that trains, changed in place."""
     tokenizer: PreTrainedTokenizerBase
-    """The target's tokenizer, which encodes the rows for both models."""
+    """The target's tokenizer."""
+    source_tokenizer: PreTrainedTokenizerBase
+    """The source's; where it splits text as the target's does, rows have one side for both models."""
     supervision: SupervisionSource
     """The source's supervision of the training rows."""
     held_out: Supervision
@@ -124,6 +126,11 @@ class Method(Settings):
     """Use of the source's layers."""
     keeps_source: ClassVar[bool] = False
     """Whether the source stays in memory while the target trains."""
+    one_tokenizer: ClassVar[bool] = True
+    """Whether it presumes that one tokenisation serves both models: that every answer token has supervision, and that
+    the source reads the target's tokens. A method that reads spans, or no supervision at all, says False."""
+    two_tokenizers: ClassVar[bool] = False
+    """Whether it needs tokenizers that differ."""
 
     kind: str
 

@@ -30,6 +30,8 @@ NAMED: dict[str, dict[str, Any]] = {
     "kd": {"method": {"kind": "kd"}},
     "kd_full": {"method": {"kind": "kd", "trainable": {"kind": "full"}}},
     "hidden": {"method": {"kind": "hidden"}},
+    "gold": {"method": {"kind": "gold"}},
+    "alm": {"method": {"kind": "alm"}},
     "pissa": {"method": {"kind": "sft", "trainable": {"kind": "lora", "start": "pissa"}}},
     "seeking": {"method": {"kind": "seeking"}, "train": {"warmup": 0.03, "schedule": "linear"}},
     "laten": {"method": {"kind": "laten"}},
@@ -44,8 +46,10 @@ NAMED: dict[str, dict[str, Any]] = {
 }
 """By name: the published objectives, the baselines, and SemAlign without one of its parts. A tree without a kind of
 method is SemAlign's, whatever the experiment trains with."""
-BASELINES = ("sft", "sft_full", "kd", "kd_full", "hidden", "pissa", "seeking", "laten")
+BASELINES = ("sft", "sft_full", "kd", "kd_full", "hidden", "gold", "alm", "pissa", "seeking", "laten")
 """Methods of others; every method is tested against the best of them."""
+FOR_TWO_TOKENIZERS = ("alm",)
+"""Methods that need tokenizers that differ, which `all` leaves out."""
 
 VARIANT = r"\w+\.[\w.+-]+"
 """Pattern of a method with settings of its own, which are overrides of that name."""
@@ -65,12 +69,14 @@ def settings_of(name: str) -> Mapping[str, Any]:
 
 
 def find_methods(names: str) -> list[str]:
-    """Return the names in a list with commas: `all` for all built-in ones, `METHOD.VARIANT` for a method once more.
+    """Return the names in a list with commas: `all` for all built-in ones that fit every pair, `METHOD.VARIANT` for a
+    method once more.
 
     Raises:
         SemalignError: one is unknown or named twice.
     """
-    asked = [name for part in map(str.strip, names.split(",")) for name in (NAMED if part == "all" else [part])]
+    of_all = [name for name in NAMED if name not in FOR_TWO_TOKENIZERS]
+    asked = [name for part in map(str.strip, names.split(",")) for name in (of_all if part == "all" else [part])]
     known = _known(asked)
     for name in asked:
         if name not in known and not (re.fullmatch(VARIANT, name) and name.partition(".")[0] in known):

@@ -4,6 +4,8 @@ from typing import Any, cast
 
 from semalign_geometry.base import Kinds, Settings
 
+from ._alm import Alm
+from ._gold import Gold
 from ._hidden import Hidden
 from ._kd import Kd
 from ._method import Method
@@ -15,7 +17,7 @@ from .baselines.seeking import Seeking
 KNOWN_METHODS = Kinds(
     "semalign.methods",
     "method",
-    (SemAlign, Sft, Kd, Hidden, Seeking, LaTen),
+    (SemAlign, Sft, Kd, Hidden, Gold, Alm, Seeking, LaTen),
     needs=("check", "needs", "run", "stored", "work"),
 )
 """The methods that a kind stands for, those of installed packages included."""

@@ -37,6 +37,7 @@ class SemAlign(FrontierSettings, Method):
 
     stored: ClassVar[bool] = True
     layer_use: ClassVar[LayerUse] = "transported"
+    one_tokenizer: ClassVar[bool] = False
     kind: Literal["semalign"] = "semalign"
     """Chooses this method in a configuration."""
     critical_layer_only: bool = False

@@ -1,6 +1,6 @@
 """Supervised fine-tuning."""
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from semalign_attribution import DecoderView
 from semalign_train import AnswerLoss, JointLoss
@@ -12,6 +12,7 @@ from ._method import MethodContext
 class Sft(JointMethod):
     """Supervised fine-tuning: the NLL of the answers."""
 
+    one_tokenizer: ClassVar[bool] = False
     kind: Literal["sft"] = "sft"
     """Chooses this method in a configuration."""
 

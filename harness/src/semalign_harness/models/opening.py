@@ -272,6 +272,13 @@ def check_tokenizers(source: OpenedModel, target: OpenedModel, texts: list[str])
     )
 
 
+def ids_differ(source: OpenedModel, target: OpenedModel) -> bool:
+    """Return whether entries of two tokenizers have other ids, or none is shared."""
+    ours, theirs = source.entries, target.entries
+    shared = ours.keys() & theirs.keys()
+    return not shared or any(ours[token] != theirs[token] for token in shared)
+
+
 def split_differently(source: OpenedModel, target: OpenedModel, text: str) -> bool:
     """Return whether two tokenizers encode a text to other ids."""
     ours, theirs = (each.tokenizer(text, add_special_tokens=False)["input_ids"] for each in (source, target))

@@ -10,7 +10,8 @@ class ModelConfig(Settings):
 
     path: str
     """Hub id, local folder, `.gguf` file, `catalogue:NAME` of `semalign models list`, or a generated model:
-    `generated:tiny-source`, `generated:tiny-target`, `generated:tiny-small`."""
+    `generated:tiny-source`, `generated:tiny-target`, `generated:tiny-small`, or `generated:tiny-target-other`, which
+    has a tokenizer of its own."""
     revision: str | None = None
     """Revision on the hub; None for the newest."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"

@@ -1,10 +1,13 @@
 """The embedded `tiny` family: small Llama models that learn to solve arithmetic word problems.
 
 Nothing is downloaded. All models learn the same kind of problems in the same way. The target has fewer layers, is
-narrower than the source and sees fewer problems; the small model is a second target, another step down.
+narrower than the source and sees fewer problems; the small model is a second target, another step down. The target
+`target-other` has the sizes and the training of the target, and a tokenizer of its own.
 
-Every vocabulary entry is a whole word or a whole number. There are more than twice as many entries as the
-source is wide, so that the head W has full column rank and the semantic basis W⁺ exists.
+The tokenizer of the others has an entry for every word and every number. There are more than twice as many entries
+as the source is wide, so that the head W has full column rank and the semantic basis W⁺ exists. The other tokenizer
+is a byte-level BPE that writes numbers digit by digit and some words in pieces; the two share enough entries for
+both bases.
 
 Legend of the shape suffixes: B rows of a batch, L positions, N supervised positions, D width, V vocabulary.
 """
@@ -19,9 +22,11 @@ from typing import Any, Literal
 import torch
 from semalign_geometry.base import SemalignError, new_folder
 from semalign_train import Muon
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from tokenizers.pre_tokenizers import Whitespace
+from tokenizers import Regex, Tokenizer, decoders
+from tokenizers.models import BPE, WordLevel
+from tokenizers.pre_tokenizers import ByteLevel, Metaspace, Split, Whitespace
+from tokenizers.pre_tokenizers import Sequence as Steps
+from tokenizers.trainers import BpeTrainer
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -41,7 +46,7 @@ from ..data.arithmetic import (
 )
 from .saving import save_model
 
-Role = Literal["source", "target", "small"]
+Role = Literal["source", "target", "small", "target-other"]
 _Record = dict[str, str | int]
 _PAD, _BOS, _EOS, _UNK, _USER, _ASSISTANT = "<pad>", "<bos>", "<eos>", "<unk>", "<user>", "<assistant>"
 _SPECIAL = (_PAD, _BOS, _EOS, _UNK, _USER, _ASSISTANT)
@@ -54,6 +59,23 @@ _CHAT_TEMPLATE = (
     "{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<assistant> ' }}{% endif %}"
 )
+_SPACE = "▁"
+"""Begins the name of every entry that is a word, as each word brings the space before it."""
+_OTHER_PAD, _OTHER_END = "<|pad|>", "<|end|>"
+_OTHER_SPECIAL = (_OTHER_PAD, _OTHER_END, _USER, _ASSISTANT)
+_OTHER_CHAT_TEMPLATE = (
+    "{% for message in messages %}"
+    "{% if message['role'] in ('user', 'assistant') %}"
+    "{{ '<' + message['role'] + '> ' + message['content'] + eos_token }}"
+    "{% else %}{{ raise_exception('known roles are user and assistant, not ' + message['role']) }}"
+    "{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<assistant>' }}{% endif %}"
+)
+_OTHER_WORDS = Regex(r" ?\d| ?[^\s\d]+|\s")
+"""Texts that no entry of the other tokenizer crosses: a digit, a word, or a space that is not before one."""
+_OTHER_ENTRIES = 896
+_OTHER_ROWS = 4_000
+"""Problems that the merges are counted on."""
 _MAX_POSITIONS = 128
 _BATCH_ROWS = 64
 _MATRIX_RATE, _OTHER_RATE = 0.02, 3e-3
@@ -62,7 +84,7 @@ _MATRIX_WEIGHT_DECAY = 0.01
 _BETAS = (0.9, 0.98)
 _GRADIENT_NORM = 1.0
 _RECORD = "tiny.json"
-_RECIPE_VERSION = 2
+_RECIPE_VERSION = 3
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -80,6 +102,7 @@ _RECIPES: dict[Role, _Recipe] = {
     "source": _Recipe(layers=4, width=128, heads=4, intermediate=256, steps=300),
     "target": _Recipe(layers=3, width=96, heads=4, intermediate=192, steps=95),
     "small": _Recipe(layers=2, width=64, heads=4, intermediate=128, steps=95),
+    "target-other": _Recipe(layers=3, width=96, heads=4, intermediate=192, steps=95),
 }
 
 
@@ -91,8 +114,10 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     token, the beginning of the prompt with its answer. The chat template has the roles `user` and `assistant`; eos
     ends an assistant turn, and pad differs from eos.
     """
-    backend = Tokenizer(WordLevel({word: index for index, word in enumerate(_vocabulary())}, unk_token=_UNK))
-    backend.pre_tokenizer = Whitespace()
+    entries = [word if word in _SPECIAL else _SPACE + word for word in _vocabulary()]
+    backend = Tokenizer(WordLevel({word: index for index, word in enumerate(entries)}, unk_token=_UNK))
+    backend.pre_tokenizer = Steps([Whitespace(), Metaspace(_SPACE)])
+    backend.decoder = decoders.Metaspace(_SPACE)
     return PreTrainedTokenizerFast(
         tokenizer_object=backend,
         pad_token=_PAD,
@@ -101,6 +126,35 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
         unk_token=_UNK,
         additional_special_tokens=[_USER, _ASSISTANT],
         chat_template=_CHAT_TEMPLATE,
+        model_max_length=_MAX_POSITIONS,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def build_other_tokenizer() -> PreTrainedTokenizerFast:
+    """Build the byte-level BPE tokenizer of `target-other`.
+
+    Its merges are learned from generated problems, so that frequent words are one entry, some words are several, and
+    every text survives encoding and decoding. Digits stand alone: ` 12` is ` 1` and `2`. It has no bos; turns end in
+    eos, which is `<|end|>`, and each begins with a mark of the tiny family.
+    """
+    backend = Tokenizer(BPE())
+    backend.pre_tokenizer = Steps([Split(_OTHER_WORDS, "isolated"), ByteLevel(add_prefix_space=False, use_regex=False)])
+    backend.decoder = decoders.ByteLevel()
+    trainer = BpeTrainer(
+        vocab_size=_OTHER_ENTRIES,
+        special_tokens=list(_OTHER_SPECIAL),
+        initial_alphabet=ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    rows = _draw_rows(_OTHER_ROWS, stream="tokenizer", split="train")
+    backend.train_from_iterator((f" {message['content']}" for row in rows for message in row["messages"]), trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        pad_token=_OTHER_PAD,
+        eos_token=_OTHER_END,
+        additional_special_tokens=[_USER, _ASSISTANT],
+        chat_template=_OTHER_CHAT_TEMPLATE,
         model_max_length=_MAX_POSITIONS,
         clean_up_tokenization_spaces=False,
     )
@@ -121,7 +175,7 @@ def build_tiny_model(
     result is a function of `role`, `seed`, `steps` and the number of threads. The folder is whole or absent.
 
     Args:
-        role: `source`, the largest model with the longest training, `target` or `small`.
+        role: `source`, the largest model with the longest training, `target`, `small` or `target-other`.
         folder: Where the model goes. A folder that holds the same model is returned untouched.
         seed: Seed of the initial weights and of the problems; the global random state is left as found.
         steps: Optimiser steps of 64 problems each, at least 1; by default those of the role's recipe.
@@ -143,7 +197,7 @@ def build_tiny_model(
     if _is_finished(folder, record):
         return folder
 
-    tokenizer = build_tokenizer()
+    tokenizer = build_other_tokenizer() if role == "target-other" else build_tokenizer()
     model = _new_model(recipe, tokenizer, seed=seed)
     rows = _draw_rows(total * _BATCH_ROWS, stream=f"pre-training:{role}:{seed}", split="train")
     _train(model, _batches(rows, tokenizer), total=total, progress=progress)

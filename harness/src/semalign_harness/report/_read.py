@@ -12,9 +12,19 @@ from semalign_train import StageRecord, StepRecord
 
 from ..experiment import Experiment
 from ..results.comparison import Comparison
+from ..results.entries import EntryChanges
 from ..results.evaluation import Evaluated, evaluation_file, read_evaluation
 from ..results.fidelity import RunFidelity
-from ..results.files import COMPARISON, ENVIRONMENT, EVALUATION_FOLDERS, EXPERIMENT, METRICS, RESULT, SIMILARITY
+from ..results.files import (
+    COMPARISON,
+    ENTRIES,
+    ENVIRONMENT,
+    EVALUATION_FOLDERS,
+    EXPERIMENT,
+    METRICS,
+    RESULT,
+    SIMILARITY,
+)
 from ..results.run import Environment, RunResult
 from ..results.similarity import LayerSimilarity
 
@@ -42,6 +52,8 @@ class ReportedRun:
     fidelity: RunFidelity | None
     """None also for a method without transport."""
     similarity: LayerSimilarity | None
+    entries: EntryChanges | None
+    """None also for a run of earlier versions."""
     steps: tuple[StepRecord, ...]
     model_bytes: int
     """Size of the trained target on disk."""
@@ -125,6 +137,7 @@ def _read_run(folder: Path) -> ReportedRun:
         pairing=None if use == "none" else _optional(LayerPairing, folder / "pairing.json"),
         fidelity=_optional(RunFidelity, folder / "fidelity.json") if use == "transported" else None,
         similarity=_optional(LayerSimilarity, folder / SIMILARITY),
+        entries=_optional(EntryChanges, folder / ENTRIES),
         steps=_steps(folder / METRICS),
         model_bytes=sum(file.stat().st_size for file in model.iterdir()) if model.is_dir() else 0,
         evaluations=_evaluations({role: folder / name for role, name in EVALUATION_FOLDERS.items()}),

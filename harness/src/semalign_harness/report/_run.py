@@ -20,15 +20,18 @@ INTERVALS = (
 TERMS = {
     "relation": "1 − CKA of the contributions of the layer and its source layer",
     "cosine": "1 − cosine of the contributions of the layer and its source layer",
-    "output": "divergence from the source, in nats per token",
-    "answer": "NLL of the answers, in nats per token",
+    "output": "divergence from the source, in nats per {unit}",
+    "span": "divergence of the likelihoods of spans, in nats per {unit}",
+    "matched": "divergence of the entries that both models have",
+    "unmatched": "L1 distance of the sorted probabilities of all other entries",
+    "answer": "NLL of the answers, in nats per {unit}",
     "label": "1 − cosine of the logits and the answer token",
 }
-"""Explanations of terms of the loss."""
+"""Explanations of terms of the loss; `unit` is a token or a span."""
 
 
 def run_page(run: ReportedRun) -> Page:
-    """Return the page of a run: result, layers, training, benchmarks, cost, examples and protocol."""
+    """Return the page of a run: result, layers, training, entries, benchmarks, cost, examples and protocol."""
     benchmarks = run_benchmarks(run.evaluations) if run.evaluations else []
     return page_of(
         run.result.name,
@@ -36,6 +39,7 @@ def run_page(run: ReportedRun) -> Page:
             "Result": _result(run),
             "Layers": [*_attribution(run), *_similarity(run), *_fidelity(run), *_stability(run), *_layer_table(run)],
             "Training": _training(run),
+            "Entries": _entries(run),
             "Benchmarks": [*benchmarks, *missing_benchmarks(run)],
             "Cost": [Facts(tuple(cost_pairs(run)))],
             "Examples": example_blocks(run.evaluations),
@@ -84,6 +88,8 @@ def _result(run: ReportedRun) -> list[Block]:
     """Facts, and every metric of source, target before and target after with the share of the gap."""
     experiment, result = run.experiment, run.result
     measured = f"{many(result.after.rows, 'held-out row')}, {many(result.after.tokens, 'supervised token')}"
+    if result.after.spans is not None:
+        measured += f", {many(result.after.spans, 'span')}"
     if result.after.answer_rows:
         measured += f", {many(result.after.answer_rows, 'generated answer')}"
     facts = (
@@ -206,7 +212,8 @@ def _training(run: ReportedRun) -> list[Block]:
     blocks: list[Block] = []
     if any(step.losses for step in run.steps):
         terms = dict.fromkeys(name for step in run.steps for name in step.losses)
-        meant = "".join(f" {name}: {TERMS[name]}." for name in terms if name in TERMS)
+        unit = "token" if run.result.after.spans is None else "span"
+        meant = "".join(f" {name}: {TERMS[name].format(unit=unit)}." for name in terms if name in TERMS)
         parted = " Lines separate the stages, each of which trains one layer." if len(run.stages) > 1 else ""
         unweighted = ", unweighted" if run.stages else ""
         caption = f"Terms of the loss{unweighted}, each step on its own batch; lower is better.{meant}{parted}"
@@ -226,3 +233,24 @@ def _training(run: ReportedRun) -> list[Block]:
     if undone := [f"layer {stage.layer}" for stage in run.stages if stage.rolled_back]:
         blocks.append(Text(f"Undone because the held-out loss rose: {', '.join(undone)}."))
     return blocks
+
+
+def _entries(run: ReportedRun) -> list[Block]:
+    """Entries, or classes, whose probability changed most."""
+    if (found := run.entries) is None:
+        return []
+    header = ("", "source", "target before", "target after", "change")
+    rows = [
+        (
+            each.entry,
+            *(f"{value:.3%}" for value in (each.source, each.before, each.after)),
+            f"{each.after - each.before:+.3%}",
+        )
+        for each in (*found.gained, *reversed(found.lost))
+    ]
+    kind, unit = ("Entries", "supervised token") if run.result.after.spans is None else ("Classes of entries", "span")
+    reading = (
+        f"{kind} whose mean probability over {many(found.spans, unit)} of the held-out rows changed most, from the "
+        "largest gain to the largest loss. ␣: a space."
+    )
+    return table_blocks([header, *rows], reading, folded="probabilities that changed most")

@@ -22,6 +22,8 @@ def result_table(result: RunResult) -> str:
         gap = NOTHING if recovered is None else f"{recovered:.0%}"
         rows.append((metric.label, *map(metric.text, (source, before, after)), gap))
     measured = f"{result.after.rows} held-out rows, {result.after.tokens} supervised tokens"
+    if result.after.spans is not None:
+        measured += f", {result.after.spans} spans"
     if result.after.answer_rows:
         measured += f", {result.after.answer_rows} generated answers"
     training = result.training

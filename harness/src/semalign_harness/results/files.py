@@ -3,7 +3,8 @@
 from typing import Any
 
 EXPERIMENT, ENVIRONMENT, METRICS, RESULT = "experiment.json", "environment.json", "metrics.jsonl", "result.json"
-BEFORE, SIMILARITY, TRACKED, REPORT = "before.json", "similarity.json", "tracked.json", "report.html"
+BEFORE, SIMILARITY, ENTRIES = "before.json", "similarity.json", "entries.json"
+TRACKED, REPORT = "tracked.json", "report.html"
 EVALUATION, COMPARISON = "evaluation.json", "comparison.json"
 EVALUATION_FOLDERS = {
     "source": "evaluation-source",

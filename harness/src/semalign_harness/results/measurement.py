@@ -1,36 +1,56 @@
 """Contract of a measurement on held-out rows."""
 
+import math
+
 from semalign_geometry.base import Contract, Settings
 
 
 class RowMetrics(Settings):
-    """Metrics of single held-out rows, in columns; means over the supervised tokens of a row."""
+    """Metrics of single held-out rows, in columns; means over the spans of a row.
+
+    A span is the text between two places where a token ends on both sides; with one tokenizer every supervised token
+    is a span.
+    """
 
     tokens: tuple[int, ...]
-    """Supervised tokens of each row, shortest row first."""
+    """Spans of each row, shortest row first."""
     nll: tuple[float, ...]
-    """Negative log-likelihood of the answer, nats per token."""
+    """Negative log-likelihood of the answer, nats per span."""
     kl: tuple[float, ...]
-    """KL(p_S ‖ p_T), nats per token."""
+    """KL(p_S ‖ p_T), nats per span."""
     agreement: tuple[float, ...]
-    """Share of tokens with the source's likeliest entry."""
+    """Share of spans at whose start the likeliest entry is the source's."""
+    answer_bytes: tuple[int, ...] = ()
+    """Length of each answer in UTF-8, at least 1; empty in results of earlier versions."""
     correct: tuple[bool, ...] = ()
     """Whether the generated answer of each row is right, in the order of the rows that were drawn."""
 
+    @property
+    def bits_per_byte(self) -> tuple[float, ...]:
+        """Negative log-likelihood of each answer in bits per byte; empty where the bytes are not known."""
+        rows = zip(self.nll, self.tokens, self.answer_bytes, strict=True) if self.answer_bytes else ()
+        return tuple(nll * spans / size / math.log(2) for nll, spans, size in rows)
+
 
 class Measurement(Contract):
-    """Metrics of one model on held-out rows; means over supervised tokens."""
+    """Metrics of one model on held-out rows; means over spans, which are supervised tokens with one tokenizer."""
 
     answer_nll: float
-    """Negative log-likelihood of the answer tokens, nats per token."""
+    """Negative log-likelihood of the answers, nats per span."""
+    bits_per_byte: float | None = None
+    """The same in bits per byte of the answers, which compares models whatever their tokenizers; None in results of
+    earlier versions."""
     kl: float
-    """Exact KL(p_S ‖ p_T) to the source, nats per token; 0 for the source itself."""
+    """Exact KL(p_S ‖ p_T) to the source, nats per span, of prefix classes where the tokenizers differ; 0 for the source
+    itself."""
     agreement: float
-    """Share of the supervised tokens where the likeliest entry is the source's."""
+    """Share of the spans at whose start the likeliest entry, or class, is the source's."""
     accuracy: float | None = None
     """Share of the generated answers that reach the reference's number; None when nothing was generated."""
     tokens: int
-    """Supervised tokens."""
+    """Supervised tokens of the target."""
+    spans: int | None = None
+    """Spans; None with one tokenizer."""
     rows: int
     """Held-out rows."""
     answer_rows: int = 0

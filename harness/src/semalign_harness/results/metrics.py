@@ -4,7 +4,7 @@ The terminal, matrices, sweeps, comparisons and reports read this table.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from semalign_geometry.base import SemalignError
 
@@ -46,6 +46,10 @@ def _no_rows(_: RowMetrics) -> Numbers:
     return ()
 
 
+def _spans(rows: RowMetrics) -> Numbers:
+    return rows.tokens
+
+
 def _no_estimate(_: BenchmarkResult) -> None: ...
 
 
@@ -55,7 +59,7 @@ class Items:
 
     values: Numbers
     weights: Numbers | None = None
-    """Tokens of each item; None where all items count the same."""
+    """Weight of each item, such as its tokens; None where all items count the same."""
     outcomes: bool = False
     """Whether each item is right or wrong."""
     within: tuple[float, float] = SHARE
@@ -85,11 +89,13 @@ class Metric:
     """Read it from a measurement."""
     rows: Callable[[RowMetrics], Numbers] = _no_rows
     """Read it row by row."""
+    weights: Callable[[RowMetrics], Numbers] = _spans
+    """Weights of the rows in their mean; ignored for outcomes."""
     benchmark: Callable[[BenchmarkResult], Estimate | None] = _no_estimate
     """Read it from a benchmark's result."""
     lower_is_better: bool = False
     outcomes: bool = False
-    """Whether each row is right or wrong; otherwise rows are weighted by their supervised tokens."""
+    """Whether each row is right or wrong."""
     to_source: bool = False
     """Whether it compares with the source, whose own value then follows from the definition, without an interval."""
 
@@ -112,7 +118,7 @@ class Metric:
         """Return the metric row by row; without values where it was not measured."""
         if self.outcomes:
             return Items([float(value) for value in self.rows(rows)], outcomes=True)
-        return Items(self.rows(rows), rows.tokens, within=SHARE if self.percent else NATS)
+        return Items(self.rows(rows), self.weights(rows), within=SHARE if self.percent else NATS)
 
     def estimate(self, measured: Measurement) -> Estimate | None:
         """Return the measured value with its interval over the rows; None where rows cannot give one."""
@@ -178,19 +184,32 @@ EXACT = Metric(
     outcomes=True,
 )
 SOLVED = Metric("solved", "solved documents", benchmark=lambda result: result.headline, outcomes=True)
-BITS = Metric("bits per byte", "bits per byte", benchmark=lambda result: result.bits_per_byte, lower_is_better=True)
+BITS = Metric(
+    "bits per byte",
+    "bits per byte",
+    value=lambda measured: measured.bits_per_byte,
+    rows=lambda rows: rows.bits_per_byte,
+    weights=lambda rows: rows.answer_bytes,
+    benchmark=lambda result: result.bits_per_byte,
+    lower_is_better=True,
+)
 
-MEASURED = (NLL, KL, AGREEMENT, EXACT)
+MEASURED = (NLL, BITS, KL, AGREEMENT, EXACT)
 """Metrics of held-out rows."""
-COMPARED = (KL, NLL, AGREEMENT, EXACT)
+COMPARED = (KL, NLL, BITS, AGREEMENT, EXACT)
 """The same in the order of a comparison."""
-DETAILS = (NLL.name, AGREEMENT.name)
+DETAILS = (NLL.name, BITS.name, AGREEMENT.name)
 """Metrics that explain the KL; the report of several comparisons leaves them out."""
 EVALUATED = (SOLVED, BITS, KL, AGREEMENT)
 """Metrics of benchmarks."""
 
 
 def metrics_of(results: Sequence[RunResult]) -> list[Metric]:
-    """Return the metrics that source, target before and target after of every run have."""
+    """Return the metrics that source, target before and target after of every run have, labelled with their unit."""
     measured = [each for result in results for each in (result.source, result.before, result.after)]
-    return [metric for metric in MEASURED if all(metric.value(each) is not None for each in measured)]
+    units = " or ".join(sorted({"token" if each.spans is None else "span" for each in measured}, reverse=True))
+    return [
+        replace(metric, label=metric.label.replace("token", units))
+        for metric in MEASURED
+        if all(metric.value(each) is not None for each in measured)
+    ]

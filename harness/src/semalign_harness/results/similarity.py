@@ -12,7 +12,7 @@ class LayerSimilarity(Contract):
     source_layers: tuple[int, ...]
     """Paired source layers in order, without repeats: one for each column."""
     tokens: int
-    """Compared supervised tokens."""
+    """Compared spans, which are supervised tokens with one tokenizer."""
     before: Matrix
     """Similarity before the transfer."""
     after: Matrix

@@ -5,8 +5,9 @@ No check reads weights.
 
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import zip_longest
 from typing import Literal
@@ -14,13 +15,15 @@ from typing import Literal
 import torch
 from pydantic import model_validator
 from semalign_attribution import Manual
-from semalign_geometry import SharedVocabulary
+from semalign_geometry import SharedVocabulary, VocabularyClasses, align_classes
 from semalign_geometry.base import SemalignError, Settings
 
-from ..data.encoding import Conversation, TextEncoder
-from ..data.rows import Split, glued
-from ..experiment import Experiment
-from ..models.opening import OpenedModel, check_tokenizers, split_differently
+from ..data.encoding import DIALOGUE, Conversation, Role, TextEncoder
+from ..data.paired import PairedEncoder, TextChanged
+from ..data.row_files import Row
+from ..data.rows import Split, glued, split_rows
+from ..experiment import Experiment, SimilarityScorer
+from ..models.opening import OpenedModel, check_tokenizers, ids_differ, split_differently
 from ..models.shape import ModelShape, bytes_of, heads_of
 from ..util.text import gb
 
@@ -40,7 +43,6 @@ PROBES = [
     "Straße, Ωmega, 漢字, résumé 🙂 \n\n  end",
 ]
 """Texts that tokenizers with the same entries may split differently."""
-DIALOGUE = [{"role": "user", "content": "What is 7 + 5?"}, {"role": "assistant", "content": "7 + 5 = 12"}]
 
 
 class Finding(Settings):
@@ -110,24 +112,72 @@ class Pair:
     """The larger model."""
     target: OpenedModel
     """The smaller model, which is trained."""
-    encoder: TextEncoder
-    """Turns texts into token ids, by the target's tokenizer."""
+    apart: bool
+    """Whether each model reads the rows by its own tokenizer and template, as no tokenizer serves both."""
     split: Split | None = None
     """Rows of the run; None before they are read, or where none are given."""
 
+    @classmethod
+    def of(cls, experiment: Experiment, source: OpenedModel, target: OpenedModel) -> "Pair":
+        """Return the pair without rows; it is apart where an entry that both tokenizers have has two ids."""
+        return cls(experiment, source, target, apart=ids_differ(source, target))
+
+    def reading(self, pools: Sequence[list[Row]]) -> tuple["Pair", SemalignError | None]:
+        """Return the pair with its rows, or as it is with the reason why they cannot be used.
+
+        It is apart also where the tokenizers split some of the rows differently.
+        """
+        try:
+            read = replace(self, split=split_rows(self.experiment.data, pools, self.paired or self.encoder))
+        except SemalignError as failure:
+            return self, failure
+        if not self.apart and _rows_differ(read):
+            return replace(self, apart=True).reading(pools)
+        return read, None
+
     @property
-    def both(self) -> tuple[tuple[str, OpenedModel], tuple[str, OpenedModel]]:
+    def both(self) -> tuple[tuple[Role, OpenedModel], tuple[Role, OpenedModel]]:
         """Source and target, with their roles."""
         return ("source", self.source), ("target", self.target)
+
+    @cached_property
+    def encoder(self) -> TextEncoder:
+        """Encoder of texts by the target's tokenizer and template."""
+        return encoder_of(self.experiment, self.target)
+
+    @cached_property
+    def paired(self) -> PairedEncoder | None:
+        """Encoder of rows for both models; None where one tokenizer serves both.
+
+        Raises:
+            SemalignError: a tokenizer loses text.
+        """
+        return PairedEncoder.of(encoder_of(self.experiment, self.source), self.encoder) if self.apart else None
+
+    @cached_property
+    def classes(self) -> VocabularyClasses | None:
+        """Prefix classes of both vocabularies; None where one tokenizer serves both.
+
+        Raises:
+            SemalignError: a tokenizer loses text, or the vocabularies share no entry.
+        """
+        if self.paired is None:
+            return None
+        return align_classes(
+            self.paired.source_vocabulary,
+            self.paired.target_vocabulary,
+            source_rows=self.source.shape.vocabulary,
+            target_rows=self.target.shape.vocabulary,
+        )
 
     @cached_property
     def shared(self) -> SharedVocabulary:
         """Vocabulary entries of both models.
 
         Raises:
-            SemalignError: the tokenizers differ.
+            SemalignError: as `classes` does.
         """
-        return check_tokenizers(self.source, self.target, [])
+        return check_tokenizers(self.source, self.target, []) if self.classes is None else self.classes.shared
 
     @property
     def positions(self) -> int | None:
@@ -146,12 +196,12 @@ def check_rows(pair: Pair) -> Iterator[Finding]:
     if pair.split is None:
         yield from _without_rows(pair)
         return
-    for check in (_amount, _texts, _strange_entries, _limits, _unread):
+    for check in (_amount, _texts, _spans, _strange_entries, _limits, _unread):
         yield from check(pair, pair.split)
 
 
-def check_settings(experiment: Experiment, source: ModelShape, target: ModelShape) -> Iterator[Finding]:
-    """Check that pairing and method fit the shapes of a pair."""
+def check_settings(experiment: Experiment, source: ModelShape, target: ModelShape, *, apart: bool) -> Iterator[Finding]:
+    """Check that scorer, pairing and method fit a pair; `apart` as in `Pair`."""
     pairing, method = experiment.pairing, experiment.method
     width = source.width if experiment.transport.frame == "none" else target.width
     fits: list[Callable[[], object]] = [lambda: method.check(source, target, experiment.train, reference_width=width)]
@@ -162,6 +212,21 @@ def check_settings(experiment: Experiment, source: ModelShape, target: ModelShap
             fit()
         except SemalignError as failure:
             yield refused("settings", failure)
+    yield from _check_tokenizations(experiment, apart=apart)
+
+
+def _check_tokenizations(experiment: Experiment, *, apart: bool) -> Iterator[Finding]:
+    """Check that scorer and method can do with as many tokenizers as the pair has."""
+    method, scorer = experiment.method, experiment.scorer
+    if apart and method.one_tokenizer:
+        message = f"the tokenizers differ, and method.kind={method.kind} presumes that one serves both models"
+        yield error("settings", message, "choose another method, or models of one family")
+    if not apart and method.two_tokenizers:
+        message = f"one tokenizer serves both models, and method.kind={method.kind} compares spans of two"
+        yield error("settings", message, "choose another method, such as method.kind=kd")
+    if apart and isinstance(scorer, SimilarityScorer):
+        message = "the tokenizers differ, and scorer.kind=similarity compares both models token by token"
+        yield error("settings", message, "scorer.kind=gradient_activation, with another pairing than similarity")
 
 
 def check_dtype(source: OpenedModel, target: OpenedModel, *, chosen: bool = True) -> Finding:
@@ -238,16 +303,20 @@ def _dtype(pair: Pair) -> Iterator[Finding]:
 
 
 def _settings(pair: Pair) -> Iterator[Finding]:
-    yield from check_settings(pair.experiment, pair.source.shape, pair.target.shape)
+    yield from check_settings(pair.experiment, pair.source.shape, pair.target.shape, apart=pair.apart)
 
 
 def _entries(pair: Pair) -> Iterator[Finding]:
-    source, target = pair.source.entries, pair.target.entries
+    began = time.perf_counter()
     try:
         _ = pair.shared
     except SemalignError as failure:
-        yield error("tokenizers", str(failure).rpartition(": ")[0], ONE_FAMILY)
+        yield refused("tokenizers", failure)
         return
+    if pair.classes is not None:
+        yield from _classes(pair, pair.classes, time.perf_counter() - began)
+        return
+    source, target = pair.source.entries, pair.target.entries
     common = len(source.keys() & target.keys())
     padded = [each.shape.vocabulary - len(tokenizer_ids(each)) for _, each in pair.both]
     yield ok(
@@ -256,6 +325,21 @@ def _entries(pair: Pair) -> Iterator[Finding]:
         f"target; {padded[0]} rows of the source's head and {padded[1]} of the target's are padding",
     )
     yield from _split_differently(pair, PROBES)
+
+
+def _classes(pair: Pair, classes: VocabularyClasses, seconds: float) -> Iterator[Finding]:
+    """Describe two vocabularies that are apart: their classes, and whether the shared entries carry both bases."""
+    shared, widest = len(classes.shared.source_ids), max(each.shape.width for _, each in pair.both)
+    alone = [int((ids >= shared).sum() + (ids < 0).sum()) for ids in (classes.source, classes.target)]
+    yield ok(
+        "tokenizers",
+        f"they differ, so each model reads rows by its own: {shared} entries have the same bytes, all entries fall "
+        f"into {classes.count} classes ({alone[0]} of the source and {alone[1]} of the target into no class of a "
+        f"shared entry), found in {seconds:.1f} s",
+    )
+    if shared < widest and pair.experiment.transport.frame != "none":
+        message = f"the tokenizers share {shared} entries, too few for a semantic basis of width {widest}"
+        yield warning("tokenizers", message, "transport.frame=none, which matches geometry in the source's own space")
 
 
 def _split_differently(pair: Pair, texts: Iterable[str]) -> Iterator[Finding]:
@@ -272,9 +356,13 @@ def _special_tokens(pair: Pair) -> Iterator[Finding]:
         for _, each in pair.both
     )
     check, shown = "special tokens", ", ".join(f"{name} {ours[name]!r} and {theirs[name]!r}" for name in ours)
-    if theirs["EOS"] is None:
-        message = f"the target's tokenizer has no end of sequence, so that answers do not end: {shown}"
-        yield warning(check, message, f'"eos_token": "…" in the tokenizer_config.json of {pair.target.settings.path}')
+    for role, opened in pair.both if pair.apart else pair.both[1:]:
+        if opened.tokenizer.eos_token is None:
+            message = f"the {role}'s tokenizer has no end of sequence, so that answers do not end: {shown}"
+            yield warning(check, message, f'"eos_token": "…" in the tokenizer_config.json of {opened.settings.path}')
+            return
+    if pair.apart:
+        yield ok(check, f"each model reads its own: {shown}")
         return
     begins = not pair.encoder.chat and pair.target.tokenizer.bos_token_id in pair.encoder.start
     differing = [name for name in (("BOS", "EOS") if begins else ("EOS",)) if ours[name] != theirs[name]]
@@ -289,15 +377,36 @@ def _special_tokens(pair: Pair) -> Iterator[Finding]:
 
 
 def _chat_template(pair: Pair) -> Iterator[Finding]:
-    yield _templates(pair)
-    encoder = pair.encoder
-    if encoder.ignored_options:
-        kept = {name: value for name, value in encoder.options.items() if name not in encoder.ignored_options}
-        message = f"the chat template never reads {', '.join(encoder.ignored_options)} of chat_template"
+    yield _own_templates(pair) if pair.apart else _templates(pair)
+    encoders = [encoder_of(pair.experiment, pair.source), pair.encoder] if pair.apart else [pair.encoder]
+    ignored = set(encoders[0].ignored_options).intersection(*(each.ignored_options for each in encoders))
+    if ignored:
+        kept = {name: value for name, value in pair.encoder.options.items() if name not in ignored}
+        reader = "neither template" if pair.apart else "the chat template never"
+        message = f"{reader} reads {', '.join(sorted(ignored))} of chat_template"
         yield warning("chat template", message, f"chat_template={json.dumps(kept)}")
-    if encoder.told_date is not None:
-        message = f"the chat template reads the clock, which stands at {encoder.told_date}: set date for another day"
+    if dates := [each.told_date for each in encoders if each.told_date is not None]:
+        message = f"the chat template reads the clock, which stands at {dates[0]}: set date for another day"
         yield ok("date", message)
+
+
+def _own_templates(pair: Pair) -> Finding:
+    """Try the templates of both models on a question with its answer, each by its own tokenizer."""
+    check = "chat template"
+    without = [role for role, each in pair.both if each.tokenizer.chat_template is None]
+    try:
+        paired = pair.paired
+        assert paired is not None
+        paired.example(Conversation(DIALOGUE), name="a question with its answer")
+    except TextChanged as failure:
+        message = f"the templates render the answer of a question differently ({failure})"
+        return warning(check, message, "chat_template={...}, options with which both render an answer alike")
+    except SemalignError as failure:  # a template that refuses this question may take the rows
+        return warning(check, str(failure), CHATS)
+    if without:
+        shown = "neither model has one" if len(without) == 2 else f"the {without[0]} has none"
+        return ok(check, f"{shown}: prompt and answer follow one another as plain text there")
+    return ok(check, "each model reads rows through its own")
 
 
 def _templates(pair: Pair) -> Finding:
@@ -341,7 +450,7 @@ def _without_rows(pair: Pair) -> Iterator[Finding]:
     else:
         reads = "without a limit" if positions is None else f"up to {positions} tokens"
         yield ok("rows", f"none given; both models read rows {reads}, and data.max_length={limit}")
-    shared = _shared_ids(pair)
+    shared = set() if pair.apart else _shared_ids(pair)
     each = ((role, token, i) for role, opened in pair.both for token, i in opened.entries.items())
     alone = [f"{token!r} of the {role}" for role, token, i in each if shared and i not in shared]
     if alone:
@@ -365,9 +474,10 @@ def tokenizer_ids(opened: OpenedModel) -> list[int]:
 
 def _amount(pair: Pair, split: Split) -> Iterator[Finding]:
     tokens, answers = sum(map(len, split.train)), sum(len(row.answer_ids) for row in split.train)
+    of = " of the target" if pair.apart else ""
     yield ok(
         "rows",
-        f"{len(split.train)} training rows ({tokens} tokens, {answers} supervised), {len(split.held_out)} held-out "
+        f"{len(split.train)} training rows ({tokens} tokens{of}, {answers} supervised), {len(split.held_out)} held-out "
         f"rows; the longest has {split.longest} tokens",
     )
     limit = pair.experiment.data.max_length
@@ -377,44 +487,80 @@ def _amount(pair: Pair, split: Split) -> Iterator[Finding]:
         yield warning("rows", message, f"data.max_length={reach}" if reach > limit else SHORTER)
 
 
+def _rows_differ(pair: Pair) -> bool:
+    """Return whether the tokenizers split the text of some rows differently, as the target decodes it."""
+    tokenizer = pair.target.tokenizer
+    rows = pair.split.train[:TRIED] if pair.split is not None else []
+    texts = (str(tokenizer.decode(list(row.prompt_ids + row.answer_ids))) for row in rows)
+    return any(split_differently(pair.source, pair.target, text) for text in texts)
+
+
 def _texts(pair: Pair, split: Split) -> Iterator[Finding]:
-    """Compare the tokenizers on the text of some rows; what the target decodes may hide a difference in the answer."""
-    rows, tokenizer = split.train[:TRIED], pair.target.tokenizer
-    for row in rows:
-        text = str(tokenizer.decode(list(row.prompt_ids + row.answer_ids)))
-        if split_differently(pair.source, pair.target, text):
-            yield error("tokenizers", f"the tokenizers split {text[:60]!r} differently", ONE_FAMILY)
-            return
-    yield from _split_differently(pair, (row.answer for row in rows))
+    """Compare the tokenizers on the answers of some rows; what the target decodes may hide a difference there."""
+    if not pair.apart:
+        yield from _split_differently(pair, (row.answer for row in split.train[:TRIED]))
+
+
+def _spans(pair: Pair, split: Split) -> Iterator[Finding]:
+    """Describe the spans of rows that each model reads in its own tokens, and the rows that have none."""
+    sides = [(row.source, row) for row in (*split.train, *split.held_out) if row.source is not None]
+    if not sides:
+        return
+    of_source, of_target = (sum(len(side.answer_ids) for side in each) for each in zip(*sides, strict=True))
+    spans = sum(len(side.spans.source) for side, _ in sides)
+    single = sum(
+        (ours, theirs) == (1, 1)
+        for side, _ in sides
+        for ours, theirs in zip(side.spans.source, side.spans.target, strict=True)
+    )
+    yield ok(
+        "spans",
+        f"answers have {of_source} tokens of the source and {of_target} of the target in {spans} spans "
+        f"({spans / of_target:.2f} for each token of the target), {single / spans:.0%} of one token on both sides",
+    )
+    if split.changed:
+        message = f"{split.changed} rows were left out, as their answers differ between both models ({split.change})"
+        yield warning("spans", message, "rows of plain text, without special tokens and rare forms of characters")
 
 
 def _strange_entries(pair: Pair, split: Split) -> Iterator[Finding]:
-    used = {i for row in (*split.train, *split.held_out) for i in row.prompt_ids + row.answer_ids}
+    rows = (*split.train, *split.held_out)
+    if pair.apart:
+        for role, opened in pair.both:
+            largest = max(max(side.prompt_ids + side.answer_ids) for side in (row.on(role) for row in rows))
+            if largest >= opened.config.vocab_size:
+                yield _without_embedding(role, opened, largest)
+        return
+    used = {i for row in rows for i in row.prompt_ids + row.answer_ids}
     strange = used - shared if (shared := _shared_ids(pair)) else None
     if not strange:
         return
     token = min(strange)
     name = pair.target.tokenizer.convert_ids_to_tokens(token)
-    told = f"the rows use {name!r}, entry {token}"
     for role, opened in reversed(pair.both):
         if token >= opened.config.vocab_size and name in opened.entries:
-            yield error(
-                "rows",
-                f"{told} of the {role}'s tokenizer, but {opened.settings.path} has embeddings for "
-                f"{opened.config.vocab_size} entries only",
-                "choose the tokenizer that it was trained with, or give the model rows for all with "
-                "resize_token_embeddings()",
-            )
+            yield _without_embedding(role, opened, token)
             return
+    told = f"the rows use {name!r}, entry {token}"
     yield error("rows", f"{told}, which only the target knows", "choose models that share a tokenizer")
+
+
+def _without_embedding(role: Role, opened: OpenedModel, token: int) -> Finding:
+    name = opened.tokenizer.convert_ids_to_tokens(token)
+    message = (
+        f"the rows use {name!r}, entry {token} of the {role}'s tokenizer, but {opened.settings.path} has embeddings "
+        f"for {opened.config.vocab_size} entries only"
+    )
+    remedy = "choose the tokenizer that it was trained with, or give the model rows for all with "
+    return error("rows", message, f"{remedy}resize_token_embeddings()")
 
 
 def _limits(pair: Pair, split: Split) -> Iterator[Finding]:
     """Compare the rows, and the prompts with what is generated after them, with the longest input of both models."""
     data, measure = pair.experiment.data, pair.experiment.measure
     writers = ((data.answers, split.train), (data.held_out_answers, split.held_out))
-    longest = max(map(len, (*split.train, *split.held_out)))
     for role, opened in pair.both:
+        longest = max(len(row.on(role)) for row in (*split.train, *split.held_out))
         limit, reads = opened.positions, f"{opened.settings.path} reads at most {opened.positions}"
         if limit is None:
             continue
@@ -426,7 +572,7 @@ def _limits(pair: Pair, split: Split) -> Iterator[Finding]:
             ("measure.max_new_tokens", measure.max_new_tokens, generated),
             ("data.writing.max_new_tokens", data.writing.max_new_tokens, written),
         ):
-            prompt = max((len(row.prompt_ids) for row in rows), default=0)
+            prompt = max((len(row.on(role).prompt_ids) for row in rows), default=0)
             if rows and prompt + more > limit:
                 message = f"a prompt with {setting}={more} may reach {prompt + more} tokens, {reads}"
                 yield error("rows", message, f"{setting}={max(1, limit - prompt)}")
@@ -446,7 +592,7 @@ def _unread(pair: Pair, split: Split) -> Iterator[Finding]:
             "as the end-of-sequence token there too"
         )
         yield warning("rows", message, "answers without it")
-    if joint := glued(split.train[0], pair.target.tokenizer):
+    if not pair.apart and (joint := glued(split.train[0], pair.target.tokenizer)):
         message = f"there is no chat template, and prompts run into their answers ({joint!r})"
         yield warning("rows", message, "end data.train.prompt with a space or a line break")
 

@@ -48,7 +48,8 @@ class DryRun:
             return [*notes, f"the device: {error}"]
         if inputs is None:
             return notes
-        raise_first(check_settings(experiment, inputs.source.shape, inputs.target.shape))
+        apart = inputs.classes is not None
+        raise_first(check_settings(experiment, inputs.source.shape, inputs.target.shape, apart=apart))
         self._check_start(experiment, inputs, folder, device)
         return notes
 

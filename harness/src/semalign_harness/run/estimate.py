@@ -104,7 +104,11 @@ class Needs(Contract):
 
 
 def estimate(
-    experiment: Experiment, *, source_shape: ModelShape | None = None, target_shape: ModelShape | None = None
+    experiment: Experiment,
+    *,
+    source_shape: ModelShape | None = None,
+    target_shape: ModelShape | None = None,
+    two_tokenizers: bool = False,
 ) -> Needs:
     """Estimate the needs of an experiment.
 
@@ -112,17 +116,18 @@ def estimate(
         experiment: what would run.
         source_shape: shape of the source, where it is known; None looks for it.
         target_shape: shape of the target, likewise.
+        two_tokenizers: whether the tokenizers of the models differ, so that the rows are stored as both read them.
 
     Raises:
         SemalignError: a local model cannot be read.
     """
     source = _model_needs(experiment.source, source_shape)
     target = _model_needs(experiment.target, target_shape)
-    totals = None if source is None or target is None else _totals(experiment, source, target)
+    totals = None if source is None or target is None else _totals(experiment, source, target, two_tokenizers)
     return Needs(source=source, target=target, totals=totals)
 
 
-def _totals(experiment: Experiment, source: ModelNeeds, target: ModelNeeds) -> Totals:
+def _totals(experiment: Experiment, source: ModelNeeds, target: ModelNeeds, two_tokenizers: bool) -> Totals:
     data, train, method = experiment.data, experiment.train, experiment.method
     needs = method.needs(source.shape, target.shape, rows=data.train_rows, tokens=data.train_rows * data.max_length)
     # More than attribution takes, which goes row by row; supervision runs batch_size rows without autograd.
@@ -132,13 +137,14 @@ def _totals(experiment: Experiment, source: ModelNeeds, target: ModelNeeds) -> T
     source_phase = source.weight_bytes + kept + scored + _activations(source, attributed)
     # Muon keeps one moment, and needs at most six copies of the largest matrix, which is a third of a layer or less.
     moments = 2 if train.optimiser == "adamw" else 3
-    training_state = 4 * needs.trained * (1 + moments + needs.gradients)
+    gradients = needs.gradients + two_tokenizers  # of the likelihoods of spans
+    training_state = 4 * needs.trained * (1 + moments + gradients)
     trained = min(train.micro_batch_size, train.batch_size) * data.max_length
     beside = source.weight_bytes if experiment.live or method.keeps_source else source.head_bytes
     training = target.weight_bytes + training_state + beside + _training_activations(target, trained, train)
     target_phase = max(training, 2 * target.weight_bytes + beside)
     exact = experiment.supervision.model_copy(update={"output": FinalHidden(), "dtype": "float32"})
-    supervision = _store(experiment.supervision, data.train_rows, experiment, source, target)
+    supervision = _store(experiment.supervision, data.train_rows, experiment, source, target, two_tokenizers)
     checkpoints = train.checkpoint_steps is not None or train.checkpoint_minutes is not None
     states = 3 * needs.trained * (KEPT_STATES + 1) if checkpoints else 0  # one more than are kept
     return Totals(
@@ -147,7 +153,7 @@ def _totals(experiment: Experiment, source: ModelNeeds, target: ModelNeeds) -> T
         target_phase=target_phase,
         memory=max(source_phase, target_phase),
         supervision=0 if experiment.live else supervision,
-        held_out=_store(exact, data.held_out_rows, experiment, source, target),
+        held_out=_store(exact, data.held_out_rows, experiment, source, target, two_tokenizers),
         scratch=needs.scratch * bytes_of(target.dtype) + 4 * states,
         saved=target.weight_bytes,
         download=source.download_bytes + target.download_bytes,
@@ -247,7 +253,12 @@ def _training_activations(model: ModelNeeds, tokens: int, train: TrainSettings) 
 
 
 def _store(
-    settings: SupervisionSettings, rows: int, experiment: Experiment, source: ModelNeeds, target: ModelNeeds
+    settings: SupervisionSettings,
+    rows: int,
+    experiment: Experiment,
+    source: ModelNeeds,
+    target: ModelNeeds,
+    two_tokenizers: bool,
 ) -> int:
     """Return the bytes of a store: rows of the greatest length, all supervised, all source layers paired."""
     tokens = rows * experiment.data.max_length
@@ -261,6 +272,8 @@ def _store(
         source_width=source.shape.width,
         head_bytes=source.head_bytes,
         entries=source.shape.vocabulary,
+        source_tokens=tokens,
+        spans=tokens if two_tokenizers else None,
     )
 
 

@@ -1,20 +1,21 @@
 """Inputs of an experiment, read and checked before any weights are."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
-from semalign_geometry import SharedVocabulary
+from semalign_geometry import SharedVocabulary, VocabularyClasses
 
 from ..data.encoding import TextEncoder
-from ..data.rows import Split, read_rows, split_rows
+from ..data.paired import PairedEncoder
+from ..data.rows import Split, read_rows
 from ..experiment import Experiment
 from ..generation import Way
 from ..models.loading import LoadedModel, load_model
 from ..models.opening import OpenedModel, check_pulled, identity, open_model, prepare
 from ..util.console import Console
-from .checks import Pair, check_pair, check_rows, encoder_of, raise_first
+from .checks import Pair, check_pair, check_rows, raise_first
 
-NOTED = ("rows", "date")
+NOTED = ("rows", "date", "spans")
 """Checks whose findings a run notes also where they are ok."""
 
 
@@ -27,11 +28,15 @@ class Inputs:
     target: OpenedModel
     """The smaller model."""
     encoder: TextEncoder
-    """Turns texts into ids; by the target's tokenizer and template, for both models."""
+    """Turns texts into ids, by the target's tokenizer and template."""
+    paired: PairedEncoder | None
+    """Turns rows into the ids of both models; None where the target's serve both."""
     split: Split
     """Rows for training and held-out rows."""
     shared: SharedVocabulary
-    """Vocabulary entries of both models."""
+    """Vocabulary entries of both models, by their bytes where the tokenizers differ."""
+    classes: VocabularyClasses | None
+    """Prefix classes of both vocabularies; None where one tokenizer serves both models."""
     source_id: str
     """Fingerprint of the source."""
     target_id: str
@@ -52,14 +57,26 @@ def read_inputs(experiment: Experiment, console: Console) -> Inputs:
         prepare(model, progress=console.ticker(f"pre-train the {role}"), note=console.note)
     with console.step("read tokenizers and configurations"):
         target, source = open_model(experiment.target), open_model(experiment.source)
-        pair = Pair(experiment, source, target, encoder_of(experiment, target))
+        pair, failure = Pair.of(experiment, source, target).reading(pools)
         findings = raise_first(check_pair(pair))
-        split = split_rows(experiment.data, pools, pair.encoder)
-        findings += raise_first(check_rows(replace(pair, split=split)))
+        if failure is not None:
+            raise failure
+        findings += raise_first(check_rows(pair))
+        assert pair.split is not None
     for finding in findings:
-        if finding.level == "warning" or finding.check in NOTED:
+        if finding.level == "warning" or finding.check in NOTED or (pair.apart and finding.check == "tokenizers"):
             console.note(str(finding))
-    return Inputs(source, target, pair.encoder, split, pair.shared, identity(source), identity(target))
+    return Inputs(
+        source=source,
+        target=target,
+        encoder=pair.encoder,
+        paired=pair.paired,
+        split=pair.split,
+        shared=pair.shared,
+        classes=pair.classes,
+        source_id=identity(source),
+        target_id=identity(target),
+    )
 
 
 def load(

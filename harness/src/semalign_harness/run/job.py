@@ -2,17 +2,15 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import torch
 from semalign_align import Ranks
 
+from ..data.encoding import Role
 from ..experiment import Experiment
 from ..models.loading import LoadedModel
 from ..util.console import Console
 from .inputs import Inputs, load
-
-Role = Literal["source", "target"]
 
 
 @dataclass(frozen=True, eq=False)

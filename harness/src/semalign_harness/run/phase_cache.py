@@ -11,12 +11,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
 from filelock import FileLock, Timeout
 from semalign_geometry import KNOWN_FRAMES
 from semalign_geometry.base import SemalignError
 
+from ..data.encoding import Example
 from ..experiment import KNOWN_PAIRINGS, KNOWN_SCORERS, Experiment
 from ..generation import GENERATION
 from ..reading import READING
@@ -52,7 +54,7 @@ class Entry:
 
 def phase_key(experiment: Experiment, inputs: Inputs, device: torch.device) -> str:
     """Return the cache key of the supervision: a hash of everything that decides it; training settings do not."""
-    rows = [[e.prompt_ids, e.answer_ids, e.answer] for e in (*inputs.split.train, *inputs.split.held_out)]
+    rows = [_ids_of(example) for example in (*inputs.split.train, *inputs.split.held_out)]
     parts = {
         "format": [_FORMAT, GENERATION, READING],
         "settings": experiment.model_dump(
@@ -69,7 +71,16 @@ def phase_key(experiment: Experiment, inputs: Inputs, device: torch.device) -> s
         | foreign_packages(experiment)
         | foreign_code(experiment),
     }
+    if inputs.classes is not None:
+        parts["classes"] = [each.tolist() for each in (inputs.classes.source, inputs.classes.target)]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _ids_of(example: Example) -> list[Any]:
+    """Return all that decides the supervision of a row: ids and answer, and the source's ids where it has its own."""
+    side = example.source
+    apart = [] if side is None else [side.prompt_ids, side.answer_ids, side.spans.source, side.spans.target]
+    return [example.prompt_ids, example.answer_ids, example.answer, *apart]
 
 
 def foreign_packages(experiment: Experiment) -> dict[str, str]:

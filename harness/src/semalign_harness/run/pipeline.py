@@ -17,7 +17,7 @@ from ..experiment import Experiment
 from ..models.loading import LoadedModel
 from ..models.saving import save_model
 from ..models.shape import is_small
-from ..results.files import BEFORE, ENVIRONMENT, EXPERIMENT, RESULT, SIMILARITY
+from ..results.files import BEFORE, ENTRIES, ENVIRONMENT, EXPERIMENT, RESULT, SIMILARITY
 from ..results.measurement import Measurement
 from ..results.run import Environment, RunResult
 from ..results.similarity import LayerSimilarity, Matrix
@@ -25,10 +25,11 @@ from ..util.cache import bytes_in
 from ..util.console import Console
 from ..util.failures import naming
 from ..util.resources import forget_peak_memory, join, one_thread, peak_memory
+from .entries import entry_changes, entry_names, keep_probabilities, kept_probabilities
 from .environment import check_code, check_unchanged, environment_of, settled
 from .inputs import read_inputs
 from .job import Job
-from .measure import measured
+from .measure import Measured, measured
 from .plan import describe_plan
 from .run_folder import claimed, empty
 from .similarity import compare_layers
@@ -118,11 +119,17 @@ def _run(
         after = measured(job, "target after", trained, stores.held_out)
         layers_after = _layers(job, trained, stores.held_out)
         stored = experiment.method.stored
+        entries = entry_changes(
+            before.probabilities,
+            after.probabilities,
+            entry_names(job.inputs),
+            spans=int(stores.held_out.counts.sum()),
+        )
         result = RunResult(
             name=experiment.name,
             source=stores.phase.measurement,
-            before=before,
-            after=after,
+            before=before.metrics,
+            after=after.metrics,
             training=training,
             supervision_bytes=supervision_bytes if stored else 0,
             supervision_seconds=stores.phase.seconds if stored else 0.0,
@@ -133,6 +140,7 @@ def _run(
         )
         if ranks.is_first:
             _similarity(stores, layers_before, layers_after).write(folder / SIMILARITY)
+            entries.write(folder / ENTRIES)
             result.write(folder / RESULT)
             metrics.add_result(result.model_dump(exclude={"training": {"transfer"}}))
     return result
@@ -198,22 +206,25 @@ def _metrics(stack: contextlib.ExitStack, job: Job, trackers: Sequence[str]) -> 
     return found[0] if found else Metrics(job.folder)
 
 
-def _before(job: Job, target: LoadedModel, stores: SourceStores) -> Measurement:
+def _before(job: Job, target: LoadedModel, stores: SourceStores) -> Measured:
     """Measure the target before the transfer, once for all runs that use the same supervision."""
     shared = Path(stores.phase.folder) / BEFORE
+    distributions = shared.with_suffix(".safetensors")
 
-    def known() -> Measurement | None:
+    def known() -> Measured | None:
         found = [file for file in (job.folder / BEFORE, shared) if file.is_file()]
-        return Measurement.read(found[0]) if found else None
+        probabilities = kept_probabilities(distributions)
+        return Measured(Measurement.read(found[0]), probabilities) if found and probabilities is not None else None
 
     before = job.ranks.broadcast_from_first(known)
     if before is None:
         before = measured(job, "target before", target, stores.held_out)
         if job.ranks.is_first:
             with contextlib.suppress(OSError):  # a cache that only others may write to
-                before.write(shared)
+                keep_probabilities(distributions, before.probabilities)
+                before.metrics.write(shared)
     if job.ranks.is_first:
-        before.write(job.folder / BEFORE)
+        before.metrics.write(job.folder / BEFORE)
     return before
 
 

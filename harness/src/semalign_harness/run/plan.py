@@ -12,12 +12,13 @@ def describe_plan(job: Job) -> list[str]:
     tokens, supervised = (
         round(sum(counts) * examples / len(rows)) for counts in (map(len, rows), (len(row.answer_ids) for row in rows))
     )
-    longest = experiment.data.model_copy(update={"max_length": max(map(len, rows))})
+    longest = experiment.data.model_copy(update={"max_length": max(row.longest for row in rows)})
     models = {"source": inputs.source.settings, "target": inputs.target.settings}  # with the dtypes that were found
     totals = estimate(
         experiment.model_copy(update={"data": longest, **models}),
         source_shape=inputs.source.shape,
         target_shape=inputs.target.shape,
+        two_tokenizers=inputs.classes is not None,
     ).totals
     assert totals is not None
     return [

@@ -6,9 +6,12 @@ import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
+from jaxtyping import Bool, Float
 from semalign_align import (
+    AnyBatch,
     FinalHidden,
     LiveSupervision,
     Supervision,
@@ -25,15 +28,15 @@ from semalign_attribution import (
     Similarity,
     attribute_layers,
     pair_layers,
-    supervised,
     undisturbed,
 )
 from semalign_geometry import FRAMES, PairedResiduals, SemanticBasis, Transport, measure_fidelity
 from semalign_geometry.base import MANIFEST, SemalignError, replace_file
 from torch import Tensor
 
-from ..data.encoding import Example
+from ..data.encoding import Example, Role
 from ..data.rows import batches
+from ..data.sides import side_of, span_count, span_starts
 from ..experiment import SimilarityScorer
 from ..models.loading import LoadedModel
 from ..results.fidelity import RunFidelity
@@ -63,7 +66,7 @@ class TargetGeometry:
     basis: SemanticBasis | None
     """None when nothing is transported."""
     residuals: dict[int, Tensor]
-    """Contributions of each layer at the supervised positions of the attribution rows."""
+    """Contributions of each layer at the span starts of the attribution rows."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -168,7 +171,7 @@ def _make(job: Job, place: Path, key: str) -> LoadedModel:
                 transport,
                 place / name,
                 settings=settings,
-                entries=job.inputs.shared.source_ids,
+                **_vocabulary(job),
                 resume_key=key,
             )
     seconds = job.console.seconds - began
@@ -181,7 +184,7 @@ def _make(job: Job, place: Path, key: str) -> LoadedModel:
         held_out_rows=len(split.held_out),
         supervised_tokens=sum(len(row.answer_ids) for row in split.train),
         residual_error=stores[TRAIN].manifest.residual_error if TRAIN in stores else 0.0,
-        measurement=measured(job, "source", source, stores[HELD_OUT], is_source=True),
+        measurement=measured(job, "source", source, stores[HELD_OUT], is_source=True).metrics,
         seconds=seconds,
     )
     if ranks.is_first:
@@ -198,9 +201,15 @@ def _live(job: Job, place: Path, source: LoadedModel, key: str) -> LiveSupervisi
         LayerPairing.read(place / "pairing.json"),
         Transport.load(place / "transport"),
         settings=job.experiment.supervision,
-        entries=job.inputs.shared.source_ids,
+        **_vocabulary(job),
         key=key,
     )
+
+
+def _vocabulary(job: Job) -> dict[str, Any]:
+    """Return what the source's output is over: entries of both models, or classes of their entries."""
+    inputs = job.inputs
+    return {"entries": inputs.shared.source_ids} if inputs.classes is None else {"classes": inputs.classes}
 
 
 def _check_disk(
@@ -211,7 +220,9 @@ def _check_disk(
     Raises:
         SemalignError: it is.
     """
-    head, entries = DecoderView(source.model).head.weight, len(job.inputs.shared.source_ids)
+    head, inputs = DecoderView(source.model).head.weight, job.inputs
+    entries = len(inputs.shared.source_ids)
+    rows_of_head = entries if inputs.classes is None else len(head)
     needed = sum(
         store_bytes(
             settings,
@@ -221,8 +232,11 @@ def _check_disk(
             layers=len(pairing.paired_layers),
             width=len(transport.matrix),
             source_width=head.shape[1],
-            head_bytes=entries * head.shape[1] * head.element_size(),
-            entries=entries,
+            head_bytes=rows_of_head * head.shape[1] * head.element_size(),
+            entries=entries if inputs.classes is None else inputs.classes.count,
+            source_tokens=sum(len(row.on("source")) for row in rows),
+            spans=None if inputs.classes is None else sum(map(span_count, rows)),
+            classes=inputs.classes,
         )
         for rows, settings in wanted.values()
     )
@@ -236,7 +250,7 @@ def _check_disk(
         )
 
 
-def _attribution_rows(job: Job) -> list[Batch]:
+def _attribution_rows(job: Job) -> list[AnyBatch]:
     """Return one row at a time: the backward pass keeps every layer's activations."""
     return batches(job.inputs.split.train[: job.experiment.data.attribution_rows], 1)
 
@@ -259,14 +273,15 @@ def _plan(
 ) -> tuple[LayerPairing, Transport]:
     """Attribute, pair, fit the transport, and report its fidelity; the results are files of the folder."""
     view, rows, console = DecoderView(source.model), _attribution_rows(job), job.console
-    scores = attribute_layers(view, console.progress("attribute source layers", rows), scorer=scorer)
+    own = [side_of(batch, "source") for batch in rows]
+    scores = attribute_layers(view, console.progress("attribute source layers", own), scorer=scorer)
     scores.write(folder / "attribution.json")
     pairing = pair_layers(scores, geometry.depth, policy=job.experiment.pairing)
     pairing.write(folder / "pairing.json")
     console.note("pairing (source layer of each target layer): " + " ".join(map(str, pairing.source_layers)))
 
     read = console.progress("read the source's layers", rows)
-    of_source = contributions(view, read, sorted(set(pairing.source_layers)))
+    of_source = contributions(view, read, sorted(set(pairing.source_layers)), role="source")
     pairs = [
         PairedResiduals(layer, source_layer, geometry.residuals[layer], of_source[source_layer])
         for layer, source_layer in enumerate(pairing.source_layers, 1)
@@ -299,13 +314,30 @@ def _transport(
     return transport, RunFidelity(**dict(report), others=tuple(other for _, other in fitted.values()))
 
 
+def contributions(
+    view: DecoderView, rows: Iterable[AnyBatch], layers: Sequence[int], *, role: Role = "target"
+) -> dict[int, Float[Tensor, "s d"]]:
+    """Return residual contributions of layers at the span starts of all rows, each layer's with the rows' spans end to
+    end; with one tokenizer every answer token is a span.
+
+    Args:
+        view: the model.
+        rows: batches of one tokenizer, or of two.
+        layers: of the model, counted from 1.
+        role: the side of the rows that the model reads.
+    """
+    return contributions_at(view, ((side_of(batch, role), span_starts(batch, role)) for batch in rows), layers)
+
+
 @torch.no_grad()
-def contributions(view: DecoderView, rows: Iterable[Batch], layers: Sequence[int]) -> dict[int, Tensor]:
-    """Return residual contributions of layers at the supervised positions of all rows, (p, d) for each layer."""
+def contributions_at(
+    view: DecoderView, rows: Iterable[tuple[Batch, Bool[Tensor, "b n"]]], layers: Sequence[int]
+) -> dict[int, Float[Tensor, "p d"]]:
+    """Return residual contributions of layers at positions of batches, end to end."""
     parts: dict[int, list[Tensor]] = {layer: [] for layer in layers}
     with undisturbed(view.model):
-        for batch in rows:
-            trace = view.trace(batch, keep=layers, positions=supervised(batch).mask)
+        for batch, positions in rows:
+            trace = view.trace(batch, keep=layers, positions=positions)
             for layer in layers:
                 parts[layer].append(trace.residual(layer))
     return {layer: torch.cat(held) for layer, held in parts.items()}

@@ -31,6 +31,7 @@ def train(job: Job, target: LoadedModel, stores: SourceStores, metrics: Metrics)
         context = MethodContext(
             target=target.model,
             tokenizer=target.tokenizer,
+            source_tokenizer=job.inputs.source.tokenizer,
             supervision=stores.train,
             held_out=stores.held_out,
             rows=split.train,

@@ -13,7 +13,7 @@ from semalign_geometry.base import SemalignError
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from ..data.encoding import Example
+from ..data.encoding import Example, Role
 from ..data.settings import DataConfig, WritingConfig
 from ..generation import GENERATION, end_ids, generate, likeliest
 from ..models.loading import LoadedModel
@@ -23,7 +23,7 @@ from ..util.console import Console
 from ..util.failures import naming
 from ..util.journal import Answer, Journal, request_key
 from ..util.locking import lock_of, wait_for
-from .job import Job, Role
+from .job import Job
 
 Prompt = tuple[int, ...]
 
@@ -53,7 +53,8 @@ def with_written_answers(job: Job) -> Job:
 
     Rows are left out, and counted, whose answer makes them longer than `data.max_length`, holds a token that only one
     model knows, or is wrong where only correct ones are trained on. The reference of a held-out row, which a generated
-    answer is compared with, stays the row's own.
+    answer is compared with, stays the row's own. Where the models have different tokenizers, an answer is carried over
+    as text; those that are no text, or that both models read differently, are left out and counted.
 
     Raises:
         SemalignError: no row is left. OSError: the disk is full.
@@ -62,38 +63,37 @@ def with_written_answers(job: Job) -> Job:
     rows = {"train": split.train, "held_out": split.held_out}
     unchecked = _Unchecked(job)
     for writer, parts in written_parts(job.experiment.data).items():
-        prompts = list(dict.fromkeys(row.prompt_ids for part in parts for row in rows[part]))
+        prompts = list(dict.fromkeys(row.on(writer).prompt_ids for part in parts for row in rows[part]))
         written = _written(job, writer, prompts, unchecked)
-        rows |= {part: _kept(job, part, rows[part], written) for part in parts}
+        rows |= {part: _kept(job, writer, part, rows[part], written) for part in parts}
     return replace(
         job, inputs=replace(job.inputs, split=replace(split, train=rows["train"], held_out=rows["held_out"]))
     )
 
 
-def _kept(job: Job, part: str, rows: list[Example], written: dict[Prompt, list[int]]) -> list[Example]:
+def _kept(job: Job, writer: Role, part: str, rows: list[Example], written: dict[Prompt, list[int]]) -> list[Example]:
     """Return the usable rows of one part with their written answers."""
-    data, tokenizer = job.experiment.data, job.inputs.target.tokenizer
-    known = set(job.inputs.shared.target_ids.tolist())
-    kept, too_long, unknown, wrong = [], 0, 0, 0
+    data = job.experiment.data
+    tokenizer = (job.inputs.source if writer == "source" else job.inputs.target).tokenizer
+    known = set(job.inputs.shared.target_ids.tolist()) if job.inputs.paired is None else None
+    kept, too_long, lost, wrong = [], 0, 0, 0
     for row in rows:
-        ids = written[row.prompt_ids]
-        changed = replace(row, answer_ids=tuple(ids))
-        if len(changed) > data.max_length:
+        ids = written[row.on(writer).prompt_ids]
+        changed = _with_answer(job, row, writer, ids)
+        if changed is not None and changed.longest > data.max_length:
             too_long += 1
-        elif not known.issuperset(ids):
-            unknown += 1
+        elif changed is None or (known is not None and not known.issuperset(ids)):
+            lost += 1
         elif part == "train" and data.writing.keep == "correct" and not _is_right(tokenizer, ids, row):
             wrong += 1
         else:
             kept.append(changed)
-    writer = data.answers if part == "train" else data.held_out_answers
     answered = f"{'training' if part == 'train' else 'held-out'} rows with answers by the {writer}"
-    left_out = (
-        f"{wrong} wrong, {too_long} longer than data.max_length={data.max_length}, {unknown} with tokens that only one "
-        "model knows"
-    )
+    reason = "with tokens that only one model knows" if job.inputs.paired is None else "that are no text to both models"
+    left_out = f"{wrong} wrong, {too_long} longer than data.max_length={data.max_length}, {lost} {reason}"
     longest, end = data.writing.max_new_tokens, tokenizer.eos_token_id
-    cut = sum(len(row.answer_ids) == longest and row.answer_ids[-1] != end for row in kept)
+    answers = [row.on(writer).answer_ids for row in kept]
+    cut = sum(len(answer) == longest and answer[-1] != end for answer in answers)
     cut_off = f", {cut} of them cut off at data.writing.max_new_tokens={longest}" if cut else ""
     job.console.note(f"{answered}: {len(kept)} of {len(rows)} stay{cut_off} ({left_out})")
     if not kept:
@@ -101,6 +101,16 @@ def _kept(job: Job, part: str, rows: list[Example], written: dict[Prompt, list[i
             f"of {len(rows)} {answered} none is left ({left_out}): raise data.max_length, or set data.writing.keep=all"
         )
     return kept
+
+
+def _with_answer(job: Job, row: Example, writer: Role, ids: list[int]) -> Example | None:
+    """Return a row with a written answer; None where it is no text to both models."""
+    if job.inputs.paired is None:
+        return replace(row, answer_ids=tuple(ids))
+    try:
+        return job.inputs.paired.with_answer(row, writer, ids)
+    except SemalignError:
+        return None
 
 
 def _is_right(tokenizer: PreTrainedTokenizerBase, ids: list[int], row: Example) -> bool:

@@ -5,11 +5,12 @@ from typing import Any
 
 import torch
 from jaxtyping import Float, Int
-from semalign_geometry import Head, TopEntries
+from semalign_geometry import ClassHead, Head, TopEntries
 from semalign_geometry.base import ComponentError, brief
 from torch import Tensor
 
 from ._objectives import Objective, Step
+from ._spans import BatchSpans
 
 
 def total_of(objective: Objective, step: Step) -> Float[Tensor, "*one"]:
@@ -37,7 +38,7 @@ def total_of(objective: Objective, step: Step) -> Float[Tensor, "*one"]:
 
 
 def count_of(objective: Objective, counts: Int[Tensor, " b"]) -> int:
-    """The units of examples with these numbers of supervised tokens, as `Objective.count` returns them.
+    """The units of examples with these numbers of spans, as `Objective.count` returns them.
 
     Raises:
         ComponentError: the objective returned no whole number, or one below 0.
@@ -55,7 +56,7 @@ def count_of(objective: Objective, counts: Int[Tensor, " b"]) -> int:
     return found
 
 
-def check_objective(objective: Objective, *, width: int, reference_width: int) -> None:
+def check_objective(objective: Objective, *, width: int, reference_width: int, spans: bool = False) -> None:
     """Try an objective on two made-up examples, so that one that returns something else is refused before a source has
     worked for it. Whatever else it raises is ignored: it need not accept examples that are made up.
 
@@ -63,36 +64,57 @@ def check_objective(objective: Objective, *, width: int, reference_width: int) -
         objective: the objective.
         width: of the target's vectors.
         reference_width: of the supervision's.
+        spans: whether source and target have different tokenizers.
 
     Raises:
         ComponentError: `total` or `count` returned something else, see `total_of` and `count_of`.
     """
-    generator = torch.Generator().manual_seed(0)
-
-    def drawn(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=generator)
-
-    mask = torch.ones(2, 4, dtype=torch.bool)
-    tokens, entries = int(mask.sum()), 8
-    head = Head(drawn(entries, width))
-    log_probs = drawn(tokens, entries).log_softmax(1)
-    ids = torch.arange(entries, dtype=torch.int32).expand(tokens, entries)
-    step = Step(
-        residual=drawn(2, 4, width).requires_grad_(),
-        reference=drawn(2, 4, reference_width),
-        mask=mask,
-        hidden=drawn(tokens, width).requires_grad_() if objective.needs_output else None,
-        labels=torch.zeros(tokens, dtype=torch.long),
-        output=TopEntries(ids, log_probs, torch.full((tokens,), -torch.inf)),
-        head=head,
-        shared_head=head,
-        temperature=1.0,
-    )
+    step = _made_up(width, reference_width, spans=spans, hidden=objective.needs_output)
     try:
-        count_of(objective, mask.sum(1))
+        count_of(objective, step.mask.sum(1))
         with torch.enable_grad():
             total_of(objective, step)
     except ComponentError:
         raise
     except Exception:  # its own, SemalignError too
         return
+
+
+def _made_up(width: int, reference_width: int, *, spans: bool, hidden: bool) -> Step:
+    """Two examples of four spans; with two tokenizers, each span is two tokens for the target."""
+    generator = torch.Generator().manual_seed(0)
+
+    def drawn(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator)
+
+    mask = torch.ones(2, 4, dtype=torch.bool)
+    places, entries = int(mask.sum()), 8
+    tokens = 2 * places if spans else places
+    head = Head(drawn(entries, width))
+    log_probs = drawn(places, entries).log_softmax(1)
+    ids = torch.arange(entries, dtype=torch.int32).expand(places, entries)
+    return Step(
+        residual=drawn(2, 4, width).requires_grad_(),
+        reference=drawn(2, 4, reference_width),
+        mask=mask,
+        hidden=drawn(tokens, width).requires_grad_() if hidden else None,
+        labels=torch.zeros(tokens, dtype=torch.long),
+        output=TopEntries(ids, log_probs, torch.full((places,), -torch.inf)),
+        head=head,
+        shared_head=ClassHead.of(head, torch.arange(entries), entries) if spans else head,
+        temperature=1.0,
+        spans=_made_up_spans(places) if spans else None,
+    )
+
+
+def _made_up_spans(count: int) -> BatchSpans:
+    """Spans of one source token and two target tokens, in two examples."""
+    places = torch.arange(count)
+    return BatchSpans(
+        counts=torch.full((2,), count // 2),
+        starts=2 * places,
+        lengths=torch.full((count,), 2),
+        source_starts=places,
+        several=torch.ones(count, dtype=torch.bool),
+        log_likelihood=torch.full((count,), -1.0),
+    )

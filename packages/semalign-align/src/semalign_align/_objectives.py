@@ -1,28 +1,34 @@
 """Terms of the loss: objectives on the residual contribution of a layer, and on the model's output.
 
-Every objective returns a sum over its units (tokens or sequences) and their number, so that the
-trainer can divide by the count of the whole optimisation batch: the mean does not depend on how the batch is split.
+Every objective returns a sum and the number of its units (spans or sequences), so that the trainer can divide by the
+count of the whole optimisation batch: the mean does not depend on how the batch is split. With one tokenizer every
+answer token is a span. With two, sums over answer tokens are divided by spans too: these cover the same text on both
+sides, so that the numbers of both models compare.
 """
 
 from dataclasses import dataclass
 from typing import ClassVar, Literal, Protocol, runtime_checkable
 
 from jaxtyping import Bool, Float, Int
+from pydantic import Field
 from semalign_geometry import (
     LEAST_TOKENS,
     Divergence,
     Head,
+    OutputHead,
     TopEntries,
     answer_nll,
     kl_divergence,
     quadratic_divergence,
     relation_distances,
+    span_divergence,
     top_k_divergence,
     unit_rows,
 )
 from semalign_geometry.base import SemalignError, Settings
 from torch import Tensor
 
+from ._spans import BatchSpans, sums_within
 from ._supervision import FinalStates, OutputTarget
 
 
@@ -31,23 +37,31 @@ class Step:
     """One micro-batch after its forward run, as objectives read it."""
 
     residual: Float[Tensor, "b m t"]
-    """Residual contribution of the frontier layer at the supervised positions, padded."""
+    """Residual contribution of the frontier layer at the start of each span, padded."""
     reference: Float[Tensor, "b m r"]
     """Supervisory residual y_k at the same places."""
     mask: Bool[Tensor, "b m"]
     """Which places are real."""
     hidden: Float[Tensor, "p t"] | None
-    """Input of the target's head at the supervised positions; None when no objective needs it."""
+    """Input of the target's head at the positions that predict the answer tokens; None when no objective needs it."""
     labels: Int[Tensor, " p"]
-    """Answer tokens at the supervised positions."""
+    """The answer tokens."""
     output: OutputTarget
-    """The source's output distribution at the supervised positions."""
+    """The source's output distribution at the start of each span."""
     head: Head
     """The target's head over its whole vocabulary."""
-    shared_head: Head
-    """The target's head over the entries that `output` is over."""
+    shared_head: OutputHead
+    """The target's head over the entries or classes that `output` is over."""
     temperature: float
     """Divides the logits of both models in `output`."""
+    spans: BatchSpans | None = None
+    """Spans of two tokenizers; None with one, where every answer token is a span."""
+
+    @property
+    def span_hidden(self) -> Float[Tensor, "s t"]:
+        """`hidden` at the start of each span."""
+        assert self.hidden is not None
+        return self.hidden if self.spans is None else self.hidden[self.spans.starts]
 
 
 @runtime_checkable
@@ -69,15 +83,15 @@ class Objective(Protocol):
         ...
 
     def count(self, counts: Int[Tensor, " b"]) -> int:
-        """Units in examples with these numbers of supervised tokens."""
+        """Units in examples with these numbers of spans."""
         ...
 
 
 class _Term(Settings):
-    """A mean over supervised tokens."""
+    """A mean over spans."""
 
     def count(self, counts: Int[Tensor, " b"]) -> int:
-        """Supervised tokens."""
+        """Spans."""
         return int(counts.sum())
 
 
@@ -98,7 +112,7 @@ class _LayerObjective(_Term):
 
 
 class Relation(_LayerObjective):
-    """Distance of centred token-token relations, 1 − CKA, of the supervised tokens; the prompt's own are ignored.
+    """Distance of centred token-token relations, 1 − CKA, at the starts of the spans; the prompt's own are ignored.
 
     Source: v2, reading (method 2.4).
     """
@@ -107,12 +121,12 @@ class Relation(_LayerObjective):
     """Chooses this objective in a configuration."""
 
     def total(self, step: Step) -> Float[Tensor, ""]:
-        """Sum over the sequences with three supervised tokens or more."""
+        """Sum over the sequences with three spans or more."""
         distances, counted = relation_distances(step.residual, step.reference, mask=step.mask)
         return (distances * counted).sum()
 
     def count(self, counts: Int[Tensor, " b"]) -> int:
-        """Sequences with three supervised tokens or more, as all relations of two are equal."""
+        """Sequences with three spans or more, as all relations of two are equal."""
         return int((counts >= LEAST_TOKENS).sum())
 
 
@@ -127,13 +141,14 @@ class Cosine(_LayerObjective):
     """Chooses this objective in a configuration."""
 
     def total(self, step: Step) -> Float[Tensor, ""]:
-        """Sum over the supervised tokens."""
+        """Sum over the spans."""
         target, reference = _at_target_width(step, self.kind)
         return (1 - (unit_rows(target) * unit_rows(reference)).sum(-1)).sum()
 
 
 class Fisher(_LayerObjective):
-    """Fisher-weighted quadratic of the lens logits of both contributions.
+    """Fisher-weighted quadratic of the lens logits of both contributions; over the target's whole vocabulary where the
+    output is over classes of two.
 
     Source: ACL (method 2.7). Deviation: the output KL is a term of every stage, not of the last layer's alone.
     """
@@ -143,9 +158,10 @@ class Fisher(_LayerObjective):
     """Chooses this objective in a configuration."""
 
     def total(self, step: Step) -> Float[Tensor, ""]:
-        """Sum over the supervised tokens."""
+        """Sum over the spans."""
         target, reference = _at_target_width(step, self.kind)
-        return quadratic_divergence(target, reference, step.shared_head).sum()
+        lens = step.shared_head if isinstance(step.shared_head, Head) else step.head
+        return quadratic_divergence(target, reference, lens).sum()
 
 
 class _OutputTerm(_Term):
@@ -156,7 +172,7 @@ class _OutputTerm(_Term):
 
 
 class OutputKL(_OutputTerm):
-    """KL(p_S ‖ p_T) at the supervised positions: exact on final hidden states, a lower bound on top entries. Method
+    """KL(p_S ‖ p_T) at the start of each span: exact on final hidden states, a lower bound on top entries. Method
     2.5."""
 
     divergence: Divergence = "forward"
@@ -168,19 +184,18 @@ class OutputKL(_OutputTerm):
         return "output"
 
     def total(self, step: Step) -> Float[Tensor, ""]:
-        """Sum over the supervised tokens, in nats."""
-        assert step.hidden is not None
-        return self.of(step.output, step.hidden, step.shared_head, step.temperature).sum()
+        """Sum over the spans, in nats."""
+        return self.of(step.output, step.span_hidden, step.shared_head, step.temperature).sum()
 
     def of(
-        self, source: OutputTarget, hidden: Float[Tensor, "p t"], head: Head, temperature: float
-    ) -> Float[Tensor, " p"]:
-        """Each token's value, in nats.
+        self, source: OutputTarget, hidden: Float[Tensor, "s t"], head: OutputHead, temperature: float
+    ) -> Float[Tensor, " s"]:
+        """Each span's value, in nats.
 
         Args:
             source: the source's output distribution.
-            hidden: inputs of the target's head.
-            head: the target's head over the entries that `source` is over.
+            hidden: inputs of the target's head at the same places.
+            head: the target's head over the entries or classes that `source` is over.
             temperature: divides the logits of both.
 
         Raises:
@@ -197,6 +212,46 @@ class OutputKL(_OutputTerm):
         return kl_divergence(source.hidden, source.head, hidden, head, temperature=temperature)
 
 
+class SpanLikelihood(_OutputTerm):
+    """Binary KL between source and target of each span with several tokens on a side: this span or any other text.
+
+    Inside such a span the distributions at its start only say how it begins. Spans of one token on both sides are left
+    out, as `OutputKL` knows more of them; without spans the term is 0. Source: ALM (arXiv 2503.20083); deviation: those
+    spans alone.
+    """
+
+    temperature: float = Field(1.0, gt=0)
+    """Divides the log-likelihoods of both models."""
+
+    @property
+    def name(self) -> str:
+        """`span`."""
+        return "span"
+
+    def total(self, step: Step) -> Float[Tensor, ""]:
+        """Sum over the spans with several tokens, in nats."""
+        assert step.hidden is not None
+        if step.spans is None:
+            return step.hidden[:0].sum()
+        return self.of(step.spans, step.hidden, step.head, step.labels).sum()
+
+    def of(
+        self, spans: BatchSpans, hidden: Float[Tensor, "p t"], head: Head, labels: Int[Tensor, " p"]
+    ) -> Float[Tensor, " m"]:
+        """The value of each span with several tokens, in nats.
+
+        Args:
+            spans: of a micro-batch.
+            hidden: inputs of the target's head at the positions that predict its answer tokens.
+            head: the target's head.
+            labels: the answer tokens.
+        """
+        chosen = spans.several
+        tokens = chosen.repeat_interleave(spans.lengths, output_size=len(labels))
+        likelihood = sums_within(-answer_nll(hidden[tokens], head, labels[tokens]), spans.lengths[chosen])
+        return span_divergence(spans.log_likelihood[chosen], likelihood, temperature=self.temperature)
+
+
 class AnswerNLL(_OutputTerm):
     """Negative log-likelihood of the answer tokens."""
 
@@ -206,7 +261,7 @@ class AnswerNLL(_OutputTerm):
         return "answer"
 
     def total(self, step: Step) -> Float[Tensor, ""]:
-        """Sum over the supervised tokens, in nats."""
+        """Sum over the answer tokens, in nats."""
         assert step.hidden is not None
         return answer_nll(step.hidden, step.head, step.labels).sum()
 
@@ -223,7 +278,7 @@ class LabelCosine(_OutputTerm):
         return "label"
 
     def total(self, step: Step) -> Float[Tensor, ""]:
-        """Sum over the supervised tokens."""
+        """Sum over the answer tokens."""
         assert step.hidden is not None
         logits = step.head.logits(step.hidden)
         cosines: Tensor = logits.gather(1, step.labels[:, None])[:, 0] / logits.norm(dim=1).clamp_min(1e-12)

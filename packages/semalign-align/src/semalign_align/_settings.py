@@ -64,7 +64,9 @@ class Progress(Contract):
     tokens: int = 0
     """All tokens of these batches."""
     supervised_tokens: int = 0
-    """Supervised tokens of these batches."""
+    """Answer tokens of these batches."""
+    spans: int = 0
+    """Spans of these batches; the answer tokens with one tokenizer."""
     squares: tuple[float, float] = (0.0, 0.0)
     """‖stored − computed‖² and ‖computed‖² of the residuals."""
 
@@ -83,13 +85,15 @@ class SupervisionManifest(ArtifactManifest):
     examples: int
     """Examples in the store."""
     tokens: int
-    """All their tokens, prompts included."""
+    """All their tokens as the target reads them, prompts included."""
     supervised_tokens: int
-    """Tokens with supervision."""
+    """Answer tokens as the target reads them."""
+    spans: int | None = None
+    """Spans of the answers, which have the supervision; None with one tokenizer, where each answer token is one."""
     residual_error: float
     """‖stored − computed‖ / ‖computed‖ over all residuals: the error of rounding to `settings.dtype`."""
     entries: int
-    """Shared vocabulary entries that the output distribution is over."""
+    """Shared vocabulary entries, or classes of two vocabularies, that the output distribution is over."""
     head_scale: float
     """Scale of the source's logits."""
     head_softcap: float | None

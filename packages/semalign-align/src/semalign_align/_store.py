@@ -1,6 +1,6 @@
 """A supervision store, memory-mapped: any examples as a padded batch with the supervision of one target layer."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,16 +8,18 @@ import torch
 from jaxtyping import Int
 from safetensors import safe_open
 from semalign_attribution import Batch
-from semalign_geometry import Head
+from semalign_geometry import ClassHead, Head, OutputHead
 from semalign_geometry.base import read_manifest
 from torch import Tensor
 
+from ._classes import classes_of
 from ._codec import decode
+from ._examples import Examples
 from ._settings import SupervisionManifest
-from ._supervision import SupervisedBatch, check_examples, padded
+from ._supervision import SupervisedBatch, output_head, target_entries
 
 VOCABULARY = "vocabulary.safetensors"
-"""File of the shared entries, and of the source's head where final hidden states are kept."""
+"""File of the shared entries or the classes, and of the source's head where final hidden states are kept."""
 
 
 class Supervision:
@@ -30,29 +32,22 @@ class Supervision:
         self.manifest = manifest
         """Settings, pairing and sizes."""
         self._shards: list[Any] = [safe_open(folder / shard.file, framework="pt") for shard in manifest.shards]
-        self.lengths: Int[Tensor, " e"] = self._all("lengths")
-        """Tokens of each example."""
-        self.counts: Int[Tensor, " e"] = self._all("counts")
-        """Supervised tokens of each example."""
-        # Where each example starts in its shard: (shard, first token, first supervised token).
-        self._places: list[tuple[int, int, int]] = []
-        example = 0
-        for number, shard in enumerate(manifest.shards):
-            token = position = 0
-            for _ in range(shard.examples):
-                self._places.append((number, token, position))
-                token += int(self.lengths[example])
-                position += int(self.counts[example])
-                example += 1
+        self._examples = Examples([shard.get_slice for shard in self._shards], paired=manifest.spans is not None)
+        self.lengths: Int[Tensor, " e"] = self._examples.lengths
+        """Tokens of each example as the target reads it."""
+        self.counts: Int[Tensor, " e"] = self._examples.counts
+        """Spans of each example; its answer tokens with one tokenizer."""
+        self.answer_counts: Int[Tensor, " e"] = self._examples.answer_counts
+        """Answer tokens of each example as the target reads it."""
         with safe_open(folder / VOCABULARY, framework="pt") as file:
             vocabulary = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
-        self.entries: Int[Tensor, " v"] = vocabulary["entries"]
-        """Vocabulary ids that the output distribution is over."""
-        self._head = (
-            Head(vocabulary["head_weight"], vocabulary.get("head_bias"), manifest.head_scale, manifest.head_softcap)
-            if "head_weight" in vocabulary
-            else None
+        self.classes = classes_of(vocabulary) if self._examples.paired else None
+        """Classes of the two vocabularies that the output distribution is over; None with one tokenizer."""
+        self.entries: Int[Tensor, " v"] = (
+            vocabulary["entries"] if self.classes is None else target_entries(self.classes)
         )
+        """Ids of the target's vocabulary that the output distribution is over."""
+        self._head = self._source_head(vocabulary)
 
     @classmethod
     def open(cls, folder: str | Path) -> "Supervision":
@@ -68,36 +63,33 @@ class Supervision:
 
     @property
     def largest_id(self) -> int:
-        """The largest token id of all examples."""
-        return max(int(shard.get_tensor("input_ids").max()) for shard in self._shards)
+        """The largest token id of all examples as the target reads them."""
+        return self._examples.largest_id
+
+    def output_head(self, head: Head) -> OutputHead:
+        """The target's head over what `output` is over; see `SupervisionSource.output_head`."""
+        return output_head(head, self.entries, self.classes)
 
     def tokens(self, indices: Sequence[int], *, device: torch.device | str = "cpu") -> Batch:
-        """The tokens of some examples, padded on the right; see `SupervisionSource.tokens`."""
-        check_examples(indices, len(self))
-        ids, labels = ([self._slice(key, index) for index in indices] for key in ("input_ids", "labels"))
-        return {key: value.to(device) for key, value in padded(ids, labels).items()}
+        """The tokens of some examples as the target reads them; see `SupervisionSource.tokens`."""
+        return {key: value.to(device) for key, value in self._examples.tokens(indices).items()}
 
     def collate(
         self, indices: Sequence[int], *, layer: int | None = None, device: torch.device | str = "cpu"
     ) -> SupervisedBatch:
         """Some examples with their supervision; see `SupervisionSource.collate`."""
         device = torch.device(device)
-        tokens = self.tokens(indices)
         self._head = None if self._head is None else self._head.to(device)
 
-        def read(key: str) -> Tensor:
-            return torch.cat([self._slice(key, index) for index in indices]).to(device)
+        def read(name: str) -> Tensor:
+            return self._examples.read(name, indices).to(device)
 
-        return decode(read, tokens, manifest=self.manifest, layer=layer, head=self._head)
+        return decode(read, self._examples, indices, manifest=self.manifest, layer=layer, head=self._head)
 
-    def _all(self, key: str) -> Tensor:
-        return torch.cat([shard.get_tensor(key) for shard in self._shards]).long()
-
-    def _slice(self, key: str, index: int) -> Tensor:
-        """One example's part of a tensor."""
-        shard, token, position = self._places[index]
-        per_token = key in ("input_ids", "labels")
-        start = token if per_token else position
-        count = int((self.lengths if per_token else self.counts)[index])
-        part: Tensor = self._shards[shard].get_slice(key)[start : start + count]
-        return part
+    def _source_head(self, vocabulary: Mapping[str, Tensor]) -> OutputHead | None:
+        """The source's head over the shared entries or the classes, where final hidden states are kept."""
+        if "head_weight" not in vocabulary:
+            return None
+        scale, softcap = self.manifest.head_scale, self.manifest.head_softcap
+        head = Head(vocabulary["head_weight"], vocabulary.get("head_bias"), scale, softcap)
+        return head if self.classes is None else ClassHead.of(head, self.classes.source, self.classes.count)

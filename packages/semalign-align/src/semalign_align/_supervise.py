@@ -4,14 +4,15 @@ import hashlib
 import itertools
 import logging
 import shutil
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from jaxtyping import Int
-from semalign_attribution import Batch, DecoderView, LayerPairing, Supervised, supervised
-from semalign_geometry import Transport
+from semalign_attribution import DecoderView, LayerPairing
+from semalign_geometry import Transport, VocabularyClasses
 from semalign_geometry.base import (
     MANIFEST,
     SemalignError,
@@ -25,29 +26,38 @@ from semalign_geometry.base import (
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from ._classes import class_tensors
+from ._examples import Rows
 from ._ranks import Ranks
 from ._settings import Progress, Shard, SupervisionManifest, SupervisionSettings, TopK
 from ._source import SupervisingSource
+from ._spans import AnyBatch, PairedBatch
 from ._store import VOCABULARY, Supervision
 
 LOGGER = logging.getLogger(__name__)
 PARTIAL = ".partial"
 """Suffix of the folder of an unfinished store that can be resumed, or that several processes write."""
+COUNTS = ("batches", "tokens", "supervised_tokens", "spans")
+"""Fields of `Progress` that add up over batches."""
 
 
 @checked
 def supervise(
     source: PreTrainedModel | DecoderView,
-    batches: Iterable[Batch],
+    batches: Iterable[AnyBatch],
     pairing: LayerPairing,
     transport: Transport,
     folder: str | Path,
     *,
     settings: SupervisionSettings | None = None,
     entries: Int[Tensor, " v"] | None = None,
+    classes: VocabularyClasses | None = None,
     resume_key: str | None = None,
 ) -> Supervision:
     """Write, for each supervised token, y_k = M r of every paired source layer, and the source's output distribution.
+
+    Where the tokenizers differ, both are written at the start of each span, with the log-likelihood of each span under
+    the source; there both models have read the same text.
 
     The store holds the tokens too, so that training needs nothing else; target layers that share a source layer
     share its bytes. It appears whole or not at all. The source is left as found. Where torch.distributed has several
@@ -56,12 +66,13 @@ def supervise(
 
     Args:
         source: the source model or its view.
-        batches: right-padded batches with supervised answers.
+        batches: right-padded batches with supervised answers; `PairedBatch` where the tokenizers differ.
         pairing: the source layer of each target layer.
         transport: from the source's width to the target's.
         folder: folder of the store; another artifact there is replaced.
         settings: what is kept, and in which form.
         entries: vocabulary ids that both models share with equal ids; None for the source's whole head.
+        classes: classes of the two vocabularies, with `PairedBatch` alone.
         resume_key: cache key of the source and the batches, such as a hash of both. With it, an interrupted call that
             is repeated resumes after its last whole shard, in a folder beside `folder`, and a finished one returns
             the store that exists.
@@ -70,13 +81,13 @@ def supervise(
         The store, opened.
 
     Raises:
-        SemalignError: no examples, a pairing for another depth, a transport for another width, values that are not
-            finite, or a folder that holds other files.
+        SemalignError: no examples, a pairing for another depth, a transport for another width, rows of two tokenizers
+            without classes or the other way round, values that are not finite, or a folder that holds other files.
         OSError: the disk is full.
 
     Source: method 2.3 and 2.5.
     """
-    reader = SupervisingSource(source, pairing, transport, settings or SupervisionSettings(), entries)
+    reader = SupervisingSource(source, pairing, transport, settings or SupervisionSettings(), entries, classes)
     ranks, place = Ranks.current(), Path(folder)
     key = "" if resume_key is None else _cache_key(resume_key, reader, entries)
     ranks.broadcast_from_first(lambda: check_replaceable(place))
@@ -93,17 +104,17 @@ def supervise(
     return Supervision(place, SupervisionManifest.read(place / MANIFEST))
 
 
-def _write_share(reader: SupervisingSource, batches: Iterable[Batch], writer: "_Writer", ranks: Ranks) -> Progress:
+def _write_share(reader: SupervisingSource, batches: Iterable[AnyBatch], writer: "_Writer", ranks: Ranks) -> Progress:
     """Run the source on this process's batches that are in no whole shard yet, and write their shards."""
     mine = batches if ranks.size == 1 else _share(list(batches), ranks)
     for batch in itertools.islice(mine, writer.progress.batches, None):
-        if not len(next(iter(batch.values()), ())):
-            writer.add(0, 0, {}, torch.zeros(2))
+        rows = Rows.of(batch, paired=reader.classes is not None)
+        if rows is None:
+            writer.add_nothing()
             continue
-        positions = supervised(batch)
-        part, squares = reader.read(batch, positions, reader.pairing.paired_layers)
-        part = _tokens(batch, positions) | {name: value.cpu() for name, value in part.items()}
-        writer.add(len(part["input_ids"]), len(positions.labels), part, squares)
+        layers = reader.pairing.paired_layers
+        part, squares = reader.read(rows.source, rows.positions, layers, span_tokens=rows.span_tokens)
+        writer.add(rows, {name: value.cpu() for name, value in part.items()}, squares)
         if writer.pending_bytes >= reader.settings.shard_bytes:
             writer.close_shard()
     writer.close_shard()
@@ -126,7 +137,7 @@ class _Writer:
         if self.progress.shards:
             LOGGER.info("resuming after %d whole shards of %s", len(self.progress.shards), folder)
         self._pending: list[dict[str, Tensor]] = []
-        self._counts = torch.tensor((self.progress.batches, self.progress.tokens, self.progress.supervised_tokens))
+        self._counts = Counter({name: getattr(self.progress, name) for name in COUNTS})
         self._squares = torch.tensor(self.progress.squares, dtype=torch.float64)
 
     @property
@@ -134,12 +145,16 @@ class _Writer:
         """Size of the supervision that is in no shard yet."""
         return sum(value.nbytes for part in self._pending for value in part.values())
 
-    def add(self, tokens: int, supervised_tokens: int, part: dict[str, Tensor], squares: Tensor) -> None:
-        """Take the supervision of a batch; `part` is empty for a batch without rows."""
-        if part:
-            self._pending.append(part)
-        self._counts += torch.tensor((1, tokens, supervised_tokens))
+    def add(self, rows: Rows, part: dict[str, Tensor], squares: Tensor) -> None:
+        """Take the supervision of a batch."""
+        self._pending.append({**rows.kept, **part})
+        tokens, spans = len(rows.kept["input_ids"]), int(rows.kept["counts"].sum())
+        self._counts.update(batches=1, tokens=tokens, supervised_tokens=rows.answer_tokens, spans=spans)
         self._squares += squares
+
+    def add_nothing(self) -> None:
+        """Take a batch without rows."""
+        self._counts.update(batches=1)
 
     def close_shard(self) -> None:
         """Write the pending supervision as a shard."""
@@ -148,16 +163,13 @@ class _Writer:
         name = f"{self._prefix}{len(self.progress.shards):05}.safetensors"
         tensors = {each: torch.cat([part[each] for part in self._pending]) for each in self._pending[0]}
         save_tensors(self._folder / name, tensors)
-        batches, tokens, supervised_tokens = self._counts.tolist()
         lost, whole = self._squares.tolist()
         self.progress = Progress(
             key=self._key,
             ranks=self._ranks.size,
             shards=(*self.progress.shards, Shard(file=name, examples=len(tensors["lengths"]))),
             files={**self.progress.files, name: sha256_of(self._folder / name)},
-            batches=batches,
-            tokens=tokens,
-            supervised_tokens=supervised_tokens,
+            **self._counts,
             squares=(lost, whole),
         )
         if self._key:
@@ -177,11 +189,12 @@ class _Writer:
 
 
 def _write_manifest(folder: Path, key: str, reader: SupervisingSource, shares: list[Progress]) -> None:
-    vocabulary = {"entries": reader.entries}
+    vocabulary = {"entries": reader.entries} if reader.classes is None else class_tensors(reader.classes)
     if not isinstance(reader.settings.output, TopK):
-        vocabulary["head_weight"] = reader.head.weight.cpu()
-        if reader.head.bias is not None:
-            vocabulary["head_bias"] = reader.head.bias.cpu()
+        head = reader.stored_head
+        vocabulary["head_weight"] = head.weight.cpu()
+        if head.bias is not None:
+            vocabulary["head_bias"] = head.bias.cpu()
     save_tensors(folder / VOCABULARY, vocabulary)
     files = {name: sha256 for share in shares for name, sha256 in share.files.items()}
     shards = [shard for share in shares for shard in share.shards]
@@ -191,6 +204,7 @@ def _write_manifest(folder: Path, key: str, reader: SupervisingSource, shares: l
         examples=sum(shard.examples for shard in shards),
         tokens=sum(share.tokens for share in shares),
         supervised_tokens=sum(share.supervised_tokens for share in shares),
+        spans=sum(share.spans for share in shares),
         files={**files, VOCABULARY: sha256_of(folder / VOCABULARY)},
         shards=shards,
         residual_error=(lost / whole) ** 0.5 if whole else 0.0,
@@ -198,10 +212,11 @@ def _write_manifest(folder: Path, key: str, reader: SupervisingSource, shares: l
     manifest.write(folder / MANIFEST)
 
 
-def _share(batches: list[Batch], ranks: Ranks) -> list[Batch]:
+def _share(batches: list[AnyBatch], ranks: Ranks) -> list[AnyBatch]:
     """The batches of this process: a run of neighbours, so that the store has the order of one process, with about as
     many tokens as any other process's."""
-    sizes = torch.tensor([batch["input_ids"].numel() if batch else 0 for batch in batches], dtype=torch.float64)
+    read = [batch.source if isinstance(batch, PairedBatch) else batch for batch in batches]
+    sizes = torch.tensor([batch["input_ids"].numel() if batch else 0 for batch in read], dtype=torch.float64)
     middles = (sizes.cumsum(0) - sizes / 2) / sizes.sum()  # of 1
     owners = (middles * ranks.size).long().clamp(0, ranks.size - 1)
     return [batch for batch, owner in zip(batches, owners.tolist(), strict=True) if owner == ranks.rank]
@@ -211,7 +226,9 @@ def _cache_key(resume_key: str, reader: SupervisingSource, entries: Tensor | Non
     """Cache key of a supervision."""
     parts = [resume_key, reader.pairing.model_dump_json(), reader.settings.model_dump_json()]
     digest = hashlib.sha256("\n".join(parts).encode())
-    for tensor in (reader.transport.matrix, entries):
+    classes = reader.classes
+    of_classes = () if classes is None else (classes.source, classes.target)
+    for tensor in (reader.transport.matrix, entries, *of_classes):
         if tensor is not None:
             digest.update(tensor.cpu().contiguous().view(torch.uint8).numpy().data)
     return digest.hexdigest()
@@ -250,14 +267,3 @@ def _workplace(folder: Path, key: str, ranks: Ranks) -> Iterator[Path]:
             if file.name not in named:
                 file.unlink()
     ranks.barrier()
-
-
-def _tokens(batch: Batch, positions: Supervised) -> dict[str, Tensor]:
-    """The real tokens of a batch, end to end, with the lengths of the examples and their supervised positions."""
-    real_BN = batch["attention_mask"] != 0
-    return {
-        "input_ids": batch["input_ids"][real_BN].to(torch.int32),
-        "labels": batch["labels"][real_BN].to(torch.int32),
-        "lengths": real_BN.sum(1).to(torch.int32),
-        "counts": positions.counts.to(torch.int32),
-    }

@@ -21,7 +21,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ._basis import CHUNK
+from ._class_head import ClassHead, OutputHead
 from ._head import Head, accumulation_dtype, full_precision
+from ._logits import chunks, read_chunk, softcap_slope, weighted_rows
 from .base import SemalignError, checked
 
 Divergence = Literal["forward", "reverse", "jensen_shannon"]
@@ -44,9 +46,9 @@ class TopEntries:
 @checked
 def kl_divergence(
     source_hidden: Float[Tensor, "n s"],
-    source_head: Head,
+    source_head: OutputHead,
     target_hidden: Float[Tensor, "n t"],
-    target_head: Head,
+    target_head: OutputHead,
     *,
     temperature: float = 1.0,
     chunk: int = CHUNK,
@@ -82,9 +84,9 @@ def kl_divergence(
     Source: method 2.5.
     """
     _check_temperature(temperature)
-    if len(source_head.weight) != len(target_head.weight):
+    if source_head.count != target_head.count:
         raise SemalignError(
-            f"the source head has {len(source_head.weight)} entries, the target head {len(target_head.weight)}: "
+            f"the source head has {source_head.count} entries, the target head {target_head.count}: "
             "restrict both with Head.select to the shared entries (align_vocabularies)"
         )
     _check_tokens(source_hidden, target_hidden)
@@ -98,7 +100,7 @@ def kl_divergence(
 def top_k_divergence(
     source: TopEntries,
     target_hidden: Float[Tensor, "n t"],
-    target_head: Head,
+    target_head: OutputHead,
     *,
     temperature: float = 1.0,
     kind: Divergence = "forward",
@@ -166,10 +168,51 @@ def categorical_divergence(
     return terms.sum(1).clamp_min(0)  # rounding alone can make it negative
 
 
+@checked
+@full_precision
+def span_divergence(
+    source: Float[Tensor, " s"], target: Float[Tensor, " s"], *, temperature: float = 1.0
+) -> Float[Tensor, " s"]:
+    """KL between (P, 1 − P) of source and target, the distributions over "this span" and "any other", in nats.
+
+    P = exp(log-likelihood / temperature). Computed in log space; probabilities closer to 1 than the dtype can hold are
+    taken to be the closest one below 1, so that the value is finite there, with no gradient.
+
+    Laws: ≥ 0; 0 for equal likelihoods; finite from P = 0 to P = 1; NaN for a NaN. No factor temperature² is applied.
+
+    Args:
+        source: (s,) log-likelihoods of spans, in nats, 0 at most; constant, no gradient.
+        target: (s,) likewise of the target.
+        temperature: divides the log-likelihoods.
+
+    Returns:
+        (s,) float32 (float64 for float64 input).
+
+    Raises:
+        SemalignError: the two sides have different numbers of spans, or the temperature is not positive.
+
+    Source: approximate likelihood matching (arXiv 2503.20083), with KL for its divergence.
+    """
+    _check_temperature(temperature)
+    _check_tokens(source, target)
+    dtype = accumulation_dtype(source, target)
+    limits = torch.finfo(dtype)
+    numbers = ((each + torch.where(each < torch.inf, 0.0, torch.nan)).to(dtype) for each in (source.detach(), target))
+    log_p, log_q = ((each / temperature).clamp(limits.min, -limits.eps) for each in numbers)  # NaN for +∞
+    this = log_p.exp() * (log_p - log_q)
+    other = -log_p.expm1() * (_log_complement(log_p) - _log_complement(log_q))
+    return (this + other).clamp_min(0)  # rounding alone can make it negative
+
+
+def _log_complement(log_p: Tensor) -> Tensor:
+    """log(1 − p) for 0 < p < 1, exact at both ends."""
+    return torch.where(log_p > -math.log(2), (-log_p.expm1()).log(), (-log_p.exp()).log1p())
+
+
 @torch.no_grad()
 @checked
 def top_entries(
-    hidden: Float[Tensor, "n d"], head: Head, k: int, *, temperature: float = 1.0, chunk: int = CHUNK
+    hidden: Float[Tensor, "n d"], head: OutputHead, k: int, *, temperature: float = 1.0, chunk: int = CHUNK
 ) -> TopEntries:
     """The k likeliest entries of each token's distribution with their log-probabilities, and the rest as one bucket.
 
@@ -186,12 +229,12 @@ def top_entries(
         SemalignError: the temperature is not positive.
     """
     _check_temperature(temperature)
-    k = min(k, len(head.weight))
-    values = torch.zeros(len(hidden), 0, dtype=accumulation_dtype(head.weight), device=hidden.device)
+    k = min(k, head.count)
+    values = torch.zeros(len(hidden), 0, dtype=_dtype(head), device=hidden.device)
     ids = torch.zeros(len(hidden), 0, dtype=torch.long, device=hidden.device)
     rest = torch.full((len(hidden),), -torch.inf, dtype=values.dtype, device=hidden.device)
-    for rows in _chunks(head, chunk):
-        logits_NW = head.logits(hidden, rows) / temperature
+    for rows in chunks(chunk, head):
+        logits_NW = read_chunk(head, hidden, rows, temperature=temperature, dtype=values.dtype).logits
         best, local = logits_NW.topk(min(k, logits_NW.shape[1]), dim=1)
         candidates, order = torch.cat([values, best], 1).sort(1, descending=True)
         values, ids = candidates[:, :k], torch.cat([ids, local + rows.start], 1).gather(1, order[:, :k])
@@ -216,7 +259,7 @@ class HeadStatistics:
 @checked
 def head_statistics(
     hidden: Float[Tensor, "n d"],
-    head: Head,
+    head: OutputHead,
     ids: Int[Tensor, "n k"],
     *,
     temperature: float = 1.0,
@@ -237,11 +280,12 @@ def head_statistics(
         SemalignError: an id outside of the head, or a temperature that is not positive.
     """
     _check_temperature(temperature)
-    if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < len(head.weight):
+    if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < head.count:
         raise SemalignError(
-            f"ids run from {int(ids.min())} to {int(ids.max())}, the head has entries 0 to {len(head.weight) - 1}"
+            f"ids run from {int(ids.min())} to {int(ids.max())}, the head has entries 0 to {head.count - 1}"
         )
-    rest, selected_NK = _HeadStatistics.apply(  # type: ignore[no-untyped-call]
+    statistics = _ClassStatistics if isinstance(head, ClassHead) else _HeadStatistics
+    rest, selected_NK = statistics.apply(  # type: ignore[no-untyped-call]
         _without_unused_gradient(hidden), head, ids, temperature, chunk
     )
     return HeadStatistics(selected_NK, rest, torch.logaddexp(rest, torch.logsumexp(selected_NK, dim=1)))
@@ -311,25 +355,14 @@ def _check_temperature(temperature: float) -> None:
         raise SemalignError(f"temperature is {temperature}, expected more than 0")
 
 
-def _chunks(head: Head, chunk: int) -> list[slice]:
-    return [slice(start, start + chunk) for start in range(0, len(head.weight), chunk)]
+def _dtype(*heads: OutputHead) -> torch.dtype:
+    """Of sums over the logits of these heads."""
+    return accumulation_dtype(*(head.head.weight if isinstance(head, ClassHead) else head.weight for head in heads))
 
 
 def _without_unused_gradient(hidden: Tensor) -> Tensor:
     """Detach under no_grad: inside of an autograd function grad mode is always off."""
     return hidden if torch.is_grad_enabled() else hidden.detach()
-
-
-def _softcap_slope(head: Head, logits_NW: Tensor) -> Tensor | None:
-    """Derivative of the soft-cap at these logits; None for a head without one."""
-    return None if head.softcap is None else 1 - (logits_NW / head.softcap).square()
-
-
-def _weighted_rows(head: Head, rows: slice, weights_NW: Tensor) -> Tensor:
-    """Σ_w weights · scale · W_w over a chunk: pulls a gradient of the product with W back to the hidden states."""
-    weight_WD = head.weight[rows]
-    with torch.autocast(weights_NW.device.type, enabled=False):
-        return head.scale * (weights_NW.to(weight_WD.dtype) @ weight_WD).to(weights_NW.dtype)
 
 
 class _RunningSoftmax:
@@ -355,6 +388,12 @@ class _RunningSoftmax:
         return (self.peak + self.mass.log()).squeeze(1)
 
 
+def _places(ids: Tensor, rows: slice) -> tuple[tuple[Tensor, ...], tuple[Tensor, Tensor]]:
+    """Which of the ids lie in a chunk, and where there."""
+    at = ((ids >= rows.start) & (ids < rows.stop)).nonzero(as_tuple=True)
+    return at, (at[0], ids[at].long() - rows.start)
+
+
 class _HeadStatistics(torch.autograd.Function):
     """(logsumexp of the entries outside of `ids`, logits of `ids`); the gradient of the first is the mean of W under
     the softmax of those entries."""
@@ -367,18 +406,14 @@ class _HeadStatistics(torch.autograd.Function):
         rest = _RunningSoftmax(len(hidden), dtype, hidden.device)
         selected_NK = torch.zeros(ids.shape, dtype=dtype, device=hidden.device)
         mean_ND = torch.zeros(hidden.shape, dtype=dtype, device=hidden.device) if ctx.needs_input_grad[0] else None
-        for rows in _chunks(head, chunk):
-            logits_NW = head.logits(hidden, rows)
-            slope_NW = _softcap_slope(head, logits_NW) if mean_ND is not None else None
-            logits_NW /= temperature
-            at = ((ids >= rows.start) & (ids < rows.stop)).nonzero(as_tuple=True)
-            places = (at[0], ids[at].long() - rows.start)
-            selected_NK[at] = logits_NW[places]
-            logits_NW[places] = -torch.inf
-            p_NW, kept = rest.add(logits_NW)
+        for rows in chunks(chunk, head):
+            read = read_chunk(head, hidden, rows, temperature=temperature, dtype=dtype, gradient=mean_ND is not None)
+            at, places = _places(ids, rows)
+            selected_NK[at] = read.logits[places]
+            read.logits[places] = -torch.inf
+            p_NW, kept = rest.add(read.logits)
             if mean_ND is not None:
-                weights_NW = p_NW if slope_NW is None else p_NW * slope_NW
-                mean_ND = kept * mean_ND + _weighted_rows(head, rows, weights_NW)
+                mean_ND = kept * mean_ND + read.pull(p_NW)
         ctx.save_for_backward(mean_ND, ids, selected_NK)
         ctx.settings = (head, temperature, chunk, hidden.dtype)
         return rest.logsumexp(), selected_NK
@@ -388,7 +423,7 @@ class _HeadStatistics(torch.autograd.Function):
     def backward(ctx: Any, rest_gradient: Tensor, selected_gradient: Tensor) -> tuple[Tensor | None, ...]:
         mean_ND, ids, selected_NK = ctx.saved_tensors
         head, temperature, chunk, dtype = ctx.settings
-        slope_NK = _softcap_slope(head, selected_NK * temperature)
+        slope_NK = softcap_slope(head, selected_NK * temperature)
         weights_NK = selected_gradient if slope_NK is None else selected_gradient * slope_NK
         gradient_ND = rest_gradient[:, None] * mean_ND
         tokens = max(1, chunk // max(1, ids.shape[1]))  # at most `chunk` rows of W at a time
@@ -397,6 +432,44 @@ class _HeadStatistics(torch.autograd.Function):
             rows_NKD = head.weight[ids[some].long()].to(gradient_ND.dtype)
             gradient_ND[some] += head.scale * (weights_NK[some, :, None] * rows_NKD).sum(1)
         return (gradient_ND / temperature).to(dtype), None, None, None, None
+
+
+class _ClassStatistics(torch.autograd.Function):
+    """(logsumexp of the classes outside of `ids`, logits of `ids`). The gradient of a class is a mean of rows of W that
+    differs by token, so the backward pass makes each chunk again."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, head: ClassHead, ids: Tensor, temperature: float, chunk: int
+    ) -> tuple[Tensor, Tensor]:
+        dtype = _dtype(head)
+        softmax = _RunningSoftmax(len(hidden), dtype, hidden.device)
+        selected_NK = torch.zeros(ids.shape, dtype=dtype, device=hidden.device)
+        for rows in chunks(chunk, head):
+            logits_NW = read_chunk(head, hidden, rows, temperature=temperature, dtype=dtype).logits
+            at, places = _places(ids, rows)
+            selected_NK[at] = logits_NW[places]
+            logits_NW[places] = -torch.inf
+            softmax.add(logits_NW)
+        rest = softmax.logsumexp()
+        ctx.save_for_backward(hidden, ids, rest)
+        ctx.settings = (head, temperature, chunk)
+        return rest, selected_NK
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, rest_gradient: Tensor, selected_gradient: Tensor) -> tuple[Tensor | None, ...]:
+        hidden, ids, rest = ctx.saved_tensors
+        head, temperature, chunk = ctx.settings
+        floor_N1 = rest[:, None].clamp_min(torch.finfo(rest.dtype).min)  # −inf where no class is outside
+        gradient_ND = torch.zeros(hidden.shape, dtype=rest.dtype, device=hidden.device)
+        for rows in chunks(chunk, head):
+            read = read_chunk(head, hidden, rows, temperature=temperature, dtype=rest.dtype, gradient=True)
+            weights_NW = (read.logits - floor_N1).exp_().mul_(rest_gradient[:, None])
+            at, places = _places(ids, rows)
+            weights_NW[places] = selected_gradient[at]
+            gradient_ND += read.pull(weights_NW)
+        return (gradient_ND / temperature).to(hidden.dtype), None, None, None, None
 
 
 class _ExactDivergence(torch.autograd.Function):
@@ -411,37 +484,31 @@ class _ExactDivergence(torch.autograd.Function):
     def forward(
         ctx: Any,
         target_hidden: Tensor,
-        target_head: Head,
+        target_head: OutputHead,
         source_hidden: Tensor,
-        source_head: Head,
+        source_head: OutputHead,
         temperature: float,
         chunk: int,
     ) -> Tensor:
-        dtype = accumulation_dtype(target_head.weight, source_head.weight)
+        dtype = _dtype(target_head, source_head)
         p, q = (_RunningSoftmax(len(target_hidden), dtype, target_hidden.device) for _ in range(2))
         gap_N1 = torch.zeros_like(p.mass)  # E_p[s − t]
         needed = ctx.needs_input_grad[0]
         if needed:
             source_mean_ND = torch.zeros(target_hidden.shape, dtype=dtype, device=target_hidden.device)  # E_p[W]
             gradient_ND = torch.zeros_like(source_mean_ND)  # E_q[W] − E_p[W]
-        for rows in _chunks(source_head, chunk):
-            source_NW = source_head.logits(source_hidden, rows).to(dtype)
-            target_NW = target_head.logits(target_hidden, rows).to(dtype)
-            slope_NW = _softcap_slope(target_head, target_NW) if needed else None
-            source_NW /= temperature
-            target_NW /= temperature
-            gap_NW = source_NW - target_NW
+        for rows in chunks(chunk, source_head, target_head):
+            source_NW = read_chunk(source_head, source_hidden, rows, temperature=temperature, dtype=dtype).logits
+            target = read_chunk(target_head, target_hidden, rows, temperature=temperature, dtype=dtype, gradient=needed)
+            gap_NW = source_NW - target.logits
             p_NW, p_kept = p.add(source_NW)
-            q_NW, q_kept = q.add(target_NW)
+            q_NW, q_kept = q.add(target.logits)
             gap_N1 = p_kept * gap_N1 + gap_NW.mul_(p_NW).sum(1, keepdim=True)
             if needed:
                 q_NW -= p_NW
-                if slope_NW is not None:
-                    p_NW *= slope_NW
-                    q_NW *= slope_NW
                 gradient_ND = q_kept * gradient_ND + (q_kept - p_kept) * source_mean_ND
-                gradient_ND += _weighted_rows(target_head, rows, q_NW)
-                source_mean_ND = p_kept * source_mean_ND + _weighted_rows(target_head, rows, p_NW)
+                gradient_ND += target.pull(q_NW)
+                source_mean_ND = p_kept * source_mean_ND + target.pull(p_NW)
         if needed:
             ctx.save_for_backward(gradient_ND / temperature)
             ctx.dtype = target_hidden.dtype
@@ -464,7 +531,7 @@ class _QuadraticDivergence(torch.autograd.Function):
         difference = target.to(dtype) - reference.to(dtype)
         peak = torch.full((len(target),), -torch.inf, dtype=dtype, device=target.device)
         mass, first, second = torch.zeros_like(peak), torch.zeros_like(peak), torch.zeros_like(peak)
-        for rows in _chunks(head, chunk):
+        for rows in chunks(chunk, head):
             reference_NW, u_NW = lens.logits(reference, rows), lens.logits(difference, rows)
             higher = torch.maximum(peak, reference_NW.amax(1))
             shrink = (peak - higher).exp()
@@ -485,8 +552,10 @@ class _QuadraticDivergence(torch.autograd.Function):
         lens, chunk = ctx.settings
         difference = target.to(mean.dtype) - reference.to(mean.dtype)
         gradient = torch.zeros(target.shape, dtype=mean.dtype, device=target.device)
-        for rows in _chunks(lens, chunk):
+        for rows in chunks(chunk, lens):
             reference_NW, u_NW = lens.logits(reference, rows), lens.logits(difference, rows)
             p_NW = (reference_NW - normaliser[:, None]).exp()
-            gradient += _weighted_rows(lens, rows, p_NW * (u_NW - mean[:, None]) * value_gradient[:, None])
+            gradient += weighted_rows(
+                lens.weight[rows], lens.scale, p_NW * (u_NW - mean[:, None]) * value_gradient[:, None]
+            )
         return gradient.to(target.dtype), None, None, None

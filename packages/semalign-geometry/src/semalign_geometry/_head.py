@@ -56,6 +56,11 @@ class Head:
             softcap=getattr(config, "final_logit_softcapping", None),
         )
 
+    @property
+    def count(self) -> int:
+        """Number of vocabulary entries."""
+        return len(self.weight)
+
     @checked
     def select(self, ids: Int[Tensor, " e"]) -> "Head":
         """The head over the vocabulary entries `ids`, (e,), only; a view when they are the first rows in order."""
@@ -82,6 +87,18 @@ class Head:
             product = product + self.bias[rows]
         product = self.scale * product
         return product if self.softcap is None else self.softcap * torch.tanh(product / self.softcap)
+
+    def log_probs(self, hidden: Float[Tensor, "n d"], *, temperature: float = 1.0) -> Float[Tensor, "n v"]:
+        """Log-probabilities of all entries; plain torch, differentiable in the hidden states and in the head.
+
+        Args:
+            hidden: (n, d), what the model feeds its head.
+            temperature: divides the logits.
+
+        Returns:
+            (n, v) float32 (float64 for a float64 head).
+        """
+        return (self.logits(hidden) / temperature).log_softmax(1)
 
 
 def select_rows(matrix: Tensor, ids: Int[Tensor, " e"]) -> Tensor:

@@ -15,8 +15,8 @@ from semalign_geometry.base import SemalignError
 from semalign_train import StepRecord, TrainSettings, optimisation_batches
 from torch import Tensor, nn
 
-from ...data.encoding import Example
-from ...data.rows import batches
+from ...data.encoding import Example, Role
+from ...data.sides import ROLES, batches_of, one_sided
 from ...models.shape import ModelShape
 from .._method import Method, MethodContext, MethodNeeds, MethodReport, Work
 from .neurons import MOVED, Located, Place, locate, parts_of, places, until_last_word
@@ -35,12 +35,14 @@ class LaTen(Method):
 
     Ours, where the paper and its code differ or leave it open: one set of neurons, found once on all rows of
     attribution, instead of one for each step's row; a constant learning rate. Where query heads of the target share a
-    value row, their additions to it add up.
+    value row, their additions to it add up. Embeddings and head stay as they are, so that the vocabularies may differ;
+    each model reads the rows by its own tokenizer.
 
     Source: LaTen (Tan et al., ACL 2025) and its released code.
     """
 
     keeps_source: ClassVar[bool] = True
+    one_tokenizer: ClassVar[bool] = False
     kind: Literal["laten"] = "laten"
     """Chooses this method in a configuration."""
     share: float = Field(0.1, gt=0, le=1)
@@ -83,13 +85,12 @@ class LaTen(Method):
         """
         started, ranks = time.perf_counter(), Ranks.current()
         target = DecoderView(context.target)
-        examples = [until_last_word(each, context.tokenizer) for each in context.attribution_rows]
-        rows = batches(examples, context.batch_size)
+        rows = {role: _attribution_rows(context, role) for role in ROLES}
         with undisturbed(target.model):
             part = parts_of(target)[0]
             counts = self._count(part.down_proj.in_features), self._count(part.o_proj.in_features)
-            source_neurons = _source_neurons(context, rows, target, counts)
-            found = _locate(context, target, rows, target.depth, counts, "target")
+            source_neurons = _source_neurons(context, rows["source"], target, counts)
+            found = _locate(context, target, rows["target"], target.depth, counts, "target")
             onto = places(target, ranks.broadcast_from_first(lambda: found))
             networks = _hypernetworks(source_neurons, target.width, self.start, seed=context.train.seed)
             tokens = self._train(context, target, networks, source_neurons, onto)
@@ -181,6 +182,13 @@ class LaTen(Method):
         return {"answer": answer / count, "penalty": float(penalty.detach())}
 
 
+def _attribution_rows(context: MethodContext, role: Role) -> list[Batch]:
+    """Return the rows of attribution as one of the models reads them, up to their last word."""
+    tokenizer = context.source_tokenizer if role == "source" else context.tokenizer
+    examples = [until_last_word(one_sided(each, role), tokenizer) for each in context.attribution_rows]
+    return batches_of(examples, context.batch_size, role)
+
+
 def _locate(
     context: MethodContext,
     view: DecoderView,
@@ -245,7 +253,7 @@ def _answer_gradients(
         for kind, neurons in added.items():
             for place, own in zip(onto[kind], neurons, strict=True):
                 stack.enter_context(place.added(own))
-        for batch, mine in ranks.shard(batches(examples, micro_batch_size)):
+        for batch, mine in ranks.shard(batches_of(examples, micro_batch_size, "target")):
             positions = supervised(batch)
             with torch.autocast(target.device.type, torch.bfloat16, enabled=autocast == "bfloat16"):
                 final = target.trace(batch).final

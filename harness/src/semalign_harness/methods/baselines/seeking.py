@@ -4,7 +4,7 @@ import contextlib
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 from transformers.pytorch_utils import Conv1D
 
-from ...data.rows import batches
+from ...data.sides import batches_of
 from ...models.shape import ModelShape
 from .._joint import JointMethod
 from .._method import MethodContext, MethodNeeds, MethodReport
@@ -53,11 +53,12 @@ class Seeking(JointMethod):
 
     The source's layers and windows of their matrices are chosen by their sensitivity on the attribution rows. The
     start of an adapter is taken out of the weight under it, so that the target starts as it was (weights narrower
-    than float32 are rounded once more). Embeddings and head stay as they are. The paper trains with a learning rate of
-    3e-4, a warm-up of 0.03, a linear schedule, three passes and batches of 64. Source: Zhong et al., ICLR 2024,
-    "Seeking Neural Nuggets".
+    than float32 are rounded once more). Embeddings and head stay as they are, so that the vocabularies may differ; each
+    model reads the rows by its own tokenizer. The paper trains with a learning rate of 3e-4, a warm-up of 0.03, a
+    linear schedule, three passes and batches of 64. Source: Zhong et al., ICLR 2024, "Seeking Neural Nuggets".
     """
 
+    one_tokenizer: ClassVar[bool] = False
     kind: Literal["seeking"] = "seeking"
     """Chooses this method in a configuration."""
     trainable: SoughtLora = SoughtLora()
@@ -91,7 +92,7 @@ class Seeking(JointMethod):
         return report.model_copy(update={"seconds": sought + report.seconds})
 
     def _seek(self, context: MethodContext, target: DecoderView) -> "dict[str, LowRank]":
-        rows = batches(context.attribution_rows, 1)
+        rows = batches_of(context.attribution_rows, 1, "source")
         source = DecoderView(context.load_source())
         check_fit(source, target, self.trainable.modules)
         scores = sensitivities(source, context.progress.progress("seek in the source", rows))
