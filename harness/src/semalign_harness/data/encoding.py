@@ -80,11 +80,19 @@ class SourceSide:
     """The same answer under the source's tokenizer, with its end."""
     spans: Spans
     """Spans of the answer."""
+    framed: tuple[bool, bool]
+    """Whether one side alone has space before the text, and before its end: the models then expect different entries
+    there, and the first or the last span is read without supervision."""
     conversation: Conversation
     """The row before it was encoded, for an answer that a model writes in place of its own."""
 
     def __len__(self) -> int:
         return len(self.prompt_ids) + len(self.answer_ids)
+
+    @property
+    def compared(self) -> slice:
+        """The supervised spans."""
+        return slice(int(self.framed[0]), len(self.spans.source) - self.framed[1])
 
 
 @dataclass(frozen=True)

@@ -50,8 +50,8 @@ class PairedEncoder:
         stripped = replace(conversation, messages=[*before, {**last, "content": str(last["content"]).strip()}])
         target = self.target.example(stripped, name=name)
         source = self.source.example(stripped, name=f"{name} for the source")
-        spans = self._spans(source.answer_ids, target.answer_ids)
-        side = SourceSide(source.prompt_ids, source.answer_ids, spans, conversation)
+        spans, framed = self._spans(source.answer_ids, target.answer_ids)
+        side = SourceSide(source.prompt_ids, source.answer_ids, spans, framed, conversation)
         return Example(target.prompt_ids, target.answer_ids, str(last["content"]), side)
 
     def with_answer(self, row: Example, writer: Role, ids: Sequence[int]) -> Example:
@@ -79,11 +79,11 @@ class PairedEncoder:
         source, target = fresh.source.answer_ids[kept], fresh.answer_ids[kept]
         try:
             written = (tuple(ids), target) if writer == "source" else (source, tuple(ids))
-            spans = self._spans(*written)
+            spans, framed = self._spans(*written)
         except TextChanged:
             written = (source, target)
-            spans = self._spans(*written)
-        side = replace(row.source, answer_ids=written[0], spans=spans)
+            spans, framed = self._spans(*written)
+        side = replace(row.source, answer_ids=written[0], spans=spans, framed=framed)
         return replace(row, answer_ids=written[1], source=side)
 
     def unread(self, conversation: Conversation) -> list[str]:
@@ -94,11 +94,32 @@ class PairedEncoder:
         """Return whether an answer names an end-of-sequence token before its own end."""
         return self.source.holds_end(answer) or self.target.holds_end(answer)
 
-    def _spans(self, source: Sequence[int], target: Sequence[int]) -> Spans:
+    def _spans(self, source: Sequence[int], target: Sequence[int]) -> tuple[Spans, tuple[bool, bool]]:
+        """Return the spans of an answer, and whether its first and its last span differ by space of one side alone."""
+        sides = [self.source_vocabulary.bytes_of(source), self.target_vocabulary.bytes_of(target)]
+        last = [_space_before_end(side) for side in sides]
+        if differs := b"".join(sides[0][last[0]]) != b"".join(sides[1][last[1]]):
+            sides = [(*side[: space.start], *[None] * (len(side) - space.start)) for side, space in zip(sides, last)]
+        first = [b"".join(piece for piece in side if piece is not None)[:1] for side in sides]
         try:
-            return align_spans(self.source_vocabulary.bytes_of(source), self.target_vocabulary.bytes_of(target))
+            spans = align_spans(*sides)
         except SemalignError as error:
             raise TextChanged(str(error)) from error
+        framed = (first[0] != first[1], differs)
+        if sum(framed) >= len(spans.source):
+            raise TextChanged("the answer has no span besides those that differ by space of one side")
+        return spans, framed
+
+
+def _space_before_end(pieces: Sequence[bytes | None]) -> slice:
+    """Return the place of the tokens of space that stand before the special entries at the end of an answer."""
+    end = len(pieces)
+    while end and pieces[end - 1] is None:
+        end -= 1
+    first = end
+    while end < len(pieces) and first > 1 and (pieces[first - 1] or b"").isspace():
+        first -= 1
+    return slice(first, end)
 
 
 def _text(pieces: Sequence[bytes | None]) -> str:

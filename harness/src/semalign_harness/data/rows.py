@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from jinja2 import StrictUndefined, UndefinedError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
-from semalign_align import AnyBatch, PairedBatch
+from semalign_align import AnyBatch, PairedBatch, Spans
 from semalign_attribution import IGNORE, Batch
 from semalign_geometry.base import SemalignError
 from torch.nn.utils.rnn import pad_sequence
@@ -325,16 +325,30 @@ def batches(examples: Sequence[Example], batch_size: int) -> list[AnyBatch]:
 
 
 def _batch(examples: Sequence[Example]) -> AnyBatch:
-    target, sources = _padded(examples), [each.source for each in examples if each.source is not None]
+    sources = [each.source for each in examples if each.source is not None]
     if not sources:
-        return target
+        return _padded(examples, [slice(None)] * len(examples))
     assert len(sources) == len(examples)
-    return PairedBatch(_padded(sources), target, tuple(each.spans for each in sources))
+    spans = tuple(Spans(each.spans.source[each.compared], each.spans.target[each.compared]) for each in sources)
+    return PairedBatch(
+        _padded(sources, [_tokens_in(each.spans.source, each.compared) for each in sources]),
+        _padded(examples, [_tokens_in(each.spans.target, each.compared) for each in sources]),
+        spans,
+    )
 
 
-def _padded(sides: Sequence[Example | SourceSide]) -> Batch:
+def _tokens_in(lengths: Sequence[int], spans: slice) -> slice:
+    """The tokens of an answer that belong to some of its spans."""
+    return slice(sum(lengths[: spans.start]), sum(lengths[: spans.stop]))
+
+
+def _padded(sides: Sequence[Example | SourceSide], answers: Sequence[slice]) -> Batch:
+    """Return a batch of rows in which some tokens of each answer are supervised."""
     ids = [torch.tensor(e.prompt_ids + e.answer_ids) for e in sides]
-    labels = [torch.tensor((IGNORE,) * len(e.prompt_ids) + e.answer_ids) for e in sides]
+    labels = [torch.full_like(row, IGNORE) for row in ids]
+    for side, row, label, answer in zip(sides, ids, labels, answers, strict=True):
+        begin = len(side.prompt_ids)
+        label[begin:][answer] = row[begin:][answer]
     return {
         "input_ids": pad_sequence(ids, batch_first=True),
         "attention_mask": pad_sequence([torch.ones_like(row) for row in ids], batch_first=True),

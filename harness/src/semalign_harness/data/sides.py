@@ -42,8 +42,9 @@ def span_starts(batch: AnyBatch, role: Role) -> Bool[Tensor, "b n"]:
 
 
 def span_count(example: Example) -> int:
-    """Return the number of spans of a row's answer."""
-    return len(example.answer_ids) if example.source is None else len(example.source.spans.target)
+    """Return the number of supervised spans of a row's answer."""
+    side = example.source
+    return len(example.answer_ids) if side is None else len(side.spans.target[side.compared])
 
 
 def one_sided(example: Example, role: Role) -> Example:

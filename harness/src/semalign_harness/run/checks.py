@@ -518,6 +518,10 @@ def _spans(pair: Pair, split: Split) -> Iterator[Finding]:
         f"answers have {of_source} tokens of the source and {of_target} of the target in {spans} spans "
         f"({spans / of_target:.2f} for each token of the target), {single / spans:.0%} of one token on both sides",
     )
+    for place, text in enumerate(("begin with space", "have space before their end")):
+        if framed := sum(side.framed[place] for side, _ in sides):
+            message = f"{framed} answers {text} on one side alone, so the span there is not supervised"
+            yield warning("spans", message, "a target whose chat template frames answers as the source's does")
     if split.changed:
         message = f"{split.changed} rows were left out, as their answers differ between both models ({split.change})"
         yield warning("spans", message, "rows of plain text, without special tokens and rare forms of characters")

@@ -79,7 +79,9 @@ def phase_key(experiment: Experiment, inputs: Inputs, device: torch.device) -> s
 def _ids_of(example: Example) -> list[Any]:
     """Return all that decides the supervision of a row: ids and answer, and the source's ids where it has its own."""
     side = example.source
-    apart = [] if side is None else [side.prompt_ids, side.answer_ids, side.spans.source, side.spans.target]
+    apart = (
+        [] if side is None else [side.prompt_ids, side.answer_ids, side.spans.source, side.spans.target, side.framed]
+    )
     return [example.prompt_ids, example.answer_ids, example.answer, *apart]
 
 
