@@ -21,7 +21,9 @@ INSTRUCT = (
     "{{ bos_token }}{% for m in messages %}{% if m['role'] == 'user' %}[INST] {{ m['content'] }} [/INST]"
     "{% else %} {{ m['content'] | trim }} {{ eos_token }}{% endif %}{% endfor %}"
 )
-THINKING = CHATML.replace("|>\n{{ m['content'] }}", "|>\n{{ '<think>\n\n</think>\n\n' if loop.last }}{{ m['content'] }}")
+THINKING = CHATML.replace(
+    "|>\n{{ m['content'] }}", "|>\n{{ '<think>\n\n</think>\n\n' if loop.last }}{{ m['content'] }}"
+)
 MARKS = ["<|user|>", "<|assistant|>"]
 SPECIAL = ["<unk>", "<s>", "</s>", "<pad>", *MARKS]
 

@@ -85,9 +85,14 @@ def track_argument(parser: argparse.ArgumentParser) -> None:
 
 def benchmark_arguments(parser: argparse.ArgumentParser, *, tasks: str, limit: str, sandbox: str) -> None:
     """Add the benchmarks, and how they are asked; the settings that were given are `given_benchmarks`."""
-    parser.add_argument("--tasks", metavar="NAMES", help=f"benchmarks of mmlu, gsm8k, humaneval, mbpp ({tasks})")
+    parser.add_argument(
+        "--tasks", metavar="NAMES", help=f"benchmarks of mmlu, gsm8k, humaneval, mbpp, arithmetic ({tasks})"
+    )
     parser.add_argument("--data", metavar="DIR", help="read their rows from DIR/<task>/test.jsonl.gz, not from the hub")
     parser.add_argument("--limit", type=int, metavar="N", help=f"documents of each benchmark{limit} (default: all)")
+    parser.add_argument(
+        "--max-new-tokens", type=int, metavar="N", help="longest response (default: each benchmark's own)"
+    )
     chat = parser.add_mutually_exclusive_group()
     chat.add_argument("--chat", action="store_const", const=True, help="put prompts through the chat template")
     chat.add_argument("--plain", dest="chat", action="store_const", const=False, help="use prompts as they are")
@@ -96,7 +101,7 @@ def benchmark_arguments(parser: argparse.ArgumentParser, *, tasks: str, limit: s
 
 def given_benchmarks(options: argparse.Namespace) -> dict[str, Any]:
     """The settings of benchmarks that were given."""
-    found = {name: getattr(options, name) for name in ("data", "limit", "chat", "allow_weak_sandbox")}
+    found = {name: getattr(options, name) for name in ("data", "limit", "max_new_tokens", "chat", "allow_weak_sandbox")}
     found["tasks"] = None if options.tasks is None else [name.strip() for name in options.tasks.split(",")]
     return {name: value for name, value in found.items() if value is not None}
 

@@ -89,7 +89,7 @@ def _evaluated(
     config: EvaluationConfig, folder: Path, console: Console, ranks: Ranks, device: torch.device
 ) -> EvaluationResult | None:
     with console.step("read rows"):
-        tasks = [_draw(find_benchmark(name), config) for name in config.tasks]
+        tasks = [_draw(find_benchmark(name).within(config.max_new_tokens), config) for name in config.tasks]
     models = open_models(config, device, console)
     level = _sandbox(tasks, config)
     _check_positions(tasks, models)
@@ -192,7 +192,7 @@ def _check_positions(tasks: Sequence[_Task], models: Models) -> None:
         if models.limit is not None and models.limit <= generated:
             raise SemalignError(
                 f"{task.name} generates up to {generated} tokens, {models.opened.settings.path} reads at most "
-                f"{models.limit} in all: leave {task.name} out of tasks"
+                f"{models.limit} in all: leave {task.name} out of tasks, or set a lower max_new_tokens"
             )
 
 
