@@ -297,7 +297,7 @@ def test_losses_do_not_depend_on_whether_the_head_trains(
     store: Supervision = request.getfixturevalue(kind)
     view = DecoderView(target_model())
     data = store.collate(range(len(store)))
-    step = JointStep(view, view.trace(data.batch), data, store.entries, 1.5)
+    step = JointStep(view, view.trace(data.batch), data, store)
     loss, found = OutputLoss(answer=0.5, divergence=divergence), []
     for trains in (False, True):
         step.view.model.get_output_embeddings().requires_grad_(trains)  # type: ignore[union-attr, operator]

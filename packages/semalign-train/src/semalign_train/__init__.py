@@ -1,10 +1,12 @@
 """Training of a target on stored or live supervision: layer by layer, or all layers at once."""
 
+from ._alm import AlmLoss as AlmLoss
 from ._batches import optimisation_batches as optimisation_batches
 from ._checkpoint import KEPT_STATES as KEPT_STATES
 from ._checkpoint import kept_until as kept_until
 from ._frontier import Callback as Callback
 from ._frontier import FrontierTrainer as FrontierTrainer
+from ._gold import GoldLoss as GoldLoss
 from ._joint import JointTrainer as JointTrainer
 from ._loop import DivergedError as DivergedError
 from ._losses import AnswerLoss as AnswerLoss
@@ -33,6 +35,7 @@ from ._trainable import frontier as frontier
 from ._trainable import trained as trained
 
 __all__ = [
+    "AlmLoss",
     "AnswerLoss",
     "Callback",
     "DivergedError",
@@ -40,6 +43,7 @@ __all__ = [
     "FrontierSettings",
     "FrontierTrainer",
     "FullLayer",
+    "GoldLoss",
     "Guards",
     "HiddenLoss",
     "JointConfig",

@@ -20,11 +20,13 @@ def check_target(view: DecoderView, stores: Stores) -> None:
             "the target's weights are float16, whose small gradients vanish without loss scaling: "
             "load it in bfloat16 or float32"
         )
-    largest = int(stores["training"].entries.max())
+    training = stores["training"]
+    largest = int(training.entries.max())
     if largest >= len(view.head.weight):
+        remedy = "entries=… of the shared vocabulary" if training.classes is None else "classes of its target_rows"
         raise SemalignError(
             f"the supervision is over vocabulary ids up to {largest}, the target's head has "
-            f"{len(view.head.weight)} rows: supervise with entries=… of the shared vocabulary"
+            f"{len(view.head.weight)} rows: supervise with {remedy}"
         )
     embeddings = view.model.get_input_embeddings().weight
     assert isinstance(embeddings, Tensor)
@@ -63,11 +65,12 @@ def check_divergence(divergence: str, stores: Stores) -> None:
 
 def check_held_out(supervision: SupervisionSource, held_out: SupervisionSource) -> None:
     """Training and held-out rows are supervised alike."""
-    alike = _decisive(supervision.manifest) == _decisive(held_out.manifest)
-    if not alike or not torch.equal(supervision.entries, held_out.entries):
+    one, other = vocabulary_of(supervision), vocabulary_of(held_out)
+    alike = _decisive(supervision.manifest) == _decisive(held_out.manifest) and one.keys() == other.keys()
+    if not alike or not all(torch.equal(value, other[name]) for name, value in one.items()):
         raise SemalignError(
-            "the held-out rows are supervised with another pairing, transport, temperature or "
-            "vocabulary than the training rows: supervise both alike"
+            "the held-out rows are supervised with another pairing, transport, temperature, vocabulary or "
+            "classes than the training rows: supervise both alike"
         )
 
 
@@ -92,3 +95,9 @@ def _decisive(manifest: SupervisionManifest) -> tuple[object, ...]:
     """Settings that training and held-out rows share; the files of a transport may differ."""
     transport = manifest.transport.model_copy(update={"files": {}})
     return manifest.pairing, transport, manifest.settings.temperature
+
+
+def vocabulary_of(store: SupervisionSource) -> dict[str, Tensor]:
+    """Entries or classes that the output distribution of a supervision is over."""
+    classes = store.classes
+    return {"entries": store.entries} if classes is None else {"source": classes.source, "target": classes.target}

@@ -17,6 +17,7 @@ from semalign_align import (
     Objective,
     OutputKL,
     Ranks,
+    SpanLikelihood,
     Step,
     SupervisionSource,
     count_of,
@@ -30,7 +31,7 @@ from transformers import PreTrainedModel
 
 from ._batches import micro_batches, optimisation_batches
 from ._checkpoint import Checkpoints, fingerprint
-from ._checks import check_divergence, check_held_out, check_keys, check_layers, check_target, existing
+from ._checks import check_divergence, check_held_out, check_keys, check_layers, check_target, existing, vocabulary_of
 from ._loop import DivergedError, Loop, Run, Terms
 from ._prefix import PrefixCache
 from ._records import StageRecord, StepRecord, TransferReport
@@ -100,7 +101,7 @@ class FrontierTrainer:
         self.layers = self.config.stages(self.view.depth)
         """The layers that get a stage, shallow to deep."""
         self._terms = self._weighted_terms()
-        self._shared_head = self.view.head.select(supervision.entries)
+        self._shared_head = supervision.output_head(self.view.head)
         if checkpoints is not None:
             self._check_identity(objective)
         self._checkpoint_folder = None if checkpoints is None else Path(checkpoints)
@@ -133,6 +134,7 @@ class FrontierTrainer:
         terms: list[tuple[float, Objective]] = [
             (weights.geometry, self._objective),
             (weights.output, OutputKL(divergence=self.config.divergence)),
+            (weights.output * weights.span * (self.supervision.classes is not None), SpanLikelihood()),
             (weights.answer, AnswerNLL()),
             (weights.label, LabelCosine()),
         ]
@@ -249,7 +251,9 @@ class FrontierTrainer:
             *terms,
             *(" ".join(package) for package in KNOWN_OBJECTIVES.packages(config.objective.kind).items()),
             self.view.model.config.to_json_string(),
-            tensors=dict(self.view.model.named_parameters()) | dict(self.view.model.named_buffers()),
+            tensors=vocabulary_of(self.supervision)
+            | dict(self.view.model.named_parameters())
+            | dict(self.view.model.named_buffers()),
         )
 
     def _code(self) -> dict[str, str]:
@@ -305,7 +309,7 @@ class FrontierTrainer:
 
     def _warn_of_drowning(self, layer: int, records: list[StepRecord]) -> None:
         finite = [record.gradient_norms for record in records if not record.skipped]
-        names = {name for norms in finite for name in norms}
+        names = {name for norms in finite for name in norms} - {SpanLikelihood().name}  # of few spans
         means = {name: sum(norms.get(name, 0.0) for norms in finite) / len(finite) for name in sorted(names)}
         if len(means) < 2:
             return
@@ -387,11 +391,10 @@ class FrontierTrainer:
                 stop=None if needs_output else layer,
                 recompute_from=layer + 1 if self.config.recompute and torch.is_grad_enabled() else None,
             )
-        counts = data.positions.counts
-        mask_BM = position_mask(counts)
-        residual_PD = trace.residual(layer)
-        residual_BMD = residual_PD.new_zeros(*mask_BM.shape, residual_PD.shape[-1])
-        residual_BMD[mask_BM] = residual_PD
+        mask_BM = position_mask(data.counts)
+        residual_SD = data.at_spans(trace.residual(layer))
+        residual_BMD = residual_SD.new_zeros(*mask_BM.shape, residual_SD.shape[-1])
+        residual_BMD[mask_BM] = residual_SD
         assert data.reference is not None
         return Step(
             residual=residual_BMD,
@@ -403,4 +406,5 @@ class FrontierTrainer:
             head=view.head,
             shared_head=self._shared_head,
             temperature=store.manifest.settings.temperature,
+            spans=data.spans,
         )

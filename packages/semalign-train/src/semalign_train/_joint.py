@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from ._batches import micro_batches, optimisation_batches
 from ._checkpoint import Checkpoints, fingerprint
-from ._checks import check_keys, check_target
+from ._checks import check_keys, check_target, vocabulary_of
 from ._loop import Loop, Run, Terms
 from ._losses import JointLoss, JointStep, settings_of, terms_of
 from ._records import JointReport, StepRecord
@@ -24,7 +24,7 @@ from ._trainable import trained
 
 
 class JointTrainer:
-    """Train all layers of a target at once by a loss over the supervised tokens.
+    """Train all layers of a target at once by a loss over the answers.
 
     Laws: tensors that do not train stay bit-identical; the weights do not depend on the split into micro-batches,
     rounding aside; a training that was interrupted and is repeated ends at the same bits on a CPU. Where
@@ -145,13 +145,14 @@ class JointTrainer:
             settings_of(self.loss),
             self.supervision.manifest.model_dump_json(),
             model.config.to_json_string(),
-            tensors={str(place): parameter for place, parameter in enumerate(parameters)}
+            tensors=vocabulary_of(self.supervision)
+            | {str(place): parameter for place, parameter in enumerate(parameters)}
             | dict(model.named_parameters())
             | dict(model.named_buffers()),
         )
 
     def _gradients(self, indices: list[int], parameters: Sequence[nn.Parameter]) -> Terms:
-        """Leave the gradient of the mean loss over an optimisation batch in the parameters."""
+        """Leave the gradient of the mean loss over the spans of an optimisation batch in the parameters."""
         view, store, ranks = self.view, self.supervision, self._ranks
         count, terms = int(store.counts[indices].sum()), dict[str, float]()
         for micro, mine in ranks.shard(micro_batches(self.config, store, indices, ranks)):
@@ -160,7 +161,7 @@ class JointTrainer:
                 trace = view.trace(
                     data.batch, keep=self.loss.layers, recompute_from=1 if self.config.recompute else None
                 )
-                step = JointStep(view, trace, data, store.entries, store.manifest.settings.temperature)
+                step = JointStep(view, trace, data, store)
                 found = {name: mine * value / count for name, value in terms_of(self.loss, step).items()}
                 torch.stack([value.float() for value in found.values()]).sum().backward()
             terms = {name: terms.get(name, 0.0) + float(value.detach()) for name, value in found.items()}

@@ -149,7 +149,7 @@ class Loop:
             gradient_norm=norm,
             skipped=not math.isfinite(norm),
             learning_rate=rate,
-            supervised_tokens=int(run.supervision.counts[indices].sum()),
+            supervised_tokens=int(run.supervision.answer_counts[indices].sum()),
             tokens=tokens,
             seconds=seconds,
             tokens_per_second=tokens / seconds,

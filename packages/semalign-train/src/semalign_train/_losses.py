@@ -7,9 +7,25 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from jaxtyping import Float, Int
 from pydantic import TypeAdapter
-from semalign_align import OutputKL, OutputTarget, SupervisedBatch
-from semalign_attribution import DecoderView, LayerPairing, Trace, undisturbed, view_of
-from semalign_geometry import Divergence, Head, TopEntries, answer_nll, categorical_divergence
+from semalign_align import (
+    BatchSpans,
+    OutputKL,
+    OutputTarget,
+    SpanLikelihood,
+    SupervisedBatch,
+    SupervisionSource,
+    span_log_likelihoods,
+)
+from semalign_attribution import DecoderView, LayerPairing, Supervised, Trace, undisturbed, view_of
+from semalign_geometry import (
+    Divergence,
+    Head,
+    OutputHead,
+    TopEntries,
+    answer_nll,
+    categorical_divergence,
+    span_divergence,
+)
 from semalign_geometry.base import ComponentError, SemalignError, brief
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
@@ -18,7 +34,11 @@ from transformers import PreTrainedModel
 
 @dataclass(frozen=True, eq=False)
 class JointStep:
-    """One micro-batch after the target's forward run: everything that a loss may read."""
+    """One micro-batch after the target's forward run: everything that a loss may read.
+
+    Numbers at *answer tokens* stand where the token is predicted. The source's output stands at the starts of *spans*,
+    where both models have read the same text; with one tokenizer every answer token is a span.
+    """
 
     view: DecoderView
     """The target."""
@@ -26,25 +46,38 @@ class JointStep:
     """The streams around the layers of the loss, and the final states."""
     data: SupervisedBatch
     """The examples with the source's output."""
-    entries: Int[Tensor, " v"]
-    """Vocabulary ids that the source's output is over."""
-    temperature: float
-    """Divides the logits of both models in the output."""
+    supervision: SupervisionSource
+    """The supervision that they are from."""
+
+    @property
+    def temperature(self) -> float:
+        """Divides the logits of both models in the output."""
+        return self.supervision.manifest.settings.temperature
 
     @property
     def hidden(self) -> Float[Tensor, "p t"]:
-        """Input of the target's head at the supervised positions."""
+        """Input of the target's head at the answer tokens."""
         assert self.trace.final is not None
         return self.trace.final[self.data.positions.mask]
 
     @property
     def labels(self) -> Int[Tensor, " p"]:
-        """Answer tokens at the supervised positions."""
+        """The answer tokens."""
         return self.data.positions.labels
 
     @property
+    def spans(self) -> BatchSpans | None:
+        """Spans of two tokenizers; None with one."""
+        return self.data.spans
+
+    @property
+    def span_hidden(self) -> Float[Tensor, "s t"]:
+        """`hidden` at the starts of the spans."""
+        return self.data.at_spans(self.hidden)
+
+    @property
     def output(self) -> OutputTarget:
-        """The source's output distribution at the supervised positions."""
+        """The source's output distribution at the starts of the spans."""
         return self.data.output
 
     @property
@@ -55,12 +88,12 @@ class JointStep:
         return replace(self.view.head, weight=module.weight, bias=getattr(module, "bias", None))
 
     @property
-    def shared_head(self) -> Head:
-        """The rows of `head` that `output` is over."""
-        return self.head.select(self.entries)
+    def shared_head(self) -> OutputHead:
+        """`head` over the entries or classes that `output` is over."""
+        return self.supervision.output_head(self.head)
 
     def stream(self, layer: int) -> Float[Tensor, "p t"]:
-        """Residual stream after a layer at the supervised positions; the loss names the layer in `layers`."""
+        """Residual stream after a layer at the answer tokens; the loss names the layer in `layers`."""
         return self.trace.outputs[layer][self.data.positions.mask]
 
 
@@ -95,7 +128,8 @@ class JointLoss(Protocol):
         return ()
 
     def terms(self, step: JointStep) -> Mapping[str, Float[Tensor, ""]]:
-        """Each term by its name, with its weight, summed over the supervised tokens of a micro-batch."""
+        """Each term by its name, with its weight, summed over the answer tokens or the spans of a micro-batch; the
+        trainer divides the sums by the number of spans."""
         ...
 
 
@@ -105,27 +139,33 @@ class AnswerLoss(JointLoss):
 
     def terms(self, step: JointStep) -> Mapping[str, Float[Tensor, ""]]:
         """`answer`."""
-        return {"answer": _answer(step)}
+        return {"answer": answer_sum(step)}
 
 
 @dataclass(frozen=True)
 class OutputLoss(JointLoss):
-    """Knowledge distillation: KL(p_S ‖ p_T) at the supervised positions, mixed with the NLL of the answers.
+    """Knowledge distillation: KL(p_S ‖ p_T) at the starts of the spans, mixed with the NLL of the answers.
 
-    The KL is a lower bound where the source's top entries were stored. It has no factor temperature²: at a temperature
-    of T its gradient is about 1/T² of that at 1, so above 1 the answers weigh more than their share.
+    With two tokenizers the distributions are over prefix classes, and a second term matches the likelihoods of spans
+    with several tokens (`SpanLikelihood`). The KL is a lower bound where the source's top entries were stored. It has
+    no factor temperature²: at a temperature of T its gradient is about 1/T² of that at 1, so above 1 the answers weigh
+    more than their share.
     """
 
     answer: float = 0.0
     """Share of the NLL of the answers in the loss, 0 to 1."""
     divergence: Divergence = "forward"
     """Which divergence; others than `forward` need supervision by top entries."""
+    span: float = 1.0
+    """Weight of the likelihoods of spans, relative to the KL; ignored with one tokenizer."""
 
     def terms(self, step: JointStep) -> Mapping[str, Float[Tensor, ""]]:
-        """`output`, and `answer` where it has a share."""
+        """`output`, `span` with two tokenizers, and `answer` where it has a share."""
         terms = {"output": (1 - self.answer) * _output(step, self.divergence)}
+        if self.span and step.spans is not None:
+            terms["span"] = (1 - self.answer) * self.span * _span(step, step.spans)
         if self.answer:
-            terms["answer"] = self.answer * _answer(step)
+            terms["answer"] = self.answer * answer_sum(step)
         return terms
 
 
@@ -133,7 +173,8 @@ class HiddenLoss(JointLoss):
     """MSE between the source's hidden states and a learned linear map of the target's, at each paired layer, and
     KL(p_S ‖ p_T).
 
-    The source runs beside the target, as its streams are not stored. Source: FitNets (Romero et al. 2015), TinyBERT
+    The source runs beside the target, as its streams are not stored. States are compared at the starts of the spans,
+    and with two tokenizers the likelihoods of spans are matched too, as by `OutputLoss`. Source: FitNets (Romero et al. 2015), TinyBERT
     (Jiao et al. 2020).
     """
 
@@ -186,18 +227,18 @@ class HiddenLoss(JointLoss):
         return self._projections
 
     def terms(self, step: JointStep) -> Mapping[str, Float[Tensor, ""]]:
-        """`output`, and `hidden` with its weight."""
-        with torch.no_grad(), undisturbed(self._source.model):
-            theirs = self._source.trace(step.data.batch, keep=set(self._pairing.source_layers))
-        mask, device = step.data.positions.mask, step.view.device
+        """`output`, `span` with two tokenizers, and `hidden` with its weight."""
+        theirs, positions = run_source(self._source, step, keep=set(self._pairing.source_layers))
+        mask, spans, device = positions.mask.to(self._source.device), step.spans, step.view.device
         matched = torch.zeros((), device=device)
         for layer, projection in enumerate(self._projections, 1):
-            wanted = theirs.outputs[self._pairing.source_of(layer)][mask.to(self._source.device)].to(device).float()
-            states = step.stream(layer).float() @ projection.T
+            wanted = theirs.outputs[self._pairing.source_of(layer)][mask].to(device).float()
+            wanted = wanted if spans is None else wanted[spans.source_starts]
+            states = step.data.at_spans(step.stream(layer)).float() @ projection.T
             # Relative, as a few channels of a stream are hundreds of times larger than the rest.
             matched = matched + (states - wanted).square().sum(1).div(wanted.square().sum(1)).sum()
         return {
-            "output": _output(step, self.divergence),
+            **OutputLoss(divergence=self.divergence).terms(step),
             "hidden": self.weight * matched / len(self._projections),
         }
 
@@ -239,12 +280,37 @@ def settings_of(loss: JointLoss) -> str:
         ) from error
 
 
-def _answer(step: JointStep) -> Tensor:
+def run_source(source: DecoderView, step: JointStep, *, keep: Collection[int] = ()) -> tuple[Trace, Supervised]:
+    """Run the source on the examples as it reads them, and find its answer tokens; it is left as found."""
+    batch = step.data.batch if step.data.source is None else step.data.source
+    with torch.no_grad(), undisturbed(source.model):
+        return source.trace(batch, keep=keep), Supervised.of(batch)
+
+
+def answer_sum(step: JointStep) -> Float[Tensor, ""]:
     """Negative log-likelihood of the answer tokens, their sum in nats."""
     hidden, head = step.hidden, step.head
     if head.weight.requires_grad:
         return cross_entropy(head.logits(hidden), step.labels, reduction="sum")
     return answer_nll(hidden, head, step.labels).sum()
+
+
+def target_likelihoods(step: JointStep, spans: BatchSpans) -> Float[Tensor, " s"]:
+    """Log-likelihood of each span under the target, in nats."""
+    hidden, head = step.hidden, step.head
+    if head.weight.requires_grad:
+        nll = cross_entropy(head.logits(hidden), step.labels, reduction="none")
+    else:
+        nll = answer_nll(hidden, head, step.labels)
+    return span_log_likelihoods(-nll, spans)
+
+
+def _span(step: JointStep, spans: BatchSpans) -> Tensor:
+    """Divergence of the likelihoods of spans with several tokens, its sum in nats."""
+    if not step.head.weight.requires_grad:
+        return SpanLikelihood().of(spans, step.hidden, step.head, step.labels).sum()
+    likelihoods = target_likelihoods(step, spans)
+    return span_divergence(spans.log_likelihood[spans.several], likelihoods[spans.several]).sum()
 
 
 def _output(step: JointStep, divergence: Divergence) -> Tensor:
@@ -253,15 +319,15 @@ def _output(step: JointStep, divergence: Divergence) -> Tensor:
     Raises:
         SemalignError: another one than `forward`, where the source's final states were stored.
     """
-    hidden, head, source = step.hidden, step.shared_head, step.output
-    if not head.weight.requires_grad:
+    hidden, head, source = step.span_hidden, step.shared_head, step.output
+    if not step.head.weight.requires_grad:
         return OutputKL(divergence=divergence).of(source, hidden, head, step.temperature).sum()
-    log_q = (head.logits(hidden) / step.temperature).log_softmax(1)
+    log_q = head.log_probs(hidden, temperature=step.temperature)
     if isinstance(source, TopEntries):
         ids = source.ids.long()
         log_p = torch.cat([source.log_probs.to(log_q), source.tail[:, None].to(log_q)], 1)
         rest = log_q.scatter(1, ids, -torch.inf).logsumexp(1, keepdim=True)
         log_q = torch.cat([log_q.gather(1, ids), rest], 1)
     else:
-        log_p = (source.head.logits(source.hidden) / step.temperature).log_softmax(1)
+        log_p = source.head.log_probs(source.hidden, temperature=step.temperature)
     return categorical_divergence(log_p, log_q, kind=divergence).sum()

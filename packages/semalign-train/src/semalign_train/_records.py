@@ -18,8 +18,8 @@ class StepRecord(Settings):
     steps: int
     """Steps of the stage."""
     losses: dict[str, float]
-    """Mean of each term over the optimisation batch: unweighted, but with its weight where all layers train at
-    once."""
+    """Mean of each term over the spans of the optimisation batch, its answer tokens with one tokenizer: unweighted, but
+    with its weight where all layers train at once."""
     gradient_norms: dict[str, float]
     """Norm of each term's weighted gradient; empty where all layers train at once."""
     gradient_norm: float

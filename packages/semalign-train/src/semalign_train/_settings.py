@@ -57,6 +57,8 @@ class LossWeights(Settings):
     """w_geo, of the layer objective; the weight of 1 slowed the fall of the KL on the tiny pair."""
     output: float = Field(1.0, ge=0, allow_inf_nan=False)
     """w_out, of the KL to the source."""
+    span: float = Field(1.0, ge=0, allow_inf_nan=False)
+    """Weight of the likelihoods of spans with several tokens, relative to `output`; ignored with one tokenizer."""
     answer: float = Field(0.0, ge=0, allow_inf_nan=False)
     """w_ce, of the answer NLL."""
     label: float = Field(0.0, ge=0, allow_inf_nan=False)
