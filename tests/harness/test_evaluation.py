@@ -535,6 +535,23 @@ def test_the_command_prints_tables(
         assert "are for two evaluations, before and after" in capsys.readouterr().err
 
 
+def test_a_run_folder_stands_for_its_trained_target(
+    pair: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(pair[1], run / "model")
+    (run / "experiment.json").touch()
+    arguments = ["evaluate", str(run), "--tasks", "arithmetic", "--limit", "2", "--max-new-tokens", "3"]
+    assert main([*arguments, "--out", str(tmp_path / "found")]) == 2
+    assert f"the run in {run} is not finished: repeat its command" in capsys.readouterr().err
+    (run / "result.json").touch()
+    assert main([*arguments, "--out", str(tmp_path / "found")]) == 0
+    found = read_evaluation(tmp_path / "found")
+    assert found.result.config.model.path == str(run / "model")
+    assert found.result.benchmarks["arithmetic"].protocol.max_new_tokens == 3
+    assert all(len(item.output.split()) <= 3 for item in found.items["arithmetic"])
+
+
 def test_what_is_unbounded_is_called_so(models: tuple[Path, Path], data: Path, tmp_path: Path) -> None:
     found = evaluate(config_of(models[1], data, tasks=["mmlu"], limit=1), tmp_path / "one")
     assert found is not None

@@ -298,3 +298,9 @@ def test_generated_models_and_folders_of_small_ones_are_small(pair: tuple[Path, 
     (tmp_path / "config.json").write_text("{}", encoding="utf-8")
     found = [is_small(ModelConfig(path=str(path))) for path in ("generated:tiny-source", *pair, tmp_path, "a/b.gguf")]
     assert found == [True, True, True, False, False]
+
+
+def test_a_folder_without_a_tokenizer_is_named(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    shutil.copy(pair[0] / "config.json", tmp_path)
+    with pytest.raises(SemalignError, match="holds no tokenizer: add its files to the folder, such as tokenizer.json"):
+        open_model(ModelConfig(path=str(tmp_path)))

@@ -7,8 +7,12 @@ from pydantic import Field, model_validator
 from ..reading import final_number, number_text
 from ._benchmark import SPECIAL_STOPS, Benchmark, Document, Form, Judge, Reading, Row
 
-PROMPT = "{{ question }}"
-EXTRACTION = "The final number, read as in gsm8k, and compared as an exact number."
+FORM = Form(
+    prompt="{{ question }}",
+    extraction="The final number, read as in gsm8k, and compared as an exact number.",
+    stop=SPECIAL_STOPS,
+    max_new_tokens=32,
+)
 
 
 class ArithmeticRow(Row):
@@ -50,10 +54,7 @@ ARITHMETIC = Benchmark(
     version=1,
     hub=("generated:arithmetic", None),
     row=ArithmeticRow,
-    forms={
-        chat: Form(prompt=PROMPT, extraction=EXTRACTION, stop=SPECIAL_STOPS, max_new_tokens=32)
-        for chat in (False, True)
-    },
+    forms=dict.fromkeys((False, True), FORM),
     answer=_answer,
     read=_read,
 )

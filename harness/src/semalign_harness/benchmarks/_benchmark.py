@@ -138,7 +138,7 @@ class Benchmark:
     """Whether responses are programs, which need a judge."""
 
     def within(self, max_new_tokens: int | None) -> "Benchmark":
-        """Return the benchmark with another longest response, in tokens; None, or nothing to generate, changes nothing."""
+        """Return the benchmark with another longest response in tokens, if it generates; None changes nothing."""
         if max_new_tokens is None or self.read is None:
             return self
         forms = {chat: form.model_copy(update={"max_new_tokens": max_new_tokens}) for chat, form in self.forms.items()}
@@ -165,7 +165,7 @@ class Benchmark:
         return [self._document(row, f"{origin.path}, row {number}") for number, row in enumerate(rows, 1)]
 
     def _origin(self, data: Path | None, split: str) -> RowsConfig:
-        if self.hub[0].startswith("generated:"):
+        if data is None and self.hub[0].startswith("generated:"):
             return RowsConfig(path=self.hub[0], split="held_out")
         if data is None:
             return RowsConfig(path=self.hub[0], subset=self.hub[1], split=split)

@@ -88,7 +88,11 @@ def _disk_message(error: OSError) -> str:
             f"{error.filename} cannot be written to ({error.strerror}): choose another place with {out}the environment "
             "variable SEMALIGN_CACHE"
         )
-    return str(error)
+    if error.filename is None:
+        return str(error)
+    return (
+        f"{error.filename} can be neither read nor written ({error.strerror}): check the path, or choose another place"
+    )
 
 
 def _fail(message: str) -> int:

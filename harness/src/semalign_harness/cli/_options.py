@@ -11,7 +11,7 @@ import transformers
 from semalign_geometry.base import SemalignError
 
 from ..experiment import Experiment
-from ..loading import load_experiment, pair_names
+from ..loading import load_experiment
 from ..util.console import Console
 
 
@@ -36,7 +36,9 @@ def named_experiment(options: argparse.Namespace, command: str) -> tuple[str, st
         SemalignError: no experiment is named.
     """
     if options.experiment is None:
-        raise SemalignError(f"{command} needs an experiment: a pair ({', '.join(pair_names())}) or a YAML file")
+        raise SemalignError(
+            f"{command} needs an experiment: a pair, such as tiny (semalign presets lists all), or a YAML file"
+        )
     words = list(options.overrides)
     task = words.pop(0) if words and not {"=", ":"} & set(words[0]) else None
     return options.experiment, task, words

@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, metavar="N", help="seed that draws the documents (default: 0)")
     benchmark_arguments(
         parser,
-        tasks="default: all",
+        tasks="default: the first four",
         limit=", drawn by --seed",
         sandbox="run the programs of humaneval and mbpp on a machine that offers resource limits only",
     )
@@ -66,9 +66,7 @@ def _model_of(path: str) -> str:
     if not (folder / EXPERIMENT).is_file():
         return path
     if not (folder / RESULT).is_file():
-        raise SemalignError(
-            f"the run in {path} is not finished: semalign run {folder / EXPERIMENT} --out {path} resumes"
-        )
+        raise SemalignError(f"the run in {path} is not finished: repeat its command, which resumes")
     return str(folder / "model")
 
 

@@ -29,6 +29,8 @@ from .tiny import Role, build_tiny_model, tiny_folder_name
 
 GENERATED: dict[str, Role] = {f"generated:tiny-{role}": role for role in typing.get_args(Role)}
 MERGE = "merge it into the weights with peft's merge_and_unload(), and give the merged model"
+TOKENIZER_FILES = ("*token*", "*vocab*", "*.model", "merges.txt")
+"""Names of files of which a folder with a tokenizer has at least one."""
 ASKED_SECONDS = 5.0
 """Longest wait for the hub's answer whether it has a model."""
 
@@ -138,6 +140,10 @@ def open_model(
             kind.endswith(("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")) for kind in kinds
         ):
             raise SemalignError(f"{settings.path} is a {kinds[0]}, expected a decoder-only causal language model")
+        if Path(place).is_dir() and not any(any(Path(place).glob(name)) for name in TOKENIZER_FILES):
+            raise SemalignError(
+                f"{settings.path} holds no tokenizer: add its files to the folder, such as tokenizer.json"
+            )
         tokenizer = AutoTokenizer.from_pretrained(place, revision=commit, trust_remote_code=False)
         tokenizer("a")  # which some damaged tokenizers fail in first
     text = config.get_text_config(decoder=True)
