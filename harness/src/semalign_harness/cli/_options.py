@@ -35,10 +35,10 @@ def named_experiment(options: argparse.Namespace, command: str) -> tuple[str, st
     Raises:
         SemalignError: no experiment is named.
     """
-    from ..loading import pair_names
-
     if options.experiment is None:
-        raise SemalignError(f"{command} needs an experiment: a pair ({', '.join(pair_names())}) or a YAML file")
+        raise SemalignError(
+            f"{command} needs an experiment: a pair, such as tiny (semalign presets lists all), or a YAML file"
+        )
     words = list(options.overrides)
     task = words.pop(0) if words and not {"=", ":"} & set(words[0]) else None
     return options.experiment, task, words
@@ -91,9 +91,14 @@ def track_argument(parser: argparse.ArgumentParser) -> None:
 
 def benchmark_arguments(parser: argparse.ArgumentParser, *, tasks: str, limit: str, sandbox: str) -> None:
     """Add the benchmarks, and how they are asked; the settings that were given are `given_benchmarks`."""
-    parser.add_argument("--tasks", metavar="NAMES", help=f"benchmarks of mmlu, gsm8k, humaneval, mbpp ({tasks})")
+    parser.add_argument(
+        "--tasks", metavar="NAMES", help=f"benchmarks of mmlu, gsm8k, humaneval, mbpp, arithmetic ({tasks})"
+    )
     parser.add_argument("--data", metavar="DIR", help="read their rows from DIR/<task>/test.jsonl.gz, not from the hub")
     parser.add_argument("--limit", type=int, metavar="N", help=f"documents of each benchmark{limit} (default: all)")
+    parser.add_argument(
+        "--max-new-tokens", type=int, metavar="N", help="longest response (default: each benchmark's own)"
+    )
     chat = parser.add_mutually_exclusive_group()
     chat.add_argument("--chat", action="store_const", const=True, help="put prompts through the chat template")
     chat.add_argument("--plain", dest="chat", action="store_const", const=False, help="use prompts as they are")
@@ -102,7 +107,7 @@ def benchmark_arguments(parser: argparse.ArgumentParser, *, tasks: str, limit: s
 
 def given_benchmarks(options: argparse.Namespace) -> dict[str, Any]:
     """The settings of benchmarks that were given."""
-    found = {name: getattr(options, name) for name in ("data", "limit", "chat", "allow_weak_sandbox")}
+    found = {name: getattr(options, name) for name in ("data", "limit", "max_new_tokens", "chat", "allow_weak_sandbox")}
     found["tasks"] = None if options.tasks is None else [name.strip() for name in options.tasks.split(",")]
     return {name: value for name, value in found.items() if value is not None}
 

@@ -70,7 +70,8 @@ def run(options: argparse.Namespace) -> int:
     given = given_benchmarks(options)
     if given and "tasks" not in given:
         raise SemalignError(
-            "--data, --limit, --chat, --plain and --allow-weak-sandbox are for benchmarks: name some with --tasks"
+            "--data, --limit, --max-new-tokens, --chat, --plain and --allow-weak-sandbox are for benchmarks: name some "
+            "with --tasks"
         )
     config = ComparisonConfig(
         experiment=experiment,

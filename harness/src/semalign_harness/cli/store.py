@@ -5,6 +5,8 @@ import math
 
 from semalign_geometry.base import SemalignError
 
+from ..util.text import gb
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the command."""
@@ -29,5 +31,5 @@ def run(options: argparse.Namespace) -> int:
     if not (math.isfinite(days) and days >= 0):
         raise SemalignError(f"--unused-for {days:g}: expected a number of days, 0 or more; 0 deletes all")
     gone = prune(unused_days=days)
-    print(f"deleted {len(gone)} of {len(gone) + len(entries())}, {sum(entry.size for entry in gone) / 1e6:.1f} MB")
+    print(f"deleted {len(gone)} of {len(gone) + len(entries())}, {gb(sum(entry.size for entry in gone))}")
     return 0

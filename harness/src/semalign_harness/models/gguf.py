@@ -76,7 +76,9 @@ def _convert(path: Path, folder: Path) -> None:
             )
         tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name, trust_remote_code=False)
     except Exception as error:  # a damaged file can fail anywhere in the reader
-        raise SemalignError(f"{path} cannot be read as a GGUF model: {reason(error)}") from error
+        raise SemalignError(
+            f"{path} cannot be read as a GGUF model, fetch it again or choose another file: {reason(error)}"
+        ) from error
     _tie_like_upstream(model)
     if model.config.model_type.startswith("qwen2"):
         # Parts of the upstream tokenizer and generation settings that the file lacks.

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from pydantic import TypeAdapter
-from semalign_geometry.base import Settings
+from semalign_geometry.base import SemalignError, Settings
 
 from ..util.failures import naming
 from .catalogue import CatalogueEntry, catalogue, known_path
@@ -26,6 +26,10 @@ WIDTHS, INTERMEDIATES, STATES = 20, 3, 4
 """Upper bounds of the values that autograd keeps of each token in each layer, in widths (of the stream, or of all heads
 where more), intermediate sizes and states. They were measured with frozen weights on Llama, Qwen 2 and 3, GPT-NeoX,
 Gemma 3, Mamba 1 and 2 and Falcon Mamba."""
+
+
+SMALL = 1_000_000
+"""Parameters from which on a model may gain from several threads."""
 
 
 class Heads(NamedTuple):
@@ -86,6 +90,17 @@ def find_shape(model: ModelConfig) -> ModelShape | None:
 _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 SHAPES = TypeAdapter(dict[str, ModelShape])
 """Content of `shapes.json`: shapes by hub id."""
+
+
+def is_small(model: ModelConfig) -> bool:
+    """Return whether a model is generated, or in a folder and has fewer parameters than `SMALL`."""
+    if model.path.startswith("generated:"):
+        return True
+    try:
+        shape = find_shape(model) if Path(model.path).expanduser().is_dir() else None
+    except SemalignError:  # raised again where the model is opened
+        return False
+    return shape is not None and shape.parameters < SMALL
 
 
 @functools.cache

@@ -18,7 +18,7 @@ OURS = ("semalign_geometry", "semalign_attribution", "semalign_align", "semalign
 """Names of the loggers of the five packages."""
 LOADERS = ("transformers", "bitsandbytes")
 """Names of the loggers of the packages that load models."""
-NOTED_EVERY = 60.0
+NOTED_EVERY = 10.0
 """Seconds between two notes of a bar where there is no terminal."""
 
 
@@ -54,7 +54,7 @@ class Bar:
 
 
 class Console:
-    """Steps, notes and bars on standard error; without a terminal, a note every minute for a bar.
+    """Steps, notes and bars on standard error; without a terminal, a note every ten seconds for a bar.
 
     Args:
         quiet: show nothing.
@@ -97,6 +97,7 @@ class Console:
     def ticker(self, label: str) -> Callable[[int, int], None]:
         """Return a function of the steps done and all steps, which shows a bar."""
         bars: list[tqdm[NoReturn]] = []
+        begun = time.perf_counter()
 
         def report(done: int, total: int) -> None:
             if not bars:
@@ -104,6 +105,7 @@ class Console:
             bars[0].update(done - bars[0].n)
             if done == total:
                 bars[0].close()
+                self.note(f"{label}: {time.perf_counter() - begun:.1f} s")
 
         return report
 
