@@ -339,7 +339,7 @@ def _batch(examples: Sequence[Example]) -> "AnyBatch":
     return semalign_align.PairedBatch(
         _padded(sources, [_tokens_in(each.spans.source, each.compared) for each in sources]),
         _padded(examples, [_tokens_in(each.spans.target, each.compared) for each in sources]),
-        tuple(semalign_align.Spans(source, target) for source, target in spans),
+        spans,
     )
 
 
