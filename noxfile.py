@@ -4,6 +4,10 @@
 # ///
 """Checks and the demo: `nox -l` lists the sessions, `nox -t check` runs every check."""
 
+import functools
+import os
+import shutil
+import sys
 import tempfile
 import zipfile
 from pathlib import Path
@@ -24,11 +28,33 @@ FOLDERS = {
 }
 
 
+TORCH_FOR_CPU = "https://download.pytorch.org/whl/cpu"
+"""Index of torch's builds without CUDA, as torch's own installation page names it."""
+
+
 def install(session: nox.Session, *requirements: str | Path, groups: tuple[str, ...] = ()) -> None:
     """Install in one pip call, so that pip finds siblings by their paths and torch by its pin."""
     grouped = nox.project.dependency_groups(WORKSPACE, *groups)
     # Bytecode is compiled at import: a session imports a small part of torch and transformers.
-    session.install("--no-compile", "-c", str(CONSTRAINTS), *map(str, requirements), *grouped)
+    options = ("--no-compile", "-c", str(CONSTRAINTS))
+    is_new = not any(Path(session.virtualenv.location).glob("lib/python*/site-packages/torch"))
+    if requirements and is_new:
+        size, build = ("2 GB", "for CPUs") if _is_without_cuda(session) else ("up to 8 GB", "that pip finds")
+        session.log(f"new environment: {size} on disk with the build of torch {build}, one to five minutes")
+        if build == "for CPUs":  # alone, as this index holds no other package at its pin
+            session.install(*options, "--no-deps", "--index-url", TORCH_FOR_CPU, "torch")
+    session.install(*options, *map(str, requirements), *grouped)
+
+
+def _is_without_cuda(session: nox.Session) -> bool:
+    """Return whether torch's builds for CPUs are wanted: on Linux without an NVIDIA driver and an index of one's own.
+
+    Elsewhere pip finds such a build by itself, and whoever has configured an index has chosen the builds.
+    """
+    if sys.platform != "linux" or Path("/proc/driver/nvidia/version").exists() or shutil.which("nvidia-smi"):
+        return False
+    configured = session.run_install("python", "-m", "pip", "config", "list", silent=True, log=False) or ""
+    return not any(word in str(configured) for word in ("index", "find-links"))
 
 
 def with_siblings(package: str) -> list[Path]:
@@ -40,15 +66,35 @@ def with_siblings(package: str) -> list[Path]:
     return sorted(set(folders))
 
 
-@nox.session(tags=["check"])
-@nox.parametrize("package", [*FOLDERS, "workspace"], ids=[*FOLDERS, "workspace"])
-def tests(session: nox.Session, package: str) -> None:
-    """Run tests/<package> with only that package and its siblings; `workspace` has all five."""
-    folders = FOLDERS.values() if package == "workspace" else with_siblings(package)
-    install(session, *folders, groups=tuple({"test", f"test-{package}"} & WORKSPACE["dependency-groups"].keys()))
+SUITES = {
+    "geometry": "the maths, with torch and without transformers",
+    "attribution": "views of decoders, scores and pairings, with transformers",
+    "align": "the source's supervision and the objectives",
+    "train": "both trainers, with peft",
+    "harness": "experiments, evaluation, sandbox and the command",
+    "workspace": "what the five packages have in common, and the documents",
+}
+
+
+@nox.session(tags=["check"], venv_backend="none")
+def tests(session: nox.Session) -> None:
+    """Run all tests, one session for each package: those below."""
+    for suite in SUITES:
+        session.notify(f"tests({suite})")
+
+
+def _tests(session: nox.Session, suite: str) -> None:
+    folders = FOLDERS.values() if suite == "workspace" else with_siblings(suite)
+    install(session, *folders, groups=tuple({"test", f"test-{suite}"} & WORKSPACE["dependency-groups"].keys()))
     # One worker for each processor, each with one thread: models this small gain nothing from more.
     at_once = ("-n", "logical", "--maxprocesses", "4", "--dist", "loadfile")
-    session.run("python", "-m", "pytest", *at_once, f"tests/{package}", *session.posargs, env={"OMP_NUM_THREADS": "1"})
+    session.run("python", "-m", "pytest", *at_once, f"tests/{suite}", *session.posargs, env={"OMP_NUM_THREADS": "1"})
+
+
+for _suite, _about in SUITES.items():
+    _run = functools.partial(_tests, suite=_suite)
+    _run.__doc__ = f"Test {_about}."
+    nox.session(_run, name=f"tests({_suite})", default=False)
 
 
 @nox.session(tags=["check"])
@@ -103,20 +149,17 @@ def docs(session: nox.Session) -> None:
 
 @nox.session(default=False)
 def demo(session: nox.Session) -> None:
-    """Run the smallest pair of models through the command line, on the CPU."""
+    """Run the smallest pair of models through the command line, on the CPU: two minutes, nothing downloaded."""
     install(session, *with_siblings("harness"))
     session.run("semalign", "run", "tiny", *session.posargs)
-
-
-TASKS = ("mmlu", "gsm8k", "humaneval", "mbpp")
+    session.log(f"the command for your own runs: source {os.path.relpath(session.bin)}/activate; semalign --help")
 
 
 @nox.session(name="eval", tags=["eval"], default=False)
-@nox.parametrize("task", TASKS, ids=TASKS)
-def evaluation(session: nox.Session, task: str) -> None:
-    """Measure a model on one benchmark: `nox -s "eval(gsm8k)" -- MODEL`, `nox -t eval -- --config FILE` for all."""
+def evaluation(session: nox.Session) -> None:
+    """Measure a model on all benchmarks: `nox -s eval -- MODEL`, or on some: `nox -s eval -- MODEL --tasks gsm8k`."""
     install(session, *with_siblings("harness"))
-    session.run("semalign", "evaluate", *session.posargs, "--tasks", task)
+    session.run("semalign", "evaluate", *session.posargs)
 
 
 EVERY_METHOD = ("tiny", "--methods", "all", "--seeds", "0,1,2", "--jobs", "2", "data.train_rows=512", "train.passes=3")

@@ -12,7 +12,7 @@ from semalign_geometry.base import Contract, SemalignError, Settings
 
 def settings_of(package: ModuleType) -> set[type[Settings]]:
     """The groups of settings and contracts that a package exports, without their bases."""
-    exported = [value for value in vars(package).values() if isinstance(value, type)]
+    exported = [value for name in package.__all__ if isinstance(value := getattr(package, name), type)]
     return {value for value in exported if issubclass(value, Settings)} - {Settings, Contract}
 
 

@@ -7,10 +7,9 @@ from types import ModuleType
 
 
 def assert_exports_what_it_names(package: ModuleType) -> None:
-    """`__all__` names each public value of the package once, and each of ours has a docstring."""
-    public = {
-        name for name, value in vars(package).items() if not name.startswith("_") and not hasattr(value, "__path__")
-    }
+    """`__all__` names each public value of the package once, and each of ours that is callable has a docstring."""
+    values = {name: getattr(package, name) for name in dir(package) if not name.startswith("_")}
+    public = {name for name, value in values.items() if not isinstance(value, ModuleType)}
     assert sorted(package.__all__) == sorted(public), set(package.__all__) ^ public
     for name in package.__all__:
         value = getattr(package, name)

@@ -263,8 +263,47 @@ def growth(request: Request) -> list[Case]:
     ]
 
 
+COMMANDS = (
+    "--help",
+    "--version",
+    "unknown",
+    "run --help",
+    "compare --help",
+    "presets",
+    "models list",
+    "store list",
+    "run unknown",
+    "run tiny train.unknown=1",
+    "run tiny train.batch_size=-1",
+    "run missing.yaml",
+    "report missing",
+    "run tiny --dry-run",
+)
+"""Commands whose start-up is measured: help and lists, mistakes, and a plan."""
+
+
+def startup(request: Request) -> list[Case]:
+    """A command that trains nothing, or the import of a package, against the import of torch."""
+    packages = [f"semalign_{name}" for name in ("geometry", "attribution", "align", "train")]
+    chosen = [(name, "ours") for name in COMMANDS] + [(name, "import") for name in packages]
+    return [
+        Case(
+            row="startup",
+            size=f"{'import ' if side == 'import' else ''}{command}",
+            module="rows_startup",
+            peer="import torch",
+            parameters={"command": command},
+            warm=None,
+            sides={side: {}, "peer": {}},
+            lines=(Line(ours=side),),
+        )
+        for command, side in (chosen if request.full else chosen[:1])
+    ]
+
+
 ROWS: dict[str, Callable[[Request], list[Case]]] = {
-    row.__name__: row for row in (basis, transport, tokens, relation, cka, kl, attribution, frontier, transfer, growth)
+    row.__name__: row
+    for row in (basis, transport, tokens, relation, cka, kl, attribution, frontier, transfer, growth, startup)
 }
 """What `--rows` can name."""
 

@@ -12,7 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from semalign_attribution import Batch, DecoderView, GradientActivation, LayerScores, attribute_layers
-from semalign_attribution._scores import _spearman
+from semalign_attribution._attribute import _spearman
 from semalign_geometry.base import SemalignError
 from torch import Tensor, nn
 

@@ -18,6 +18,7 @@ from lm_eval.api.model import LM
 from lm_eval.tasks import TaskManager
 from lm_eval.utils import apply_template
 from semalign_geometry.base import SemalignError
+from semalign_harness import arithmetic_rows
 from semalign_harness.benchmarks import BENCHMARKS, Benchmark, BenchmarkProtocol, Document, Gold, find_benchmark, sample
 from semalign_harness.benchmarks._mbpp import _called
 from semalign_harness.sandbox import Program, Verdict, judge
@@ -70,11 +71,13 @@ ROWS: dict[str, list[dict[str, Any]]] = {
             "challenge_test_list": [],
         },
     ],
+    "arithmetic": arithmetic_rows(3, seed=7, split="held_out"),
 }
 ADD = ["assert add(1, 2) == 3", "assert add(0, 0) == 0"]
 NUMBERS = ["3004", "-5", "2.5"]
 WRONG = {
     "gsm8k": " She has 3 and 4, so the answer is 123456.",
+    "arithmetic": " 3 + 4 = 7 . The answer is 123456",
     "humaneval": "    return None\n",
     "mbpp": "def add(a, b):\n    return None\n",
 }
@@ -214,7 +217,7 @@ def test_reference_solutions_score_one_and_wrong_ones_zero(
         assert scores == "A -2.0000  B -1.0000  C -2.0000  D -2.0000"
     else:
         assert found["results"]["mbpp"]["reason,extract"] == {"failed": 2}
-        assert "is not defined" in benchmark.outcome(samples[1]).detail
+        assert "is not defined" in BENCHMARKS["mbpp"].outcome(found["samples"]["mbpp"][1]).detail
 
 
 @pytest.mark.parametrize(
@@ -319,8 +322,24 @@ def test_hub_and_folder_give_the_same_documents(
         return ROWS[benchmark.name]
 
     monkeypatch.setattr(datasets, "load_dataset", load)
+    if benchmark.hub[0].startswith("generated:"):
+        return
     assert benchmark.documents(None) == benchmark.documents(data)
     assert asked == [(*benchmark.hub, "test")]
+
+
+def test_generated_problems_are_held_out_ones() -> None:
+    documents = BENCHMARKS["arithmetic"].documents(None)
+    trained = {row["messages"][0]["content"] for row in arithmetic_rows(5000, seed=0, split="train")}
+    assert len(documents) == 5000 and not trained & {document["question"] for document in documents}
+    assert all(document["solution"].endswith(f"The answer is {document['answer']}") for document in documents)
+
+
+def test_another_longest_response_is_of_those_that_generate() -> None:
+    limits = {name: each.within(7).forms[True].max_new_tokens for name, each in BENCHMARKS.items()}
+    assert limits == {name: 7 if each.read else None for name, each in BENCHMARKS.items()}
+    assert all(each.within(None) is each for each in BENCHMARKS.values())
+    assert BENCHMARKS["gsm8k"].within(7).protocol(chat=True) != BENCHMARKS["gsm8k"].protocol(chat=True)
 
 
 def test_fields_that_are_not_read_are_dropped(data: Path) -> None:
@@ -373,7 +392,8 @@ def test_rows_that_do_not_fit(tmp_path: Path, name: str, change: dict[str, Any],
 
 def test_refusals(data: Path) -> None:
     with pytest.raises(
-        SemalignError, match="unknown benchmark 'arc': choose one of mmlu, gsm8k, humaneval, mbpp, or install"
+        SemalignError,
+        match="unknown benchmark 'arc': choose one of mmlu, gsm8k, humaneval, mbpp, arithmetic, or install",
     ):
         find_benchmark("arc")
     assert find_benchmark("mbpp") is BENCHMARKS["mbpp"]

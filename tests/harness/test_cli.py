@@ -3,9 +3,11 @@
 import importlib
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import semalign_harness
+from semalign_harness.cli._typed import typed
 from semalign_harness.cli.main import COMMANDS, EXAMPLES, main
 
 
@@ -41,5 +43,37 @@ def test_the_help_has_at_most_two_examples_of_a_command() -> None:
 def test_public_names_are_found_when_they_are_used() -> None:
     for name in semalign_harness.__all__:
         assert getattr(semalign_harness, name).__name__ == name
-    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+    with pytest.raises(AttributeError, match="attribute nothing"):
         _ = semalign_harness.nothing
+
+
+@pytest.mark.parametrize(
+    ("program", "path", "expected"),
+    [
+        ("bin/semalign", "bin", "semalign run 'a b'"),
+        ("bin/semalign", "", "bin/semalign run 'a b'"),
+        ("bin/semalign", "other", "bin/semalign run 'a b'"),
+        ("semalign_harness/__main__.py", "bin", f"{Path(sys.executable).name} -m semalign_harness run 'a b'"),
+        ("pytest", "bin", "semalign run 'a b'"),
+    ],
+)
+def test_a_command_is_named_as_it_was_typed(
+    program: str, path: str, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("bin", "other"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "semalign").touch(mode=0o755)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", str(tmp_path / path) if path else "")
+    monkeypatch.setattr(sys, "argv", [str(tmp_path / program)])
+    assert typed(["run", "a b"]) == expected
+
+
+def test_a_command_outside_of_the_folder_is_named_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = tmp_path / "semalign"
+    program.touch(mode=0o755)
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.setattr(sys, "argv", [str(program)])
+    assert typed(["run"]) == f"{program} run"

@@ -715,7 +715,7 @@ def test_a_heat_map_without_a_name_is_layers_svg(tmp_path: Path, monkeypatch: py
         finding = Finding(check="depth", level="ok", message="one layer each")
         return Diagnosis(**common, findings=(finding,), similarity=((0.5,),), pairing=pairing)
 
-    monkeypatch.setattr("semalign_harness.cli.doctor.diagnose", diagnose)
+    monkeypatch.setattr("semalign_harness.doctor.diagnose", diagnose)
     monkeypatch.chdir(tmp_path)
     for more, written in (([], {"layers.svg"}), (["--out", "mine.svg"], {"layers.svg", "mine.svg"})):
         assert main(["doctor", "source", "target", "--deep", *more]) == 0

@@ -2,6 +2,7 @@
 
 import datetime
 import functools
+import inspect
 import json
 import shutil
 import sys
@@ -18,10 +19,10 @@ from semalign_geometry.base import SemalignError
 from semalign_harness import build_tokenizer, encode_rows, load_experiment
 from semalign_harness.cli.main import main
 from semalign_harness.comparison import _evaluations as comparing
-from semalign_harness.comparison._run import measured_differently
-from semalign_harness.data.encoding import CLOCK, DAY, ENCODING, Conversation, TextEncoder
+from semalign_harness.comparison._compared import measured_differently
+from semalign_harness.data.encoding import ENCODING, Conversation, TextEncoder
 from semalign_harness.data.rows import encode_row, split_rows
-from semalign_harness.data.settings import DataConfig, RowsConfig
+from semalign_harness.data.settings import CLOCK, DAY, RESERVED, DataConfig, RowsConfig
 from semalign_harness.evaluation import EvaluationConfig, evaluate, read_evaluation
 from semalign_harness.evaluation import _run as runner
 from semalign_harness.evaluation._agreement import Text, gold_example
@@ -42,7 +43,7 @@ from tokenizers.models import BPE
 from tokenizers.normalizers import Prepend, Replace, Sequence
 from tokenizers.pre_tokenizers import ByteLevel
 from tokenizers.processors import TemplateProcessing
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from tests.harness.test_benchmarks import ROWS
 from tests.models import tiny_model
@@ -266,6 +267,11 @@ def test_options_reach_the_template_wherever_it_is_used() -> None:
     plain = TextEncoder(tokenizer, options={"enable_thinking": False}, chat=False)
     assert plain.notes() == ["prompts are plain text, so nothing reads enable_thinking of chat_template: leave it out"]
     assert plain.key == TextEncoder(tokenizer, chat=False).key
+
+
+def test_no_option_has_the_name_of_an_argument() -> None:
+    arguments = inspect.signature(PreTrainedTokenizerBase.apply_chat_template).parameters
+    assert RESERVED == {*arguments, "messages"}
 
 
 @pytest.mark.parametrize("name", ["tokenize", "add_generation_prompt", "messages", "tools", "conversation", CLOCK])

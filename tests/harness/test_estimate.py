@@ -24,6 +24,7 @@ from semalign_harness.models.shape import (
     heads_of,
     row_bytes,
     shape_of,
+    shape_of_entry,
     widest,
 )
 from semalign_harness.models.tiny import Role
@@ -142,6 +143,12 @@ def test_the_catalogue_has_the_published_sizes() -> None:
     for path, parameters in PUBLISHED.items():
         shape = find_shape(ModelConfig(path=path))
         assert shape is not None and shape.parameters == parameters, path
+
+
+def test_the_shapes_that_are_kept_are_those_of_the_catalogue() -> None:
+    for path, entry in catalogue().items():
+        kept = find_shape(ModelConfig(path=path))
+        assert kept == shape_of_entry(entry), f"{path}: run python -m semalign_harness.models.shape"
 
 
 @pytest.mark.parametrize("role", typing.get_args(Role))

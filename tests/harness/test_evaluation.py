@@ -317,7 +317,7 @@ def test_two_ranks_give_what_one_process_gives(models: tuple[Path, Path], data: 
     environment = os.environ | {"OMP_NUM_THREADS": "1", "SEMALIGN_CACHE": str(tmp_path / "ranks")}
     more = ["--tasks", "mmlu,gsm8k", "device=cpu", "--out", str(tmp_path / "two")]
     run = subprocess.run([*command, *more], env=environment, check=True, capture_output=True)
-    assert run.stderr.count(b"read rows, tokenizers and configurations") == 1, "one of them tells"
+    assert run.stderr.count(b"read tokenizers and configurations") == 1, "one of them tells"
     assert len(list((tmp_path / "ranks").glob("evaluations/*/answers-*.jsonl"))) == 2
     one, two = (read_evaluation(tmp_path / name).items for name in ("one", "two"))
     for name in one:
@@ -533,6 +533,23 @@ def test_the_command_prints_tables(
     for more in (["--source", str(tmp_path / "one")], ["--seed", "1"]):
         assert main(["compare-evaluations", *[str(tmp_path / name) for name in ("one", "two", "one")], *more]) == 2
         assert "are for two evaluations, before and after" in capsys.readouterr().err
+
+
+def test_a_run_folder_stands_for_its_trained_target(
+    pair: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(pair[1], run / "model")
+    (run / "experiment.json").touch()
+    arguments = ["evaluate", str(run), "--tasks", "arithmetic", "--limit", "2", "--max-new-tokens", "3"]
+    assert main([*arguments, "--out", str(tmp_path / "found")]) == 2
+    assert f"the run in {run} is not finished: repeat its command" in capsys.readouterr().err
+    (run / "result.json").touch()
+    assert main([*arguments, "--out", str(tmp_path / "found")]) == 0
+    found = read_evaluation(tmp_path / "found")
+    assert found.result.config.model.path == str(run / "model")
+    assert found.result.benchmarks["arithmetic"].protocol.max_new_tokens == 3
+    assert all(len(item.output.split()) <= 3 for item in found.items["arithmetic"])
 
 
 def test_what_is_unbounded_is_called_so(models: tuple[Path, Path], data: Path, tmp_path: Path) -> None:

@@ -122,8 +122,9 @@ def test_wrong_settings_say_what_is_known(overrides: list[str], words: list[str]
 
 
 def test_places_that_hold_no_experiment_are_named(tmp_path: Path) -> None:
-    with pytest.raises(SemalignError, match="'tine' is neither a pair .*tiny.* nor the path"):
+    with pytest.raises(SemalignError, match="'tine' is neither a pair .*tiny.* nor the path") as error:
         load_experiment("tine")
+    assert sum(name in str(error.value).replace(",", ";").split("; ") for name in pair_names()) <= 3
     with pytest.raises(SemalignError, match="'gsm9k' is no task .*gsm8k.*, and no setting"):
         load_experiment("tiny", "gsm9k")
     with pytest.raises(SemalignError, match="does not exist"):
@@ -196,6 +197,17 @@ def test_comparisons_and_matrices_of_earlier_versions_are_read(tmp_path: Path) -
     compared = Comparison.read(tmp_path / "comparison.json").config.experiment
     (varied,) = Matrix.read(tmp_path / "matrix.json").cells
     assert compared == varied.experiment == Experiment.parse(upgraded(tree))
+
+
+@pytest.mark.parametrize("name", ["a", "Größe 2", "хорошо", "परीक्षण", "試験", "a.b_c-d", ".hidden"])
+def test_names_hold_letters_of_every_script_and_blanks(name: str) -> None:
+    assert load_experiment("tiny", overrides=[f"name={json.dumps(name)}"]).name == name
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "a/b", "a  b", " a", "a ", "a\tb", "a\nb", "a:b", "$a", "a\\b"])
+def test_names_of_no_folder_are_refused(name: str) -> None:
+    with pytest.raises(SemalignError, match="expected the name of a folder: letters"):
+        load_experiment("tiny", overrides=[f"name={json.dumps(name)}"])
 
 
 @pytest.mark.parametrize("key", [*GONE, *GONE_OF_METHODS])

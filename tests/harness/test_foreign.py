@@ -247,7 +247,7 @@ def test_components_that_return_something_else_leave_no_run(
             run_experiment(objective, tmp_path / "run")
     assert not (tmp_path / "run").exists()
     with monkeypatch.context() as patch:
-        patch.setattr("semalign_harness.methods._semalign.check_objective", lambda *given, **more: None)
+        patch.setattr("semalign_align.check_objective", lambda *given, **more: None)
         with pytest.raises(SemalignError, match=r"the objective huber returned a tensor of shape \(\d+,\) from total"):
             run_experiment(objective, tmp_path / "run")
     assert not (tmp_path / "run").exists()

@@ -40,7 +40,6 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> KnownModel:
     model = fake_model()
     for place in ("catalogue", "pull"):
         monkeypatch.setattr(f"semalign_harness.models.{place}.known_models", lambda: {model.name: model})
-    monkeypatch.setattr("semalign_harness.cli.models.known_models", lambda: {model.name: model})
     return model
 
 

@@ -17,8 +17,9 @@ from semalign_harness.data.arithmetic import arithmetic_rows
 from semalign_harness.data.encoding import Example
 from semalign_harness.data.rows import batches, encode_rows
 from semalign_harness.methods import Method, MethodContext, MethodReport
+from semalign_harness.methods._laten import LaTen
 from semalign_harness.methods.baselines import neurons
-from semalign_harness.methods.baselines.laten import LaTen, _hypernetworks
+from semalign_harness.methods.baselines.laten import _hypernetworks
 from semalign_harness.methods.baselines.neurons import Lens, Located, locate, observe, parts_of, places, until_last_word
 from semalign_harness.models.tiny import build_tokenizer
 from semalign_train import TrainSettings

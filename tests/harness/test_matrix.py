@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from filelock import FileLock
 from semalign_geometry.base import SemalignError
+from semalign_harness import load_experiment
 from semalign_harness.cli.main import main
 from semalign_harness.grid import jobs as grid
 from semalign_harness.grid import submit
@@ -283,10 +284,24 @@ def test_as_many_processes_as_wanted(
     assert len(steps) == 6 and max(sum(steps[:n]) for n in range(7)) == jobs
 
 
-@pytest.mark.parametrize("given", [None, "5"])
+@pytest.mark.parametrize(
+    ("given", "small", "expected"),
+    [
+        (None, False, ["8", "8", "4", "4", "1", "1"]),
+        ("5", False, ["5"] * 6),
+        (None, True, ["1"] * 6),
+        ("5", True, ["5"] * 6),
+    ],
+)
 def test_runs_at_the_same_time_share_the_processors(
-    given: str | None, tmp_path: Path, overrides: list[str], monkeypatch: pytest.MonkeyPatch
+    given: str | None,
+    small: bool,
+    expected: list[str],
+    tmp_path: Path,
+    overrides: list[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(submit, "is_small", lambda model: small)
     if given is None:
         monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     else:
@@ -297,7 +312,7 @@ def test_runs_at_the_same_time_share_the_processors(
         folder = tmp_path / f"matrix-{jobs}"
         assert main(["submit", "tiny", *overrides, *SEEDS, "--jobs", str(jobs), "--out", str(folder)]) == 0
     found = (tmp_path / "threads--m").read_text().split()
-    assert found == ([given] * 6 if given else ["8", "8", "4", "4", "1", "1"])
+    assert found == expected
 
 
 @pytest.mark.parametrize(
@@ -367,7 +382,7 @@ def test_an_interrupted_run_keeps_its_number_of_threads(tmp_path: Path) -> None:
         supervision_key="",
     )
     environment.write(tmp_path / "environment.json")
-    assert submit._threads(tmp_path, 100) == 3
+    assert submit._threads(tmp_path, load_experiment("tiny"), 100) == 3
 
 
 def test_an_interrupted_matrix_leaves_no_process(

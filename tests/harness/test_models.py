@@ -18,6 +18,7 @@ from semalign_harness import build_tokenizer, load_experiment, load_model
 from semalign_harness.models.loading import unused_tensors
 from semalign_harness.models.opening import check_tokenizers, open_model
 from semalign_harness.models.settings import ModelConfig
+from semalign_harness.models.shape import is_small
 from semalign_harness.run.inputs import load, read_inputs
 from semalign_harness.run.pipeline import save_and_reload
 from semalign_harness.util.console import Console
@@ -291,3 +292,15 @@ def test_values_that_overflow_are_not_blamed_on_training(pair: tuple[Path, Path]
     loaded.model.lm_head.weight.data.fill_(3e38)
     with pytest.raises(SemalignError, match="all its weights are finite, so it overflows in float32; nothing was kept"):
         save_and_reload(loaded, tmp_path / "model")
+
+
+def test_generated_models_and_folders_of_small_ones_are_small(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}", encoding="utf-8")
+    found = [is_small(ModelConfig(path=str(path))) for path in ("generated:tiny-source", *pair, tmp_path, "a/b.gguf")]
+    assert found == [True, True, True, False, False]
+
+
+def test_a_folder_without_a_tokenizer_is_named(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    shutil.copy(pair[0] / "config.json", tmp_path)
+    with pytest.raises(SemalignError, match="holds no tokenizer: add its files to the folder, such as tokenizer.json"):
+        open_model(ModelConfig(path=str(tmp_path)))

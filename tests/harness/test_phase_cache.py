@@ -15,7 +15,8 @@ from semalign_harness.results.files import BEFORE
 from semalign_harness.results.source_phase import SourcePhase
 from semalign_harness.run import phase_cache, source_phase
 from semalign_harness.run.inputs import read_inputs
-from semalign_harness.run.phase_cache import entries, in_use, phase_folder, phase_key, prune
+from semalign_harness.run.phase_cache import phase_key
+from semalign_harness.run.phase_store import entries, in_use, phase_folder, prune
 from semalign_harness.util.console import Console
 from semalign_harness.util.resources import pick_device
 
@@ -131,7 +132,7 @@ def test_a_full_cache_may_be_read_only(tmp_path: Path, overrides: list[str], mon
     def refuse(*arguments: object, **more: object) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("semalign_harness.run.phase_cache.FileLock.acquire", refuse)
+    monkeypatch.setattr("semalign_harness.run.phase_store.FileLock.acquire", refuse)
     with pytest.raises(PermissionError), phase_folder("0" * 64, Console(quiet=True)):
         pass
     with phase_folder(SourcePhase.read(tmp_path / "one" / "supervision.json").key, Console(quiet=True)) as place:

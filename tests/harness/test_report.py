@@ -1,6 +1,7 @@
 """The report: its metrics are those of the files, and HTML and Markdown hold the same tables."""
 
 import html.parser
+import itertools
 import json
 import re
 import shutil
@@ -331,6 +332,7 @@ def test_frames_differ_by_colour_line_and_marker() -> None:
 
     others = tuple(report(frame) for frame in ("cosine", "dual", "parseval"))
     svg = draw_fidelity(RunFidelity(**dict(report("between")), others=others))
+    assert ">CKA or cosine</text>" in svg and ">target layer</text>" in svg
     named = re.findall(r">(CKA, [\w ]+|recomposition)</text>", svg)
     frames = ("no transport", "between", "cosine", "dual", "parseval")
     assert named == [*(f"CKA, {frame}" for frame in frames), "recomposition"]
@@ -394,6 +396,7 @@ def test_captions_hold_what_plots_alone_do_not(finished: Path) -> None:
     )
     (layers,) = (caption for caption in captions if "before and after training" in caption)
     assert f"on average {before:.3f} before and {after:.3f} after" in layers and before != after
+    assert layers.endswith(" Blank: source layers without a pair.") == (len(found["source_layers"]) < 4)
     (losses,) = (caption for caption in captions if "Terms of the loss" in caption)
     assert "relation: 1 − CKA" in losses and "output: divergence from the source" in losses and "answer" not in losses
 
@@ -908,3 +911,19 @@ def test_plots_take_their_colours_from_the_page() -> None:
     svg = draw_dots([Panel("KL ↓", [Dot("漢字 $x$", mean([1, 2, 3]))], [Line("source", 0.5)], percent=False)])
     assert "var(--blue)" in svg and "var(--ink)" in svg and not re.search(r"#0b0c0d|#0072b2|xmlns", svg)
     assert ">漢字 $x$</text>" in svg, "text stays text"
+
+
+@pytest.mark.parametrize("low", [0.5, 0.886, 0.89, 0.9, 0.98, 0.9886])
+def test_labels_of_shares_are_as_far_apart_as_their_ticks(low: float) -> None:
+    dots = [Dot("a", Estimate(value=low, standard_error=0.01, low=low, high=1.0, count=9))]
+    svg = draw_dots([Panel("accuracy", dots, [], percent=True)])
+    shares = [float(label) for label in re.findall(r">([\d.]+)%</text>", svg)]
+    assert len(shares) > 2 and len({round(high - low, 6) for low, high in itertools.pairwise(shares)}) == 1
+
+
+def test_source_layers_without_a_pair_keep_their_place() -> None:
+    pairing = LayerPairing(policy="uniform", source_depth=5, source_layers=(1, 3))
+    rows = ((0.5, 0.25), (0.5, 1.0))
+    svg = draw_before_and_after(LayerSimilarity(source_layers=(1, 3), tokens=9, before=rows, after=rows), pairing)
+    labels = re.findall(r">(\d+)</text>", svg)
+    assert set(labels) == {"1", "2", "3", "4", "5"} and ">source layer</text>" in svg

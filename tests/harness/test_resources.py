@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 from semalign_harness.util import resources
-from semalign_harness.util.resources import forget_peak_memory, peak_memory
+from semalign_harness.util.resources import forget_peak_memory, one_thread, peak_memory
 
 CPU = torch.device("cpu")
 
@@ -54,3 +54,25 @@ def test_other_work_does_not_change_what_a_known_processor_has(
     if known["architecture"] == "arm64":  # of which only trying tells
         fast = disturbed != torch.bfloat16
     assert resources.bfloat16_is_fast.__wrapped__() == fast
+
+
+@pytest.mark.parametrize("chosen", [None, "OMP_NUM_THREADS", "MKL_NUM_THREADS"])
+def test_a_small_model_has_one_thread_unless_another_number_is_chosen(
+    chosen: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+        monkeypatch.delenv(variable, raising=False)
+    if chosen is not None:
+        monkeypatch.setenv(chosen, "3")
+    notes: list[str] = []
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        with pytest.raises(KeyError), one_thread(notes.append):
+            assert torch.get_num_threads() == (3 if chosen else 1)
+            with one_thread(notes.append):  # no second note
+                raise KeyError
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+    assert len(notes) == (chosen is None)

@@ -331,7 +331,7 @@ def test_an_empty_out_is_one_sentence(command: str, capsys: pytest.CaptureFixtur
 def test_days_that_are_none_prune_nothing(
     days: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("semalign_harness.cli.store.prune", lambda **_: pytest.fail("pruned"))
+    monkeypatch.setattr("semalign_harness.run.phase_store.prune", lambda **_: pytest.fail("pruned"))
     assert main(["store", "prune", "--unused-for", days]) == 2
     assert f"--unused-for {days}: expected a number of days, 0 or more" in capsys.readouterr().err
 
@@ -355,9 +355,7 @@ def test_evaluations_are_named_by_their_model(
     place.mkdir(parents=True)
     monkeypatch.chdir(place)
     folders: list[Path] = []
-    monkeypatch.setattr(
-        "semalign_harness.cli.evaluate.evaluate", lambda config, folder, console: folders.append(folder)
-    )
+    monkeypatch.setattr("semalign_harness.evaluation.evaluate", lambda config, folder, console: folders.append(folder))
     assert main(["evaluate", model, "--tasks", "gsm8k"]) == 0
     assert folders == [Path("evaluations") / name]
 

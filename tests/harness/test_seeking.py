@@ -17,11 +17,10 @@ from semalign_geometry.base import SemalignError
 from semalign_harness import build_tokenizer
 from semalign_harness.data.encoding import Example
 from semalign_harness.methods import MethodReport
+from semalign_harness.methods._seeking import Seeking
 from semalign_harness.methods.baselines import seeking
 from semalign_harness.methods.baselines.seeking import (
     LowRank,
-    Seeking,
-    SoughtLora,
     best_window,
     dropping,
     extracted,
@@ -33,6 +32,7 @@ from semalign_harness.methods.baselines.seeking import (
     outputs_first,
     sensitivities,
 )
+from semalign_harness.methods.baselines.seeking_settings import SoughtLora
 from semalign_train import StepRecord, _joint, _loop
 from torch import Tensor, nn
 from torch.testing import assert_close

@@ -4,11 +4,20 @@ import copy
 import datetime
 import json
 import typing
+import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, SerializeAsAny, WrapValidator, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    SerializeAsAny,
+    WrapValidator,
+    field_validator,
+    model_validator,
+)
 from semalign_align import SupervisionSettings
 from semalign_attribution import (
     Ablation,
@@ -24,8 +33,7 @@ from semalign_geometry import KNOWN_FRAMES
 from semalign_geometry.base import Contract, Kinds, SemalignError, Settings
 from semalign_train import TrainSettings
 
-from .data.encoding import DAY, TemplateOptions
-from .data.settings import DataConfig
+from .data.settings import DAY, DataConfig, TemplateOptions
 from .methods import KNOWN_METHODS, Method, SemAlign, parse_method
 from .models.settings import ModelConfig
 
@@ -76,6 +84,16 @@ class MeasureConfig(Settings):
     """Longest generated answer, in tokens."""
 
 
+def _name_of_folder(name: str) -> str:
+    # Letters, marks that combine with them, and numbers of every script.
+    kinds = {unicodedata.category(character)[0] for character in name if character not in "._- "}
+    if not name.strip(".") or "" in name.split(" ") or not kinds <= {"L", "M", "N"}:
+        raise ValueError(
+            "expected the name of a folder: letters, digits, '.', '_', '-', and single blanks between words"
+        )
+    return name
+
+
 _TO_METHOD = ("objective", "divergence", "weights", "trainable", "layers", "train_final_norm", "shard_frozen")
 MOVED = {
     **{f"train.{name}": f"method.{name}" for name in _TO_METHOD},
@@ -96,8 +114,8 @@ GONE_OF_METHODS = ("method.seconds", "method.variant")
 class Experiment(Contract):
     """Everything a run depends on."""
 
-    name: str = Field(pattern=r"^[\w.-]+$")
-    """Name of the run folder."""
+    name: Annotated[str, AfterValidator(_name_of_folder)]
+    """Name of the run folder: letters of every script, digits, and blanks between words."""
     source: ModelConfig
     """The larger model."""
     target: ModelConfig

@@ -4,22 +4,18 @@ import enum
 import inspect
 import itertools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+import transformers  # its parts are imported when they are used
 from jaxtyping import Float, Int
 from semalign_attribution import undisturbed
 from semalign_geometry.base import SemalignError
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from transformers import (
-    Cache,
-    GenerationConfig,
-    LogitsProcessorList,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    StoppingCriteriaList,
-)
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 GENERATION = 4
 """Raised when the same prompt may get another text: cached answers are then void."""
@@ -51,7 +47,7 @@ def likeliest(logits_BV: Tensor, rows: list[int]) -> Tensor:
 
 @torch.no_grad()
 def generate(
-    model: PreTrainedModel,
+    model: "PreTrainedModel",
     prompts: Sequence[Sequence[int]],
     *,
     max_new_tokens: int,
@@ -91,7 +87,7 @@ def generate(
     ]
 
 
-def check_generation(model: PreTrainedModel) -> Way:
+def check_generation(model: "PreTrainedModel") -> Way:
     """Find the fastest way in which a model obeys the law of `generate`, by about ten short runs.
 
     The tokens are fixed and the logits compared, so that near-ties are no failure. The logits of a
@@ -122,7 +118,7 @@ def check_generation(model: PreTrainedModel) -> Way:
     )
 
 
-def end_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+def end_ids(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> frozenset[int]:
     """Return every token id that ends a text of this model."""
     settings = model.generation_config
     configured = settings.eos_token_id if settings is not None else None
@@ -166,7 +162,7 @@ def _in_batch(
             **caches,
         )
         output = model(**inputs, return_dict=True)
-        caches = {name: value for name, value in output.items() if isinstance(value, Cache)}
+        caches = {name: value for name, value in output.items() if isinstance(value, transformers.Cache)}
         chosen_B = pick(output.logits[:, -1], rows)
         for row, token in zip(rows, chosen_B.tolist(), strict=True):
             found[row].append(token)
@@ -207,14 +203,17 @@ def _alone(
         return torch.tensor([is_complete(ids_1N[0, len(prompt) :].tolist())], device=ids_1N.device)
 
     ids_1N = torch.tensor([list(prompt)], device=model.device)
-    own, model.generation_config = model.generation_config, GenerationConfig()  # which is mixed into what is passed
+    own, model.generation_config = (
+        model.generation_config,
+        transformers.GenerationConfig(),
+    )  # which is mixed into what is passed
     try:
         text_1N = model.generate(
             ids_1N,
             attention_mask=torch.ones_like(ids_1N),
-            generation_config=GenerationConfig(do_sample=False, max_new_tokens=max_new_tokens),
-            logits_processor=LogitsProcessorList([picked]),
-            stopping_criteria=StoppingCriteriaList([stops]),
+            generation_config=transformers.GenerationConfig(do_sample=False, max_new_tokens=max_new_tokens),
+            logits_processor=transformers.LogitsProcessorList([picked]),
+            stopping_criteria=transformers.StoppingCriteriaList([stops]),
         )
     finally:
         model.generation_config = own
@@ -238,7 +237,7 @@ def _given_rows(entries: int) -> tuple[list[list[int]], list[list[int]]]:
     return prompts, [[*answer, end] for answer in answers]
 
 
-def _logits_without_cache(model: PreTrainedModel, prompt: list[int], answer: list[int]) -> Float[Tensor, "s v"]:
+def _logits_without_cache(model: "PreTrainedModel", prompt: list[int], answer: list[int]) -> Float[Tensor, "s v"]:
     """Logits before each token of an answer, by one run without a cache."""
     ids = torch.tensor([[*prompt, *answer[:-1]]], device=model.device)
     logits: Tensor = model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits
@@ -246,7 +245,7 @@ def _logits_without_cache(model: PreTrainedModel, prompt: list[int], answer: lis
 
 
 def _logits_of(
-    way: Way, model: PreTrainedModel, prompts: list[list[int]], answers: list[list[int]]
+    way: Way, model: "PreTrainedModel", prompts: list[list[int]], answers: list[list[int]]
 ) -> list[Float[Tensor, "_ v"]]:
     """The same logits while `generate` picks the answers."""
     seen: list[list[Tensor]] = [[] for _ in prompts]

@@ -1,5 +1,6 @@
 """Load experiments: built-in pairs of models and tasks, YAML files, and dotted overrides."""
 
+import difflib
 import importlib.resources
 from collections.abc import Sequence
 from pathlib import Path
@@ -66,7 +67,8 @@ def load_experiment(
     if chosen is not None:
         if chosen not in task_names():
             raise SemalignError(
-                f"{chosen!r} is no task ({', '.join(task_names())}), and no setting of the form key.key=value"
+                f"{chosen!r} is no task (nearest: {nearest(chosen, task_names())}; semalign presets lists all), and "
+                "no setting of the form key.key=value"
             )
         about = _built_in("tasks", chosen)
         del about["about"]
@@ -86,7 +88,15 @@ def _read(base: str | Path) -> tuple[dict[str, Any], bool]:
         return read_tree(path), False
     if str(base) in pair_names():
         return _built_in("pairs", str(base)), True
-    raise SemalignError(f"{str(base)!r} is neither a pair ({', '.join(pair_names())}) nor the path of a .yaml file")
+    raise SemalignError(
+        f"{str(base)!r} is neither a pair (nearest: {nearest(str(base), pair_names())}; semalign presets lists all) "
+        "nor the path of a .yaml file"
+    )
+
+
+def nearest(name: str, known: Sequence[str]) -> str:
+    """Return the three known names that are most like a name."""
+    return ", ".join(difflib.get_close_matches(name, known, n=3, cutoff=0.0))
 
 
 def _names(kind: str) -> list[str]:

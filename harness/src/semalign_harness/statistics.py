@@ -11,8 +11,8 @@ from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
+import scipy  # type: ignore[import-untyped]  # its parts are imported when they are used
 from pydantic import Field
-from scipy import stats  # type: ignore[import-untyped]
 from semalign_geometry.base import SemalignError, Settings
 
 Numbers = Sequence[float | int]
@@ -156,7 +156,7 @@ def compare_outcomes(first: Sequence[bool], second: Sequence[bool]) -> PairedCom
     low, high = max(-1.0, value - below), min(1.0, value + above)
     return PairedComparison(
         difference=Estimate(value=value, standard_error=error, low=low, high=high, count=count),
-        p_value=float(stats.binomtest(only_first, discordant).pvalue) if discordant else 1.0,
+        p_value=float(scipy.stats.binomtest(only_first, discordant).pvalue) if discordant else 1.0,
         method="mcnemar",
         only_first=only_first,
         only_second=only_second,
@@ -290,11 +290,11 @@ def _linearised_error(x: Values, w: Values) -> float:
 
 def _reach_of_t(count: int) -> float:
     """Return the standard errors between a mean and an end of its t interval."""
-    return float("inf") if count == 1 else float(stats.t.ppf((1 + CONFIDENCE) / 2, count - 1))
+    return float("inf") if count == 1 else float(scipy.stats.t.ppf((1 + CONFIDENCE) / 2, count - 1))
 
 
 def _wilson(right: int, count: int) -> tuple[float, float]:
-    found = stats.binomtest(right, count).proportion_ci(CONFIDENCE, method="wilson")
+    found = scipy.stats.binomtest(right, count).proportion_ci(CONFIDENCE, method="wilson")
     return float(found.low), float(found.high)
 
 
@@ -357,7 +357,7 @@ def _inverted(value: float, error: float, pivots: Values, count: int) -> float:
         return 1.0
     pivot = value / error if error else float(np.sign(value)) * float("inf")
     beyond = int((pivots >= pivot).sum() if pivot > 0 else (pivots <= pivot).sum())
-    tail = max((1 + beyond) / (1 + len(pivots)), float(stats.t.sf(abs(pivot), count - 1)))
+    tail = max((1 + beyond) / (1 + len(pivots)), float(scipy.stats.t.sf(abs(pivot), count - 1)))
     return min(1.0, 2 * tail)
 
 

@@ -1,7 +1,8 @@
-"""MMLU, GSM8K, HumanEval and MBPP as zero-shot tasks of lm-eval, with rows from the hub or from a folder."""
+"""MMLU, GSM8K, HumanEval, MBPP and generated arithmetic as zero-shot tasks of lm-eval."""
 
 from semalign_geometry.base import Components
 
+from ._arithmetic import ARITHMETIC
 from ._benchmark import Benchmark as Benchmark
 from ._benchmark import BenchmarkProtocol as BenchmarkProtocol
 from ._benchmark import Document as Document
@@ -17,7 +18,9 @@ from ._humaneval import HUMANEVAL
 from ._mbpp import MBPP
 from ._mmlu import MMLU
 
-BENCHMARKS: dict[str, Benchmark] = {benchmark.name: benchmark for benchmark in (MMLU, GSM8K, HUMANEVAL, MBPP)}
+BENCHMARKS: dict[str, Benchmark] = {
+    benchmark.name: benchmark for benchmark in (MMLU, GSM8K, HUMANEVAL, MBPP, ARITHMETIC)
+}
 """The built-in benchmarks by name."""
 KNOWN_BENCHMARKS = Components(
     "semalign.tasks",

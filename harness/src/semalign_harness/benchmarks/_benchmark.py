@@ -3,17 +3,19 @@
 import random
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-import datasets
 from pydantic import ConfigDict, JsonValue
 from semalign_geometry.base import ComponentError, Contract, SemalignError, Settings, brief
 
 from ..data.rows import TEMPLATES, load_rows
 from ..data.settings import RowsConfig
 from ..sandbox import Program, Verdict
+
+if TYPE_CHECKING:
+    from datasets import DatasetDict
 
 Document = dict[str, Any]
 """One row of a benchmark, with exactly the fields that the benchmark reads."""
@@ -123,7 +125,7 @@ class Benchmark:
     version: int
     """Raised when a prompt, a stop rule or the extraction changes."""
     hub: tuple[str, str | None]
-    """Id and subset on the hub."""
+    """Id and subset on the hub; or a generator, whose held-out rows are the documents."""
     row: type[Row]
     """Fields of a row."""
     forms: Mapping[bool, Form]
@@ -136,6 +138,13 @@ class Benchmark:
     """Metrics beside `correct`."""
     runs_code: bool = False
     """Whether responses are programs, which need a judge."""
+
+    def within(self, max_new_tokens: int | None) -> "Benchmark":
+        """Return the benchmark with another longest response in tokens, if it generates; None changes nothing."""
+        if max_new_tokens is None or self.read is None:
+            return self
+        forms = {chat: form.model_copy(update={"max_new_tokens": max_new_tokens}) for chat, form in self.forms.items()}
+        return replace(self, forms=forms)
 
     def documents(self, data: Path | None, split: str = "test") -> list[Document]:
         """Read all documents of a split.
@@ -158,6 +167,8 @@ class Benchmark:
         return [self._document(row, f"{origin.path}, row {number}") for number, row in enumerate(rows, 1)]
 
     def _origin(self, data: Path | None, split: str) -> RowsConfig:
+        if data is None and self.hub[0].startswith("generated:"):
+            return RowsConfig(path=self.hub[0], split="held_out")
         if data is None:
             return RowsConfig(path=self.hub[0], subset=self.hub[1], split=split)
         folder = Path(data).expanduser() / self.name
@@ -222,7 +233,9 @@ class Benchmark:
             metrics.append({"metric": "reason", "aggregation": _counts, "higher_is_better": False})
 
         # A closure: lm-eval copies a task's configuration deeply, but not functions.
-        def custom_dataset(**_: Any) -> datasets.DatasetDict:
+        def custom_dataset(**_: Any) -> "DatasetDict":
+            import datasets  # takes a second to import
+
             return datasets.DatasetDict({"test": datasets.Dataset.from_list(rows)})
 
         return {

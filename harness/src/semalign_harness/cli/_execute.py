@@ -4,7 +4,6 @@ import argparse
 import errno
 import importlib
 import os
-import shlex
 import sys
 import traceback
 from collections.abc import Sequence
@@ -16,7 +15,7 @@ from semalign_geometry.base import SemalignError
 from ..util.cache import cache_folder
 from ..util.console import interruptible, logged
 from ..util.failures import is_full_memory, memory_message
-from ..util.resources import leave
+from ._typed import typed
 
 _RESUMED = ("run", "submit", "compare", "sweep", "evaluate")
 """Commands that resume where they were interrupted."""
@@ -56,6 +55,14 @@ def execute(command: str, given: Sequence[str], description: str) -> int:
         print("semalign: this is a bug: please report the lines above, and the command", file=sys.stderr)
         return 3
     finally:
+        _leave()
+
+
+def _leave() -> None:
+    """Disconnect from the other processes of the job, where there are any."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        from ..util.resources import leave  # with torch
+
         leave()
 
 
@@ -71,7 +78,7 @@ def _resumption(command: str, given: Sequence[str], place: str) -> str:
     if not pulls and command not in _RESUMED:
         return ""
     launched = int(os.environ.get("WORLD_SIZE", "1")) > 1  # by a command that is not known here
-    return f"; the same command resumes {place}".rstrip() + ("" if launched else f": semalign {shlex.join(given)}")
+    return f"; the same command resumes {place}".rstrip() + ("" if launched else f": {typed(given)}")
 
 
 def _disk_message(error: OSError) -> str:
@@ -88,7 +95,11 @@ def _disk_message(error: OSError) -> str:
             f"{error.filename} cannot be written to ({error.strerror}): choose another place with {out}the environment "
             "variable SEMALIGN_CACHE"
         )
-    return str(error)
+    if error.filename is None:
+        return str(error)
+    return (
+        f"{error.filename} can be neither read nor written ({error.strerror}): check the path, or choose another place"
+    )
 
 
 def _fail(message: str) -> int:

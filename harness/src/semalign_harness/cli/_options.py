@@ -5,14 +5,14 @@ import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import transformers
 from semalign_geometry.base import SemalignError
 
-from ..experiment import Experiment
-from ..loading import load_experiment, pair_names
-from ..util.console import Console
+from ..util.console import Console, take_handler
+
+if TYPE_CHECKING:
+    from ..experiment import Experiment
 
 
 def experiment_arguments(parser: argparse.ArgumentParser, *, settings: str = "settings of the experiment") -> None:
@@ -36,14 +36,20 @@ def named_experiment(options: argparse.Namespace, command: str) -> tuple[str, st
         SemalignError: no experiment is named.
     """
     if options.experiment is None:
-        raise SemalignError(f"{command} needs an experiment: a pair ({', '.join(pair_names())}) or a YAML file")
+        raise SemalignError(
+            f"{command} needs an experiment: a pair, such as tiny (semalign presets lists all), or a YAML file"
+        )
     words = list(options.overrides)
     task = words.pop(0) if words and not {"=", ":"} & set(words[0]) else None
     return options.experiment, task, words
 
 
-def read_experiment(options: argparse.Namespace, command: str, *, overrides: Sequence[str] | None = None) -> Experiment:
+def read_experiment(
+    options: argparse.Namespace, command: str, *, overrides: Sequence[str] | None = None
+) -> "Experiment":
     """Load the experiment that the arguments name, with other overrides where they are given."""
+    from ..loading import load_experiment
+
     base, task, own = named_experiment(options, command)
     return load_experiment(base, task, configs=options.config, overrides=own if overrides is None else overrides)
 
@@ -85,9 +91,14 @@ def track_argument(parser: argparse.ArgumentParser) -> None:
 
 def benchmark_arguments(parser: argparse.ArgumentParser, *, tasks: str, limit: str, sandbox: str) -> None:
     """Add the benchmarks, and how they are asked; the settings that were given are `given_benchmarks`."""
-    parser.add_argument("--tasks", metavar="NAMES", help=f"benchmarks of mmlu, gsm8k, humaneval, mbpp ({tasks})")
+    parser.add_argument(
+        "--tasks", metavar="NAMES", help=f"benchmarks of mmlu, gsm8k, humaneval, mbpp, arithmetic ({tasks})"
+    )
     parser.add_argument("--data", metavar="DIR", help="read their rows from DIR/<task>/test.jsonl.gz, not from the hub")
     parser.add_argument("--limit", type=int, metavar="N", help=f"documents of each benchmark{limit} (default: all)")
+    parser.add_argument(
+        "--max-new-tokens", type=int, metavar="N", help="longest response (default: each benchmark's own)"
+    )
     chat = parser.add_mutually_exclusive_group()
     chat.add_argument("--chat", action="store_const", const=True, help="put prompts through the chat template")
     chat.add_argument("--plain", dest="chat", action="store_const", const=False, help="use prompts as they are")
@@ -96,19 +107,22 @@ def benchmark_arguments(parser: argparse.ArgumentParser, *, tasks: str, limit: s
 
 def given_benchmarks(options: argparse.Namespace) -> dict[str, Any]:
     """The settings of benchmarks that were given."""
-    found = {name: getattr(options, name) for name in ("data", "limit", "chat", "allow_weak_sandbox")}
+    found = {name: getattr(options, name) for name in ("data", "limit", "max_new_tokens", "chat", "allow_weak_sandbox")}
     found["tasks"] = None if options.tasks is None else [name.strip() for name in options.tasks.split(",")]
     return {name: value for name, value in found.items() if value is not None}
 
 
 def console_of(options: argparse.Namespace) -> Console:
-    """The console that the arguments choose, with libraries silenced."""
+    """The console that the arguments choose, with libraries silenced: `transformers` is imported."""
     quiet_libraries()
     return Console(quiet=options.quiet)
 
 
 def quiet_libraries() -> None:
     """Silence the libraries where the console shows the same more clearly."""
+    take_handler()
+    import transformers
+
     transformers.logging.disable_progress_bar()
     for chatty in ("datasets", "huggingface_hub", "lm_eval", "lm-eval"):
         logging.getLogger(chatty).setLevel(logging.ERROR)

@@ -2,16 +2,11 @@
 
 import argparse
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from semalign_geometry.base import SemalignError
 
-from ..comparison import Benchmarks, ComparisonConfig, compare, comparison_markdown, overrides_of_methods
-from ..experiment import Experiment
-from ..loading import task_names
-from ..methods import find_methods
-from ..methods._named import describe_methods
-from ..report.published import published_table
-from ..run.tracking import find_trackers
+from ..methods import describe_methods
 from ._options import (
     benchmark_arguments,
     check_alone,
@@ -24,6 +19,9 @@ from ._options import (
     read_experiment,
     track_argument,
 )
+
+if TYPE_CHECKING:
+    from ..experiment import Experiment
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -55,6 +53,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Run the methods, and print the table."""
+    from ..comparison import overrides_of_methods
+    from ..loading import task_names
+    from ..methods import find_methods
+    from ..results.comparison import Benchmarks, ComparisonConfig
+    from ..run.tracking import find_trackers
+
     check_alone("compare")
     _, task, overrides = named_experiment(options, "compare")
     names = find_methods(options.methods)
@@ -66,7 +70,8 @@ def run(options: argparse.Namespace) -> int:
     given = given_benchmarks(options)
     if given and "tasks" not in given:
         raise SemalignError(
-            "--data, --limit, --chat, --plain and --allow-weak-sandbox are for benchmarks: name some with --tasks"
+            "--data, --limit, --max-new-tokens, --chat, --plain and --allow-weak-sandbox are for benchmarks: name some "
+            "with --tasks"
         )
     config = ComparisonConfig(
         experiment=experiment,
@@ -75,10 +80,12 @@ def run(options: argparse.Namespace) -> int:
         against=options.against,
         benchmarks=Benchmarks.parse(given, origin="benchmarks") if given else None,
     )
-    folder = folder_of(options, f"{experiment.name}-comparison")
-    found = compare(
-        config, folder, jobs=options.jobs, trackers=find_trackers(options.track), console=console_of(options)
-    )
+    folder, trackers = folder_of(options, f"{experiment.name}-comparison"), find_trackers(options.track)
+    console = console_of(options)
+    from ..comparison import compare, comparison_markdown
+    from ..report.published import published_table
+
+    found = compare(config, folder, jobs=options.jobs, trackers=trackers, console=console)
     print(comparison_markdown(found))
     for table in published_table(found):
         print(table)
@@ -86,7 +93,7 @@ def run(options: argparse.Namespace) -> int:
     return 2 if any(each.missing for each in found.methods.values()) else 0
 
 
-def _seeds(given: str | None, experiment: Experiment, overrides: Sequence[str]) -> tuple[int, ...]:
+def _seeds(given: str | None, experiment: "Experiment", overrides: Sequence[str]) -> tuple[int, ...]:
     if given is None:
         return (experiment.train.seed,)
     if any(text.startswith("train.seed=") for text in overrides):

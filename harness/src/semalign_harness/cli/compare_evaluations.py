@@ -6,8 +6,6 @@ from pathlib import Path
 
 from semalign_geometry.base import SemalignError
 
-from ..evaluation import over_seeds, pair, pair_table, read_evaluation, seeds_table
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the command."""
@@ -20,6 +18,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Print the differences, or the mean and spread over the seeds."""
+    from ..evaluation import over_seeds, pair, pair_table, read_evaluation, seeds_table
+
     if options.more and (options.source is not None or options.seed is not None):
         raise SemalignError("--source and --seed are for two evaluations, before and after: leave them out")
     evaluations = [read_evaluation(folder) for folder in (options.first, options.second, *options.more)]

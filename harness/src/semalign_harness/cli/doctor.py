@@ -5,8 +5,6 @@ from pathlib import Path
 
 from semalign_geometry.base import SemalignError
 
-from ..doctor import diagnose, diagnosis_text, read_settings
-from ..report.plots import write_heat_map
 from ..util.console import Console
 from ._options import quiet_libraries
 
@@ -27,9 +25,14 @@ def run(options: argparse.Namespace) -> int:
     """Print the findings."""
     if options.out is not None and not options.deep:
         raise SemalignError("--out is the heat map of --deep: give --deep too, or leave --out out")
-    quiet_libraries()
-    console = Console()
+    from ..doctor import read_settings
+
     experiment, has_rows = read_settings(options.source, options.target, options.data, options.overrides)
+    quiet_libraries()
+    from ..doctor import diagnose, diagnosis_text
+    from ..report.plots import write_heat_map
+
+    console = Console()
     diagnosis = diagnose(experiment, has_rows=has_rows, deep=options.deep, console=console)
     print(diagnosis.model_dump_json(indent=2) if options.json else diagnosis_text(diagnosis))
     if diagnosis.similarity:

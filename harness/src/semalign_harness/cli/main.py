@@ -1,9 +1,13 @@
-"""The command `semalign`: choose a command, and import its module alone."""
+"""The command `semalign`: choose a command, and import its module alone.
+
+No module here imports torch or transformers before it needs a tensor or a model: help, lists and mistakes in the
+input are answered at once.
+"""
 
 import argparse
-import gc
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 COMMANDS = {
     "run": "transfer from a source into a target, and measure the target before and after",
@@ -44,13 +48,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit code: 0 success, 1 the doctor found an error, 2 an input cannot be used, 3 a bug, 130
         interrupted.
     """
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    command = _top_parser().parse_args(given[:1]).command
-    from ._execute import execute  # with torch and transformers, which help does without
+    try:
+        given = list(sys.argv[1:] if arguments is None else arguments)
+        command = _top_parser().parse_args(given[:1]).command
+        from ._execute import execute  # with pydantic, which help does without
 
-    if arguments is None:
-        gc.freeze()  # saves a second of collections over what the imports made
-    return execute(command, given, COMMANDS[command])
+        return execute(command, given, COMMANDS[command])
+    except KeyboardInterrupt:  # before the command has begun
+        print("semalign: interrupted", file=sys.stderr)
+        return 130
+
+
+class _Version(argparse.Action):
+    """Look up the version only where it is asked for."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *given: Any) -> None:
+        from importlib.metadata import version
+
+        parser.exit(message=f"semalign {version('semalign-harness')}\n")
 
 
 def _top_parser() -> argparse.ArgumentParser:
@@ -61,6 +76,7 @@ def _top_parser() -> argparse.ArgumentParser:
         epilog=f"commands:\n{commands}\n\n{EXAMPLES}\nsemalign COMMAND --help explains a command.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument("--version", action=_Version, nargs=0, help="print the version")
     parser.add_argument("command", choices=COMMANDS, metavar="COMMAND", help="one of those below")
     return parser
 

@@ -5,8 +5,6 @@ from pathlib import Path
 
 from semalign_geometry.base import SemalignError
 
-from ..models.catalogue import find_known, known_models
-from ..models.pull import add, models_table, pull
 from ..util.cache import cache_folder
 from ._options import console_of, volume_arguments
 
@@ -24,6 +22,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """List the models, fetch or add one, or print its path."""
+    from ..models.catalogue import find_known, known_models
+    from ..models.pull import add, models_table, pull
+
     if options.action == "list":
         if options.name is not None:
             raise SemalignError(f"list shows all models: leave {options.name} out")

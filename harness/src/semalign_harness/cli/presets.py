@@ -2,9 +2,6 @@
 
 import argparse
 
-from ..loading import describe_tasks, load_experiment, pair_names
-from ..run.estimate import presets_table
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the command."""
@@ -13,6 +10,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Print the pairs with what they need, and the tasks."""
+    from ..loading import describe_tasks, load_experiment, pair_names
+    from ..run.estimate import presets_table
+
     print(presets_table(load_experiment(name) for name in pair_names()))
     print(f"\n{describe_tasks()}")
     return 0

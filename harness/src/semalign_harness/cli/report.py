@@ -3,8 +3,6 @@
 import argparse
 from pathlib import Path
 
-from ..report import write_report
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the command."""
@@ -23,6 +21,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Write the page."""
+    from ..report import write_report
+
     file = write_report(options.folders, options.out, plots=options.plots)
     print(f"report: {file.resolve()} and {file.with_suffix('.md').name}")
     return 0

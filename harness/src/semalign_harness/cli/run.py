@@ -2,21 +2,19 @@
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import yaml
+from ._options import (
+    console_of,
+    experiment_arguments,
+    output_arguments,
+    quiet_libraries,
+    read_experiment,
+    track_argument,
+)
 
-from ..experiment import Experiment
-from ..models.shape import find_shape
-from ..report import report_run
-from ..report.result_tables import result_table
-from ..run.dry_run import DryRun
-from ..run.estimate import describe
-from ..run.pipeline import run_experiment
-from ..run.run_folder import pick_folder
-from ..run.tracking import find_trackers
-from ..run.written_answers import describe_writing
-from ..util.resources import join
-from ._options import console_of, experiment_arguments, output_arguments, read_experiment, track_argument
+if TYPE_CHECKING:
+    from ..experiment import Experiment
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -31,12 +29,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Run the experiment, print its result, and write its report."""
+    from ..run.run_folder import check_folder, pick_folder
+    from ..run.tracking import find_trackers
+
     experiment = read_experiment(options, "run")
     find_trackers(options.track)  # a dry run refuses an unknown one too
+    if options.out is not None:
+        check_folder(options.out, experiment)
     if options.dry_run:
+        quiet_libraries()
         print(_plan(experiment, options.out or pick_folder(Path("runs"), experiment)))
         return 0
     console = console_of(options)
+    from ..report import report_run
+    from ..report.result_tables import result_table
+    from ..run.pipeline import run_experiment
+    from ..util.resources import join
+
     ranks, _ = join(experiment.device)
     folder = ranks.broadcast_from_first(lambda: options.out or pick_folder(Path("runs"), experiment))
     result = run_experiment(experiment, folder, console=console, trackers=options.track)
@@ -47,8 +56,14 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _plan(experiment: Experiment, folder: Path) -> str:
+def _plan(experiment: "Experiment", folder: Path) -> str:
     """The experiment as YAML, with the plan as comments."""
+    import yaml
+
+    from ..run.dry_run import DryRun
+    from ..run.estimate import describe
+    from ..run.written_answers import describe_writing
+
     # Checked first: an input that cannot be used is an error before anything is printed.
     unchecked = [f"not checked: {note}" for note in DryRun().check(experiment, folder)]
     data = experiment.data
@@ -61,8 +76,10 @@ def _plan(experiment: Experiment, folder: Path) -> str:
     return "\n".join([tree, *(f"# {line}" for line in lines)])
 
 
-def _training(experiment: Experiment) -> str:
+def _training(experiment: "Experiment") -> str:
     """Return the method and the amount of training: in whole steps where the depth of the target is known."""
+    from ..models.shape import find_shape
+
     train, rows, shape = experiment.train, experiment.data.train_rows, find_shape(experiment.target)
     amount = f"{train.passes:.3g} passes" if train.steps is None else f"{train.steps} steps for each layer"
     if shape is not None:

@@ -5,8 +5,7 @@ import math
 
 from semalign_geometry.base import SemalignError
 
-from ..report.result_tables import entries_table
-from ..run.phase_cache import entries, prune
+from ..util.text import gb
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -19,6 +18,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Print or delete supervision."""
+    from ..report.result_tables import entries_table
+    from ..run.phase_store import entries, prune
+
     if options.action == "list":
         if options.unused_for is not None:
             raise SemalignError("--unused-for is for prune: leave it out of list")
@@ -29,5 +31,5 @@ def run(options: argparse.Namespace) -> int:
     if not (math.isfinite(days) and days >= 0):
         raise SemalignError(f"--unused-for {days:g}: expected a number of days, 0 or more; 0 deletes all")
     gone = prune(unused_days=days)
-    print(f"deleted {len(gone)} of {len(gone) + len(entries())}, {sum(entry.size for entry in gone) / 1e6:.1f} MB")
+    print(f"deleted {len(gone)} of {len(gone) + len(entries())}, {gb(sum(entry.size for entry in gone))}")
     return 0

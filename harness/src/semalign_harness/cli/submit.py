@@ -2,11 +2,6 @@
 
 import argparse
 
-from ..grid.folder import matrix_table, write_table
-from ..grid.matrix import read_matrix
-from ..grid.submit import Target, look_ahead, submit_matrix
-from ..run.tracking import find_trackers
-from ..util.settings import parse_overrides
 from ._options import (
     check_alone,
     console_of,
@@ -36,16 +31,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Run or submit the cells that are not finished, and print the table."""
+    from ..grid.matrix import read_matrix
+    from ..run.tracking import find_trackers
+    from ..util.settings import parse_overrides
+
     check_alone("submit")
     base, task, overrides = named_experiment(options, "submit")
-    target = Target(options.executor, options.jobs, parse_overrides(options.slurm), find_trackers(options.track))
+    slurm, trackers = parse_overrides(options.slurm), find_trackers(options.track)
     matrix = read_matrix(base, task, over=options.over, configs=options.config, overrides=overrides)
     folder = folder_of(options, f"{matrix.name}-matrix")
+    console = console_of(options)
+    from ..grid.folder import matrix_table, write_table
+    from ..grid.submit import Target, look_ahead, submit_matrix
+
+    target = Target(options.executor, options.jobs, slurm, trackers)
     if options.dry_run:
         found = look_ahead(matrix, folder)
         print(matrix_table(found))
         return 2 if any(each.state == "refused" for each in found) else 0
-    found = submit_matrix(matrix, folder, target, wait=options.wait, console=console_of(options))
+    found = submit_matrix(matrix, folder, target, wait=options.wait, console=console)
     print(matrix_table(found))
     print(f"table: {write_table(folder, found).resolve()}")
     if any(each.state == "running" for each in found):

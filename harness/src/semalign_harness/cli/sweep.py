@@ -2,9 +2,6 @@
 
 import argparse
 
-from ..comparison import compare
-from ..comparison.sweep import sweep_config, sweep_table
-from ..run.tracking import find_trackers
 from ._options import (
     check_alone,
     console_of,
@@ -29,13 +26,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Run the trials, and print them with the best first."""
+    from ..comparison.sweep import sweep_config
+    from ..run.tracking import find_trackers
+
     check_alone("sweep")
     base, task, overrides = named_experiment(options, "sweep")
     config = sweep_config(base, task, over=options.over, configs=options.config, overrides=overrides)
-    folder = folder_of(options, f"{config.experiment.name}-sweep")
-    found = compare(
-        config, folder, jobs=options.jobs, trackers=find_trackers(options.track), console=console_of(options)
-    )
+    folder, trackers = folder_of(options, f"{config.experiment.name}-sweep"), find_trackers(options.track)
+    console = console_of(options)
+    from ..comparison import compare
+    from ..comparison.sweep import sweep_table
+
+    found = compare(config, folder, jobs=options.jobs, trackers=trackers, console=console)
     print(sweep_table(found))
     print(f"sweep folder: {folder.resolve()}")
     return 2 if any(each.missing for each in found.methods.values()) else 0

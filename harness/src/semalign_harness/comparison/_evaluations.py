@@ -75,7 +75,8 @@ def _is_answered(found: Evaluated, config: EvaluationConfig) -> bool:
     for name in config.tasks:
         there = found.result.benchmarks[name].protocol
         date = None if there.date is None else config.date  # whether the model's template reads the clock stays
-        if there != protocol_of(find_benchmark(name), chat=chat, options=options, date=date):
+        benchmark = find_benchmark(name).within(config.max_new_tokens)
+        if there != protocol_of(benchmark, chat=chat, options=options, date=date):
             return False
     return True
 

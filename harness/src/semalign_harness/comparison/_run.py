@@ -8,7 +8,6 @@ from typing import Any
 
 from semalign_geometry.base import SemalignError, replace_file
 
-from ..evaluation import Evaluated
 from ..experiment import Experiment
 from ..grid.folder import MATRIX, Standing, check_folder
 from ..grid.matrix import Cell, Matrix
@@ -16,11 +15,12 @@ from ..grid.submit import Target, submit_matrix
 from ..methods import BASELINES, find_methods, settings_of
 from ..models.settings import ModelConfig
 from ..results.comparison import Comparison, ComparisonConfig, MethodResult
+from ..results.evaluation import Evaluated
 from ..results.files import COMPARISON
 from ..results.run import RunResult
-from ..run.run_folder import differences
 from ..util.console import Console
 from ..util.settings import merged, parse_overrides
+from ._compared import measured_differently
 from ._evaluations import check_evaluation, evaluated
 from ._metrics import Run, describe_metrics, items_of, metrics_of_method
 from .tables import comparison_csv, comparison_markdown
@@ -152,16 +152,6 @@ def _cell(experiment: Experiment, name: str, tree: Mapping[str, Any], seed: int)
     return Cell(name=f"{name}_seed-{seed}", values={"method": name, "train.seed": seed}, experiment=found)
 
 
-def measured_differently(one: Experiment, other: Experiment) -> list[str]:
-    """Settings that differ and that make two experiments measure other models or other rows."""
-    keys = [change.partition(" is ")[0] for change in differences(one, other)]
-    decisive = ("source.", "target.path", "target.revision", "data.", "measure.", "chat_template", "date")
-    training: tuple[str, ...] = ("data.answers", "data.writing.keep", "data.attribution_rows")
-    if one.data.held_out_answers == "gold":
-        training += ("data.writing",)
-    return [key for key in keys if key.startswith(decisive) and not key.startswith(training)]
-
-
 def _same(cells: Mapping[tuple[str, int], Cell], config: ComparisonConfig) -> dict[str, str]:
     """Methods with the settings of another one, whose runs they share."""
     seen: dict[str, str] = {}
@@ -278,27 +268,3 @@ def _check_asked_alike(name: str, run: Run, untrained: Untrained) -> None:
                     f"{task} was put differently to a run of {name} and in {other.folder}: the benchmark has changed "
                     "since, so choose another folder with --out"
                 )
-
-
-def overrides_of_methods(given: Sequence[str], names: Sequence[str]) -> tuple[list[str], dict[str, tuple[str, ...]]]:
-    """Overrides of all methods, and by method those of the form `METHOD:key.key=value`.
-
-    Raises:
-        SemalignError: a method is named that is not compared; a word is no override.
-    """
-    shared: list[str] = []
-    own: dict[str, tuple[str, ...]] = dict.fromkeys(names, ())
-    for text in given:
-        head, colon, rest = text.partition(":")
-        if not colon and "=" not in text:
-            raise SemalignError(
-                f"{text!r} is not an override, such as train.batch_size=8, nor a task: join methods with commas, as in "
-                f"--methods {','.join([*names, text])}"
-            )
-        if not colon or "=" in head:
-            shared.append(text)
-        elif head not in own:
-            raise SemalignError(f"override {text!r} is for {head!r}, which is not compared: name it among --methods")
-        else:
-            own[head] = (*own[head], rest)
-    return shared, own

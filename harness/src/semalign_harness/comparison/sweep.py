@@ -16,7 +16,7 @@ from ..loading import load_experiment
 from ..results.comparison import Comparison, ComparisonConfig
 from ..results.metrics import KL, NLL, NOTHING
 from ..util.tables import aligned
-from ._run import measured_differently
+from ._compared import measured_differently
 
 _COLUMNS = (KL, NLL)
 

@@ -4,30 +4,26 @@ import contextlib
 import datetime
 import functools
 import hashlib
-import inspect
 import itertools
 import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from jinja2 import Environment, TemplateSyntaxError, meta, nodes
-from pydantic import AfterValidator, JsonValue
-from semalign_align import Spans
+from pydantic import JsonValue
 from semalign_geometry.base import SemalignError
-from transformers import PreTrainedTokenizerBase
 
 from ..util.failures import naming
+from .settings import CLOCK, DAY
+
+if TYPE_CHECKING:
+    from semalign_align import Spans
+    from transformers import PreTrainedTokenizerBase
 
 ENCODING = 1
 """Raised when the same text may become other token ids: cached answers are then void."""
-DAY = datetime.date(2024, 7, 26)
-"""Default date of a template that reads the clock, which is that of Llama's templates.
-
-A fixed date makes a run the same on every day."""
-CLOCK = "strftime_now"
-"""Name of the clock in chat templates."""
 _THOUGHTS = ("reasoning_content", "thinking", "reasoning")
 """Keys of a message that hold the thoughts before its content, in the order of transformers."""
 
@@ -40,18 +36,6 @@ DIALOGUE: list[Message] = [
     {"role": "assistant", "content": "7 + 5 = 12"},
 ]
 """A question with its answer, which templates are tried on."""
-
-
-def _checked(options: dict[str, JsonValue]) -> dict[str, JsonValue]:
-    own = {*inspect.signature(PreTrainedTokenizerBase.apply_chat_template).parameters, "messages", CLOCK}
-    if reserved := sorted(own & {*options}):
-        remedy = "set date for the day" if reserved == [CLOCK] else "leave it out"
-        raise ValueError(f"{reserved[0]} is no option of a chat template, it is set by semalign: {remedy}")
-    return options
-
-
-TemplateOptions = Annotated[dict[str, JsonValue], AfterValidator(_checked)]
-"""Keyword arguments of a chat template by their names, such as `enable_thinking`."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +62,7 @@ class SourceSide:
     """Prompt by the source's template, not supervised."""
     answer_ids: tuple[int, ...]
     """The same answer under the source's tokenizer, with its end."""
-    spans: Spans
+    spans: "Spans"
     """Spans of the answer."""
     framed: tuple[bool, bool]
     """Whether one side alone has space before the text, and before its end: the models then expect different entries
@@ -142,7 +126,7 @@ class TextEncoder:
 
     def __init__(
         self,
-        tokenizer: PreTrainedTokenizerBase,
+        tokenizer: "PreTrainedTokenizerBase",
         *,
         options: Mapping[str, JsonValue] | None = None,
         date: datetime.date = DAY,
@@ -374,7 +358,7 @@ def _clock(date: datetime.date) -> str:
     )
 
 
-def _start(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+def _start(tokenizer: "PreTrainedTokenizerBase") -> tuple[int, ...]:
     """Token ids that a tokenizer puts before a text."""
     found = tokenizer("a", return_special_tokens_mask=True)
     added = itertools.takewhile(

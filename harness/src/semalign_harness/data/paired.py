@@ -2,12 +2,17 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
-from semalign_align import Spans, align_spans
-from semalign_geometry import Vocabulary
+import semalign_align
+import semalign_geometry
 from semalign_geometry.base import SemalignError
 
 from .encoding import Conversation, Example, Role, SourceSide, TextEncoder
+
+if TYPE_CHECKING:
+    from semalign_align import Spans
+    from semalign_geometry import Vocabulary
 
 Pieces = tuple[bytes | None, ...]
 """Bytes of the tokens of an answer; None for special entries."""
@@ -29,9 +34,9 @@ class PairedEncoder:
     """Encoder of the source."""
     target: TextEncoder
     """Encoder of the target."""
-    source_vocabulary: Vocabulary
+    source_vocabulary: "Vocabulary"
     """Bytes of the source's entries."""
-    target_vocabulary: Vocabulary
+    target_vocabulary: "Vocabulary"
     """Bytes of the target's entries."""
 
     @classmethod
@@ -41,7 +46,7 @@ class PairedEncoder:
         Raises:
             SemalignError: a tokenizer loses text.
         """
-        vocabularies = (Vocabulary.of(each.tokenizer, ends=each.ends) for each in (source, target))
+        vocabularies = (semalign_geometry.Vocabulary.of(each.tokenizer, ends=each.ends) for each in (source, target))
         return cls(source, target, *vocabularies)
 
     def example(self, conversation: Conversation, *, name: str) -> Example:
@@ -107,7 +112,7 @@ class PairedEncoder:
         """Return whether an answer names an end-of-sequence token before its own end."""
         return self.source.holds_end(answer) or self.target.holds_end(answer)
 
-    def _spans(self, source: Sequence[int], target: Sequence[int]) -> tuple[Spans, tuple[bool, bool]]:
+    def _spans(self, source: Sequence[int], target: Sequence[int]) -> "tuple[Spans, tuple[bool, bool]]":
         """Return the spans of an answer, and whether its first and its last span differ by space of one side alone."""
         sides = [self.source_vocabulary.bytes_of(source), self.target_vocabulary.bytes_of(target)]
         counts = [_text_tokens(side) for side in sides]
@@ -116,7 +121,7 @@ class PairedEncoder:
             sides = [(*side[:count], *[None] * (len(side) - count)) for side, count in zip(sides, counts, strict=True)]
         first = [_joined(side)[:1] for side in sides]
         try:
-            spans = align_spans(*sides)
+            spans = semalign_align.align_spans(*sides)
         except SemalignError as error:
             fact, _, _ = str(error).rpartition(": ")  # the remedy is for other callers
             raise TextChanged(fact) from error

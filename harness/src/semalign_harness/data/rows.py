@@ -8,16 +8,13 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
+import semalign_align
+import semalign_attribution
 from jinja2 import StrictUndefined, UndefinedError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
-from semalign_align import AnyBatch, PairedBatch, Spans
-from semalign_attribution import IGNORE, Batch
 from semalign_geometry.base import SemalignError
-from torch.nn.utils.rnn import pad_sequence
-from transformers import PreTrainedTokenizerBase
 
 from ..util.failures import reason
 from .arithmetic import arithmetic_rows
@@ -25,6 +22,11 @@ from .encoding import Conversation, Example, Message, SourceSide, TextEncoder
 from .paired import PairedEncoder, TextChanged
 from .row_files import Row, is_file_name, read_local
 from .settings import DataConfig, RowsConfig
+
+if TYPE_CHECKING:
+    from semalign_align import AnyBatch
+    from semalign_attribution import Batch
+    from transformers import PreTrainedTokenizerBase
 
 GENERATED_ROWS = 5_000
 TEMPLATES = ImmutableSandboxedEnvironment(undefined=StrictUndefined, keep_trailing_newline=True)
@@ -63,6 +65,8 @@ def split_rows(config: DataConfig, pools: Sequence[list[Row]], encoder: TextEnco
     Raises:
         SemalignError: too few rows, none short enough, or rows without a prompt or an answer.
     """
+    import torch  # for the order of the rows alone
+
     generator = torch.Generator().manual_seed(config.seed)
     shuffled = []
     for pool in pools:
@@ -187,7 +191,7 @@ def _read_hub(config: RowsConfig) -> list[Row]:
 
 
 def encode_rows(
-    rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, *, config: RowsConfig | None = None
+    rows: Sequence[Row], tokenizer: "PreTrainedTokenizerBase", *, config: RowsConfig | None = None
 ) -> list[Example]:
     """Encode rows that hold `messages`, or the fields that `config` names."""
     origin, encoder = config or RowsConfig(path="rows"), TextEncoder(tokenizer)
@@ -225,7 +229,7 @@ def _listed(row: Row, field: str) -> Any:
     return value
 
 
-def glued(example: Example, tokenizer: PreTrainedTokenizerBase) -> str | None:
+def glued(example: Example, tokenizer: "PreTrainedTokenizerBase") -> str | None:
     """Return the text around a border where the answer's word directly follows a word or a stop.
 
     None where something is between them, as with every chat template.
@@ -315,7 +319,7 @@ def _without_nulls(value: Any, null: Any = None) -> Any:
     return value
 
 
-def batches(examples: Sequence[Example], batch_size: int) -> list[AnyBatch]:
+def batches(examples: Sequence[Example], batch_size: int) -> "list[AnyBatch]":
     """Make padded batches with supervised answers, in order of length so that little is padded.
 
     They are paired where the source has a tokenizer of its own.
@@ -324,13 +328,15 @@ def batches(examples: Sequence[Example], batch_size: int) -> list[AnyBatch]:
     return [_batch(order[start : start + batch_size]) for start in range(0, len(order), batch_size)]
 
 
-def _batch(examples: Sequence[Example]) -> AnyBatch:
+def _batch(examples: Sequence[Example]) -> "AnyBatch":
     sources = [each.source for each in examples if each.source is not None]
     if not sources:
         return _padded(examples, [slice(None)] * len(examples))
     assert len(sources) == len(examples)
-    spans = tuple(Spans(each.spans.source[each.compared], each.spans.target[each.compared]) for each in sources)
-    return PairedBatch(
+    spans = tuple(
+        semalign_align.Spans(each.spans.source[each.compared], each.spans.target[each.compared]) for each in sources
+    )
+    return semalign_align.PairedBatch(
         _padded(sources, [_tokens_in(each.spans.source, each.compared) for each in sources]),
         _padded(examples, [_tokens_in(each.spans.target, each.compared) for each in sources]),
         spans,
@@ -342,15 +348,19 @@ def _tokens_in(lengths: Sequence[int], spans: slice) -> slice:
     return slice(sum(lengths[: spans.start]), sum(lengths[: spans.stop]))
 
 
-def _padded(sides: Sequence[Example | SourceSide], answers: Sequence[slice]) -> Batch:
+def _padded(sides: Sequence[Example | SourceSide], answers: Sequence[slice]) -> "Batch":
     """Return a batch of rows in which some tokens of each answer are supervised."""
+    import torch
+    from torch.nn.utils.rnn import pad_sequence
+
+    ignored = semalign_attribution.IGNORE
     ids = [torch.tensor(e.prompt_ids + e.answer_ids) for e in sides]
-    labels = [torch.full_like(row, IGNORE) for row in ids]
+    labels = [torch.full_like(row, ignored) for row in ids]
     for side, row, label, answer in zip(sides, ids, labels, answers, strict=True):
         begin = len(side.prompt_ids)
         label[begin:][answer] = row[begin:][answer]
     return {
         "input_ids": pad_sequence(ids, batch_first=True),
         "attention_mask": pad_sequence([torch.ones_like(row) for row in ids], batch_first=True),
-        "labels": pad_sequence(labels, batch_first=True, padding_value=IGNORE),
+        "labels": pad_sequence(labels, batch_first=True, padding_value=ignored),
     }

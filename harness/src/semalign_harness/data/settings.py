@@ -1,9 +1,36 @@
-"""Settings of the rows of an experiment."""
+"""Settings of the rows of an experiment, and of the chat template that they go through."""
 
-from typing import Literal
+import datetime
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field, JsonValue
 from semalign_geometry.base import Settings
+
+DAY = datetime.date(2024, 7, 26)
+"""Default date of a template that reads the clock, which is that of Llama's templates.
+
+A fixed date makes a run the same on every day."""
+CLOCK = "strftime_now"
+"""Name of the clock in chat templates."""
+RESERVED = frozenset(
+    (
+        "add_generation_prompt chat_template continue_final_message conversation documents kwargs max_length "
+        "messages padding return_assistant_tokens_mask return_dict return_tensors sanitize_control_tokens "
+        "self tokenize tokenizer_kwargs tools truncation"
+    ).split()
+)
+"""Arguments of transformers' `apply_chat_template`, and the messages: no options of a template."""
+
+
+def _checked(options: dict[str, JsonValue]) -> dict[str, JsonValue]:
+    if reserved := sorted({*RESERVED, CLOCK} & {*options}):
+        remedy = "set date for the day" if reserved == [CLOCK] else "leave it out"
+        raise ValueError(f"{reserved[0]} is no option of a chat template, it is set by semalign: {remedy}")
+    return options
+
+
+TemplateOptions = Annotated[dict[str, JsonValue], AfterValidator(_checked)]
+"""Keyword arguments of a chat template by their names, such as `enable_thinking`."""
 
 
 class RowsConfig(Settings):

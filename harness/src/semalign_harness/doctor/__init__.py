@@ -1,9 +1,5 @@
 """Check a pair of models in seconds: by configurations, tokenizers and heads, before any weights load."""
 
-from ..run.checks import Finding as Finding
-from ._diagnose import diagnose as diagnose
-from ._diagnose import read_settings as read_settings
-from ._diagnosis import Diagnosis as Diagnosis
-from ._diagnosis import diagnosis_text as diagnosis_text
+import lazy_loader
 
-__all__ = ["Diagnosis", "Finding", "diagnose", "diagnosis_text", "read_settings"]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)  # names are listed in __init__.pyi

@@ -1,8 +1,6 @@
 """All checks of a pair: those of a run, then its heads, the machine, and the weights where that is set."""
 
-from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import torch
 from semalign_geometry.base import SemalignError
@@ -14,35 +12,10 @@ from ..models.settings import ModelConfig
 from ..run.checks import Finding, Pair, check_pair, check_rows, error, refused
 from ..util.console import Console
 from ..util.resources import pick_device
-from ..util.settings import merged, parse_overrides
 from ._deep import check_layers
 from ._diagnosis import Diagnosis
 from ._heads import check_adapters, check_head
 from ._machine import check_machine
-
-_NO_DATA = "generated:arithmetic"
-"""Stands where an experiment needs rows; never read."""
-
-
-def read_settings(source: str, target: str, data: str | None, overrides: Sequence[str]) -> tuple[Experiment, bool]:
-    """Return the experiment that would run, and whether rows are given.
-
-    Args:
-        source: path of the source.
-        target: path of the target.
-        data: path of the rows, if any.
-        overrides: `key.key=value`, as `semalign run` takes them.
-
-    Raises:
-        SemalignError: an override is not of that form, or an unknown or wrong setting.
-    """
-    tree: dict[str, Any] = {"name": "doctor", "source": {"path": source}, "target": {"path": target}}
-    if data is not None:
-        tree["data"] = {"train": {"path": data}}
-    tree = merged(tree, parse_overrides(overrides))
-    experiment = Experiment.parse(merged({"data": {"train": {"path": _NO_DATA}}}, tree), origin="doctor")
-    has_rows = "path" in merged({"data": {"train": {}}}, tree)["data"]["train"]
-    return experiment, has_rows
 
 
 def diagnose(

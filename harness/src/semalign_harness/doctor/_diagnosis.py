@@ -7,7 +7,8 @@ from semalign_geometry import FidelityReport
 from semalign_geometry.base import Contract
 
 from ..results.similarity import Matrix
-from ..run.checks import Finding, Level
+from ..run.checks import Finding as Finding
+from ..run.checks import Level
 from ..util.tables import aligned
 
 WIDTH = 80

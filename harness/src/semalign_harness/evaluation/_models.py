@@ -16,8 +16,7 @@ from semalign_geometry.base import SemalignError
 from ..data.encoding import TextEncoder
 from ..generation import end_ids, generate
 from ..models.loading import LoadedModel
-from ..models.opening import OpenedModel, check_tokenizers, identity, open_model
-from ..models.settings import ModelConfig
+from ..models.opening import OpenedModel, check_tokenizers, identity, open_model, prepare
 from ..reading import answer_text
 from ..results.evaluation import EvaluationConfig
 from ..util.console import Console
@@ -77,11 +76,11 @@ def open_models(config: EvaluationConfig, device: torch.device, console: Console
     Raises:
         SemalignError: they are not found, do not fit each other, or lack a setting's requirement.
     """
-
-    def opened(settings: ModelConfig, role: str) -> OpenedModel:
-        return open_model(settings, progress=console.ticker(f"pre-train the {role}"), note=console.note)
-
-    model, source = opened(config.model, "model"), opened(config.source, "source") if config.source else None
+    for role, settings in (("model", config.model), ("source", config.source)):
+        if settings is not None:
+            prepare(settings, progress=console.ticker(f"pre-train the {role}"), note=console.note)
+    with console.step("read tokenizers and configurations"):
+        model, source = open_model(config.model), open_model(config.source) if config.source else None
     if config.chat and model.tokenizer.chat_template is None:
         raise SemalignError(f"{config.model.path} has no chat template: set chat=false, or leave it out")
     if config.backend == "vllm" and config.model.load_in_4bit:

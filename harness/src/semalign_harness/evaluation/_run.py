@@ -22,13 +22,14 @@ from lm_eval.api.model import LM
 from lm_eval.evaluator import evaluate as run_tasks
 from lm_eval.tasks import TaskManager
 from pydantic import JsonValue
+from semalign_align import Ranks
 from semalign_geometry.base import SemalignError, replace_file
 
 from ..benchmarks import KNOWN_BENCHMARKS, Benchmark, BenchmarkProtocol, Document, find_benchmark, sample
 from ..data.encoding import ENCODING
 from ..generation import GENERATION
 from ..models.loading import load_model
-from ..models.shape import row_bytes
+from ..models.shape import is_small, row_bytes
 from ..results.evaluation import (
     BenchmarkResult,
     EvaluationConfig,
@@ -46,7 +47,7 @@ from ..util.cache import cache_folder
 from ..util.console import Console
 from ..util.failures import naming
 from ..util.journal import Journal
-from ..util.resources import join
+from ..util.resources import join, one_thread
 from ._agreement import Comparer, Text, short
 from ._journaled import JournaledLM
 from ._models import GreedyLM, Models, open_models, vllm_model
@@ -79,9 +80,17 @@ def evaluate(config: EvaluationConfig, folder: Path, *, console: Console | None 
     _check_folder(folder)
     ranks, device = join(config.device)
     console = console if console is not None and ranks.is_first else Console(quiet=True)
-    with console.step("read rows, tokenizers and configurations"):
-        tasks = [_draw(find_benchmark(name), config) for name in config.tasks]
-        models = open_models(config, device, console)
+    are_small = is_small(config.model) and (config.source is None or is_small(config.source))
+    with one_thread(console.note) if are_small else contextlib.nullcontext():
+        return _evaluated(config, folder, console, ranks, device)
+
+
+def _evaluated(
+    config: EvaluationConfig, folder: Path, console: Console, ranks: Ranks, device: torch.device
+) -> EvaluationResult | None:
+    with console.step("read rows"):
+        tasks = [_draw(find_benchmark(name).within(config.max_new_tokens), config) for name in config.tasks]
+    models = open_models(config, device, console)
     level = _sandbox(tasks, config)
     _check_positions(tasks, models)
     for note in models.encoder.notes():
@@ -183,7 +192,7 @@ def _check_positions(tasks: Sequence[_Task], models: Models) -> None:
         if models.limit is not None and models.limit <= generated:
             raise SemalignError(
                 f"{task.name} generates up to {generated} tokens, {models.opened.settings.path} reads at most "
-                f"{models.limit} in all: leave {task.name} out of tasks"
+                f"{models.limit} in all: leave {task.name} out of tasks, or set a lower max_new_tokens"
             )
 
 

@@ -14,6 +14,8 @@ import torch
 import transformers
 from semalign_geometry.base import SemalignError
 
+from ..experiment import Experiment
+from ..models.shape import is_small
 from ..results.files import ENVIRONMENT, RESULT
 from ..results.run import Environment, RunResult
 from ..run.dry_run import DryRun
@@ -211,7 +213,8 @@ def _run_here(folder: Path, names: Sequence[str], target: Target, console: Conso
     free = list(range(target.at_once or 1))
     running: dict[str, tuple[subprocess.Popen[bytes], int]] = {}
     # A run that names its device, such as cuda:1, counts the devices as this process does.
-    anywhere = {cell.name for cell in Matrix.read(folder / MATRIX).cells if cell.experiment.device in ("auto", "cuda")}
+    experiments = {cell.name: cell.experiment for cell in Matrix.read(folder / MATRIX).cells}
+    anywhere = {name for name, experiment in experiments.items() if experiment.device in ("auto", "cuda")}
     tick = console.ticker("runs")
     tick(0, len(names))
     try:
@@ -219,7 +222,8 @@ def _run_here(folder: Path, names: Sequence[str], target: Target, console: Conso
             while waiting and free:
                 name, slot = waiting.pop(0), free.pop(0)
                 console.note(f"{name} begins, its log is {folder / LOGS / name}.log")
-                environment = {"OMP_NUM_THREADS": str(_threads(folder / name, target.at_once or 1)), **os.environ}
+                threads = _threads(folder / name, experiments[name], target.at_once or 1)
+                environment = {"OMP_NUM_THREADS": str(threads), **os.environ}
                 if name in anywhere:
                     environment |= device_of_slot(slot, torch.cuda.device_count(), os.environ)
                 running[name] = _start(folder, name, target.trackers, environment), slot
@@ -259,13 +263,15 @@ def device_of_slot(slot: int, count: int, environment: Mapping[str, str]) -> dic
     return {"CUDA_VISIBLE_DEVICES": visible[slot % len(visible)].strip()}
 
 
-def _threads(folder: Path, at_once: int) -> int:
-    """A cell's share of the processors, so that cells do not wait for each other's threads.
+def _threads(folder: Path, experiment: Experiment, at_once: int) -> int:
+    """A cell's share of the processors, so that cells do not wait for each other's threads; one for small models.
 
     An interrupted cell keeps its number, on which its results depend.
     """
     if (folder / ENVIRONMENT).is_file():
         return Environment.read(folder / ENVIRONMENT).threads
+    if is_small(experiment.source) and is_small(experiment.target):
+        return 1
     return max(1, torch.get_num_threads() // at_once)
 
 

@@ -1,13 +1,16 @@
 """ALM: likelihoods of spans of two tokenizers."""
 
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
+import semalign_train
 from pydantic import Field
-from semalign_attribution import DecoderView
-from semalign_train import AlmLoss, JointLoss
 
 from ._joint import JointMethod
 from ._method import MethodContext
+
+if TYPE_CHECKING:
+    from semalign_attribution import DecoderView
+    from semalign_train import JointLoss
 
 
 class Alm(JointMethod):
@@ -26,6 +29,6 @@ class Alm(JointMethod):
     answer: float = Field(0.0, ge=0)
     """Weight of the NLL of the answers."""
 
-    def loss(self, context: MethodContext, view: DecoderView) -> JointLoss:
+    def loss(self, context: MethodContext, view: "DecoderView") -> "JointLoss":
         """Return the divergence of the likelihoods."""
-        return AlmLoss(temperature=self.temperature, threshold=self.threshold, answer=self.answer)
+        return semalign_train.AlmLoss(temperature=self.temperature, threshold=self.threshold, answer=self.answer)

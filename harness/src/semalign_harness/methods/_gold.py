@@ -1,13 +1,16 @@
 """GOLD: equal entries of two vocabularies by a divergence, the others by rank."""
 
-from typing import Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
+import semalign_train
 from pydantic import Field
-from semalign_attribution import DecoderView
-from semalign_train import GoldLoss, JointLoss
 
 from ._joint import JointMethod
 from ._method import MethodContext
+
+if TYPE_CHECKING:
+    from semalign_attribution import DecoderView
+    from semalign_train import JointLoss
 
 Weight = Annotated[float, Field(ge=0)]
 
@@ -36,7 +39,9 @@ class Gold(JointMethod):
     answer: Weight = 0.0
     """Weight of the NLL of the answers."""
 
-    def loss(self, context: MethodContext, view: DecoderView) -> JointLoss:
+    def loss(self, context: MethodContext, view: "DecoderView") -> "JointLoss":
         """Return the hybrid loss."""
         source = context.load_source()
-        return GoldLoss(source, beta=self.beta, weights=self.weights, merge=self.merge, answer=self.answer)
+        return semalign_train.GoldLoss(
+            source, beta=self.beta, weights=self.weights, merge=self.merge, answer=self.answer
+        )

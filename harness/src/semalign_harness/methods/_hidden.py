@@ -1,15 +1,18 @@
 """Hidden-state matching as in FitNets and TinyBERT: a learned projection onto the source's stream, and output KL."""
 
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
+import semalign_train
 from pydantic import Field
-from semalign_attribution import DecoderView
 from semalign_geometry import Divergence
-from semalign_train import HiddenLoss, JointLoss
 
 from ..models.shape import ModelShape
 from ._joint import JointMethod
 from ._method import LayerUse, MethodContext, MethodNeeds
+
+if TYPE_CHECKING:
+    from semalign_attribution import DecoderView
+    from semalign_train import JointLoss
 
 
 class Hidden(JointMethod):
@@ -41,9 +44,9 @@ class Hidden(JointMethod):
         joint = super().needs(source, target, rows=rows, tokens=tokens)
         return joint._replace(trained=joint.trained + target.layers * source.width * target.width)
 
-    def loss(self, context: MethodContext, view: DecoderView) -> JointLoss:
+    def loss(self, context: MethodContext, view: "DecoderView") -> "JointLoss":
         """Return the loss on states and output; its projections train along, and are dropped."""
         pairing, source = context.supervision.manifest.pairing, context.load_source()
-        return HiddenLoss(
+        return semalign_train.HiddenLoss(
             source, view, pairing, weight=self.weight, divergence=self.divergence, seed=context.train.seed
         )

@@ -1,12 +1,17 @@
 """Base of the methods that train all layers at once: their settings and their loss."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from semalign_attribution import DecoderView
-from semalign_train import FullLayer, JointConfig, JointLoss, JointSettings, JointTrainer, TrainSettings
+import semalign_attribution
+import semalign_train
+from semalign_train import FullLayer, JointConfig, JointSettings, TrainSettings
 
 from ..models.shape import ModelShape
 from ._method import Method, MethodContext, MethodNeeds, MethodReport, adapter_parameters, check_adapters
+
+if TYPE_CHECKING:
+    from semalign_attribution import DecoderView
+    from semalign_train import JointLoss
 
 
 class JointMethod(JointSettings, Method):
@@ -28,21 +33,21 @@ class JointMethod(JointSettings, Method):
             return MethodNeeds(trained=target.parameters)
         return MethodNeeds(trained=target.layers * adapter_parameters(self.trainable, target))
 
-    def loss(self, context: MethodContext, view: DecoderView) -> JointLoss:
+    def loss(self, context: MethodContext, view: "DecoderView") -> "JointLoss":
         """Return the loss of a run; `view` is the target's."""
         raise NotImplementedError
 
     def run(self, context: MethodContext) -> MethodReport:
         """Train all layers on the loss."""
-        view = DecoderView(context.target)
+        view = semalign_attribution.DecoderView(context.target)
         return self.train(context, view, self.loss(context, view))
 
-    def train(self, context: MethodContext, view: DecoderView, loss: JointLoss, **given: Any) -> MethodReport:
+    def train(self, context: MethodContext, view: "DecoderView", loss: "JointLoss", **given: Any) -> MethodReport:
         """Minimise a loss; `given` are further arguments of the trainer."""
         steps = self.work(context.train, view.depth, len(context.rows)).steps
         shared = {**dict(context.train), "learning_rate": context.train.learning_rate or self.default_rate}
         config = JointConfig(**{**shared, "steps": steps, "trainable": self.trainable})
-        trainer = JointTrainer(
+        trainer = semalign_train.JointTrainer(
             view,
             context.supervision,
             config,

@@ -1,14 +1,17 @@
 """Knowledge distillation."""
 
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
+import semalign_train
 from pydantic import Field
-from semalign_attribution import DecoderView
 from semalign_geometry import Divergence
-from semalign_train import JointLoss, OutputLoss
 
 from ._joint import JointMethod
 from ._method import MethodContext
+
+if TYPE_CHECKING:
+    from semalign_attribution import DecoderView
+    from semalign_train import JointLoss
 
 
 class Kd(JointMethod):
@@ -35,6 +38,6 @@ class Kd(JointMethod):
         """Whether the divergence is not that of `forward`."""
         return self.divergence != "forward"
 
-    def loss(self, context: MethodContext, view: DecoderView) -> JointLoss:
+    def loss(self, context: MethodContext, view: "DecoderView") -> "JointLoss":
         """Return the divergence from the source's output, mixed with the NLL of the answers."""
-        return OutputLoss(answer=self.answer, divergence=self.divergence, span=self.span)
+        return semalign_train.OutputLoss(answer=self.answer, divergence=self.divergence, span=self.span)

@@ -3,15 +3,18 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal, NamedTuple, Protocol, TypeVar, runtime_checkable
+from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple, Protocol, TypeVar, runtime_checkable
 
-from semalign_align import Supervision, SupervisionSource
 from semalign_geometry.base import Contract, SemalignError, Settings
 from semalign_train import JointReport, LoraLayer, StageRecord, StepRecord, TrainSettings, TransferReport
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..data.encoding import Example
 from ..models.shape import ModelShape
+
+if TYPE_CHECKING:
+    from semalign_align import Supervision, SupervisionSource
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from ..data.encoding import Example
 
 T = TypeVar("T")
 LayerUse = Literal["none", "paired", "transported"]
@@ -36,19 +39,19 @@ class Progress(Protocol):
 class MethodContext:
     """Everything that a method may use; it changes the target alone."""
 
-    target: PreTrainedModel
+    target: "PreTrainedModel"
     """The model that trains, changed in place."""
-    tokenizer: PreTrainedTokenizerBase
+    tokenizer: "PreTrainedTokenizerBase"
     """The target's tokenizer."""
-    source_tokenizer: PreTrainedTokenizerBase
+    source_tokenizer: "PreTrainedTokenizerBase"
     """The source's; where it splits text as the target's does, rows have one side for both models."""
-    supervision: SupervisionSource
+    supervision: "SupervisionSource"
     """The source's supervision of the training rows."""
-    held_out: Supervision
+    held_out: "Supervision"
     """The source's supervision of the held-out rows."""
-    rows: Sequence[Example]
+    rows: "Sequence[Example]"
     """The training rows, as `supervision` holds them."""
-    attribution_rows: Sequence[Example]
+    attribution_rows: "Sequence[Example]"
     """The training rows that source and target are compared on."""
     batch_size: int
     """Rows in a forward run without gradients."""
@@ -56,7 +59,7 @@ class MethodContext:
     """Settings that all methods share; the method's own are its fields."""
     folder: Path
     """The run folder, for files of the method."""
-    load_source: Callable[[], PreTrainedModel]
+    load_source: "Callable[[], PreTrainedModel]"
     """Loads the source's weights; the caller lets go of them."""
     progress: Progress
     """Display of progress."""

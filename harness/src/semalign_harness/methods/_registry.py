@@ -8,11 +8,11 @@ from ._alm import Alm
 from ._gold import Gold
 from ._hidden import Hidden
 from ._kd import Kd
+from ._laten import LaTen
 from ._method import Method
+from ._seeking import Seeking
 from ._semalign import SemAlign
 from ._sft import Sft
-from .baselines.laten import LaTen
-from .baselines.seeking import Seeking
 
 KNOWN_METHODS = Kinds(
     "semalign.methods",

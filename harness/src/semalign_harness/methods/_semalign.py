@@ -3,17 +3,18 @@
 import contextlib
 import tempfile
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
+import semalign_align
+import semalign_attribution
+import semalign_train
 from pydantic import model_validator
-from semalign_align import Ranks, SupervisionSource, check_objective
-from semalign_attribution import DecoderView, LayerScores
+from semalign_attribution import LayerScores
 from semalign_geometry.base import SemalignError
 from semalign_train import (
     KNOWN_OBJECTIVES,
     FrontierConfig,
     FrontierSettings,
-    FrontierTrainer,
     LoraLayer,
     TrainSettings,
     TransferReport,
@@ -30,6 +31,9 @@ from ._method import (
     adapter_parameters,
     check_adapters,
 )
+
+if TYPE_CHECKING:
+    from semalign_align import SupervisionSource
 
 
 class SemAlign(FrontierSettings, Method):
@@ -82,7 +86,7 @@ class SemAlign(FrontierSettings, Method):
         if not self.weights.geometry:
             return
         if type(self.objective) not in KNOWN_OBJECTIVES.built_in.values():
-            check_objective(self.objective, width=target.width, reference_width=reference_width)
+            semalign_align.check_objective(self.objective, width=target.width, reference_width=reference_width)
         if getattr(self.objective, "compares_vectors", False) and reference_width != target.width:
             raise SemalignError(
                 f"the {self.objective.name} objective compares vectors of one width, the source has {reference_width} "
@@ -116,7 +120,7 @@ class SemAlign(FrontierSettings, Method):
 
     def run(self, context: MethodContext) -> MethodReport:
         """Run every stage, or resume an interrupted run."""
-        config, depth = self.config(context.train), DecoderView(context.target).depth
+        config, depth = self.config(context.train), semalign_attribution.DecoderView(context.target).depth
         if self.critical_layer_only:
             layer = _critical_layer(context.folder, context.supervision)
             steps = sum(config.stage_steps(depth, len(context.rows)))
@@ -132,7 +136,7 @@ class SemAlign(FrontierSettings, Method):
         )
 
 
-def _critical_layer(folder: Path, supervision: SupervisionSource) -> int:
+def _critical_layer(folder: Path, supervision: "SupervisionSource") -> int:
     scores = LayerScores.read(folder / "attribution.json").mean
     critical = max(range(len(scores)), key=scores.__getitem__) + 1
     layers = supervision.manifest.pairing.source_layers
@@ -140,10 +144,10 @@ def _critical_layer(folder: Path, supervision: SupervisionSource) -> int:
 
 
 def _train(context: MethodContext, config: FrontierConfig) -> TransferReport:
-    ranks, place = Ranks.current(), tempfile.TemporaryDirectory
+    ranks, place = semalign_align.Ranks.current(), tempfile.TemporaryDirectory
     with contextlib.ExitStack() as stack:
         scratch = ranks.broadcast_from_first(lambda: stack.enter_context(place(dir=context.folder, prefix=".scratch-")))
-        report = FrontierTrainer(
+        report = semalign_train.FrontierTrainer(
             context.target,
             context.supervision,
             config,

@@ -1,12 +1,15 @@
 """Supervised fine-tuning."""
 
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
-from semalign_attribution import DecoderView
-from semalign_train import AnswerLoss, JointLoss
+import semalign_train
 
 from ._joint import JointMethod
 from ._method import MethodContext
+
+if TYPE_CHECKING:
+    from semalign_attribution import DecoderView
+    from semalign_train import JointLoss
 
 
 class Sft(JointMethod):
@@ -16,6 +19,6 @@ class Sft(JointMethod):
     kind: Literal["sft"] = "sft"
     """Chooses this method in a configuration."""
 
-    def loss(self, context: MethodContext, view: DecoderView) -> JointLoss:
+    def loss(self, context: MethodContext, view: "DecoderView") -> "JointLoss":
         """Return the NLL of the answers."""
-        return AnswerLoss()
+        return semalign_train.AnswerLoss()

@@ -6,18 +6,22 @@ import shlex
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, redirect_stderr
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from semalign_geometry.base import SemalignError, new_folder, sha256_of
 from tokenizers.normalizers import NFC
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedModel
+from transformers import AutoTokenizer
 
 from ..util.cache import cache_folder
 from ..util.failures import reason
 from ..util.locking import lock_of
 from .catalogue import KnownModel
 from .saving import save_model
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 FILLER = re.compile(r"\[PAD\d+\]")
 
@@ -59,6 +63,8 @@ def made_by_one(folder: Path) -> Iterator[None]:
 
 
 def _convert(path: Path, folder: Path) -> None:
+    from transformers import AutoModelForCausalLM, GgufConfig
+
     try:
         with redirect_stderr(io.StringIO()):  # of a bar that is drawn in pipes too
             model = AutoModelForCausalLM.from_pretrained(
@@ -70,7 +76,9 @@ def _convert(path: Path, folder: Path) -> None:
             )
         tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name, trust_remote_code=False)
     except Exception as error:  # a damaged file can fail anywhere in the reader
-        raise SemalignError(f"{path} cannot be read as a GGUF model: {reason(error)}") from error
+        raise SemalignError(
+            f"{path} cannot be read as a GGUF model, fetch it again or choose another file: {reason(error)}"
+        ) from error
     _tie_like_upstream(model)
     if model.config.model_type.startswith("qwen2"):
         # Parts of the upstream tokenizer and generation settings that the file lacks.
@@ -81,7 +89,7 @@ def _convert(path: Path, folder: Path) -> None:
         save_model(model, tokenizer, temporary)
 
 
-def _tie_like_upstream(model: PreTrainedModel) -> None:
+def _tie_like_upstream(model: "PreTrainedModel") -> None:
     """Tie embeddings and head again where the file holds one matrix twice; the head is quantised more finely."""
     output, inputs = model.get_output_embeddings(), model.get_input_embeddings()
     assert isinstance(output, nn.Linear) and isinstance(inputs, nn.Embedding)

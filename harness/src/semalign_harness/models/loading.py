@@ -5,18 +5,20 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from semalign_attribution import DecoderView
 from semalign_geometry.base import SemalignError
 from torch import nn
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..generation import Way, check_generation
 from ..util.failures import reason
 from .opening import MERGE, OpenedModel, loading_errors, open_model
 from .settings import ModelConfig
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 ADAPTER = re.compile(r"lora_|base_layer|modules_to_save|adapter|ia3_|oft_|vera_|hada_|lokr_")
 
@@ -33,9 +35,9 @@ COMPUTED = {"inv_freq", "original_inv_freq", "masked_bias", "position_ids"}
 class LoadedModel:
     """A causal language model, checked, with its tokenizer."""
 
-    model: PreTrainedModel
+    model: "PreTrainedModel"
     """The model, on its device, in the dtype that it computes in."""
-    tokenizer: PreTrainedTokenizerBase
+    tokenizer: "PreTrainedTokenizerBase"
     """Its tokenizer."""
     folder: str
     """Hub id or folder that transformers loads it from."""
@@ -61,6 +63,8 @@ def load_model(
         SemalignError: nothing is found there, it is an encoder, its weights are damaged, it could not be saved, or it
             shall generate and does not do so right.
     """
+    from transformers import AutoModelForCausalLM
+
     opened = source if isinstance(source, OpenedModel) else open_model(source)
     settings = opened.settings
     in_4bit = settings.load_in_4bit or opened.quantised == "bitsandbytes"
@@ -100,7 +104,7 @@ def load_model(
     return LoadedModel(model, opened.tokenizer, opened.place, unused, way, unchecked)
 
 
-def unused_tensors(model: PreTrainedModel, surplus: Iterable[str], path: str) -> tuple[str, ...]:
+def unused_tensors(model: "PreTrainedModel", surplus: Iterable[str], path: str) -> tuple[str, ...]:
     """Find the tensors of a checkpoint that are no part of the language model.
 
     Buffers are computed again, and are left out. Towers for images and sound, predictors of several tokens and value
@@ -138,7 +142,7 @@ def unused_tensors(model: PreTrainedModel, surplus: Iterable[str], path: str) ->
     return tuple(beside)
 
 
-def _predicts_more(model: PreTrainedModel, parts: list[str]) -> bool:
+def _predicts_more(model: "PreTrainedModel", parts: list[str]) -> bool:
     """Return whether a tensor belongs to a layer behind the last one, for further tokens (DeepSeek, GLM)."""
     config = model.config.get_text_config(decoder=True)
     first, more = config.num_hidden_layers, getattr(config, "num_nextn_predict_layers", 0) or 0
@@ -154,6 +158,8 @@ def _in_4bit(dtype: torch.dtype) -> dict[str, Any]:
     """
     if importlib.util.find_spec("bitsandbytes") is None:
         raise SemalignError('load_in_4bit needs bitsandbytes: pip install "semalign-harness[4bit]"')
+    from transformers import BitsAndBytesConfig
+
     quantisation = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
     return {"quantization_config": quantisation}
 
@@ -167,7 +173,7 @@ def _without_odd_packing(model: nn.Module) -> None:
             layer.support_avx512bf16_for_cpu = False
 
 
-def _make_savable(model: PreTrainedModel, path: str) -> None:
+def _make_savable(model: "PreTrainedModel", path: str) -> None:
     """Make the model savable: transformers refuses contradictory generation settings, but only when it saves."""
     settings = model.generation_config
     if settings is None:

@@ -20,7 +20,7 @@ from transformers.utils.hub import cached_file, extract_commit_hash
 
 from ..util.cache import cache_folder
 from ..util.failures import naming
-from ..util.resources import bfloat16_is_fast
+from ..util.resources import bfloat16_is_fast, one_thread
 from .catalogue import catalogue, known_path
 from .gguf import FILLER, converted, made_by_one, place_of_gguf
 from .settings import ModelConfig
@@ -29,6 +29,8 @@ from .tiny import Role, build_tiny_model, tiny_folder_name
 
 GENERATED: dict[str, Role] = {f"generated:tiny-{role}": role for role in typing.get_args(Role)}
 MERGE = "merge it into the weights with peft's merge_and_unload(), and give the merged model"
+TOKENIZER_FILES = ("*token*", "*vocab*", "*.model", "merges.txt")
+"""Names of files of which a folder with a tokenizer has at least one."""
 ASKED_SECONDS = 5.0
 """Longest wait for the hub's answer whether it has a model."""
 
@@ -120,7 +122,7 @@ def open_model(
     Args:
         settings: where it comes from.
         progress: called with the steps done and all steps while a generated model is built.
-        note: called before a GGUF file is converted, which takes a while.
+        note: called before a model is generated or a GGUF file is converted, which takes a while.
 
     Raises:
         MissingModel: nothing is found there.
@@ -138,10 +140,24 @@ def open_model(
             kind.endswith(("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")) for kind in kinds
         ):
             raise SemalignError(f"{settings.path} is a {kinds[0]}, expected a decoder-only causal language model")
+        if Path(place).is_dir() and not any(any(Path(place).glob(name)) for name in TOKENIZER_FILES):
+            raise SemalignError(
+                f"{settings.path} holds no tokenizer: add its files to the folder, such as tokenizer.json"
+            )
         tokenizer = AutoTokenizer.from_pretrained(place, revision=commit, trust_remote_code=False)
         tokenizer("a")  # which some damaged tokenizers fail in first
     text = config.get_text_config(decoder=True)
     return OpenedModel(settings, place, commit, text, tokenizer, _quantisation(config) or _quantisation(text))
+
+
+def prepare(
+    settings: ModelConfig,
+    *,
+    progress: Callable[[int, int], None] | None = None,
+    note: Callable[[str], None] | None = None,
+) -> None:
+    """Build a generated model or convert a GGUF file on its first use, as `open_model` would; others stay untouched."""
+    _resolve(settings, progress, note)
 
 
 def _commit(settings: ModelConfig, place: str) -> str:
@@ -300,7 +316,9 @@ def _resolve(
             raise MissingModel(f"unknown generated model {config.path!r}: known are {', '.join(GENERATED)}")
         role = GENERATED[config.path]
         folder = cache_folder() / tiny_folder_name(role)
-        with made_by_one(folder):
+        if note is not None and not folder.is_dir():
+            note(f"pre-training {config.path.removeprefix('generated:')}, a generated model, once; kept in {folder}")
+        with made_by_one(folder), one_thread(note or (lambda text: None)):
             return str(build_tiny_model(role, folder, progress=progress))
     path, known = Path(config.path).expanduser(), known_path(config.path)
     if known is not None:

@@ -17,7 +17,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from semalign_geometry.base import SemalignError, new_folder
@@ -29,7 +29,7 @@ from tokenizers.pre_tokenizers import Sequence as Steps
 from tokenizers.trainers import BpeTrainer
 from torch import Tensor
 from torch.nn.functional import cross_entropy
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 from ..data.arithmetic import (
     _ADD,
@@ -45,6 +45,9 @@ from ..data.arithmetic import (
     _draw_rows,
 )
 from .saving import save_model
+
+if TYPE_CHECKING:
+    from transformers import LlamaForCausalLM
 
 Role = Literal["source", "target", "small", "target-other"]
 _Record = dict[str, str | int]
@@ -222,7 +225,9 @@ def _vocabulary() -> list[str]:
     return list(dict.fromkeys(words))
 
 
-def _new_model(recipe: _Recipe, tokenizer: PreTrainedTokenizerFast, *, seed: int) -> LlamaForCausalLM:
+def _new_model(recipe: _Recipe, tokenizer: PreTrainedTokenizerFast, *, seed: int) -> "LlamaForCausalLM":
+    from transformers import LlamaConfig, LlamaForCausalLM
+
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=recipe.width,
@@ -262,7 +267,7 @@ def _batches(rows: Sequence[dict[str, Any]], tokenizer: PreTrainedTokenizerFast)
 
 
 def _train(
-    model: LlamaForCausalLM,
+    model: "LlamaForCausalLM",
     batches: Iterable[tuple[Tensor, Tensor]],
     *,
     total: int,

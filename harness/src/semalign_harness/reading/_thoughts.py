@@ -2,8 +2,10 @@
 
 import re
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from transformers import PreTrainedTokenizerBase
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 _BEGINS, _ENDS = ("<think>", "<thinking>", "[THINK]"), ("</think>", "</thinking>", "[/THINK]")
 _END = re.compile("|".join(map(re.escape, _ENDS)))
@@ -22,7 +24,7 @@ def after_thoughts(text: str) -> str:
     return "" if _BEGIN.match(rest) else rest
 
 
-def answer_text(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
+def answer_text(tokenizer: "PreTrainedTokenizerBase", ids: Sequence[int]) -> str:
     """Decode an answer without special tokens, but with the marks that `after_thoughts` needs.
 
     The marks are special tokens in some models.

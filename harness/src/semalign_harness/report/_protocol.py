@@ -55,6 +55,7 @@ def benchmark_flags(config: EvaluationConfig | Benchmarks) -> list[str]:
     flags = ["--tasks", ",".join(config.tasks)]
     flags += [] if config.data is None else ["--data", config.data]
     flags += [] if config.limit is None else ["--limit", str(config.limit)]
+    flags += [] if config.max_new_tokens is None else ["--max-new-tokens", str(config.max_new_tokens)]
     flags += [] if config.chat is None else ["--chat" if config.chat else "--plain"]
     return flags + ["--allow-weak-sandbox"] * config.allow_weak_sandbox
 

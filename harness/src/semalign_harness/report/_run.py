@@ -133,17 +133,19 @@ def _attribution(run: ReportedRun) -> list[Block]:
 def _similarity(run: ReportedRun) -> list[Block]:
     if (similarity := run.similarity) is None:
         return []
-    paired, means = "", ""
+    means, blank = "", ""
     if run.pairing is not None:
+        if set(run.pairing.source_layers) < set(range(1, run.pairing.source_depth + 1)):
+            blank = " Blank: source layers without a pair."
         columns = [similarity.source_layers.index(layer) for layer in run.pairing.source_layers]
         before, after = (
             math.fsum(row[column] for row, column in zip(rows, columns, strict=True)) / len(rows)
             for rows in (similarity.before, similarity.after)
         )
-        paired, means = "paired ", f" Dots: the pairing, on average {before:.3f} before and {after:.3f} after."
+        means = f" Dots: the pairing, on average {before:.3f} before and {after:.3f} after."
     caption = (
-        f"Linear CKA of the contributions of target layers and {paired}source layers, before and after training, over "
-        f"{similarity.tokens:,} held-out tokens; 1: the same geometry.{means}"
+        f"Linear CKA of the contributions of target layers and source layers, before and after training, over "
+        f"{similarity.tokens:,} held-out tokens; 1: the same geometry.{means}{blank}"
     )
     return [Picture(draw_before_and_after(similarity, run.pairing), caption)]
 

@@ -126,18 +126,21 @@ def draw_similarity(similarity: Sequence[Sequence[float]], pairing: LayerPairing
 
 
 def draw_before_and_after(similarity: LayerSimilarity, pairing: LayerPairing | None) -> str:
-    """Return heat maps of paired source layers × target layers before and after, with the pairing as dots."""
-    sources = similarity.source_layers
-    paired = None if pairing is None else [sources.index(layer) for layer in pairing.source_layers]
+    """Return heat maps of source × target layers before and after, with the pairing as dots; source layers that were
+    not compared stay blank."""
+    depth = similarity.source_layers[-1] if pairing is None else pairing.source_depth
+    places = {layer: place for place, layer in enumerate(similarity.source_layers)}
+
+    def whole(row: Sequence[float]) -> list[float]:
+        return [row[places[layer]] if layer in places else math.nan for layer in range(1, depth + 1)]
 
     def draw(figure: "Figure") -> None:
         panels = figure.subplots(1, 2, sharey=True)
         for axes, title, rows in zip(panels, ("before", "after"), (similarity.before, similarity.after), strict=True):
-            image = _heat(axes, rows, paired, bottom=-0.5)
+            image = _heat(axes, list(map(whole, rows)), None if pairing is None else pairing.source_layers, bottom=0.5)
             axes.set(title=title)
-        every = math.ceil(len(sources) / 10)
-        panels[0].set_yticks(range(0, len(sources), every), [str(layer) for layer in sources[::every]])
         panels[0].set(ylabel="source layer")
+        _whole(panels[0], "y")
         figure.colorbar(image, ax=panels, label="CKA")
 
     return _drawn("before and after", 2.6, draw)
@@ -165,7 +168,8 @@ def draw_fidelity(report: RunFidelity) -> str:
             theirs, label = [each.cka_transported for each in other.layers], f"CKA, {shortened(other.frame)}"
             axes.plot(layers, theirs, style, color=colour, markersize=0.8 * size, linewidth=0.9, label=label)
         axes.plot(layers, kept, "^:", color=ORANGE, markersize=size, label="recomposition")
-        axes.set(xlabel="target layer", xlim=(0.6, len(layers) + 0.4), ylim=(min(0.0, *kept), 1.05))
+        axes.set(xlabel="target layer", ylabel="CKA or cosine")
+        axes.set(xlim=(0.6, len(layers) + 0.4), ylim=(min(0.0, *kept), 1.05))
         _whole(axes, "x")
         _legend(figure)
 
@@ -251,7 +255,7 @@ def draw_bars(groups: Sequence[tuple[str, Sequence[Dot]]]) -> str:
             _whiskers(axes, x=values, y=places, xerr=reach)
         axes.set_yticks(range(len(groups)), [shortened(title) for title, _ in groups])
         axes.set(xlim=(0, None))
-        axes.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+        axes.xaxis.set_major_formatter(_percent)
         axes.invert_yaxis()
         _legend(figure)
 
@@ -282,14 +286,19 @@ def draw_dots(panels: Sequence[Panel]) -> str:
             axes.set_yticks(range(len(names)), [shortened(name) for name in names] if number % columns == 0 else [])
             axes.set(ylim=(len(names) - 0.5, -0.5))
             axes.set_xlabel(panel.title)
-            axes.xaxis.set_major_locator(MaxNLocator(nbins=5))
+            axes.xaxis.set_major_locator(MaxNLocator(nbins=5, steps=(1, 2, 5, 10)))
             if panel.percent:
-                axes.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+                axes.xaxis.set_major_formatter(_percent)
         _legend(figure)
 
     rows = math.ceil(len(panels) / 2)
     title = ", ".join(panel.title for panel in panels)
     return _drawn(f"dots {title}", 0.4 + (0.7 + 0.2 * len(names)) * rows, draw)
+
+
+def _percent(value: float, _: int | None) -> str:
+    """Return the label of a tick, unrounded: equal distances stay equal numbers."""
+    return f"{round(100 * value, 6):g}%"
 
 
 def _thinned(begin: int, values: Sequence[float], points: int) -> tuple[list[float], list[float]]:

@@ -6,8 +6,9 @@ from pathlib import Path
 from ..results.measurement import gap_recovered
 from ..results.metrics import NOTHING, metrics_of
 from ..results.run import RunResult
-from ..run.phase_cache import Entry
+from ..run.phase_store import Entry
 from ..util.tables import aligned
+from ..util.text import gb
 
 COLUMNS = ("", "source", "target before", "target after", "gap recovered")
 
@@ -32,7 +33,7 @@ def result_table(result: RunResult) -> str:
     cost = (
         f"{result.train_rows} training rows, {stages}, {training.steps} steps, "
         f"training {training.seconds:.0f} s{of_all}, "
-        f"peak memory {result.peak_bytes / 2**30:.2f} GiB, supervision {result.supervision_bytes / 2**20:.0f} MiB"
+        f"peak memory {gb(result.peak_bytes)}, supervision {gb(result.supervision_bytes)}"
     )
     return f"{aligned(rows)}\nmeasured on {measured}\n{cost}"
 
@@ -46,6 +47,6 @@ def entries_table(found: Sequence[Entry]) -> str:
         if phase is not None:
             names = f"{Path(phase.source).name} → {Path(phase.target).name}"
             counts = (str(phase.train_rows), str(phase.supervised_tokens))
-        size, age = f"{entry.size / 1e6:.1f} MB", f"{entry.unused_days:.1f} days ago"
+        size, age = gb(entry.size), f"{entry.unused_days:.1f} days ago"
         rows.append((entry.folder.name, names, *counts, size, age))
     return aligned(rows)

@@ -21,6 +21,8 @@ class Benchmarks(Settings):
     """Folder with `<benchmark>/test.jsonl.gz`, or other files of rows; None takes the rows from the hub."""
     limit: int | None = Field(None, ge=1)
     """Documents of each; None for all."""
+    max_new_tokens: int | None = Field(None, ge=1)
+    """Longest response in tokens; None for each benchmark's own."""
     chat: bool | None = None
     """Whether prompts go through the chat template; None where the tokenizer has one."""
     allow_weak_sandbox: bool = False

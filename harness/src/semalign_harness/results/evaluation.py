@@ -8,7 +8,7 @@ from pydantic import AfterValidator, Field, model_validator
 from semalign_geometry.base import Contract, SemalignError, Settings
 
 from ..benchmarks import BenchmarkProtocol, find_benchmark
-from ..data.encoding import DAY, TemplateOptions
+from ..data.settings import DAY, TemplateOptions
 from ..models.settings import ModelConfig
 from ..sandbox import Level
 from ..statistics import Estimate
@@ -38,6 +38,8 @@ class EvaluationConfig(Settings):
     """Documents of each benchmark, drawn by `seed`; None for all."""
     seed: int = 0
     """Seed of the draw."""
+    max_new_tokens: int | None = Field(None, ge=1)
+    """Longest response in tokens; None for each benchmark's own."""
     chat: bool | None = None
     """Whether prompts go through the chat template; None uses it where the tokenizer has one."""
     chat_template: TemplateOptions = {}

@@ -12,7 +12,7 @@ from ..data.rows import Split, read_rows
 from ..experiment import Experiment
 from ..generation import Way
 from ..models.loading import LoadedModel, load_model
-from ..models.opening import OpenedModel, check_pulled, identity, open_model
+from ..models.opening import OpenedModel, check_pulled, identity, open_model, prepare
 from ..util.console import Console
 from .checks import Pair, check_pair, check_rows, raise_first
 
@@ -56,12 +56,14 @@ def read_inputs(experiment: Experiment, console: Console) -> Inputs:
     Raises:
         SemalignError: they cannot be used, or do not fit together.
     """
-    with console.step("read rows, tokenizers and configurations"):
+    with console.step("read rows"):
         for model in (experiment.source, experiment.target):
             check_pulled(model)
         pools = read_rows(experiment.data)
-        target = open_model(experiment.target, progress=console.ticker("pre-train the target"), note=console.note)
-        source = open_model(experiment.source, progress=console.ticker("pre-train the source"), note=console.note)
+    for role, model in (("target", experiment.target), ("source", experiment.source)):
+        prepare(model, progress=console.ticker(f"pre-train the {role}"), note=console.note)
+    with console.step("read tokenizers and configurations"):
+        target, source = open_model(experiment.target), open_model(experiment.source)
         pair, failure = Pair.of(experiment, source, target).reading(pools)
         findings = raise_first(check_pair(pair))
         if failure is not None:

@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from ..experiment import Experiment
 from ..models.loading import LoadedModel
 from ..models.saving import save_model
+from ..models.shape import is_small
 from ..results.files import BEFORE, ENTRIES, ENVIRONMENT, EXPERIMENT, RESULT, SIMILARITY
 from ..results.measurement import Measurement
 from ..results.run import Environment, RunResult
@@ -23,7 +24,7 @@ from ..results.similarity import LayerSimilarity, Matrix
 from ..util.cache import bytes_in
 from ..util.console import Console
 from ..util.failures import naming
-from ..util.resources import forget_peak_memory, join, peak_memory
+from ..util.resources import forget_peak_memory, join, one_thread, peak_memory
 from .entries import entry_changes, entry_names, keep_probabilities, kept_probabilities
 from .environment import check_code, check_unchanged, environment_of, settled
 from .inputs import read_inputs
@@ -70,6 +71,8 @@ def run_experiment(
     console = console if console is not None and ranks.is_first else Console(quiet=True)
     trackers = ranks.broadcast_from_first(lambda: find_trackers(trackers))
     with contextlib.ExitStack() as stack, _saying_where_it_resumes(folder):
+        if is_small(experiment.source) and is_small(experiment.target):
+            stack.enter_context(one_thread(console.note))
         resumed = ranks.broadcast_from_first(lambda: stack.enter_context(claimed(folder, experiment)))
         ranks.broadcast_from_first(lambda: check_code(folder, experiment))
         if ranks.broadcast_from_first(lambda: (folder / RESULT).is_file()):

@@ -48,7 +48,7 @@ from ..util.text import gb
 from .fidelity import fit_and_measure
 from .job import Job
 from .measure import measured
-from .phase_cache import in_use, phase_folder
+from .phase_store import in_use, phase_folder
 
 RECORDS = ("attribution.json", "pairing.json", "fidelity.json")
 """Small results of the source's part, which a run folder keeps a copy of."""

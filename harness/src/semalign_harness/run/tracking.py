@@ -9,14 +9,16 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from semalign_geometry.base import Contract, SemalignError
 from semalign_train import StageRecord, StepRecord
 
 from ..results.files import METRICS, TRACKED
-from .job import Job
 from .run_folder import cut_metrics, leaves, steps_of
+
+if TYPE_CHECKING:
+    from .job import Job
 
 LOGGER = logging.getLogger(__name__)
 
@@ -216,7 +218,7 @@ class Metrics:
 
 
 @contextlib.contextmanager
-def tracked(job: Job, names: Sequence[str]) -> Iterator[Metrics]:
+def tracked(job: "Job", names: Sequence[str]) -> Iterator[Metrics]:
     """Open the metrics of a run folder, and trackers that finish with the block; one that is new to the run gets the
     steps in the folder first.
 

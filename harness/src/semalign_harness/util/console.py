@@ -11,7 +11,6 @@ from contextlib import ExitStack, contextmanager
 from types import FrameType
 from typing import Any, NoReturn, TypeVar
 
-import transformers
 from tqdm import tqdm
 
 T = TypeVar("T")
@@ -19,7 +18,7 @@ OURS = ("semalign_geometry", "semalign_attribution", "semalign_align", "semalign
 """Names of the loggers of the five packages."""
 LOADERS = ("transformers", "bitsandbytes")
 """Names of the loggers of the packages that load models."""
-NOTED_EVERY = 60.0
+NOTED_EVERY = 10.0
 """Seconds between two notes of a bar where there is no terminal."""
 
 
@@ -55,7 +54,7 @@ class Bar:
 
 
 class Console:
-    """Steps, notes and bars on standard error; without a terminal, a note every minute for a bar.
+    """Steps, notes and bars on standard error; without a terminal, a note every ten seconds for a bar.
 
     Args:
         quiet: show nothing.
@@ -98,6 +97,7 @@ class Console:
     def ticker(self, label: str) -> Callable[[int, int], None]:
         """Return a function of the steps done and all steps, which shows a bar."""
         bars: list[tqdm[NoReturn]] = []
+        begun = time.perf_counter()
 
         def report(done: int, total: int) -> None:
             if not bars:
@@ -105,6 +105,7 @@ class Console:
             bars[0].update(done - bars[0].n)
             if done == total:
                 bars[0].close()
+                self.note(f"{label}: {time.perf_counter() - begun:.1f} s")
 
         return report
 
@@ -154,14 +155,29 @@ def logged(*, verbose: bool) -> Iterator[None]:
     wanted = dict.fromkeys(OURS, logging.DEBUG if verbose else logging.WARNING)
     wanted |= dict.fromkeys(LOADERS, logging.WARNING if verbose else logging.ERROR)
     with ExitStack() as stack:
-        stack.callback(transformers.logging.enable_default_handler)
-        transformers.logging.disable_default_handler()  # which knows of no bars
+        stack.callback(_return_handler)
+        if "transformers" in sys.modules:
+            take_handler()
         for logger, level in ((logging.getLogger(name), level) for name, level in wanted.items()):
             stack.callback(logger.setLevel, logger.level)
             stack.callback(logger.removeHandler, handler)
             logger.setLevel(level)
             logger.addHandler(handler)
         yield
+
+
+def take_handler() -> None:
+    """Import transformers, and leave its log lines to `logged`: its own handler knows of no bars."""
+    level = logging.getLogger("transformers").level
+    import transformers  # half a second
+
+    transformers.logging.disable_default_handler()
+    logging.getLogger("transformers").setLevel(level)  # the import sets one of its own
+
+
+def _return_handler() -> None:
+    if "transformers" in sys.modules:
+        sys.modules["transformers"].logging.enable_default_handler()
 
 
 @contextmanager

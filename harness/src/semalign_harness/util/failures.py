@@ -9,7 +9,6 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import torch
 from semalign_geometry.base import SemalignError
 
 _LOG = logging.getLogger(__name__)
@@ -53,9 +52,9 @@ def reason(error: BaseException) -> str:
 
 def is_full_memory(error: Exception) -> bool:
     """Return whether an error says that the memory of this machine or of a device is full."""
-    # torch has a class for CUDA alone.
+    # torch has a class for CUDA alone, and words for all.
     worded = isinstance(error, RuntimeError) and re.search(r"(out of|not enough|can't allocate) memory", str(error))
-    return bool(worded) or isinstance(error, MemoryError | torch.OutOfMemoryError)
+    return bool(worded) or isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
 
 
 def memory_message(error: Exception) -> str:

@@ -9,14 +9,17 @@ import re
 import resource
 import sys
 import time
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from accelerate import PartialState
 from semalign_align import Ranks
 from semalign_geometry.base import SemalignError
+
+CHOOSE_THREADS = {"OMP_NUM_THREADS", "MKL_NUM_THREADS"}
+"""Variables by which a user or a launcher chooses the number of threads."""
 
 
 def pick_device(name: str) -> torch.device:
@@ -35,10 +38,31 @@ def join(name: str) -> tuple[Ranks, torch.device]:
     """Connect the processes of this job; return them and the device of this one."""
     device = pick_device(name)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        from accelerate import PartialState
+
         # One process may work for long while the others wait.
         state = PartialState(cpu=device.type == "cpu", timeout=timedelta(days=7))
         device = device if device.type == "cpu" else torch.device(state.device)
     return Ranks.current(), device
+
+
+@contextlib.contextmanager
+def one_thread(note: Callable[[str], None]) -> Iterator[None]:
+    """Compute on one thread in the block, unless a variable chooses a number; note it.
+
+    After each product the threads of a process wait for each other: a small model gains nothing from them, and loses
+    most of its time where other work keeps a processor busy.
+    """
+    before = torch.get_num_threads()
+    if before == 1 or CHOOSE_THREADS & os.environ.keys():
+        yield
+        return
+    note("computing on one thread, as models this small gain nothing from more (OMP_NUM_THREADS=N chooses a number)")
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def leave() -> None:

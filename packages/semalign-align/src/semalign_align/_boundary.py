@@ -9,8 +9,9 @@ from semalign_geometry import ClassHead, Head, TopEntries
 from semalign_geometry.base import ComponentError, brief
 from torch import Tensor
 
-from ._objectives import Objective, Step
+from ._objectives import Objective
 from ._spans import BatchSpans
+from ._step import Step
 
 
 def total_of(objective: Objective, step: Step) -> Float[Tensor, "*one"]:

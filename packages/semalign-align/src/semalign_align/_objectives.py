@@ -6,62 +6,21 @@ answer token is a span. With two, sums over answer tokens are divided by spans t
 sides, so that the numbers of both models compare.
 """
 
-from dataclasses import dataclass
-from typing import ClassVar, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, ClassVar, Literal, Protocol, runtime_checkable
 
-from jaxtyping import Bool, Float, Int
+import semalign_geometry as geometry  # its maths, with torch, is imported when it is used
 from pydantic import Field
-from semalign_geometry import (
-    LEAST_TOKENS,
-    Divergence,
-    Head,
-    OutputHead,
-    TopEntries,
-    answer_nll,
-    kl_divergence,
-    quadratic_divergence,
-    relation_distances,
-    span_divergence,
-    top_k_divergence,
-    unit_rows,
-)
+from semalign_geometry import Divergence
 from semalign_geometry.base import SemalignError, Settings
-from torch import Tensor
 
-from ._spans import BatchSpans, sums_within
-from ._supervision import FinalStates, OutputTarget
+if TYPE_CHECKING:
+    from jaxtyping import Float, Int
+    from semalign_geometry import Head, OutputHead
+    from torch import Tensor
 
-
-@dataclass(frozen=True, eq=False)
-class Step:
-    """One micro-batch after its forward run, as objectives read it."""
-
-    residual: Float[Tensor, "b m t"]
-    """Residual contribution of the frontier layer at the start of each span, padded."""
-    reference: Float[Tensor, "b m r"]
-    """Supervisory residual y_k at the same places."""
-    mask: Bool[Tensor, "b m"]
-    """Which places are real."""
-    hidden: Float[Tensor, "p t"] | None
-    """Input of the target's head at the positions that predict the answer tokens; None when no objective needs it."""
-    labels: Int[Tensor, " p"]
-    """The answer tokens."""
-    output: OutputTarget
-    """The source's output distribution at the start of each span."""
-    head: Head
-    """The target's head over its whole vocabulary."""
-    shared_head: OutputHead
-    """The target's head over the entries or classes that `output` is over."""
-    temperature: float
-    """Divides the logits of both models in `output`."""
-    spans: BatchSpans | None = None
-    """Spans of two tokenizers; None with one, where every answer token is a span."""
-
-    @property
-    def span_hidden(self) -> Float[Tensor, "s t"]:
-        """`hidden` at the start of each span."""
-        assert self.hidden is not None
-        return self.hidden if self.spans is None else self.hidden[self.spans.starts]
+    from ._spans import BatchSpans
+    from ._step import Step
+    from ._supervision import OutputTarget
 
 
 @runtime_checkable
@@ -78,11 +37,11 @@ class Objective(Protocol):
         """Whether the forward run must reach the head."""
         ...
 
-    def total(self, step: Step) -> Float[Tensor, ""]:
+    def total(self, step: "Step") -> "Float[Tensor, '']":
         """Sum over the units of a micro-batch."""
         ...
 
-    def count(self, counts: Int[Tensor, " b"]) -> int:
+    def count(self, counts: "Int[Tensor, ' b']") -> int:
         """Units in examples with these numbers of spans."""
         ...
 
@@ -90,7 +49,7 @@ class Objective(Protocol):
 class _Term(Settings):
     """A mean over spans."""
 
-    def count(self, counts: Int[Tensor, " b"]) -> int:
+    def count(self, counts: "Int[Tensor, ' b']") -> int:
         """Spans."""
         return int(counts.sum())
 
@@ -120,14 +79,14 @@ class Relation(_LayerObjective):
     kind: Literal["relation"] = "relation"
     """Chooses this objective in a configuration."""
 
-    def total(self, step: Step) -> Float[Tensor, ""]:
+    def total(self, step: "Step") -> "Float[Tensor, '']":
         """Sum over the sequences with three spans or more."""
-        distances, counted = relation_distances(step.residual, step.reference, mask=step.mask)
+        distances, counted = geometry.relation_distances(step.residual, step.reference, mask=step.mask)
         return (distances * counted).sum()
 
-    def count(self, counts: Int[Tensor, " b"]) -> int:
+    def count(self, counts: "Int[Tensor, ' b']") -> int:
         """Sequences with three spans or more, as all relations of two are equal."""
-        return int((counts >= LEAST_TOKENS).sum())
+        return int((counts >= geometry.LEAST_TOKENS).sum())
 
 
 class Cosine(_LayerObjective):
@@ -140,10 +99,10 @@ class Cosine(_LayerObjective):
     kind: Literal["cosine"] = "cosine"
     """Chooses this objective in a configuration."""
 
-    def total(self, step: Step) -> Float[Tensor, ""]:
+    def total(self, step: "Step") -> "Float[Tensor, '']":
         """Sum over the spans."""
         target, reference = _at_target_width(step, self.kind)
-        return (1 - (unit_rows(target) * unit_rows(reference)).sum(-1)).sum()
+        return (1 - (geometry.unit_rows(target) * geometry.unit_rows(reference)).sum(-1)).sum()
 
 
 class Fisher(_LayerObjective):
@@ -157,11 +116,11 @@ class Fisher(_LayerObjective):
     kind: Literal["fisher"] = "fisher"
     """Chooses this objective in a configuration."""
 
-    def total(self, step: Step) -> Float[Tensor, ""]:
+    def total(self, step: "Step") -> "Float[Tensor, '']":
         """Sum over the spans."""
         target, reference = _at_target_width(step, self.kind)
-        lens = step.shared_head if isinstance(step.shared_head, Head) else step.head
-        return quadratic_divergence(target, reference, lens).sum()
+        lens = step.shared_head if isinstance(step.shared_head, geometry.Head) else step.head
+        return geometry.quadratic_divergence(target, reference, lens).sum()
 
 
 class _OutputTerm(_Term):
@@ -183,13 +142,13 @@ class OutputKL(_OutputTerm):
         """`output`."""
         return "output"
 
-    def total(self, step: Step) -> Float[Tensor, ""]:
+    def total(self, step: "Step") -> "Float[Tensor, '']":
         """Sum over the spans, in nats."""
         return self.of(step.output, step.span_hidden, step.shared_head, step.temperature).sum()
 
     def of(
-        self, source: OutputTarget, hidden: Float[Tensor, "s t"], head: OutputHead, temperature: float
-    ) -> Float[Tensor, " s"]:
+        self, source: "OutputTarget", hidden: "Float[Tensor, 's t']", head: "OutputHead", temperature: float
+    ) -> "Float[Tensor, ' s']":
         """Each span's value, in nats.
 
         Args:
@@ -201,15 +160,17 @@ class OutputKL(_OutputTerm):
         Raises:
             SemalignError: another divergence than `forward` on final hidden states.
         """
-        if isinstance(source, TopEntries):
-            return top_k_divergence(source, hidden, head, temperature=temperature, kind=self.divergence)
+        from ._supervision import FinalStates
+
+        if isinstance(source, geometry.TopEntries):
+            return geometry.top_k_divergence(source, hidden, head, temperature=temperature, kind=self.divergence)
         assert isinstance(source, FinalStates)
         if self.divergence != "forward":
             raise SemalignError(
                 f"on final hidden states there is no {self.divergence} divergence: supervise by top entries "
                 "(output=TopK()), or set divergence=forward"
             )
-        return kl_divergence(source.hidden, source.head, hidden, head, temperature=temperature)
+        return geometry.kl_divergence(source.hidden, source.head, hidden, head, temperature=temperature)
 
 
 class SpanLikelihood(_OutputTerm):
@@ -228,7 +189,7 @@ class SpanLikelihood(_OutputTerm):
         """`span`."""
         return "span"
 
-    def total(self, step: Step) -> Float[Tensor, ""]:
+    def total(self, step: "Step") -> "Float[Tensor, '']":
         """Sum over the spans with several tokens, in nats."""
         assert step.hidden is not None
         if step.spans is None:
@@ -236,8 +197,8 @@ class SpanLikelihood(_OutputTerm):
         return self.of(step.spans, step.hidden, step.head, step.labels).sum()
 
     def of(
-        self, spans: BatchSpans, hidden: Float[Tensor, "p t"], head: Head, labels: Int[Tensor, " p"]
-    ) -> Float[Tensor, " m"]:
+        self, spans: "BatchSpans", hidden: "Float[Tensor, 'p t']", head: "Head", labels: "Int[Tensor, ' p']"
+    ) -> "Float[Tensor, ' m']":
         """The value of each span with several tokens, in nats.
 
         Args:
@@ -246,10 +207,12 @@ class SpanLikelihood(_OutputTerm):
             head: the target's head.
             labels: the answer tokens.
         """
+        from ._spans import sums_within
+
         chosen = spans.several
         tokens = chosen.repeat_interleave(spans.lengths, output_size=len(labels))
-        likelihood = sums_within(-answer_nll(hidden[tokens], head, labels[tokens]), spans.lengths[chosen])
-        return span_divergence(spans.log_likelihood[chosen], likelihood, temperature=self.temperature)
+        likelihood = sums_within(-geometry.answer_nll(hidden[tokens], head, labels[tokens]), spans.lengths[chosen])
+        return geometry.span_divergence(spans.log_likelihood[chosen], likelihood, temperature=self.temperature)
 
 
 class AnswerNLL(_OutputTerm):
@@ -260,10 +223,10 @@ class AnswerNLL(_OutputTerm):
         """`answer`."""
         return "answer"
 
-    def total(self, step: Step) -> Float[Tensor, ""]:
+    def total(self, step: "Step") -> "Float[Tensor, '']":
         """Sum over the answer tokens, in nats."""
         assert step.hidden is not None
-        return answer_nll(step.hidden, step.head, step.labels).sum()
+        return geometry.answer_nll(step.hidden, step.head, step.labels).sum()
 
 
 class LabelCosine(_OutputTerm):
@@ -277,7 +240,7 @@ class LabelCosine(_OutputTerm):
         """`label`."""
         return "label"
 
-    def total(self, step: Step) -> Float[Tensor, ""]:
+    def total(self, step: "Step") -> "Float[Tensor, '']":
         """Sum over the answer tokens."""
         assert step.hidden is not None
         logits = step.head.logits(step.hidden)
@@ -285,7 +248,7 @@ class LabelCosine(_OutputTerm):
         return (1 - cosines).sum()
 
 
-def _at_target_width(step: Step, kind: str) -> tuple[Tensor, Tensor]:
+def _at_target_width(step: "Step", kind: str) -> "tuple[Tensor, Tensor]":
     """Both sides at the real places, (p, d_T)."""
     if step.residual.shape[-1] != step.reference.shape[-1]:
         raise SemalignError(

@@ -10,11 +10,9 @@ import torch.distributed as dist
 from semalign_geometry.base import SemalignError
 from torch import Tensor
 
+from ._errors import RaisedElsewhere
+
 T = TypeVar("T")
-
-
-class RaisedElsewhere(SemalignError):
-    """An error of the first process, raised on another one; the first prints it."""
 
 
 @dataclass(frozen=True)

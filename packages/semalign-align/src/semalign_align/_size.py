@@ -1,9 +1,11 @@
 """Size of a store, before the source runs."""
 
-from semalign_geometry import VocabularyClasses
+from typing import TYPE_CHECKING
 
-from ._classes import class_tensors
 from ._settings import SupervisionSettings, TopK
+
+if TYPE_CHECKING:
+    from semalign_geometry import VocabularyClasses
 
 TOKEN_BYTES = 8
 """A token's id and label."""
@@ -30,7 +32,7 @@ def store_bytes(
     entries: int,
     source_tokens: int = 0,
     spans: int | None = None,
-    classes: VocabularyClasses | None = None,
+    classes: "VocabularyClasses | None" = None,
 ) -> int:
     """Bytes of the tensors of a store; the headers of its files and the manifest add some kilobytes.
 
@@ -56,7 +58,10 @@ def store_bytes(
         fixed += ENTRY_BYTES * entries
     else:
         fixed += SOURCE_LENGTH_BYTES * examples + TOKEN_BYTES * source_tokens
-        fixed += 0 if classes is None else sum(value.nbytes for value in class_tensors(classes).values())
+        if classes is not None:
+            from ._classes import class_tensors  # with torch
+
+            fixed += sum(value.nbytes for value in class_tensors(classes).values())
         supervised += SPAN_BYTES
     if isinstance(settings.output, TopK):
         supervised += 8 * min(settings.output.k, entries) + 4  # ids, log-probabilities, and the tail

@@ -8,7 +8,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Bool, Float
@@ -16,10 +16,12 @@ from semalign_geometry import Head, accumulation_dtype, decoder_of, final_norm
 from semalign_geometry.base import SemalignError
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from transformers import PreTrainedModel
 
 from ._batch import Batch
 from ._verify import verify
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel  # with much of transformers behind it
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,7 +45,7 @@ class Trace:
 class DecoderView:
     """Layers, final norm and head of a transformers causal LM, found through its own interface; layers count from 1."""
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    def __init__(self, model: "PreTrainedModel") -> None:
         """Find the parts; the model is left untouched.
 
         Raises:
@@ -185,7 +187,7 @@ class DecoderView:
         return verify(self)
 
 
-def view_of(model: PreTrainedModel | DecoderView) -> DecoderView:
+def view_of(model: "PreTrainedModel | DecoderView") -> DecoderView:
     """A view of the model; a view passes through."""
     return model if isinstance(model, DecoderView) else DecoderView(model)
 

@@ -2,7 +2,6 @@
 
 from typing import Any, Literal, Protocol, runtime_checkable
 
-import torch
 from pydantic import Field, model_validator
 from semalign_geometry.base import ComponentError, Contract, SemalignError, Settings, brief, checked
 
@@ -170,6 +169,8 @@ class Random(_Policy):
 
     def __call__(self, scores: LayerScores, target_depth: int) -> tuple[int, ...]:
         """Drawn with replacement."""
+        import torch  # for this policy alone
+
         generator = torch.Generator().manual_seed(self.seed)
         return tuple(sorted((torch.randint(scores.depth, (target_depth,), generator=generator) + 1).tolist()))
 

@@ -10,30 +10,15 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from ._contracts import BasisManifest
 from ._head import Head, accumulation_dtype, final_norm, full_precision, norm_gain, to_float64
-from .base import ArtifactManifest, SemalignError, checked, short_repr
+from .base import SemalignError, checked, short_repr
 
 CHUNK = 8192
 """Vocabulary rows in memory at a time, by default."""
 
 COARSE = 1e-6
 """Relative rounding error of a basis above which transports on it come with a warning."""
-
-
-class BasisManifest(ArtifactManifest):
-    """Sizes, rank and conditioning of a semantic basis, without its tensors."""
-
-    width: int
-    """d, the model's width."""
-    entries: int
-    """v, the vocabulary entries that span the basis."""
-    rank: int
-    """Numerical rank of the head over these entries; below `width` the basis spans only what the head can read."""
-    condition: float
-    """Condition number estimate (1-norm) of the Gram matrix WᵀW; above 1e12, or infinite, when the rank is
-    deficient."""
-    products: str
-    """dtype of the chunk products behind the Gram matrix; sums over chunks are float64 always."""
 
 
 @dataclass(frozen=True, eq=False)

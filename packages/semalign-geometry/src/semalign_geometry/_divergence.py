@@ -13,7 +13,7 @@ Shape suffixes: N tokens, V vocabulary entries, W a vocabulary chunk, K entries 
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -22,13 +22,10 @@ from torch.autograd.function import once_differentiable
 
 from ._basis import CHUNK
 from ._class_head import ClassHead, OutputHead
+from ._contracts import Divergence
 from ._head import Head, accumulation_dtype, full_precision
 from ._logits import LogitReader, chunks, softcap_slope, weighted_rows
 from .base import SemalignError, checked, short_repr
-
-Divergence = Literal["forward", "reverse", "jensen_shannon"]
-"""`forward`: KL(p_S ‖ p_T), which covers all that the source may say. `reverse`: KL(p_T ‖ p_S), which keeps to what
-it is likely to say. `jensen_shannon`: half of each, against their mean."""
 
 
 @dataclass(frozen=True, eq=False)

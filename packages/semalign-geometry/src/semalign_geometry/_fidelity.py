@@ -7,10 +7,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ._contracts import FidelityReport, LayerFidelity
 from ._head import accumulation_dtype
 from ._relation import linear_cka
 from ._transport import Transport
-from .base import Contract, SemalignError, checked, short_repr
+from .base import SemalignError, checked, short_repr
 from .base._checked import check
 
 
@@ -28,39 +29,6 @@ class PairedResiduals:
     """Those of the source, at its own."""
 
     __repr__ = short_repr
-
-
-class LayerFidelity(Contract):
-    """Fidelity at one target layer."""
-
-    target_layer: int
-    """k, counted from 1."""
-    source_layer: int
-    """π(k), counted from 1."""
-    recomposition_cosine: float
-    """Mean cosine between a source residual and its own recomposition in the source's space; 1 for an exact frame."""
-    cka_transported: float
-    """CKA between the target's residual contributions and the transported ones of the source, in [0, 1]."""
-    cka_direct: float
-    """The same without any transport (CKA needs no common width): what the transport could at most keep, roughly."""
-
-
-class FidelityReport(Contract):
-    """Fidelity of a transport over the depth, before training."""
-
-    frame: str
-    """Frame of the transport."""
-    fold_gain: bool
-    """Whether the gain of the final norms was folded in."""
-    tokens: int
-    """n, the tokens that it was measured on."""
-    layers: tuple[LayerFidelity, ...]
-    """One entry for each target layer, shallow to deep."""
-
-    @property
-    def mean_cka_transported(self) -> float:
-        """Mean over the layers of `cka_transported`."""
-        return sum(layer.cka_transported for layer in self.layers) / max(1, len(self.layers))
 
 
 @torch.no_grad()

@@ -12,28 +12,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ._basis import CHUNK, COARSE, SemanticBasis
-from ._frames import Frame, find_frame, frame_rows, outer_power, unit_rows
+from ._contracts import TransportManifest
+from ._frame import Frame, find_frame
+from ._frames import frame_rows, outer_power, unit_rows
 from ._head import accumulation_dtype, full_precision, to_float64
-from .base import ArtifactManifest, SemalignError, checked, read_artifact, short_repr, write_artifact
+from .base import SemalignError, checked, read_artifact, short_repr, write_artifact
 
 LOGGER = logging.getLogger(__name__)
-
-
-class TransportManifest(ArtifactManifest):
-    """Frame and widths of a transport, without its matrix."""
-
-    frame: str
-    """Name of the frame; `none` for the identity."""
-    fold_gain: bool
-    """Whether both heads were read through the gain of their final norms."""
-    unit_tokens: bool
-    """Whether each vector is scaled to unit length before the matrix is applied (frame `cosine`)."""
-    source_width: int
-    """d_S."""
-    target_width: int
-    """d_T."""
-    entries: int
-    """Shared vocabulary entries that the two bases are aligned on; 0 for the identity."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,12 +14,10 @@ from semalign_geometry.base import ArtifactManifest, SemalignError, read_artifac
 from torch import Tensor
 
 from ._records import StageRecord, StepRecord
-from ._settings import TrainSettings
+from ._settings import KEPT_STATES, TrainSettings
 
 LOGGER = logging.getLogger(__name__)
 
-KEPT_STATES = 2
-"""States within a stage that are kept: where the newest is damaged, training resumes from the one before."""
 TIME_SHARE = 33
 """A state that is due by time waits until this many times as long has passed as saving the last one took."""
 QUICK_BYTES = 10**9

@@ -20,6 +20,8 @@ KNOWN_OBJECTIVES = Kinds(
 """The layer objectives that a kind stands for, those of installed packages included."""
 
 
+KEPT_STATES = 2
+"""States within a stage that are kept: where the newest is damaged, training resumes from the one before."""
 Decay = Annotated[float, Field(ge=0, lt=1)]
 """Decay rate of a moment."""
 

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from ...data.encoding import Example
+from .laten_settings import MOVED
 
 CHUNK = 64
 """Neurons whose logits over the whole vocabulary are in memory at a time."""
@@ -38,10 +39,6 @@ class Parts:
     down_proj: nn.Linear
     v_proj: nn.Linear
     o_proj: nn.Linear
-
-
-MOVED = tuple(field.name for field in fields(Parts))
-"""Names of the linear modules that neurons belong to."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -2,103 +2,24 @@
 
 import contextlib
 import math
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
-from pydantic import Field, model_validator
-from semalign_align import Ranks
 from semalign_attribution import Batch, DecoderView, supervised, undisturbed
 from semalign_geometry import accumulation_dtype, answer_nll
 from semalign_geometry.base import SemalignError
-from semalign_train import AnswerLoss, LoraLayer, TrainSettings, trained
+from semalign_train import trained
 from torch import Tensor, nn
 from torch.nn.functional import pad
 from transformers.pytorch_utils import Conv1D
 
 from ...data.sides import batches_of
-from ...models.shape import ModelShape
-from .._joint import JointMethod
-from .._method import MethodContext, MethodNeeds, MethodReport
+from .._method import MethodContext
+from .seeking_settings import SoughtLora
 
 # Matrices are outputs × inputs throughout, as in nn.Linear; those of a Conv1D are read transposed.
-
-
-class SoughtLora(LoraLayer):
-    """Adapters B A of scale 1, which start at windows of the source's weights."""
-
-    modules: tuple[str, ...] = ()
-    """Names of the linear modules that get an adapter; empty for all that the layers of both models have."""
-    dropout: float = Field(0.05, ge=0, lt=1)
-    """Share of an adapter's inputs that training leaves out."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _alpha_follows_rank(cls, data: Any) -> Any:
-        return {"alpha": data.get("rank", cls.model_fields["rank"].default)} | data if isinstance(data, dict) else data
-
-    @model_validator(mode="after")
-    def _scale_is_one(self) -> "SoughtLora":
-        if self.alpha != self.rank:
-            raise ValueError(f"alpha is {self.alpha} and rank {self.rank}: seeking has scale 1, leave alpha out")
-        if self.start != "zero":
-            raise ValueError(f"start is {self.start}: seeking starts adapters at the source's weights, leave start out")
-        return self
-
-
-class Seeking(JointMethod):
-    """Low-rank adapters that start at the source's weights, trained on the NLL of the answers.
-
-    The source's layers and windows of their matrices are chosen by their sensitivity on the attribution rows. The
-    start of an adapter is taken out of the weight under it, so that the target starts as it was (weights narrower
-    than float32 are rounded once more). Embeddings and head stay as they are, so that the vocabularies may differ; each
-    model reads the rows by its own tokenizer. The paper trains with a learning rate of 3e-4, a warm-up of 0.03, a
-    linear schedule, three passes and batches of 64. Source: Zhong et al., ICLR 2024, "Seeking Neural Nuggets".
-    """
-
-    one_tokenizer: ClassVar[bool] = False
-    kind: Literal["seeking"] = "seeking"
-    """Chooses this method in a configuration."""
-    trainable: SoughtLora = SoughtLora()
-    """The adapters, in every layer."""
-
-    def check(self, source: ModelShape, target: ModelShape, train: TrainSettings, *, reference_width: int) -> None:
-        """Check that the layers of both models have modules of one name."""
-        super().check(source, target, train, reference_width=reference_width)
-        if source.linear_features.keys().isdisjoint(target.linear_features):
-            raise SemalignError(
-                "the layers of source and target have no linear modules named alike, which method.kind=seeking needs: "
-                "choose models of one family, or another method"
-            )
-
-    def needs(self, source: ModelShape, target: ModelShape, *, rows: int, tokens: int) -> MethodNeeds:
-        """Add the score of every weight of the source's layers."""
-        joint = super().needs(source, target, rows=rows, tokens=tokens)
-        return joint._replace(beside_source=source.layers * source.layer_parameters)
-
-    def run(self, context: MethodContext) -> MethodReport:
-        """Seek in the source, let go of it, and train all layers on the answers; `seconds` counts both."""
-        began = time.perf_counter()
-        view, seed = DecoderView(context.target), context.train.seed
-        nuggets = Ranks.current().broadcast_from_first(lambda: self._seek(context, view))
-        with (
-            injected(view, nuggets, self.trainable, seed=seed) as found,
-            dropping(view.layers, view.device, seed=seed),
-        ):
-            sought = time.perf_counter() - began
-            report = self.train(context, view, AnswerLoss(), parameters=found)
-        return report.model_copy(update={"seconds": sought + report.seconds})
-
-    def _seek(self, context: MethodContext, target: DecoderView) -> "dict[str, LowRank]":
-        rows = batches_of(context.attribution_rows, 1, "source")
-        source = DecoderView(context.load_source())
-        check_fit(source, target, self.trainable.modules)
-        scores = sensitivities(source, context.progress.progress("seek in the source", rows))
-        kept = most_sensitive([math.fsum(map(_total, layer.values())) for layer in scores], target.depth)
-        context.progress.note(f"layers {', '.join(map(str, kept))} of the source's {source.depth} are kept")
-        return extracted(source, target, scores, kept, self.trainable)
 
 
 class Window(NamedTuple):
@@ -117,6 +38,17 @@ class LowRank(NamedTuple):
     """(outputs, rank)."""
     a: Tensor
     """(rank, inputs)."""
+
+
+def sought(context: MethodContext, target: DecoderView, trainable: SoughtLora) -> dict[str, LowRank]:
+    """Cut the adapters out of the source's matrices, by their sensitivity on the attribution rows."""
+    rows = batches_of(context.attribution_rows, 1, "source")
+    source = DecoderView(context.load_source())
+    check_fit(source, target, trainable.modules)
+    scores = sensitivities(source, context.progress.progress("seek in the source", rows))
+    kept = most_sensitive([math.fsum(map(_total, layer.values())) for layer in scores], target.depth)
+    context.progress.note(f"layers {', '.join(map(str, kept))} of the source's {source.depth} are kept")
+    return extracted(source, target, scores, kept, trainable)
 
 
 def sensitivities(view: DecoderView, examples: Iterable[Batch]) -> list[dict[str, Tensor]]:

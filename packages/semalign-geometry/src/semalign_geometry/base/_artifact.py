@@ -3,15 +3,16 @@
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
-import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 
 from ._contracts import Contract
 from ._errors import SemalignError
 from ._files import check_no_file, new_folder
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 MANIFEST = "manifest.json"
 """Name of the contract in an artifact's folder."""
@@ -27,7 +28,7 @@ class ArtifactManifest(Contract):
 ManifestT = TypeVar("ManifestT", bound=ArtifactManifest)
 
 
-def write_artifact(folder: str | Path, manifest: ManifestT, tensors: Mapping[str, torch.Tensor]) -> ManifestT:
+def write_artifact(folder: str | Path, manifest: ManifestT, tensors: "Mapping[str, Tensor]") -> ManifestT:
     """Write manifest and tensors as one folder, whole or not at all.
 
     Args:
@@ -62,14 +63,16 @@ def check_replaceable(folder: str | Path) -> None:
         raise SemalignError(f"{folder} holds other files: choose a new folder")
 
 
-def read_artifact(folder: str | Path, manifest_type: type[ManifestT]) -> tuple[ManifestT, dict[str, torch.Tensor]]:
+def read_artifact(folder: str | Path, manifest_type: type[ManifestT]) -> "tuple[ManifestT, dict[str, Tensor]]":
     """Read an artifact after checking the hashes of its files.
 
     Raises:
         SemalignError: the folder or a file is missing, or a file's content is not what the manifest says.
     """
+    from safetensors.torch import load_file  # with torch, which manifests do without
+
     manifest = read_manifest(folder, manifest_type)
-    tensors: dict[str, torch.Tensor] = {}
+    tensors: dict[str, Tensor] = {}
     for name in manifest.files:
         tensors |= load_file(Path(folder) / name)
     return manifest, tensors
@@ -92,8 +95,10 @@ def read_manifest(folder: str | Path, manifest_type: type[ManifestT]) -> Manifes
     return manifest
 
 
-def save_tensors(file: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+def save_tensors(file: Path, tensors: "Mapping[str, Tensor]") -> None:
     """Save tensors as safetensors; a full disk is reported as the OSError that it is."""
+    from safetensors.torch import save_file  # with torch, which manifests do without
+
     try:
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, file)
     except SafetensorError as error:

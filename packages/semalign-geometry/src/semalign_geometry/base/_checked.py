@@ -1,4 +1,7 @@
-"""Arguments of the wrong kind are refused in one sentence, before anything is computed."""
+"""Arguments of the wrong kind are refused in one sentence, before anything is computed.
+
+torch is imported when a checked function is first called: functions of modules without tensors are checked too.
+"""
 
 import functools
 import inspect
@@ -6,9 +9,6 @@ import types
 import typing
 from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar
-
-from jaxtyping import jaxtyped
-from torch import Tensor, nn
 
 from ._errors import SemalignError
 
@@ -35,13 +35,16 @@ def checked(function: Callable[ParametersT, ResultT]) -> Callable[ParametersT, R
         semalign_geometry.base._errors.SemalignError: weight is of type list, expected a Tensor: pass torch.as_tensor(…)
     """
     signature = inspect.signature(function)
-    wanted = {name: kinds for name, each in signature.parameters.items() if (kinds := _kinds(each.annotation))}
+
+    @functools.cache
+    def wanted() -> dict[str, tuple[type, ...]]:
+        return {name: kinds for name, each in signature.parameters.items() if (kinds := _kinds(each.annotation))}
 
     @functools.wraps(function)
     def call(*args: ParametersT.args, **kwargs: ParametersT.kwargs) -> ResultT:
         for name, value in signature.bind(*args, **kwargs).arguments.items():
-            if name in wanted:
-                check(name, value, *wanted[name])
+            if name in wanted():
+                check(name, value, *wanted()[name])
         return function(*args, **kwargs)
 
     return call
@@ -53,6 +56,9 @@ def check(name: str, value: Any, *kinds: Any) -> None:
     Raises:
         SemalignError: it is of none.
     """
+    from jaxtyping import jaxtyped
+    from torch import Tensor
+
     with jaxtyped("context"):  # names of axes mean nothing beyond this value
         if isinstance(value, kinds):
             return
@@ -65,6 +71,8 @@ def check(name: str, value: Any, *kinds: Any) -> None:
 
 def _kinds(annotation: Any) -> tuple[type, ...]:
     """The classes that an annotation names; none where a value cannot be judged by its class."""
+    from torch import nn
+
     union = typing.get_origin(annotation) in (typing.Union, types.UnionType)
     kinds = [typing.get_origin(each) or each for each in (typing.get_args(annotation) if union else (annotation,))]
     kinds = [nn.Module if isinstance(each, type) and issubclass(each, nn.Module) else each for each in kinds]
@@ -79,6 +87,8 @@ def _in_words(kind: Any) -> str:
 
 
 def _remedy(value: Any, kinds: tuple[type, ...]) -> str:
+    from torch import Tensor, nn
+
     if any(hasattr(kind, "array_type") or kind is Tensor for kind in kinds):
         if isinstance(value, nn.Module):
             return ": pass its .weight"

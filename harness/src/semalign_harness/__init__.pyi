@@ -1,0 +1,15 @@
+from .data.arithmetic import arithmetic_rows as arithmetic_rows
+from .data.encoding import Example as Example
+from .data.rows import encode_rows as encode_rows
+from .data.rows import load_rows as load_rows
+from .experiment import Experiment as Experiment
+from .loading import load_experiment as load_experiment
+from .models.loading import LoadedModel as LoadedModel
+from .models.loading import load_model as load_model
+from .models.tiny import build_tiny_model as build_tiny_model
+from .models.tiny import build_tokenizer as build_tokenizer
+from .results.measurement import Measurement as Measurement
+from .results.measurement import gap_recovered as gap_recovered
+from .results.run import RunResult as RunResult
+from .run.measure import measure as measure
+from .run.pipeline import run_experiment as run_experiment
