@@ -9,16 +9,7 @@ from torch import Tensor
 def short_repr(self: Any) -> str:
     """Show a dataclass with its tensors by dtype and shape, and long collections by their size.
 
-    Example:
-        >>> import torch
-        >>> from dataclasses import dataclass
-        >>> @dataclass
-        ... class Pair:
-        ...     values: torch.Tensor
-        ...     names: tuple[str, ...]
-        ...     __repr__ = short_repr
-        >>> Pair(torch.zeros(5, 3), ("a", "b"))
-        Pair(values=<float32 5×3>, names=('a', 'b'))
+    Head(weight=<float32 151936×1536>, bias=None, scale=1.0, softcap=None). Assigned to `__repr__` in a dataclass.
     """
     shown = (f"{field.name}={_short(getattr(self, field.name))}" for field in fields(self))
     return f"{type(self).__name__}({', '.join(shown)})"
