@@ -18,6 +18,7 @@ FEWER = {
 }
 
 
+@pytest.mark.slow
 def test_the_tutorial_works(pair: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     text, models = TEXT, {"generated:tiny-source": str(pair[0]), "generated:tiny-target": str(pair[1])}

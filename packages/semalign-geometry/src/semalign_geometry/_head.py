@@ -88,7 +88,7 @@ class Head:
         return self.process(product, None if self.bias is None else self.bias[rows])
 
     def process(self, product: Tensor, bias: Tensor | None) -> Tensor:
-        """What the head makes of the product of hidden states and weights, in its dtype."""
+        """Logits from the product of hidden states and weights, in its dtype."""
         if bias is not None:
             product = product + bias
         if self.scale != 1:
