@@ -242,7 +242,7 @@ def write_evaluations(run: Path, folder: Path, **more: Any) -> list[Path]:
 
 def test_a_run_ends_with_a_report_in_one_file(finished: Path) -> None:
     page = parsed(finished / "report.html")
-    assert page.headings == ["Result", "Layers", "Training", "Benchmarks", "Cost", "Protocol"]
+    assert page.headings == ["Result", "Layers", "Training", "Benchmarks", "Entries", "Cost", "Protocol"]
     assert page.tags.count("figure") == page.tags.count("svg") == len(page.captions) == 6
     assert all(caption.strip() for caption in page.captions)
     assert not {"script", "link", "iframe", "img"} & set(page.tags)
@@ -262,17 +262,16 @@ def test_the_first_table_is_the_result(finished: Path) -> None:
     result = RunResult.read(finished / "result.json")
     header, *rows = tables(finished / "report.html")[0]
     assert header == ["", "source", "target before", "target after", "gap recovered"]
-    assert len(rows) == 4
-    for row, name, form in zip(
-        rows, ("answer_nll", "kl", "agreement", "accuracy"), ("{:.4f}", "{:.4f}", "{:.1%}", "{:.1%}"), strict=True
-    ):
+    names = ("answer_nll", "bits_per_byte", "kl", "agreement", "accuracy")
+    assert len(rows) == len(names)
+    for row, name, form in zip(rows, names, (*["{:.4f}"] * 3, *["{:.1%}"] * 2), strict=True):
         for cell, measured in zip(row[1:4], (result.source, result.before, result.after), strict=True):
             assert cell.split(" ")[0] == form.format(getattr(measured, name)), row
     before = mean(result.before.by_row.nll, weights=result.before.by_row.tokens)
     assert rows[0][2].endswith(f" [{before.low:.4f}, {before.high:.4f}]")
     right = proportion(result.after.by_row.correct)
-    assert rows[3][3].endswith(f" [{right.low:.1%}, {right.high:.1%}]")
-    assert rows[1][1] == "0.0000" and rows[2][1] == "100.0%", "by definition: no interval"
+    assert rows[4][3].endswith(f" [{right.low:.1%}, {right.high:.1%}]")
+    assert rows[2][1] == "0.0000" and rows[3][1] == "100.0%", "by definition: no interval"
     gap = estimate_gap_recovered(
         *(each.by_row.nll for each in (result.source, result.before, result.after)),
         weights=result.before.by_row.tokens,
@@ -354,7 +353,7 @@ def test_of_methods_without_layers_only_the_comparison_is_shown(method: dict[str
     trained_by(run, method)
     file = write_report([run])
     page = parsed(file)
-    assert page.headings == ["Result", "Layers", "Training", "Benchmarks", "Cost", "Protocol"]
+    assert page.headings == ["Result", "Layers", "Training", "Benchmarks", "Entries", "Cost", "Protocol"]
     (layers, losses) = page.captions
     tokens = LayerSimilarity.read(run / "similarity.json").tokens
     assert layers == (
@@ -364,7 +363,7 @@ def test_of_methods_without_layers_only_the_comparison_is_shown(method: dict[str
     similarity = LayerSimilarity.read(run / "similarity.json")
     assert draw_before_and_after(similarity, None) in file.read_text(encoding="utf-8"), "without dots"
     assert losses.startswith("Terms of the loss, each step on its own batch")
-    assert len(tables(file)) == 1, "nothing layer by layer"
+    assert len(tables(file)) == 2, "nothing layer by layer"
     assert not re.search(r"[Ss]tability|pairing,|paired|recomposition|score", page.text.partition("To repeat it")[0])
     assert ("supervision on disk" in page.text) == (method["kind"] == "kd"), "which others do without"
 
@@ -447,13 +446,15 @@ def test_sections_without_data_are_left_out(run: Path) -> None:
     for name in ("attribution", "pairing", "fidelity", "similarity", "environment"):
         (run / f"{name}.json").unlink()
     (run / "metrics.jsonl").unlink()
+    (run / "entries.json").unlink()
     shutil.rmtree(run / "model")
 
     def plain(tree: dict[str, Any]) -> None:
         tree["training"]["transfer"] = None
         for name in ("source", "before", "after"):
-            tree[name].update(accuracy=None, answer_rows=0)
-            tree[name]["by_row"]["correct"] = []
+            for key in ("accuracy", "answer_rows", "bits_per_byte", "spans"):  # not in results of earlier versions
+                del tree[name][key]
+            del tree[name]["by_row"]["correct"], tree[name]["by_row"]["answer_bytes"]
 
     edit(run / "result.json", plain)
     file = write_report([run])
@@ -485,7 +486,7 @@ def test_losses_that_are_not_finite_have_no_interval(run: Path) -> None:
     lines[0] = re.sub(r'"output":[^},]+', '"output":"NaN"', lines[0], count=1)
     (run / "metrics.jsonl").write_text("\n".join(lines), encoding="utf-8")
     rows = tables(write_report([run]))[0]
-    assert rows[1][3:] == ["nan", "–"] and rows[2][3:] == ["inf", "–"]
+    assert rows[1][3:] == ["nan", "–"] and rows[3][3:] == ["inf", "–"]
 
 
 def test_commands_say_whether_prompts_go_through_the_template(bare: Path, comparison: Path) -> None:
@@ -503,7 +504,7 @@ def test_an_evaluation_in_the_run_is_reported(bare: Path) -> None:
     write_evaluation(bare / "evaluation", str(bare / "model"), "cd", OUTCOMES["after"])
     file = write_report([bare])
     page = parsed(file)
-    assert page.headings == ["Result", "Layers", "Training", "Benchmarks", "Cost", "Protocol"]
+    assert page.headings == ["Result", "Layers", "Training", "Benchmarks", "Entries", "Cost", "Protocol"]
     figure = proportion(OUTCOMES["after"])
     cell = f"{figure.value:.1%} [{figure.low:.1%}, {figure.high:.1%}]"
     assert tables(file)[2] == [["benchmark ↑", "target after", "documents"], ["gsm8k accuracy", cell, "8 of 1319"]]
@@ -613,7 +614,7 @@ def test_runs_stand_side_by_side(run: Path, tmp_path: Path, capsys: pytest.Captu
     assert dict((row[0], row[1]) for row in cost[1:])["training"] == f"{measured.training.seconds:.1f} s"
     page = parsed(file)
     assert page.headings == ["Result", "Settings that differ", "Plots", "Benchmarks", "Cost", "Protocol"]
-    assert "do not compare directly" not in page.text and page.tags.count("svg") == 5
+    assert "do not compare directly" not in page.text and page.tags.count("svg") == 6
     assert not (run / "report.html").exists()
 
 
@@ -879,7 +880,7 @@ def test_a_report_that_fails_costs_no_result(
     for name in (".report.html.x", "report.md"):
         (run / name).write_text("cut o", encoding="utf-8")  # by a process that was killed
     report_run(run, Console())
-    assert len(tables(run / "report.html")) == 2 and not (run / ".report.html.x").exists()
+    assert len(tables(run / "report.html")) == 3 and not (run / ".report.html.x").exists()
     (run / "report.html").write_text("mine", encoding="utf-8")
     report_run(run, Console())
     assert (run / "report.html").read_text(encoding="utf-8") == "mine", "a report that is there stays"

@@ -21,7 +21,7 @@ def example(number: int, prompts: tuple[int, int], lengths: list[tuple[int, int]
     """A row whose answer token k of either side has the id 100 · row + k."""
     spans = Spans(tuple(of[0] for of in lengths), tuple(of[1] for of in lengths))
     answers = [tuple(100 * number + k for k in range(sum(side))) for side in (spans.source, spans.target)]
-    side = SourceSide((1,) * prompts[0], answers[0], spans, NOTHING)
+    side = SourceSide((1,) * prompts[0], answers[0], spans, (False, False), NOTHING)
     return Example((2,) * prompts[1], answers[1], "", side)
 
 

@@ -31,7 +31,7 @@ TERMS = {
 
 
 def run_page(run: ReportedRun) -> Page:
-    """Return the page of a run: result, layers, training, entries, benchmarks, cost, examples and protocol."""
+    """Return the page of a run: result, layers, training, benchmarks, entries, cost, examples and protocol."""
     benchmarks = run_benchmarks(run.evaluations) if run.evaluations else []
     return page_of(
         run.result.name,
@@ -39,8 +39,8 @@ def run_page(run: ReportedRun) -> Page:
             "Result": _result(run),
             "Layers": [*_attribution(run), *_similarity(run), *_fidelity(run), *_stability(run), *_layer_table(run)],
             "Training": _training(run),
-            "Entries": _entries(run),
             "Benchmarks": [*benchmarks, *missing_benchmarks(run)],
+            "Entries": _entries(run),
             "Cost": [Facts(tuple(cost_pairs(run)))],
             "Examples": example_blocks(run.evaluations),
             "Protocol": protocol_blocks(
