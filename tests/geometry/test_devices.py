@@ -5,6 +5,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from semalign_geometry import (
+    ClassHead,
     Head,
     PairedResiduals,
     SemanticBasis,
@@ -17,6 +18,7 @@ from semalign_geometry import (
     quadratic_divergence,
     recompose,
     relation_distance,
+    span_divergence,
     top_entries,
     top_k_divergence,
 )
@@ -135,10 +137,19 @@ def test_relations(name: str, route: str) -> None:
             assert_close(mine, theirs, rtol=1e-3, atol=1e-5)
 
 
+def in_classes(head: Head) -> ClassHead:
+    return ClassHead.of(head, torch.arange(head.count) % 7, 7)
+
+
 Divergence = Callable[[Tensor, Head, Tensor, Head], Tensor]
 DIVERGENCES: dict[str, Divergence] = {
     "exact": lambda s, source, t, target: kl_divergence(s, source, t, target, temperature=2.0, chunk=16),
     "coarse": lambda s, source, t, target: top_k_divergence(top_entries(s, source, 5, chunk=16), t, target, chunk=16),
+    "classes": lambda s, source, t, target: kl_divergence(s, in_classes(source), t, in_classes(target), chunk=16),
+    "coarse classes": lambda s, source, t, target: top_k_divergence(
+        top_entries(s, in_classes(source), 5, chunk=16), t, in_classes(target), chunk=16
+    ),
+    "spans": lambda s, source, t, target: span_divergence(-s.square().sum(1), -t.square().sum(1)),
     "quadratic": lambda s, source, t, target: quadratic_divergence(t, s, target, chunk=16),
     "answer": lambda s, source, t, target: answer_nll(t, target, torch.arange(6, device=t.device), chunk=16),
 }

@@ -110,6 +110,7 @@ CASES: dict[str, Case] = {
     "fit_transport": Case(lambda w: fit_transport(SemanticBasis.from_head(w), BASIS).matrix, WEIGHT, **ONCE),
     "linear_cka x": Case(lambda x: linear_cka(x, OTHERS), **WHOLE),
     "linear_cka y": Case(lambda y: linear_cka(OTHERS, y), **WHOLE),
+    "linear_cka debiased": Case(lambda x: linear_cka(x, OTHERS, debiased=True), **WHOLE),
     "linear_cka_matrix xs": Case(lambda x: linear_cka_matrix([x], [OTHERS, VECTORS]), **WHOLE),
     "linear_cka_matrix ys": Case(lambda y: linear_cka_matrix([OTHERS, VECTORS], [y]), **WHOLE),
     "measure_fidelity source": Case(lambda x: fidelity(x, OTHERS), **ONCE),

@@ -1,5 +1,7 @@
 """Laws of relation geometry."""
 
+import itertools
+
 import pytest
 import torch
 from hypothesis import assume, given
@@ -259,3 +261,55 @@ def test_ordinary_rows_have_unit_length_in_every_dtype(dtype: torch.dtype) -> No
     rows = torch.nn.functional.normalize(torch.randn(4, 4096, generator=torch.Generator().manual_seed(0)))
     lengths = unit_rows(rows.to(dtype)).double().norm(dim=1)
     assert_close(lengths, torch.ones(4, dtype=torch.float64), rtol=0, atol=2 * torch.finfo(dtype).eps)
+
+
+def estimate(k: Tensor, m: Tensor) -> Tensor:
+    """Song et al. 2012, eq. 5, written out."""
+    n = len(k)
+    k, m = (side - torch.diag(side.diagonal()) for side in (k, m))
+    sums = (k @ m).trace() + k.sum() * m.sum() / ((n - 1) * (n - 2)) - 2 * (k @ m).sum() / (n - 2)
+    return sums / (n * (n - 3))
+
+
+@given(sides(min_tokens=4, kind=lambda rows, columns: conditioned(rows, columns, max_condition=10)))
+def test_debiased_cka_is_the_formula(case: Sides) -> None:
+    k, m = case.x @ case.x.T, case.y @ case.y.T
+    squares = estimate(k, k) * estimate(m, m)
+    assume(float(squares) > 1e-6 * float(k.square().sum() * m.square().sum()))
+    found = linear_cka(case.x, case.y, debiased=True)
+    assert_close(found, estimate(k, m) / squares.sqrt(), rtol=0, atol=1e-6)
+    assert -1 <= float(found) <= 1
+    assert_close(found, linear_cka(case.y, case.x, debiased=True), **TIGHT)
+    assert_close(linear_cka(case.x, case.x, debiased=True), torch.ones_like(found), **TIGHT)
+
+
+@given(matrices(5, 3), matrices(5, 2))
+def test_debiased_cka_is_zero_in_the_mean_over_all_orders_of_one_side(x: Tensor, y: Tensor) -> None:
+    orders = [linear_cka(x, y[list(order)], debiased=True) for order in itertools.permutations(range(5))]
+    assert_close(torch.stack(orders).mean(), torch.tensor(0.0, dtype=torch.float64), rtol=0, atol=1e-7)
+
+
+@given(sides(min_tokens=4, kind=lambda r, c: conditioned(r, c, max_condition=10)), seeds, st.floats(1e-3, 1e3))
+def test_debiased_cka_ignores_rotation_translation_and_scale(case: Sides, seed: int, scale: float) -> None:
+    relations = case.x @ case.x.T
+    assume(float(estimate(relations, relations)) > 1e-6 * float(relations.square().sum()))
+    expected = linear_cka(case.x, case.y, debiased=True)
+    width, size = case.x.shape[1], float(case.x.abs().max())
+    for moved in (case.x @ rotation(seed, width), case.x + size * normal(seed, width), scale * case.x):
+        assert_close(linear_cka(moved, case.y, debiased=True), expected, rtol=0, atol=1e-6)
+
+
+def test_debiased_cka_of_unrelated_sides_and_of_relations_that_are_all_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, y = normal(0, 500, 64).float(), normal(1, 500, 64).float()
+    assert 0.1 < float(linear_cka(x, y)) < 0.13
+    whole = linear_cka(x, y, debiased=True)
+    assert abs(float(whole)) < 0.01
+    monkeypatch.setattr("semalign_geometry._relation.HELD", 20_000)
+    assert_close(linear_cka(x, y, debiased=True), whole, rtol=0, atol=1e-6)
+    assert float(linear_cka(torch.eye(500), y, debiased=True)) == 0
+    assert float(linear_cka(torch.ones(500, 2), y, debiased=True)) == 0
+
+
+def test_debiased_cka_needs_four_tokens() -> None:
+    with pytest.raises(SemalignError, match=r"4 at least, got shapes \(3, 2\) and \(3, 2\)"):
+        linear_cka(normal(0, 3, 2), normal(1, 3, 2), debiased=True)

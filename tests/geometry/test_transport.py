@@ -379,3 +379,7 @@ def test_vectors_of_another_width_are_refused() -> None:
     basis = SemanticBasis.from_head(normal(0, 9, 4))
     with pytest.raises(SemalignError, match="vectors of width 3 for a basis of width 4: decompose on the basis of"):
         decompose(basis, normal(1, 2, 3))
+
+
+def test_a_transport_shows_no_tensor() -> None:
+    assert repr(Transport.identity(8)).startswith("Transport(matrix=<float32 8×8>, manifest=TransportManifest(")

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ._contracts import BasisManifest
 from ._head import Head, accumulation_dtype, final_norm, full_precision, norm_gain, to_float64
-from .base import SemalignError, checked
+from .base import SemalignError, checked, short_repr
 
 CHUNK = 8192
 """Vocabulary rows in memory at a time, by default."""
@@ -50,6 +50,8 @@ class SemanticBasis:
     """(WᵀW)⁻¹, float64, where `gram` lies; None where the rank is deficient."""
     manifest: BasisManifest
     """Sizes, rank and conditioning."""
+
+    __repr__ = short_repr
 
     @classmethod
     @checked

@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ._head import Head, full_precision
-from .base import SemalignError, checked
+from .base import SemalignError, checked, short_repr
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,6 +32,8 @@ class ClassHead:
     """Classes of the other members, ascending."""
     starts: Int[Tensor, " c1"]
     """(c + 1,) where each class starts in `others`, and where the last one ends; on the CPU."""
+
+    __repr__ = short_repr
 
     @classmethod
     @checked

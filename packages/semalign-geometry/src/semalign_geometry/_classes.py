@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ._tokens import Vocabulary
 from ._vocabulary import SharedVocabulary
-from .base import SemalignError
+from .base import SemalignError, short_repr
 
 _END, _REST = "end", "rest"
 
@@ -37,6 +37,8 @@ class VocabularyClasses:
     """The entries whose bytes both sides hold: entry c stands for class c."""
     names: tuple[bytes | str, ...]
     """Bytes of each class; "end" and "rest" for the last ones, which exist only where both sides have members."""
+
+    __repr__ = short_repr
 
     @property
     def count(self) -> int:

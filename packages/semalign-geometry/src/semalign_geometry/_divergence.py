@@ -25,7 +25,7 @@ from ._class_head import ClassHead, OutputHead
 from ._contracts import Divergence
 from ._head import Head, accumulation_dtype, full_precision
 from ._logits import LogitReader, chunks, softcap_slope, weighted_rows
-from .base import SemalignError, checked
+from .base import SemalignError, checked, short_repr
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,6 +38,8 @@ class TopEntries:
     """Natural logarithms, at the temperature that they were taken at."""
     tail: Float[Tensor, " n"]
     """Natural logarithm of the mass outside of `ids`; −inf when k is the whole vocabulary."""
+
+    __repr__ = short_repr
 
 
 @checked
@@ -252,6 +254,8 @@ class HeadStatistics:
     """logsumexp of all other entries; −inf when no entry is left."""
     normaliser: Float[Tensor, " n"]
     """logsumexp over the whole vocabulary."""
+
+    __repr__ = short_repr
 
 
 @checked

@@ -11,7 +11,7 @@ from ._contracts import FidelityReport, LayerFidelity
 from ._head import accumulation_dtype
 from ._relation import linear_cka
 from ._transport import Transport
-from .base import SemalignError, checked
+from .base import SemalignError, checked, short_repr
 from .base._checked import check
 
 
@@ -27,6 +27,8 @@ class PairedResiduals:
     """Those of the target, at its width."""
     source: Float[Tensor, "n s"]
     """Those of the source, at its own."""
+
+    __repr__ = short_repr
 
 
 @torch.no_grad()

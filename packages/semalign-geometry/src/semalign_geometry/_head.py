@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from .base import SemalignError, checked
+from .base import SemalignError, checked, short_repr
 from .base._checked import ParametersT, ResultT, check
 
 
@@ -30,6 +30,8 @@ class Head:
     """Factor on the logits (Cohere's logit_scale, the inverse of Granite's logits_scaling)."""
     softcap: float | None = None
     """c of c·tanh(logits / c), as in Gemma 2."""
+
+    __repr__ = short_repr
 
     def __post_init__(self) -> None:
         """Refuse a weight or bias that is no tensor."""

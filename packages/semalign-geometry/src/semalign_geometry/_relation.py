@@ -94,17 +94,29 @@ def relation_distances(
 
 @checked
 @full_precision
-def linear_cka(x: Float[Tensor, "n d"], y: Float[Tensor, "n e"]) -> Float[Tensor, ""]:
+def linear_cka(x: Float[Tensor, "n d"], y: Float[Tensor, "n e"], *, debiased: bool = False) -> Float[Tensor, ""]:
     """Linear centred kernel alignment ⟨K, L⟩ / (‖K‖‖L‖) of two representations of the same n tokens, in [0, 1].
 
     0 when either side has no variance, 1 for any two tokens that vary; NaN when a value is not finite. float32 (float64
     for float64 input).
 
-    Raises:
-        SemalignError: the two sides have different numbers of tokens.
+    Few tokens of many features look alike: two random representations of 500 tokens and width 64 have a CKA of about
+    0.11. The debiased one leaves each token's relation with itself out of K and L, so that its mean over all orders of
+    the tokens of one side is 0. It lies in [−1, 1], and is 0 when either side has no relations that differ.
 
-    Source: Kornblith et al. 2019, eq. 2 with linear kernels.
+    Args:
+        x: (n, d) vectors.
+        y: (n, e) vectors of the same tokens, of any width.
+        debiased: from unbiased estimates of the three inner products.
+
+    Raises:
+        SemalignError: the two sides have different numbers of tokens, or fewer than 4 for the debiased value.
+
+    Source: Kornblith et al. 2019, eq. 2 with linear kernels. Debiased: Nguyen et al. 2021, eq. 3, with the estimator of
+    Song et al. 2012, eq. 5, in the form of Székely and Rizzo 2014 (U-centred matrices).
     """
+    if debiased:
+        return _debiased(x, y)
     similarities, _, _, _ = _alignments(x, y, None, "auto")
     return similarities[0].clamp(0, 1)
 
@@ -145,6 +157,40 @@ def linear_cka_matrix(xs: Iterable[Float[Tensor, "n _"]], ys: Iterable[Float[Ten
     norms_XY = k_squares_X.sqrt()[:, None] * l_squares_Y.sqrt()
     # Without variance a relation is 0, and so is its product with any other.
     return (products_XY / norms_XY.clamp_min(torch.finfo(norms_XY.dtype).tiny)).clamp(0, 1)
+
+
+def _debiased(x: Tensor, y: Tensor) -> Tensor:
+    """⟨K̃, L̃⟩ / (‖K̃‖‖L̃‖) of the U-centred relations, some rows of them in memory at a time."""
+    tokens = len(x)
+    if tokens != len(y) or tokens < LEAST_TOKENS + 1:
+        raise SemalignError(
+            f"debiased CKA needs the same tokens on both sides, {LEAST_TOKENS + 1} at least, got shapes "
+            f"{tuple(x.shape)} and {tuple(y.shape)}"
+        )
+    dtype = accumulation_dtype(x, y)
+    sides = [_centred_alone(side).to(dtype) for side in (x, y)]
+    product, squares = x.new_zeros((), dtype=dtype), x.new_zeros(2, dtype=dtype)
+    step = max(1, HELD // (2 * tokens))
+    for start in range(0, tokens, step):
+        rows = slice(start, start + step)
+        k_MN, l_MN = (_u_centred(side_ND, rows) for side_ND in sides)
+        product = product + (k_MN * l_MN).sum()
+        squares = squares + torch.stack([k_MN.square().sum(), l_MN.square().sum()])
+    sizes = torch.stack([(side_ND.T @ side_ND).square().sum() for side_ND in sides])
+    noise = (8 * torch.finfo(dtype).eps) ** 2
+    norm = torch.where(squares <= noise * sizes, torch.inf, squares).sqrt().prod()  # relations that are all alike
+    return (product / norm).clamp(-1, 1)
+
+
+def _u_centred(side_ND: Tensor, rows: slice) -> Tensor:
+    """Rows of K̃_ij = K_ij − Σ_l K_il / (n − 2) − Σ_l K_lj / (n − 2) + ΣΣ K / ((n − 1)(n − 2)), the sums without the
+    diagonal of K; K̃_ii = 0."""
+    n = len(side_ND)
+    places = torch.arange(n, device=side_ND.device)
+    sums_N = side_ND @ side_ND.sum(0) - side_ND.square().sum(1)
+    k_MN = side_ND[rows] @ side_ND.T
+    centred_MN = k_MN - (sums_N[rows, None] + sums_N) / (n - 2) + sums_N.sum() / ((n - 1) * (n - 2))
+    return centred_MN.masked_fill(places[rows, None] == places, 0)
 
 
 def _alignments(

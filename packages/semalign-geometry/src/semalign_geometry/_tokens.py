@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .base import SemalignError
+from .base import SemalignError, short_repr
 
 _LOSSY = ("BertNormalizer", "Lowercase", "StripAccents")
 """Normalisers that write another text, from which the bytes of the given one are not to be had."""
@@ -32,6 +32,8 @@ class Vocabulary:
     """Ids that end a turn; special entries all."""
     first: Callable[[bytes], int | None]
     """First token of some bytes that stand inside of a text; None where the tokenizer cannot read them."""
+
+    __repr__ = short_repr
 
     @classmethod
     def of(cls, tokenizer: Any, *, ends: Collection[int] = ()) -> "Vocabulary":

@@ -16,7 +16,7 @@ from ._contracts import TransportManifest
 from ._frame import Frame, find_frame
 from ._frames import frame_rows, outer_power, unit_rows
 from ._head import accumulation_dtype, full_precision, to_float64
-from .base import SemalignError, checked, read_artifact, write_artifact
+from .base import SemalignError, checked, read_artifact, short_repr, write_artifact
 
 LOGGER = logging.getLogger(__name__)
 
@@ -29,6 +29,8 @@ class Transport:
     """float32; float64 when a head is float64. It follows the vectors to their device when it is applied."""
     manifest: TransportManifest
     """Frame and widths."""
+
+    __repr__ = short_repr
 
     @classmethod
     def identity(cls, width: int) -> "Transport":

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from .base import SemalignError
+from .base import SemalignError, short_repr
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,6 +26,8 @@ class SharedVocabulary:
     """Entries of the source's tokenizer that the target's lacks."""
     only_in_target: int
     """Entries of the target's tokenizer that the source's lacks."""
+
+    __repr__ = short_repr
 
     @property
     def same_ids(self) -> bool:

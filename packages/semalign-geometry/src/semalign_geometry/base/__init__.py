@@ -19,6 +19,7 @@ from ._errors import SemalignError as SemalignError
 from ._errors import brief as brief
 from ._files import new_folder as new_folder
 from ._files import replace_file as replace_file
+from ._shown import short_repr as short_repr
 
 __all__ = [
     "ArtifactManifest",
@@ -40,4 +41,5 @@ __all__ = [
     "save_tensors",
     "sha256_of",
     "write_artifact",
+    "short_repr",
 ]
