@@ -316,9 +316,10 @@ def _resolve(
             raise MissingModel(f"unknown generated model {config.path!r}: known are {', '.join(GENERATED)}")
         role = GENERATED[config.path]
         folder = cache_folder() / tiny_folder_name(role)
-        if note is not None and not folder.is_dir():
-            note(f"pre-training {config.path.removeprefix('generated:')}, a generated model, once; kept in {folder}")
-        with made_by_one(folder), one_thread(note or (lambda text: None)):
+        if note is None or folder.is_dir():
+            note = _unnoted
+        note(f"pre-training {config.path.removeprefix('generated:')}, a generated model, once; kept in {folder}")
+        with made_by_one(folder), one_thread(note):
             return str(build_tiny_model(role, folder, progress=progress))
     path, known = Path(config.path).expanduser(), known_path(config.path)
     if known is not None:
@@ -336,3 +337,7 @@ def _resolve(
     if _is_local(config.path):
         raise MissingModel(f"{config.path} does not exist: give a model folder, a .gguf file or a hub id")
     return config.path
+
+
+def _unnoted(text: str) -> None:
+    """Show nothing."""

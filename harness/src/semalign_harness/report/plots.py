@@ -296,7 +296,7 @@ def draw_dots(panels: Sequence[Panel]) -> str:
     return _drawn(f"dots {title}", 0.4 + (0.7 + 0.2 * len(names)) * rows, draw)
 
 
-def _percent(value: float, _: int | None) -> str:
+def _percent(value: float, _: float) -> str:
     """Return the label of a tick, unrounded: equal distances stay equal numbers."""
     return f"{round(100 * value, 6):g}%"
 
