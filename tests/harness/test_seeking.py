@@ -16,9 +16,8 @@ from semalign_attribution import DecoderView
 from semalign_geometry.base import SemalignError
 from semalign_harness import build_tokenizer
 from semalign_harness.data.encoding import Example
-from semalign_harness.methods import MethodReport
+from semalign_harness.methods import MethodReport, _seeking
 from semalign_harness.methods._seeking import Seeking
-from semalign_harness.methods.baselines import seeking
 from semalign_harness.methods.baselines.seeking import (
     LowRank,
     best_window,
@@ -344,7 +343,7 @@ def slow_source(monkeypatch: pytest.MonkeyPatch) -> Callable[[], Any]:
         now += 6
         return source_model()
 
-    for module in (seeking, _joint, _loop):
+    for module in (_seeking, _joint, _loop):
         monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=tick))
     return load_source
 

@@ -3,8 +3,6 @@
 from dataclasses import fields
 from typing import Any
 
-from torch import Tensor
-
 
 def short_repr(self: Any) -> str:
     """Show a dataclass with its tensors by dtype and shape, and long collections by their size.
@@ -16,6 +14,8 @@ def short_repr(self: Any) -> str:
 
 
 def _short(value: object) -> str:
+    from torch import Tensor  # not for contracts, which hold none
+
     if isinstance(value, Tensor):
         return f"<{' '.join([str(value.dtype).removeprefix('torch.'), '×'.join(map(str, value.shape))]).strip()}>"
     if isinstance(value, (tuple, list, dict, set, frozenset)) and len(value) > 8:
