@@ -84,7 +84,7 @@ def check_figures(source: PreTrainedModel, target: PreTrainedModel, folder: Path
     pairing = LayerPairing(policy="manual", source_depth=depth, source_layers=tuple(range(1, depth + 1)))
     settings = SupervisionSettings(output=FinalHidden(), dtype="float32")
     store = supervise(source, [_batch()], pairing, Transport.identity(view.width), folder, settings=settings)
-    found = measure(view, store, batch_size=len(ROWS))
+    found = measure(view, store, batch_size=len(ROWS)).metrics
     nll, kl, tokens = 0.0, 0.0, 0
     with torch.no_grad():
         for ids, prompt in _rows():

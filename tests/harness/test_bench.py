@@ -12,7 +12,19 @@ import pytest
 import torch
 
 BENCH = Path(__file__).parents[2] / "harness/bench"
-ROWS = ["basis", "transport", "tokens", "relation", "cka", "kl", "attribution", "frontier", "transfer", "growth"]
+ROWS = [
+    "basis",
+    "transport",
+    "tokens",
+    "relation",
+    "cka",
+    "kl",
+    "attribution",
+    "frontier",
+    "transfer",
+    "growth",
+    "startup",
+]
 PEERS = {"cka": "ckatorch", "attribution": "captum", "transfer": "trl"}
 
 

@@ -50,7 +50,8 @@ def test_a_check_finds_another_result(checks: Any, monkeypatch: pytest.MonkeyPat
 
     def a_little_more(*arguments: Any, **settings: Any) -> Any:
         found = real(*arguments, **settings)
-        return found.model_copy(update={"answer_nll": found.answer_nll * 1.01})
+        more = found.metrics.model_copy(update={"answer_nll": found.metrics.answer_nll * 1.01})
+        return found._replace(metrics=more)
 
     monkeypatch.setattr(checks, "measure", a_little_more)
     assert checks.check_family("llama")["NLL, KL"].startswith("WRONG NLL is ")

@@ -298,7 +298,9 @@ def test_benchmarks_of_installed_packages_have_names(monkeypatch: pytest.MonkeyP
     installed(monkeypatch)
     assert find_benchmark("parity") is PARITY
     assert EvaluationConfig.parse({"model": {"path": "x"}, "tasks": ["gsm8k", "parity"]}).tasks == ("gsm8k", "parity")
-    with pytest.raises(SemalignError, match="unknown benchmark 'party': choose one of .*, mbpp, parity, or"):
+    with pytest.raises(
+        SemalignError, match="unknown benchmark 'party': choose one of .*, mbpp, arithmetic, parity, or"
+    ):
         EvaluationConfig.parse({"model": {"path": "x"}, "tasks": ["party"]})
 
 

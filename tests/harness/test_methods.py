@@ -200,7 +200,7 @@ def test_a_new_joint_loss_is_a_method(run: Any, tmp_path: Path, monkeypatch: pyt
 
 def test_the_use_of_the_layers_is_known() -> None:
     found: dict[str, LayerUse] = {kind: parse_method({"kind": kind}).layer_use for kind in known_kinds()}
-    others = dict.fromkeys(("kd", "sft", "seeking", "laten"), "none")
+    others = dict.fromkeys(("kd", "gold", "alm", "sft", "seeking", "laten"), "none")
     assert found == {"semalign": "transported", "hidden": "paired", **others}
     assert Foreign().layer_use == "none" and not Foreign().stored
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from pydantic import TypeAdapter
-from semalign_geometry.base import SemalignError, Settings
+from semalign_geometry.base import Settings
 
 from ..util.failures import naming
 from .catalogue import CatalogueEntry, catalogue, known_path
@@ -98,7 +98,7 @@ def is_small(model: ModelConfig) -> bool:
         return True
     try:
         shape = find_shape(model) if Path(model.path).expanduser().is_dir() else None
-    except SemalignError:  # raised again where the model is opened
+    except Exception:  # raised again, in words, where the model is opened
         return False
     return shape is not None and shape.parameters < SMALL
 
