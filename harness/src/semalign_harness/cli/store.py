@@ -2,10 +2,17 @@
 
 import argparse
 import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from semalign_geometry.base import SemalignError
 
+from ..util.tables import aligned
 from ..util.text import gb
+
+if TYPE_CHECKING:
+    from ..run.phase_store import Entry
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -18,7 +25,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Print or delete supervision."""
-    from ..report.result_tables import entries_table
     from ..run.phase_store import entries, prune
 
     if options.action == "list":
@@ -33,3 +39,17 @@ def run(options: argparse.Namespace) -> int:
     gone = prune(unused_days=days)
     print(f"deleted {len(gone)} of {len(gone) + len(entries())}, {gb(sum(entry.size for entry in gone))}")
     return 0
+
+
+def entries_table(found: Sequence["Entry"]) -> str:
+    """Return the cached supervision, one entry a line."""
+    rows = [("key", "source → target", "rows", "tokens", "size", "last used")]
+    for entry in found:
+        phase = entry.phase
+        names, counts = "unfinished", ("", "")
+        if phase is not None:
+            names = f"{Path(phase.source).name} → {Path(phase.target).name}"
+            counts = (str(phase.train_rows), str(phase.supervised_tokens))
+        size, age = gb(entry.size), f"{entry.unused_days:.1f} days ago"
+        rows.append((entry.folder.name, names, *counts, size, age))
+    return aligned(rows)

@@ -1,12 +1,8 @@
-"""Tables of the terminal."""
-
-from collections.abc import Sequence
-from pathlib import Path
+"""Table of a run for the terminal."""
 
 from ..results.measurement import gap_recovered
 from ..results.metrics import NOTHING, metrics_of
 from ..results.run import RunResult
-from ..run.phase_store import Entry
 from ..util.tables import aligned
 from ..util.text import gb
 
@@ -36,17 +32,3 @@ def result_table(result: RunResult) -> str:
         f"peak memory {gb(result.peak_bytes)}, supervision {gb(result.supervision_bytes)}"
     )
     return f"{aligned(rows)}\nmeasured on {measured}\n{cost}"
-
-
-def entries_table(found: Sequence[Entry]) -> str:
-    """Return the cached supervision, one entry a line."""
-    rows = [("key", "source → target", "rows", "tokens", "size", "last used")]
-    for entry in found:
-        phase = entry.phase
-        names, counts = "unfinished", ("", "")
-        if phase is not None:
-            names = f"{Path(phase.source).name} → {Path(phase.target).name}"
-            counts = (str(phase.train_rows), str(phase.supervised_tokens))
-        size, age = gb(entry.size), f"{entry.unused_days:.1f} days ago"
-        rows.append((entry.folder.name, names, *counts, size, age))
-    return aligned(rows)
