@@ -1,6 +1,5 @@
 """Laws of heads over classes: each divergence against its dense counterpart, value and gradient."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import pytest
@@ -24,8 +23,7 @@ from torch.autograd import gradcheck
 from torch.testing import assert_close
 
 from .strategies import dense_logits, normal, output_heads, seeds
-
-TIGHT = {"rtol": 1e-9, "atol": 1e-10}
+from .test_divergence import TIGHT, assert_same_gradient
 
 
 @dataclass(frozen=True)
@@ -91,20 +89,9 @@ def cases(draw: st.DrawFn) -> Case:
     return Case(side(), side(), draw(st.sampled_from([1.0, 0.5, 3.0])), draw(st.integers(1, 16)))
 
 
-def assert_same(mine: Callable[[Tensor], Tensor], dense: Callable[[Tensor], Tensor], at: Tensor) -> None:
-    """Values and the gradients under random weights agree."""
-    here, there = at.clone().requires_grad_(), at.clone().requires_grad_()
-    value, expected = mine(here), dense(there)
-    assert_close(value, expected, **TIGHT)
-    weights = normal(7, *value.shape)
-    (value * weights).sum().backward()
-    (expected * weights).sum().backward()
-    assert_close(here.grad, there.grad, rtol=1e-7, atol=1e-9)
-
-
 @given(cases())
 def test_class_divergence_is_the_dense_one(case: Case) -> None:
-    assert_same(case.kl, case.dense_kl, case.target.hidden)
+    assert_same_gradient(case.kl, case.dense_kl, case.target.hidden)
     assert gradcheck(case.kl, (case.target.hidden.clone().requires_grad_(),), atol=1e-5, rtol=1e-4, fast_mode=True)
 
 
@@ -199,7 +186,7 @@ def test_top_classes_and_their_divergence_are_the_dense_ones(kind: Divergence, c
             cells_q, cells_p = torch.cat([cells_q, tail], 1), torch.cat([cells_p, top.tail[:, None]], 1)
         return categorical_divergence(cells_p, cells_q, kind=kind)
 
-    assert_same(mine, dense, target.hidden)
+    assert_same_gradient(mine, dense, target.hidden)
 
 
 @given(cases(), st.data())
@@ -212,7 +199,9 @@ def test_head_statistics_of_classes_are_the_dense_ones(case: Case, data: st.Data
         found = head_statistics(hidden, side.class_head, ids, temperature=case.temperature, chunk=case.chunk)
         return found.selected[:, 0] - found.normaliser
 
-    assert_same(mine, lambda hidden: side.log_probs(hidden, case.temperature).gather(1, ids)[:, 0], side.hidden)
+    assert_same_gradient(
+        mine, lambda hidden: side.log_probs(hidden, case.temperature).gather(1, ids)[:, 0], side.hidden
+    )
 
 
 @given(cases())
