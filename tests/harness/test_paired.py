@@ -64,8 +64,8 @@ def test_both_sides_hold_the_answer_and_end_spans_at_equal_text(names: tuple[str
     encoder = PAIRS[names]
     try:
         row = encoder.example(conversation(answer), name="row")
-    except TextChanged:
-        assert "nfc" in names or not answer.strip()
+    except TextChanged as refusal:  # of one token, which one side alone writes behind a space, nothing is left
+        assert "nfc" in names or not answer.strip() or "no span besides" in str(refusal)
         return
     assert row.source is not None
     for role, pieces in zip(ROLES, sides(encoder, row), strict=True):

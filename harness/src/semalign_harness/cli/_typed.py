@@ -11,8 +11,9 @@ from pathlib import Path
 def typed(arguments: Sequence[str]) -> str:
     """Return a command line that starts the same command from the same folder, also where it is not on the PATH."""
     program = Path(sys.argv[0])
-    if program.name == "__main__.py":
-        return shlex.join([Path(sys.executable).name, "-m", program.parent.name, *arguments])
+    package = __name__.partition(".")[0]
+    if program.parts[-2:] == (package, "__main__.py"):
+        return shlex.join([Path(sys.executable).name, "-m", package, *arguments])
     if program.name != "semalign" or not program.is_file():  # called by another program
         return shlex.join(["semalign", *arguments])
     found = shutil.which("semalign")
